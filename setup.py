@@ -1,9 +1,8 @@
-"""Packaging: maps the one source tree, which Salt syncs, to what pip installs.
+"""Packaging: maps the one source tree, which Salt syncs, to the packages that pip installs.
 
-``_utils/netspace`` is the package ``netspace``; each plugin folder beside it becomes
-a package of it (``_modules`` -> ``netspace.modules``), which the ``salt.loader`` entry
-point of ``pyproject.toml`` then tells Salt. Nothing is copied or generated; all else
-is in ``pyproject.toml``.
+``_utils/netspace`` is the package ``netspace``. Each plugin folder beside it becomes a subpackage (``_modules`` ->
+``netspace.modules``). The ``salt.loader`` entry point of ``pyproject.toml`` names these subpackages to Salt. Nothing is
+copied or generated. All other settings are in ``pyproject.toml``.
 """
 
 from setuptools import find_packages, setup

@@ -1,10 +1,9 @@
-"""
-Health of message-queue links
+"""Health of message-queue links
 =============================
 
-Fires an event when the problems in :py:func:`netspace_link.health <salt.modules.netspace_link.health>` change:
-the broker or the forwarder is down, memory or disk space is low, a mailbox is nearly full or has no consumer,
-or there are dead-lettered messages.
+Fires an event when the problems in :py:func:`netspace_link.health <salt.modules.netspace_link.health>` change: the
+broker or the forwarder is down, memory or disk space is low, a mailbox is nearly full or has no consumer, or there are
+dead-lettered messages.
 
 .. code-block:: yaml
 
@@ -12,9 +11,10 @@ or there are dead-lettered messages.
       netspace_link:
         - interval: 60
 
-The event ``salt/beacon/<minion>/netspace_link/`` has ``ok``, ``problems`` (texts, one for each cause) and ``findings``
-(all problems, each with ``code``, ``severity``, ``subject``, ``depends_on`` and ``text``). The beacon compares the
-codes and subjects of the causes: a text or number that changes fires no event.
+The event ``salt/beacon/<minion>/netspace_link/`` has ``ok``, ``problems`` (a text for each problem that no other
+problem causes) and ``findings`` (all problems, each with ``code``, ``severity``, ``subject``, ``depends_on`` and
+``text``). The beacon compares only the codes and subjects of problems, so a changed text or number alone fires no
+event.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""
-Acceptance of minions' keys by attestation
+"""Acceptance of minions' keys by attestation
 ==========================================
 
-A minion whose key is pending applies by ``netspace_admission.apply``. Its key is accepted if its host's TPM is in the
-inventory, vouches for that key, and proves a good boot: see the page on accepting keys.
+A minion whose Salt key is pending calls ``netspace_admission.apply``. The engine accepts the key if the TPM of the
+minion's host is in the inventory, vouches for the key, and proves a good boot. See the page on accepting keys.
 
 .. code-block:: yaml
 
@@ -32,8 +31,7 @@ def __virtual__() -> str:
 
 
 def start(address: str = "127.0.0.1", port: int = 4507) -> None:
-    """
-    Serve until the master ends.
+    """Serve minions whose keys are pending, until the master ends.
 
     address
         The address to listen on. Defaults to loopback.

@@ -1,8 +1,8 @@
-"""
-One host as a whole
+"""One host as a whole
 ===================
 
-An overview of the host, checks of its declaration and of the host itself, and the removal of everything.
+An overview of the host, checks of its declaration and of the host itself, and the removal of everything that netspace
+made.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def __virtual__() -> str:
 
 
 def overview() -> dict[str, Any]:
-    """
-    Return this host's environments with their interfaces, its links and its trust, and whether a supervisor
-    restarts programs that end (``supervised``).
+    """Return this host's environments with their interfaces, the host's links and the host's trust.
+
+    ``supervised`` tells whether a supervisor runs, which restarts programs that end.
 
     CLI Example:
 
@@ -64,12 +64,11 @@ def overview() -> dict[str, Any]:
 
 
 def glance() -> dict[str, Any]:
-    """
-    Return this host's trust and the state of its environments and links, in few words. Changes nothing.
+    """Return a summary of this host's trust and of the state of its environments and links. Changes nothing.
 
-    The master asks all hosts for this at once (``salt-run netspace_fleet.status``). Returns ``trust``;
+    The master calls this function on all hosts at once (``salt-run netspace_fleet.status``). Returns ``trust``;
     ``environments`` and ``links`` by name, each with its ``state``; ``refused``, the newest refusals of each
-    environment with ``audit: true``; and ``problems``, such as what can't be read.
+    environment with ``audit: true``; and ``problems``, for example files that can't be read.
 
     CLI Example:
 
@@ -86,18 +85,21 @@ def glance() -> dict[str, Any]:
 
 
 def explain(name: str) -> dict[str, Any]:
-    """
-    Explain on one screen why an environment runs or doesn't, and name the command that would help. Changes nothing.
+    """Explain on one screen why an environment runs or doesn't, and which command would help. Changes nothing.
 
-    Returns ``summary`` and, as data, everything that it follows from:
+    Returns ``summary`` (one sentence) and the data on which it rests:
 
     - ``findings``: the reasons, the most important first. Each has ``code`` (a word that does not change), ``severity``
       (``error``, ``warning`` or ``note``), ``text``, ``advice``, ``command`` (a function of Salt with its arguments),
       and ``depends_on``, if another environment is the cause;
-    - ``pillar`` (whether it is declared there), ``declared_state``, ``restart``, ``image``, ``digest``, ``trust``;
-    - ``state``, ``health``, ``since``, ``after`` (by environment, whether it is ready), ``last_exit``, ``restarts``;
-    - ``limits``: what is used, and how often a limit stopped it; ``interface``; ``links``; ``log``, the last lines;
-    - ``host``: what it ``may`` ask the host for, and its ``uses`` since the host was started, by verb and result.
+    - ``pillar`` (whether the environment is declared in pillar), ``declared_state``, ``restart``, ``image``,
+      ``digest``, ``trust``;
+    - ``state``, ``health``, ``since``, ``after`` (the environments that must be ready first: for each, whether it is
+      ready), ``last_exit``, ``restarts``;
+    - ``limits``: for each limit, the present usage, and how often the limit was hit; ``interface``; ``links``; ``log``,
+      the last lines;
+    - ``host``: the requests that the environment ``may`` send to the host, and the number that it sent since the host
+      was started (``uses``, by verb and result).
 
     CLI Example:
 
@@ -123,13 +125,12 @@ def explain(name: str) -> dict[str, Any]:
 
 
 def refused(name: str) -> dict[str, Any]:
-    """
-    Return what an environment with ``audit: true`` was refused. Changes nothing.
+    """Return the accesses that were refused to an environment with ``audit: true``. Changes nothing.
 
     Returns ``rows``, the oldest first. Each has ``kind`` (``packets``, ``messages``, ``system calls`` or ``files``),
-    ``what``, ``count``, ``first`` and ``last`` (seconds since the epoch), ``permitted_now`` (whether what was applied
-    permits it by now), and ``why``, if no declaration can permit it. ``not_recorded`` has the reason for each kind that
-    isn't recorded.
+    ``what`` (the access, as text), ``count``, ``first`` and ``last`` (seconds since the epoch), ``permitted_now``
+    (whether the last applied declaration permits the access), and ``why``, if no declaration can permit the access.
+    ``not_recorded`` has the reason for each kind that isn't recorded.
 
     CLI Example:
 
@@ -149,19 +150,18 @@ def refused(name: str) -> dict[str, Any]:
 
 
 def suggest(name: str) -> str:
-    """
-    Return the lines of a declaration, as YAML, that would permit what an environment was refused. Changes nothing.
+    """Return lines for a declaration, as YAML, that would permit an environment's refused accesses. Changes nothing.
 
-    No line for packets or messages permits more than what was refused. A comment before each line says how often, and
-    ``RISKY`` with the reason if it opens more than a service of the Internet. Settings of the whole environment
-    (``seccomp``, ``read_only``) are always marked so. Keep the lines that the environment needs, put them into
-    pillar, and apply. The page :doc:`audit </audit>` has an example.
+    A line for packets or messages permits exactly the refused access. A comment before each line says how often the
+    access was refused. The comment has ``RISKY`` and the reason if the line opens more than a service of the Internet,
+    and always if it changes a setting of the whole environment (``seccomp``, ``read_only``). Put the lines that the
+    environment needs into pillar, and apply. The page :doc:`audit </audit>` has an example.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --out=netspace_text netspace.suggest web
+        salt-call --out=newline_values_only netspace.suggest web
 
     name
         The environment.
@@ -175,7 +175,13 @@ def suggest(name: str) -> str:
 
 
 def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) -> T:
-    """Return an answer to who may reach whom, from the declaration in pillar or from what was applied last."""
+    """Return the result of a query about who may reach whom.
+
+    :param answer: the query, called with the host and the declaration. Without a declaration, it uses the last applied
+        one.
+    :param declared: whether to use the declaration in pillar, not the last applied one.
+    :raises CommandExecutionError: when the query fails.
+    """
     try:
         return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
     except NetspaceError as err:
@@ -183,14 +189,13 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
 
 
 def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
-    """
-    Tell whether one end may reach another by messages or packets, and by which rule. Changes nothing.
+    """Return whether a source may reach a target by messages or packets, and by which rules. Changes nothing.
 
-    Returns ``can`` (whether it may begin: send a message, or open a connection), ``answers`` (whether it may answer
-    what the other began), ``rules``, ``why_not`` (if no rule allows it, the reason for messages and for packets), and
-    ``through`` (if no rule allows it directly, the steps of the shortest path by way of other environments). Each rule
-    has ``by``, ``rule`` (its path in the declaration) and ``what`` (the traffic that it allows). The page
-    :doc:`reachability </reachability>` has the details.
+    Returns ``can`` (whether the source may send a message or open a connection), ``answers`` (whether the source may
+    answer a message or connection of the target), ``rules``, ``why_not`` (if no rule allows it, the reasons for
+    messages and for packets), and ``through`` (if no rule allows it directly, the steps of the shortest path through
+    other environments). Each rule has ``by``, ``rule`` (its path in the declaration) and ``what`` (the traffic that it
+    allows). The page :doc:`reachability </reachability>` has the details.
 
     CLI Example:
 
@@ -201,14 +206,14 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
         salt h1 netspace.can 203.0.113.0/24 web declared=True
 
     source
-        An environment, an environment of another host (``orders@h2``), or an address or network outside. A network
-        counts as reached if one of its addresses is reached.
+        An environment (``web``), an environment of another host (``orders@h2``), or an IP address or network outside. A
+        network counts as reached if one of its addresses is reached.
 
     target
-        Likewise. One of the two must be an environment of this host.
+        The same forms as for ``source``. Source or target must be an environment of this host.
 
     declared
-        Answer for ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+        Use the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -216,11 +221,11 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
 
 
 def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
-    """
-    Return everything that may reach an end, directly or by way of other environments. Changes nothing.
+    """Return all sources that may reach a target, directly or through other environments. Changes nothing.
 
-    Returns ``paths``. Each has ``from``, ``through`` (the environments between, whose programs would have to forward
-    the data), ``answers`` (whether a step only answers) and ``rules``, a rule for each step.
+    Returns ``paths``. Each has ``from`` (the source), ``through`` (the environments on the path, whose programs would
+    have to forward the data), ``answers`` (whether some step on the path can only answer a message or connection) and
+    ``rules`` (a rule for each step).
 
     CLI Example:
 
@@ -229,10 +234,11 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
         salt h1 netspace.paths_to orders
 
     name
-        An environment, an environment of another host (``orders@h2``), or an address or network outside.
+        The target: an environment (``web``), an environment of another host (``orders@h2``), or an IP address or
+        network outside.
 
     declared
-        Answer for ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+        Use the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -240,25 +246,24 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
 
 
 def graph(form: str = "mermaid", declared: bool = False) -> str:
-    """
-    Return a picture of who may reach whom on this host, as text. Changes nothing.
+    """Return a graph of this host's environments and of who may reach whom, as text. Changes nothing.
 
-    It has the environments, and an arrow for each rule by which one end may send a message or open a connection.
+    The graph has an arrow for each rule that allows sending a message or opening a connection.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --out=netspace_text netspace.graph
-        salt-call --out=netspace_text netspace.graph form=html > reach.html
-        salt-call --out=netspace_text netspace.graph form=dot | dot -Tsvg > reach.svg
+        salt-call --out=newline_values_only netspace.graph
+        salt-call --out=newline_values_only netspace.graph form=html > reach.html
+        salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which needs
-        nothing else. Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which loads no
+        other file. Defaults to ``mermaid``.
 
     declared
-        Draw ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+        Draw the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -266,17 +271,16 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
 
 def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """
-    Return what differs between this host and its declaration: what ``state.apply netspace`` would change. Changes
-    nothing.
+    """Return the changes that ``state.apply netspace`` would make on this host. Changes nothing.
 
-    Returns the same data for programs that a terminal shows as a table:
+    A terminal shows the result as a table. As data, it has:
 
-    - ``differences``: a row for each key of each thing, with ``kind``, ``name``, ``action`` (what an apply would do),
-      ``key``, ``old`` (the value on the host), ``new`` (the value declared) and ``reason``. ``key`` is empty if
-      ``reason`` alone tells the difference;
-    - ``refused``: what an apply would not do, with ``kind``, ``name`` and ``message``;
-    - ``notes``; ``differs`` (whether there is any of the former two); ``compared_with``; ``compared``, the time.
+    - ``differences``: a row for each differing key of an environment, link or other thing, with ``kind``, ``name``,
+      ``action`` (what an apply would do), ``key``, ``old`` (the value on the host), ``new`` (the value declared) and
+      ``reason``. ``key`` is empty if no single key differs; then ``reason`` describes the difference;
+    - ``refused``: the steps that an apply would refuse, with ``kind``, ``name`` and ``message``;
+    - ``notes``; ``differs`` (whether ``differences`` or ``refused`` has a row); ``compared_with``; ``compared``, the
+      time.
 
     CLI Example:
 
@@ -301,13 +305,14 @@ def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def drift() -> dict[str, Any]:
-    """
-    Return what differs on this host from the last apply: what was changed by hand, is gone, or no longer runs.
-    Changes nothing.
+    """Return the differences between this host and the last apply. Changes nothing.
 
-    Needs no declaration: it compares with what was recorded when it was applied. Returns the same form as
-    :py:func:`diff`; ``new`` is the value that was applied. An environment that an operator stopped or started
-    against its declaration is a difference, too.
+    A difference is a setting that somebody changed, a thing that is gone, or a program that no longer runs.
+
+    An environment that an operator stopped or started against its declaration is a difference, too.
+
+    The function compares the host with the records of the last apply, so it needs no declaration. Returns the same form
+    as :py:func:`diff`; ``new`` is the value that was applied.
 
     The return code is 1 if anything differs, so that a pipeline or a monitor notices.
 
@@ -332,23 +337,22 @@ def drift() -> dict[str, Any]:
 
 
 def metrics(file: str = "") -> str | dict[str, Any]:
-    """
-    Return the metrics of this host as OpenMetrics text, or write them for node_exporter. Changes nothing else.
+    """Return the metrics of this host as OpenMetrics text, or write them for node_exporter. Changes nothing else.
 
-    The page :doc:`metrics </metrics>` has all names. Each label is a name of the declaration or a fixed word, and no
-    value is a secret.
+    The page :doc:`metrics </metrics>` has all names. The values of labels are names from the declaration or fixed
+    words. No value is a secret.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local --out=netspace_text netspace.metrics
+        salt-call --local --out=newline_values_only netspace.metrics
         salt '*' netspace.metrics file=/var/lib/prometheus/node-exporter/netspace.prom
 
     file
-        Write them to this file in place of returning them, in the form that node_exporter's textfile collector reads,
-        and return ``file`` and ``size``. It must end in ``.prom``. It is replaced as a whole; **a file that netspace
-        did not write is refused.**
+        Write the metrics to this file, in the form that node_exporter's textfile collector reads, and return ``file``
+        and ``size`` (bytes). The name must end in ``.prom``. An existing file is replaced as a whole; **a file that
+        netspace did not write is refused.**
     """
     from pathlib import Path
 
@@ -378,8 +382,7 @@ def version() -> str:
 
 
 def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[str, Any]:
-    """
-    Check whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
+    """Return whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
 
     Changes nothing. The return code is 1 if there is a problem, so that a pipeline stops.
 
@@ -394,7 +397,7 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
         The declaration. Defaults to ``pillar:netspace``.
 
     host
-        Check against the host too, as ``state.apply netspace test=True`` does: a missing image, program or parent of
+        Also check against the host, as ``state.apply netspace test=True`` does: a missing image, program or parent of
         an interface is a problem. ``False`` checks the declaration alone. Defaults to ``True``.
     """
     problems: list[dict[str, str]] = []
@@ -416,16 +419,15 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
 
 
 def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
-    """
-    Return the settings of this host that weaken the isolation of environments, with remedies. Changes nothing.
+    """Return the settings of this host that weaken the isolation of environments, with remedies. Changes nothing.
 
     Returns a row for each setting of the kernel, and for each weakness of the processor that the kernel knows:
-    ``name``, ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (the consequence of another
-    value) and ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or is not
-    conclusive; **that is not good**). ``matters`` is ``environments``; or ``local users``, if it matters only for
-    users of the host (the profiles ``strict`` and ``standard`` block it for programs inside); or ``host``, if it
-    matters only after an attacker has become root or taken over a service. The page :doc:`isolation </isolation>`
-    has the sources of each row.
+    ``name``, ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (the consequence of another value)
+    and ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or is not conclusive;
+    **that is not good**). ``matters`` names who is at risk: ``environments``; ``local users`` (only users of the host:
+    for programs in environments, the profiles ``strict`` and ``standard`` block the attack); or ``host`` (only after an
+    attacker has become root or taken over a service). The page :doc:`isolation </isolation>` has the sources of each
+    row.
 
     The return code is 1 if a row is ``weak``. Root can read more settings than another user.
 
@@ -437,8 +439,7 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
         salt '*' netspace.check_host summary=True
 
     summary
-        Return ``comment``, the number of rows by outcome, and only the rows that are not good. Defaults to
-        ``False``.
+        Return ``comment``, the number of rows by outcome, and only the rows that are not good. Defaults to ``False``.
     """
     from netspace.host import weaknesses
 
@@ -453,9 +454,10 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
 
 
 def teardown(test: bool = False) -> dict[str, Any]:
-    """
-    Remove everything of netspace from this host: environments, links and messages,
-    interfaces, broker, images, records. **Only volumes stay.**
+    """Remove everything of netspace except volumes from this host.
+
+    The function removes environments, links and messages, interfaces, broker, images and records. **Only volumes
+    stay.**
 
     Returns ``{name, result, changes, comment}`` like a state.
 

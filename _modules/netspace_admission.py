@@ -1,8 +1,8 @@
-"""
-Application of a minion whose key is pending
+"""Application of a minion whose key is pending
 ============================================
 
-A minion whose key the master hasn't accepted applies for that by its host's TPM: see the page on accepting keys.
+A minion asks the master to accept its pending Salt key, and proves its identity by its host's TPM: see the page on
+accepting keys.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ def __virtual__() -> str:
 
 
 def apply_(url: str, tpm: str = "device:/dev/tpmrm0", patience: int = 120) -> dict[str, Any]:
-    """
-    Apply for the acceptance of this minion's pending key; return ``{accepted: true, level}``.
+    """Ask the master to accept this minion's pending key; return ``{accepted: true, level}``.
 
-    The host's TPM proves to the master that it is the inventory's TPM of this minion, that it vouches for this
-    minion's Salt key, and the boot. Start the minion first, so that its key is pending.
+    The host's TPM proves to the master that it is the TPM in the inventory for this minion, that it vouches for this
+    minion's Salt key, and that the host's boot is good. Start the minion first, so that its key is pending.
 
     CLI Example:
 
@@ -52,13 +51,13 @@ def apply_(url: str, tpm: str = "device:/dev/tpmrm0", patience: int = 120) -> di
         salt-call --local netspace_admission.apply http://198.51.100.254:4507
 
     url
-        The master's service.
+        The URL of the master's admission service (the engine ``netspace_admission``).
 
     tpm
         The TPM, as in ``pillar:netspace:attestation:tpm``. A minion without an accepted key has no pillar.
 
     patience
-        Seconds for which to try again while the master has no time.
+        Seconds for which the function tries again if the master is busy.
     """
     until = time.monotonic() + patience
     while True:

@@ -41,14 +41,19 @@ def __virtual__() -> str:
 
 
 def status() -> dict[str, Any]:
-    """
-    Return this host's trust: ``level`` (L0 to L5), ``verifier``, ``reason`` (why not the next
-    level), ``remedy`` (how to reach it), ``issued`` and ``expires`` (seconds since the epoch),
-    ``fallback`` (true if the configured TPM could not be used), ``tpm``, and ``tee`` (only if the master judged a
-    confidential guest): the guest on which the level rests (``kind``, ``measurement``, ``tcb`` or ``status``,
-    ``code``).
+    """Return this host's trust, from the result of the last appraisal. The host is not appraised again.
 
-    This reads the result of the last appraisal, and does not appraise.
+    The result has
+
+    - ``level``: L0 to L5;
+    - ``verifier``;
+    - ``reason``: why the host doesn't have the next level;
+    - ``remedy``: how to reach the next level;
+    - ``issued`` and ``expires``: seconds since the epoch;
+    - ``fallback``: true if the configured TPM could not be used;
+    - ``tpm``;
+    - ``tee``, only if the master judged a confidential guest: the guest on which the level rests (``kind``,
+      ``measurement``, ``tcb`` or ``status``, ``code``).
 
     CLI Example:
 
@@ -70,9 +75,9 @@ def evidence(
     tee: bool = False,
     period: str = "",
 ) -> dict[str, Any]:
-    """
-    Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
-    names, with the PCR values and the logs of the boot. If no TPM is named, the evidence is a software key's signature.
+    """Make evidence for a verifier: a quote of the TPM, with the PCR values and the logs of the boot.
+
+    ``pillar:netspace:attestation:tpm`` names the TPM. If it names none, the evidence is a software key's signature.
 
     The result is ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary fields in
     base64, and ``host``, the host's id to which the evidence is bound. With a TEE's report, there is also ``tee``.
@@ -87,7 +92,7 @@ def evidence(
         16 to 64 random bytes, in hex, used once.
 
     verifier
-        Fingerprint of the verifier that asks. Defaults to none.
+        Fingerprint of the verifier that asks for the evidence. Defaults to none.
 
     session
         The verifier's name for this exchange. Defaults to none.
@@ -100,8 +105,9 @@ def evidence(
         Include the TEE's report, if this host is a confidential guest. Defaults to false.
 
     period
-        Period that selects the attestation key. ``salt-run netspace_attestation.certificate`` returns it with the key's
-        certificate. Defaults to none: the host's own key, which never changes and has no certificate.
+        The period (16 bytes, in hex) that selects the attestation key. ``salt-run netspace_attestation.certificate``
+        returns the period with the key's certificate. Defaults to none: the key that the host uses to judge itself,
+        which never changes and has no certificate.
     """
     try:
         layout, chosen = _settings()
@@ -144,10 +150,11 @@ def host_key() -> dict[str, str]:
 
 
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
-    """
-    Return the identity of the TPM that ``pillar:netspace:attestation:tpm`` names, for the registrar
-    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64. With
-    ``asked``, there is also ``salt``: the signature by this minion's Salt key, in hex.
+    """Return the identity of this host's TPM, for the registrar on the master.
+
+    ``pillar:netspace:attestation:tpm`` names the TPM. The result is ``{v, template, ek, cert, chain, ak, tpm, period,
+    others}`` with binary fields in base64. With ``asked``, there is also ``salt``: the signature by this minion's Salt
+    key, in hex.
 
     The master's ``netspace_attestation.enroll`` calls this function, and then ``activate``.
 
@@ -158,12 +165,11 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         salt '*' netspace_attestation.enroll
 
     template
-        Template of the endorsement key. Defaults to the first one whose key has a certificate, if the TPM has such a
-        key.
+        Template of the endorsement key. By default, the first template whose key has a certificate in the TPM.
 
     asked
-        The master's requests by minions' ids: ``template``, ``period`` (selects the attestation key, in hex), and
-        ``others`` (whether to show the TPM's other endorsement keys). Defaults to ``template`` alone.
+        The master's requests, by minion's id. Each has ``template``, ``period`` (selects the attestation key, in hex),
+        and ``others`` (whether to show the TPM's other endorsement keys). Defaults to ``template`` alone.
     """
     try:
         layout, chosen = _settings()
@@ -186,10 +192,10 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
 
 
 def activate(credentials: dict[str, Any]) -> dict[str, Any]:
-    """
-    Open a credential that the master made for this TPM, and return ``{answer: hex, salt: hex}``. The answer proves that
-    the attestation key is in this TPM, and ``salt`` is the signature by this minion's Salt key. The secret is not
-    returned.
+    """Open a credential that the master made for this TPM, and return ``{answer: hex, salt: hex}``.
+
+    ``answer`` proves that the attestation key is in this TPM, and ``salt`` is the signature by this minion's Salt key.
+    The credential's secret is not returned.
 
     The answer is bound to this minion's id and to the key of the master that the minion accepted. So a credential from
     another master, or for another minion, gives a wrong answer.
@@ -201,7 +207,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
         salt web1 netspace_attestation.activate credentials='{"web1": {"template": "EK-ECC256", "session": "1f", ...}}'
 
     credentials
-        Credentials by minions' ids: ``template`` (of the endorsement key, from ``enroll``), ``blob``
+        Credentials, by minion's id. Each has ``template`` (of the endorsement key, from ``enroll``), ``blob``
         (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``others`` (these three for each of the TPM's other
         endorsement keys), ``period`` (selects the attestation key), ``session``, and ``nonce`` in hex.
     """
@@ -223,7 +229,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
 
 
 def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, Any]:
-    """Return *data* with a signature by this minion's Salt key, because Salt's bus does not prove the sender."""
+    """Return *data* with a signature by this minion's Salt key. Salt's bus itself does not prove the sender."""
     message = identity.statement(kind, _master(), str(__opts__["id"]), {**data, **more})
     return {**data, identity.FIELD: identity.sign(_salt_key(), message)}
 
@@ -244,17 +250,16 @@ def _settings() -> tuple[Layout, dict[str, Any]]:
 
 
 def _master() -> str:
-    """Return the fingerprint of the key of the master that this minion accepted."""
+    """Return the fingerprint of the master key that this minion accepted."""
     return salt_keys.minions_master(__opts__)
 
 
 def forget() -> dict[str, Any]:
-    """
-    Delete the last result, **the pinned TPM** and the software key.
+    """Delete the last result, **the pinned TPM** and the software key.
 
-    Use it for a host whose TPM was replaced or cleared on purpose: the next appraisal accepts the TPM
-    that it finds. Until then the host has trust level L0. The result is ``{forgotten: true}``, or ``false`` if there
-    was nothing to delete.
+    Use this function if the host's TPM was replaced or cleared on purpose. The next appraisal accepts the TPM that it
+    finds. Until then the host has trust level L0. The result is ``{forgotten: true}``, or ``false`` if there was
+    nothing to delete.
 
     CLI Example:
 
@@ -277,10 +282,11 @@ def forget() -> dict[str, Any]:
 
 
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
-    """
-    Answer a challenge by the master's verifier with ``{boot, evidence}``. The evidence is bound to this minion's id, to
-    the key of the master that the minion accepted, to the challenge and to this boot. If the answer is too large for
-    one message, return ``{parts, sha256}``; ``part`` then returns its parts.
+    """Answer a challenge of the master's verifier with ``{boot, evidence}``.
+
+    The evidence is bound to this minion's id, to the key of the master that the minion accepted, to the challenge and
+    to this boot. If the answer is too large for one message, the function returns ``{parts, sha256}``; call ``part``
+    for each part of the answer.
 
     The master's ``netspace_attestation.attest`` calls this function, and then ``accept``. One message has the
     challenges of many minions.
@@ -292,7 +298,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
         salt web1 netspace_attestation.answer challenges='{"web1": {"session": "1f", "nonce": "8a1c...", ...}}'
 
     challenges
-        Challenges by minions' ids; this minion answers its own.
+        Challenges, by minion's id. This minion answers only the challenge under its own id.
     """
     try:
         layout, chosen = _settings()
@@ -302,9 +308,9 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
 
 
 def part(parts: dict[str, int]) -> dict[str, str]:
-    """
-    Return one part of an answer that is too large for one message of Salt's bus (a long measurement list):
-    ``{text}``. ``answer`` returns the number of parts.
+    """Return ``{text}``: one part of an answer that is too large for one message of Salt's bus.
+
+    An answer is that large if it has a long measurement list. ``answer`` returns the number of parts.
 
     The master's ``netspace_attestation.attest`` calls this function.
 
@@ -315,7 +321,7 @@ def part(parts: dict[str, int]) -> dict[str, str]:
         salt web1 netspace_attestation.part parts='{"web1": 0}'
 
     parts
-        Numbers of parts, from 0 on, by minions' ids.
+        The part's number (from 0 on), by minion's id.
     """
     try:
         return master_result.part(arguments.layout(__opts__), _mine(parts))
@@ -324,9 +330,9 @@ def part(parts: dict[str, int]) -> dict[str, str]:
 
 
 def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
-    """
-    Check the result that the master signed (an EAR JWT), save it for enforcement, and return
-    ``{level, expires, stored}``.
+    """Check and save the attestation result that the master signed; return ``{level, expires, stored}``.
+
+    The result is an EAR (a JWT). netspace enforces the saved result.
 
     The minion accepts the result only if ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
     ``verifier_keys``, and the result is for this minion, this boot and the last answered challenge.
@@ -338,7 +344,7 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
         salt web1 netspace_attestation.accept tokens='{"web1": "<token>"}' key='<JWK>'
 
     tokens
-        Results by minions' ids.
+        Results, by minion's id.
 
     key
         The verifier's public key, as JWK.

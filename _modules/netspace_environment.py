@@ -1,11 +1,11 @@
-"""
-Isolated environments
+"""Isolated environments
 =====================
 
-See, start, stop and enter the environments of a host. They are declared in pillar or
-by :py:mod:`netspace_environment states <netspace.states.netspace_environment>`.
+See, start, stop and enter the environments of a host. The environments are declared in pillar or by
+:py:mod:`netspace_environment states <netspace.states.netspace_environment>`.
 
-Only starting and entering an environment needs ``crun``. A function that misses a program names it.
+Only starting and entering an environment needs ``crun``. If a function needs a program that is not installed, its error
+names the program.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _do(action: Callable[[Any], T]) -> T:
 
 
 def _each(outcomes: dict[str, str]) -> bool:
-    """Tell Salt that its targets may have changed, then return True.
+    """Tell Salt that its targets may have changed, and return True. Raise if *outcomes* has errors.
 
     :raises CommandExecutionError: when *outcomes* has errors; the text has all of them.
     """
@@ -63,7 +63,7 @@ def _each(outcomes: dict[str, str]) -> bool:
 
 
 def _argument_vector(given: Any) -> list[str]:
-    """Return an argument vector: a text is split as a shell splits it, a list is used unchanged."""
+    """Return an argument vector. A text is split as a shell splits words; a list is used unchanged."""
     if isinstance(given, str):
         try:
             found = shlex.split(given)
@@ -83,26 +83,27 @@ def _names(names: tuple[str, ...]) -> list[str]:
 
 
 def list_() -> dict[str, dict[str, Any]]:
-    """
-    Return every environment with its state.
+    """Return every environment with its state.
 
     Each row, by name, has
 
     - ``state``: running, starting, stopped, failed, or frozen (stopped by a signal);
-    - ``health``: healthy, starting, unhealthy or unknown; empty without a check or while it doesn't run;
-    - ``flapping``: whether it ends and is restarted again and again;
+    - ``health``: healthy, starting, unhealthy or unknown; empty if there is no health check, or the environment doesn't
+      run;
+    - ``flapping``: whether the environment ends and is restarted again and again;
     - ``pid``, ``since`` (seconds since the epoch), ``restarts``;
-    - ``exit``: how it last ended; ``oom`` means that it was killed for lack of memory;
-    - ``oom_kills``: how many of its processes the kernel killed for lack of memory since it was asked to start;
+    - ``exit``: how the environment last ended; ``oom`` means that it was killed for lack of memory;
+    - ``oom_kills``: the number of the environment's processes that the kernel killed for lack of memory since the last
+      start was requested;
     - ``image``, ``digest``, ``runtime``;
-    - ``wanted``: the desired state, by its declaration or an operator;
-    - ``declared_stopped``: whether its declaration says ``state: stopped``;
-    - ``updating``: whether it has a second instance, which an update started beside it;
-    - ``supervised``: whether the supervisor runs, which restarts it when it ends;
-    - ``problem``: why it doesn't run or is unhealthy, as far as known.
+    - ``wanted``: the desired state, which the declaration or an operator set;
+    - ``declared_stopped``: whether the declaration says ``state: stopped``;
+    - ``updating``: whether an update has started a second instance beside the first;
+    - ``supervised``: whether the supervisor runs, which restarts the environment when it ends;
+    - ``problem``: why the environment doesn't run or is unhealthy, if the reason is known.
 
-    If the record of an environment is damaged, the row has only the values of its service; its ``problem`` has the
-    remedy.
+    If the record of an environment is damaged, the row has only the values of the environment's service, and
+    ``problem`` has the remedy.
 
     CLI Example:
 
@@ -114,12 +115,12 @@ def list_() -> dict[str, dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """
-    Return all data on one environment: its row of :py:func:`list <list_>`, its
-    declaration, ids, namespace, folders and usage. Values of variables are not shown.
+    """Return all data on one environment, except the values of its variables.
 
-    ``sigterm`` is the effect that the SIGTERM of a stop has: ``handled`` by the program, ``ends it``, or
-    ``ignored`` or ``blocked``, with an explanation. It is empty if nothing runs or the effect can't be known.
+    The result has the row of :py:func:`list <list_>`, and the declaration, ids, namespace, folders and usage.
+
+    ``sigterm`` is the effect of the SIGTERM that a stop sends, with an explanation: ``handled`` (by the program),
+    ``ends it``, ``ignored`` or ``blocked``. ``sigterm`` is empty if nothing runs or the effect can't be known.
 
     CLI Example:
 
@@ -134,9 +135,10 @@ def inspect(name: str) -> dict[str, Any]:
 
 
 def start(*names: str) -> bool:
-    """
-    Start environments that don't run, in parallel. An environment that is declared with ``state: stopped`` starts, too.
-    It then runs, also after a reboot, until it is stopped or its declaration is applied again.
+    """Start environments that don't run, in parallel.
+
+    An environment that is declared with ``state: stopped`` starts, too. It then runs, also after a reboot, until it is
+    stopped or its declaration is applied again.
 
     CLI Example:
 
@@ -151,10 +153,10 @@ def start(*names: str) -> bool:
 
 
 def stop(*names: str) -> bool:
-    """
-    Stop environments and wait until they have ended. They stay stopped, also after a reboot,
-    until they are started or their declaration is applied again. To keep an environment stopped, declare
-    ``state: stopped``.
+    """Stop environments and wait until they have ended.
+
+    They stay stopped, also after a reboot, until they are started or their declaration is applied again. To keep an
+    environment stopped, declare ``state: stopped``.
 
     CLI Example:
 
@@ -185,11 +187,10 @@ def restart(*names: str) -> bool:
 
 
 def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[str, Any]]:
-    """
-    Wait until environments are healthy or, where they declare no health check, run.
+    """Wait until environments are healthy. An environment without a health check only has to run.
 
-    Returns their rows of :py:func:`list <list_>`. It is an error if an environment isn't ready in time, or has ended
-    and is not started again; the error says its state.
+    Returns the environments' rows of :py:func:`list <list_>`. The function fails if an environment isn't ready in time,
+    or has ended and is not started again; the error has the environment's state.
 
     CLI Example:
 
@@ -208,9 +209,10 @@ def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[s
 
 
 def retry(*names: str) -> bool:
-    """
-    Let the next apply retry updates that were taken back because they did not become healthy. Otherwise they are
-    retried only when the declaration or the image changes.
+    """Let the next apply try rolled-back updates again.
+
+    netspace rolls an update back if the updated environment does not become healthy. Without this function, an apply
+    tries the update again only if the declaration or the image has changed.
 
     CLI Example:
 
@@ -233,8 +235,7 @@ def exec_(
     stdin: str = "",
     **others: object,
 ) -> dict[str, Any]:
-    """
-    Run a command inside a running environment, as its user, with its limits and filter.
+    """Run a command inside a running environment, with the environment's user, limits and system call filter.
 
     Returns ``retcode``, ``stdout`` and ``stderr``; at most 1 MiB of each.
 
@@ -249,8 +250,9 @@ def exec_(
         The environment.
 
     words
-        The program and its arguments: words, one text that is split as a shell splits it, or a list.
-        **There is no shell** unless you name one. Salt reads ``name=value`` as an option: use a list there.
+        The program and its arguments: words, one text that is split as a shell splits it, or a list. **The command is
+        not run by a shell**; for a shell's features, run a shell. Salt takes ``name=value`` for an option, so give such
+        arguments in a list.
 
     command
         The program and its arguments in one value, a text or a list, in place of ``words``.
@@ -268,8 +270,7 @@ def exec_(
 
 
 def logs(name: str, lines: int = 100, since: str | float | None = None, times: bool = False) -> list[str]:
-    """
-    Return the last lines that an environment's program wrote.
+    """Return the last lines that an environment's program wrote.
 
     CLI Example:
 
@@ -285,33 +286,31 @@ def logs(name: str, lines: int = 100, since: str | float | None = None, times: b
         The number of lines at most. Defaults to 100.
 
     since
-        Leave out older lines: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
-        which is local time if it has no offset.
+        Return only lines after this time: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``, which is
+        local time if it has no offset.
 
     times
-        Show when each line was written, and when the program was started. A line of the program is
-        ``TIME | line``, a start is ``TIME = start``. ``TIME`` is ISO 8601 in UTC, such as
-        ``2026-01-31T12:00:00.250+00:00``. It is ``-`` for a line that an earlier version wrote to a file.
-        Where systemd doesn't run, a time may be early by a tenth of a second. The program can forge neither
-        a time nor a start. Defaults to False.
+        Show when each line was written, and when the program was started. A line of the program is ``TIME | line``, a
+        start is ``TIME = start``. ``TIME`` is ISO 8601 in UTC, such as ``2026-01-31T12:00:00.250+00:00``. It is ``-``
+        for a line that an earlier version wrote to a file. On a host without systemd, a time may be a tenth of a second
+        too early. The program can forge neither a time nor a start. Defaults to False.
     """
     found: list[str] = _do(lambda operations: operations.logs(name, lines, since, times))["lines"]
     return found
 
 
 def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
-    """
-    Try to break out of an environment, in more than a hundred ways, and return the results.
+    """Try to break out of an environment, in more than a hundred ways, and return the results.
 
-    The attempts are made in a throw-away twin of it, which attacks a second twin. Twins have the same image,
-    system call profile, limits, user, hardening and kind of interface, but none of the environment's data,
-    variables, volumes or credentials. The environment itself is not touched. The audit takes some
-    seconds; meanwhile netspace changes nothing else on this host.
+    The attempts run in a temporary copy of the environment (a twin), which attacks a second twin. A twin has the
+    environment's image, system call profile, limits, user, hardening and kind of interface, but none of its data,
+    variables, volumes or credentials. The environment itself is not touched. The audit takes some seconds; meanwhile
+    netspace changes nothing else on this host.
 
-    Returns a row for each attempt: ``name``, ``group`` (files, locks, memory, processes, namespaces,
-    kernel, devices, network, broker, time, resources), ``outcome`` and ``detail``. The outcome is
-    ``refused`` (good), ``succeeded`` (**isolation is broken**) or ``skipped`` (there was no target;
-    the detail says why). If any attempt succeeded, the return code is not 0.
+    Returns a row for each attempt: ``name``, ``group`` (files, locks, memory, processes, namespaces, kernel, devices,
+    network, broker, time, resources), ``outcome`` and ``detail``. The outcome is ``refused`` (good), ``succeeded``
+    (**isolation is broken**) or ``skipped`` (there was no target; the detail says why). If any attempt succeeded, the
+    return code is not 0.
 
     CLI Example:
 
@@ -324,8 +323,8 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
         The environment. It need not run.
 
     summary
-        Return ``comment``, the number of attempts by outcome, and only the rows of attempts that succeeded.
-        Defaults to False.
+        Return ``comment``, the number of attempts by outcome, and only the rows of attempts that succeeded. Defaults to
+        False.
     """
     from netspace.host import audit as auditing
 
@@ -347,31 +346,30 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 
 
 def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
-    """
-    Test whether an environment can exhaust the kernel's shared resources, and return the effect on others.
+    """Test whether an environment can exhaust the kernel's shared resources; return the effect on other programs.
 
-    A throw-away twin of it, as in :py:func:`audit <audit>`, takes all units that it can get. Meanwhile this host's root
-    and a second twin, its neighbour, each ask for a few units of the same pool. This takes about a minute; meanwhile
-    netspace changes nothing else on this host. **All programs on this host lack the units that the twin holds**, so
-    choose a quiet hour.
+    A temporary copy of the environment (a twin, as in :py:func:`audit <audit>`) takes all units that it can get from a
+    pool of the kernel. At the same time, this host's root and a second twin, the neighbour, each ask for a few units of
+    the same pool. The test takes about a minute, during which netspace changes nothing else on this host. **All
+    programs on this host lack the units that the twin holds**, so choose a quiet hour.
 
-    Returns a row for each pool of the kernel from which a program takes units (``group`` is ``pools``): ``name``,
-    ``outcome``, ``detail``, ``taken`` (the number of units that the twin got) and ``ended`` (the error that stopped
-    it). ``root`` and ``neighbour`` are the units that each got, of the 16 that it asked for, before, during and after
-    that. If the kernel counts the pool for the whole host, ``host`` has its counts. The outcome is
+    Returns a row for each pool (``group`` is ``pools``): ``name``, ``outcome``, ``detail``, ``taken`` (the number of
+    units that the twin got) and ``ended`` (the error that stopped the twin). ``root`` and ``neighbour`` have the number
+    of units, of 16 requested units, that each got before, during and after the twin's load. If the kernel counts the
+    pool for the whole host, ``host`` has these counts. The outcome is
 
-    - ``held``: the twin was refused at some point, paid with its own memory or took nothing of the host's pool, and
-      root and the neighbour got no fewer units than before;
+    - ``held``: the twin hit a limit, paid with its own memory, or took nothing from the host's pool; and root and the
+      neighbour got as many units as before;
     - ``leak``: root or the neighbour got fewer units than before, or the pool of the whole host was used up;
-    - ``open``: the twin was never refused, and root and the neighbour got no fewer units than before. The audit
-      doesn't show what bounds that pool;
-    - ``skipped``: there is no such pool here.
+    - ``open``: the twin hit no limit, and root and the neighbour got as many units as before. The test doesn't show
+      whether the pool has a limit;
+    - ``skipped``: this kernel has no such pool.
 
-    Returns also a row for each load that makes others wait (``group`` is ``waiting``). Its ``seconds`` are the
-    durations of four operations, each without the load and under it: an ``answer`` of the neighbour (the 99th
-    percentile of 200), an ``exec`` in it, its ``restart``, and a ``look`` at all environments, with which each apply
-    begins. The outcome is ``slow`` if one of them took over 20 ms and more than 1.5 times as long as without the load
-    (an answer: twice as long); else ``held``.
+    Also returns a row for each load that makes other programs wait (``group`` is ``waiting``). ``seconds`` has the
+    durations of four operations, each without and under the load: an ``answer`` of the neighbour (the 99th percentile
+    of 200 answers), an ``exec`` in the neighbour, a ``restart`` of the neighbour, and a ``look`` at all environments,
+    with which each apply begins. The outcome is ``slow`` if an operation under load took over 20 ms and more than 1.5
+    times as long as without the load (an answer: more than twice as long). Otherwise the outcome is ``held``.
 
     If the outcome of any row is ``leak``, the return code is not 0.
 
@@ -413,8 +411,8 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
 
 
 def remove(*names: str, purge: bool = False, **others: object) -> bool:
-    """
-    Remove environments with their links, layers, namespaces and interfaces. Their volumes stay.
+    """Remove environments with their links, layers, namespaces and interfaces. Their volumes stay.
+
     **An environment that is still declared comes back at the next apply.**
 
     CLI Example:
@@ -427,8 +425,8 @@ def remove(*names: str, purge: bool = False, **others: object) -> bool:
         The environments.
 
     purge
-        Delete unread mail too, **and volumes that have a size** (never a host folder). By default, mail is
-        parked and volumes are kept.
+        Also delete unread mail **and volumes that have a size** (never a host folder). By default, unread mail and
+        volumes are kept.
     """
     arguments.refuse_others(others)
     wanted = _names(names)

@@ -1,9 +1,9 @@
-"""
-A host as part of a fleet
+"""A host as part of a fleet
 =========================
 
-The master's runner ``netspace_fleet`` calls these functions, for ``plan``, ``apply``, ``drift`` and rollouts. It asks
-by ``netspace_link.signed_answer``, so that each answer is this minion's own. See the page on fleets.
+The master's runner ``netspace_fleet`` calls these functions, for ``plan``, ``apply``, ``drift`` and rollouts. It calls
+them through ``netspace_link.signed_answer``, so that this minion's signature proves who answered. See the page on
+fleets.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def __virtual__() -> str:
 
 
 def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
-    """
-    Return what an apply would do on this host. Changes nothing.
+    """Return the steps of an apply on this host. Changes nothing.
 
-    Returns ``digest`` (of the whole plan), ``declared`` (digest of the declaration), ``steps`` and ``withheld``. If the
-    plan is longer than 512 KiB, ``brief`` is true and the steps have no ``changes``.
+    Returns ``digest`` (of the whole plan), ``declared`` (digest of the declaration), ``steps`` and ``withheld`` (things
+    that the plan omits, for example for lack of trust). If the plan is longer than 512 KiB, ``brief`` is true and the
+    steps have no ``changes``.
 
     CLI Example:
 
@@ -52,10 +52,11 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
         salt h1 netspace_fleet.plan
 
     generation
-        A candidate of the master's declaration. Defaults to what is in force.
+        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
 
     applied
-        Compare with what was applied last, not with pillar: a change by hand is a step then, a new declaration isn't.
+        Compare the host with the last applied declaration, not with pillar. Then a manual change on the host gives a
+        step, and a new declaration gives none.
     """
     from netspace.fleet.planning import plans
 
@@ -72,12 +73,11 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
 
 
 def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, Any]:
-    """
-    Apply the declaration to this host, if its plan is the expected one.
+    """Apply the declaration to this host, if the resulting plan is an expected one.
 
-    The plan is computed again under the lock under which it is applied. If it isn't expected, this function fails, and
-    changes nothing. Returns ``applied`` (whether every step succeeded), ``withheld`` (the number of things that the
-    plan omits, for example for lack of trust), ``steps`` (the number of steps done) and ``reason``.
+    The plan is computed and applied under the same lock. If the plan isn't expected, this function fails, and changes
+    nothing. Returns ``applied`` (whether every step succeeded), ``withheld`` (the number of things that the plan omits,
+    for example for lack of trust), ``steps`` (the number of steps done) and ``reason``.
 
     CLI Example:
 
@@ -86,10 +86,10 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
         salt h1 netspace_fleet.apply
 
     generation
-        A candidate of the master's declaration. Defaults to what is in force.
+        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
 
     expected
-        Digests of plans, of which this host's must be one. Without it, any plan is applied.
+        Digests of acceptable plans. By default, any plan is applied.
     """
     from netspace.fleet.planning import plans
 
@@ -108,8 +108,7 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
 
 
 def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
-    """
-    Build the images of a declaration that is applied later; return why this host isn't ready to apply it.
+    """Build the images for a later apply; return the reasons why this host isn't ready for that apply.
 
     Running programs go on unchanged.
 
@@ -120,10 +119,11 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
         salt h1 netspace_fleet.prepare
 
     generation
-        A candidate of the master's declaration. Defaults to what is in force.
+        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
 
     gate
-        With ``trust`` among its words, lack of trust for a declared environment is a reason. Defaults to that.
+        The list ``[trust]`` (default) or ``[]``. With ``trust``, the result also has the declared environments for
+        which the host lacks trust.
     """
     try:
         wanted = arguments.whole(_section(generation), {})
@@ -133,8 +133,9 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
 
 
 def ailing(gate: list[str] | None = None) -> list[str]:
-    """
-    Return why this host isn't well: unhealthy environments, and environments for which it lacks trust. Changes nothing.
+    """Return the reasons why this host isn't well. Changes nothing.
+
+    The reasons are unhealthy environments, and environments for which the host lacks trust.
 
     CLI Example:
 
@@ -144,7 +145,7 @@ def ailing(gate: list[str] | None = None) -> list[str]:
         salt '*' netspace_fleet.ailing gate='[health]'
 
     gate
-        The subjects that count: ``health``, ``trust``, or both, which is the default.
+        A list of the checks to make: ``health``, ``trust``, or both (the default).
     """
     try:
         return _host().ailing(health="health" in _gate(gate), trusted="trust" in _gate(gate))
@@ -167,7 +168,7 @@ def _host() -> Host:
 def _section(generation: str) -> dict[str, Any]:
     """Return this host's declaration from the master.
 
-    :raises NetspaceError: there is none.
+    :raises NetspaceError: when the master declares nothing for this host.
     """
     import salt.pillar
     from salt.exceptions import SaltException

@@ -1,11 +1,10 @@
-"""
-Images of environments
+"""Images of environments
 ======================
 
-See, check and remove the images of a host. An image is built from its source when an
-environment needs it, or before that by :py:mod:`netspace_image states <netspace.states.netspace_image>`.
-Only :py:func:`prune`, :py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and
-:py:func:`netspace.teardown <netspace.modules.netspace.teardown>` remove images.
+See, check and remove the images of a host. netspace builds an image from its source when an environment needs the
+image, or earlier by :py:mod:`netspace_image states <netspace.states.netspace_image>`. Only :py:func:`prune`,
+:py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and :py:func:`netspace.teardown
+<netspace.modules.netspace.teardown>` remove images.
 """
 
 from __future__ import annotations
@@ -63,11 +62,12 @@ def list_() -> dict[str, dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """
-    Return all that is known of one image: its row of :py:func:`list <list_>`, its file, and its fs-verity
-    digest or why there is none. For each source, it returns the identity of the source's content, the image's own
-    settings (``entrypoint``, ``cmd``, ``env`` without the values, ``user``, ``group``, ``working_dir``) and
-    ``notes`` on parts that were left out.
+    """Return all data on one image.
+
+    The result has the row of :py:func:`list <list_>`, the image's file, and the file's fs-verity digest or the reason
+    why there is none. For each source, it has the identity of the source's content, the image's own settings
+    (``entrypoint``, ``cmd``, ``env`` without the values, ``user``, ``group``, ``working_dir``) and ``notes`` on parts
+    that were left out of the image.
 
     CLI Example:
 
@@ -77,17 +77,18 @@ def inspect(name: str) -> dict[str, Any]:
         salt '*' netspace_image.inspect 0a1b2c3d4e5f
 
     name
-        A source, a digest, or at least the first 12 digits of one.
+        A source, a digest, or at least the first 12 digits of a digest.
     """
     return _do(lambda host: host.images.inspect(name))
 
 
 def verify(*names: str) -> dict[str, str]:
-    """
-    Read images and compare them with their digests. Returns ``ok`` per image, or its damage and the
-    remedy; then the return code is not 0.
+    """Read images and compare them with their digests.
 
-    netspace does the same before it mounts an image, once after each boot. This takes as long as reading the files.
+    Returns, for each image, ``ok``, or the damage and the remedy. If an image is damaged, the return code is not 0.
+
+    netspace makes the same check before it mounts an image for the first time after a boot. The check takes as long as
+    reading the files.
 
     CLI Example:
 
@@ -106,8 +107,7 @@ def verify(*names: str) -> dict[str, str]:
 
 
 def prune(test: bool = False) -> dict[str, Any]:
-    """
-    Remove every image that no environment uses. Environments that don't run use their images, too.
+    """Remove every image that no environment uses. Stopped environments use their images, too.
 
     Returns ``{name, result, changes, comment}``, as a state does.
 

@@ -33,10 +33,11 @@ def __virtual__() -> str:
 
 
 def list_() -> dict[str, dict[str, Any]]:
-    """
-    Return every environment's interface: its kind, addresses, the name of its host end, the published
-    ports of the host, its namespace's path, and its state. The state is ``present``, ``differs`` (somebody
-    changed the keys listed in ``differs``; the next apply repairs them), or ``missing`` (there is no namespace).
+    """Return every environment's interface.
+
+    Each row has the interface's kind and addresses, the name of the host end, the published ports of the host, the path
+    of the network namespace, and ``state``. The state is ``present``, ``differs`` (somebody changed the keys listed in
+    ``differs``; the next apply repairs them), or ``missing`` (there is no namespace).
 
     CLI Example:
 
@@ -51,9 +52,9 @@ def list_() -> dict[str, dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """
-    Return one interface as ``declared`` and as observed (``live``), with the differences (``drift``: by
-    key, the observed value as ``old`` and the declared one as ``new``).
+    """Return one interface as ``declared``, as observed (``live``), and the differences (``drift``).
+
+    ``drift`` has, for each differing key, the observed value (``old``) and the declared value (``new``).
 
     CLI Example:
 

@@ -44,20 +44,20 @@ def __virtual__() -> str:
 
 
 def list_() -> dict[str, Any]:
-    """
-    Return the links of this host with their states, and the mailboxes.
+    """Return the links of this host with their states, and the mailboxes.
 
-    ``links`` has by link ``from``, ``to``, ``pattern`` and ``state``, and ``why`` if a reason is known. The states are:
+    ``links`` has, for each link, ``from``, ``to``, ``pattern`` and ``state``, and ``why`` if the reason for the state
+    is known. The states are:
 
     - ``active``;
-    - ``missing``: declared, but not on the broker (for a direct link to another host: not on that host's broker).
-      Apply again;
-    - ``stalled``: buffered, but its mail isn't moved to the other host; or an environment of this host can't reach the
-      broker;
+    - ``missing``: the link is declared, but the broker has no such link (for a direct link to another host: that host's
+      broker). Apply again;
+    - ``stalled``: the mail of a buffered link isn't moved to the other host, or an environment of this host can't reach
+      the broker;
     - ``unknown``: the broker doesn't answer.
 
-    ``mailboxes`` has by environment ``messages`` and ``consumers`` (up to 5 s old). ``parked`` lists the owners of mail
-    that stayed when the last link to it was revoked.
+    ``mailboxes`` has, for each environment, the numbers of ``messages`` and ``consumers`` (up to 5 s old). ``parked``
+    lists the environments whose mailbox still has mail, although the last link to the mailbox was revoked.
 
     CLI Example:
 
@@ -72,16 +72,15 @@ def list_() -> dict[str, Any]:
 
 
 def health() -> dict[str, Any]:
-    """
-    Return the problems of links: ``{ok: bool, problems: [text], dead: number, late: number}``.
+    """Return the problems of links: ``{ok: bool, problems: [text], dead: number, late: number}``.
 
-    It checks the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full, mailboxes with
-    mail that no program reads (except for environments with ``state: stopped``), dead letters and parked mail. The
-    beacon of the same name sends the result as an event.
+    Problems are a broker or forwarder that is down, the broker's memory and disk alarms, mailboxes that are 80 % full,
+    mailboxes with mail that no program reads (except for environments with ``state: stopped``), dead letters, and mail
+    in mailboxes without a link. The beacon ``netspace_link`` sends the result as an event.
 
-    ``dead`` counts messages that the reader rejected or that reached the delivery limit. They are a problem until they
-    are sent again or discarded. ``late`` counts messages that expired or were dropped from a full queue, as
-    declared or as their sender requested. They are no problem.
+    ``dead`` counts messages that the reader rejected or that reached the delivery limit. These messages are a problem
+    until they are sent again or discarded. ``late`` counts messages that expired or were dropped from a full queue, as
+    declared or as their sender requested. These messages are no problem.
 
     CLI Example:
 
@@ -96,20 +95,20 @@ def health() -> dict[str, Any]:
 
 
 def renew(authority: bool = False, distrust: bool = False) -> list[str]:
-    """
-    Replace environments' certificates that are due; return the environments that got a new one.
+    """Replace environments' certificates that are due for renewal; return the environments with a new certificate.
 
-    A service does the same each hour, and so does an apply; use this function if you don't want to wait. No service is
-    restarted and no connection ends; clients read their certificate whenever they connect.
+    A service renews certificates each hour, and every apply does too. Call this function if you don't want to wait. No
+    service is restarted and no connection ends: clients read their certificate each time they connect.
 
     authority
-        Make (or read) another authority, and issue all certificates again. Certificates of the old authority stay valid
-        for one more day, so that no client is refused.
+        Make a new authority (or read it, if the operator supplies one), and issue all certificates again. Certificates
+        of the old authority stay valid for one more day, so that no client is refused.
 
     distrust
-        Trust no previous authority from now on: **clients with its certificates are refused.** Use it if its key may
-        be known to others. Keys for sealed links are replaced, too. Other hosts must get the new ones
-        (``salt-run netspace_link.exchange_seals``); until then nothing is sealed for these hosts.
+        Trust no earlier authority from now on: **clients with certificates of an earlier authority are refused.** Use
+        this if others may know the authority's key. The keys for sealed links are replaced, too. ``salt-run
+        netspace_link.exchange_seals`` gives the new keys to the other hosts. Until then, nothing is sealed for these
+        hosts.
 
     CLI Example:
 
@@ -129,26 +128,24 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
     if failed:
         told = "; ".join(f"{name}: {text}" for name, text in failed.items())
-        raise CommandExecutionError(f"the certificates are new, but not all environments got theirs: {told}")
+        raise CommandExecutionError(f"the certificates are new, but not all environments got their certificate: {told}")
     return sorted(renewed)
 
 
 def renew_seals(*environments: str) -> list[str]:
-    """
-    Make new keys for environments' sealed links and publish them to their peers; return the environments.
+    """Make new keys for environments' sealed links and publish the keys to peers; return the environments.
 
     The new keys are used a minute later, when all peers have them. The old keys are kept for messages that are under
-    way, so none is lost. An apply renews keys that are 30 days old; use this function if a key may be known to others.
+    way, so none is lost. An apply renews keys that are 30 days old; call this function if others may know a key.
 
     environments
-        Names; by default all environments with sealed links. If one of them has no sealed link on this host, the
-        function raises an error, and no key is renewed.
+        Names; by default all environments with sealed links.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt h1 netspace_link.renew_seals vault
+        salt '*' netspace_link.renew_seals vault
     """
     try:
         renewed, result = Host(arguments.layout(__opts__)).renew_seals(environments)
@@ -159,12 +156,13 @@ def renew_seals(*environments: str) -> list[str]:
 
 
 def seal_bundles() -> dict[str, Any]:
-    """
-    Return this host's keys for sealed links, as one bundle for each other host with sealed links to or from here.
+    """Return this host's keys for sealed links, in one bundle for each peer host.
+
+    A peer host has sealed links to or from this host.
 
     The form is ``{host: <its name>, bundles: {<host>: text}}``. A bundle contains no secret. The runner
-    ``netspace_link.exchange_seals`` delivers bundles. Without a master, write each to a file, copy it to that host, and
-    call ``seal_adopt`` there. Keys that are due are renewed first.
+    ``netspace_link.exchange_seals`` delivers bundles. Without a master, write each bundle to a file, copy the file to
+    the bundle's host, and call ``seal_adopt`` there. Keys that are due are renewed first.
 
     CLI Example:
 
@@ -183,15 +181,15 @@ def seal_bundles() -> dict[str, Any]:
 
 
 def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
-    """
-    Check and store bundles with other hosts' keys for sealed links; return by host whether its bundle was new.
+    """Check and store bundles with other hosts' keys for sealed links; return by host whether its bundle was new.
 
-    Each bundle is checked separately: it must be signed below that host's authority and the root that this host trusts,
-    be for this host, and not be older than the stored one. If a bundle is refused, the function raises an error; the
-    others are stored nevertheless.
+    Each bundle is checked separately. Its signature must chain through the other host's authority to the root that this
+    host trusts. The bundle must be for this host, and not be older than the stored one. If a bundle is refused, the
+    function stores the other bundles and then raises an error.
 
     bundles
-        A bundle for this host from ``seal_bundles`` on another host, the path of a file with one, or a list of these.
+        A bundle for this host from ``seal_bundles`` on another host, the path of a file with such a bundle, or a list
+        of bundles and paths.
 
     CLI Example:
 
@@ -218,15 +216,16 @@ def _told(what: str, result: Any) -> None:
 
 
 def backup(file: str) -> dict[str, Any]:
-    """
-    Write all mail of this host's own broker to a file: mailboxes, outboxes, dead letters; return ``file`` and ``size``.
+    """Write all mail of this host's own broker to a file; return ``file`` and ``size``.
 
-    **The broker is down for some seconds**: programs reconnect, and buffered links of other hosts wait. Mail between
-    brokers at that moment stays with its sender.
+    The mail is that of mailboxes, outboxes and dead letters.
+
+    **The broker is down for some seconds**: programs reconnect, and buffered links of other hosts wait. Mail that is on
+    its way between brokers stays at the sender's broker.
 
     file
-        An absolute path in a folder that only root may write. An existing file is replaced once the new one is
-        complete. Only root can read the file. It holds mail in plain text, except mail of sealed links.
+        An absolute path in a folder that only root may write. An existing file is replaced once the new file is
+        complete. Only root can read the new file. Mail is in plain text there, except mail of sealed links.
 
     CLI Example:
 
@@ -244,14 +243,13 @@ def backup(file: str) -> dict[str, Any]:
 
 
 def restore(file: str) -> dict[str, Any]:
-    """
-    Replace all mail of this host's own broker by that of a backup; return ``file`` and ``size``.
+    """Replace all mail of this host's own broker by that of a backup; return ``file`` and ``size``.
 
-    **The broker's present mail is lost.** Messages that were read since the backup come again.
+    **The broker's present mail is lost.** Messages that were read since the backup are delivered again.
 
     The links of this host must have been applied. Apply again afterwards, to bring accounts and links to their declared
     state. If the file is damaged or of a newer RabbitMQ, the function raises an error and replaces nothing. If the
-    broker does not start with the restored mail, the function puts the former mail back and raises the error.
+    broker does not start with the restored mail, the function puts the previous mail back and raises an error.
 
     file
         A file from ``backup``, which must belong to root.
@@ -272,11 +270,10 @@ def restore(file: str) -> dict[str, Any]:
 
 
 def authority_request(folder: str = "/etc/netspace/authority") -> str:
-    """
-    Return a certificate signing request (PEM) for this host's authority below a fleet's root.
+    """Return a certificate signing request (PEM) for this host's authority below a fleet's root.
 
-    The authority's key is made if there is none, and never leaves ``folder``. The runner ``netspace_link.certify`` does
-    this and ``authority_adopt`` in one step.
+    If the authority has no key, the function makes one. The key never leaves ``folder``. The runner
+    ``netspace_link.certify`` calls this function and ``authority_adopt`` in one step.
 
     folder
         The authority's folder, as in ``broker: {authority: ...}``.
@@ -285,7 +282,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
     .. code-block:: bash
 
-        salt-call --local --out=netspace_text netspace_link.authority_request > h1.csr
+        salt-call --local --out=newline_values_only netspace_link.authority_request > h1.csr
     """
     from netspace.link.pki import root
 
@@ -296,11 +293,10 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
 
 def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool:
-    """
-    Install the certificate for an ``authority_request``; return whether it differs from the old one.
+    """Install the certificate that the root issued for this authority; return whether it differs from the old one.
 
     chain
-        The certificate chain (PEM), the root's last; or the path of a file with it.
+        The certificate chain (PEM), with the root's certificate at its end; or the path of a file with the chain.
 
     folder
         As for ``authority_request``.
@@ -321,13 +317,12 @@ def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool
 
 
 def public_key(folder: str = "/etc/netspace/authority") -> str:
-    """
-    Return the public half of this host's key for links to other hosts. Make the key if there is none.
+    """Return the public half of this host's key for links to other hosts. Make the key if there is none.
 
-    The public half is no secret: the other hosts declare it as ``broker:hosts:<this host>:public_key``. Two hosts
-    derive the names of their shared broker objects from the key of one and the public half of the other, so no third
-    host can know these names. The key itself (``names.key``) never leaves ``folder``. To get a new key, remove that
-    file. Links to other hosts then don't work until those hosts declare the new public half.
+    The public half is no secret: the other hosts declare it as ``broker:hosts:<this host>:public_key``. Each of two
+    hosts derives the names of their shared broker objects from its own key and the other's public half (a key
+    agreement), so no third host can know these names. The key itself (``names.key``) never leaves ``folder``. To get a
+    new key, remove this file. Links to other hosts then don't work until these hosts declare the new public half.
 
     folder
         The key's folder, as in ``broker: {authority: ...}``.
@@ -347,8 +342,7 @@ def public_key(folder: str = "/etc/netspace/authority") -> str:
 
 
 def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """
-    Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
+    """Call a function for the master, and sign the answer, because Salt's bus does not prove who answered.
 
     The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` call this function. It returns ``answer``,
     or ``error`` if the called function failed, and ``salt``: this minion's signature of the call and its answer, by its
@@ -383,20 +377,19 @@ def _folder(path: str) -> Path:
 
 
 def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
-    """
-    Return the number of dead letters (``count``, of which ``late``), and the first of them (``letters``).
+    """Return the number of dead letters (``count``), the number of late ones (``late``), and the first ``letters``.
 
     A message becomes a dead letter if its reader rejected it, or if it was delivered 20 times and never accepted. A
     dead letter is late if it waited too long, or if a full queue dropped it as its oldest message. Each entry of
     ``letters`` has ``link``, ``reason``, ``died`` (seconds since 1970), the size in ``bytes``, and the sender's
     ``message_id`` and ``content_type``. Dead letters are kept for 30 days, or until they are sent again or discarded.
-    Of the late ones of all links together, only the newest 10,000 or 64 MiB are kept.
+    Of all links' late dead letters together, only the newest 10,000 or 64 MiB are kept.
 
     limit
         The most dead letters to return, up to 1000.
 
     payload
-        Also return the first 4 KiB of each payload. **It is then in the job's return**, on the master too.
+        Also return the first 4 KiB of each payload. **The job's return then contains payloads**, on the master too.
 
     CLI Example:
 
@@ -413,21 +406,20 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
 def redeliver(
     limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
 ) -> dict[str, Any]:
-    """
-    Send dead letters again, each through its own link.
+    """Send dead letters again, each through its own link.
 
     Dead letters whose link is revoked or whose mailbox is full are kept. The function returns, by link, how many were
     ``sent``, and how many were ``kept``, with the reason. A message keeps its ``message_id``. If this function is
     interrupted, one message may be sent twice.
 
     limit
-        The most messages to send, up to 1000. Kept ones don't count.
+        The most messages to send, up to 1000. Kept messages don't count.
 
     link
-        ``<from>.<to>``: only those of this link.
+        Send only dead letters of this link, ``<from>.<to>``.
 
     message_id
-        Only those with this id.
+        Send only dead letters with this id.
 
     test
         Change nothing; return what would be done.
@@ -448,18 +440,17 @@ def redeliver(
 def discard(
     limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
 ) -> dict[str, Any]:
-    """
-    Delete dead letters. Return by link how many were ``discarded``, and how many were ``kept``.
+    """Delete dead letters. Return by link how many were ``discarded``, and how many were ``kept``.
 
     limit
         The most dead letters to delete, up to 1000.
 
     link
-        ``<from>.<to>``: only those of this link; ``unknown``: those whose link is unknown. **By default: those of all
-        links.**
+        Delete only dead letters of this link, ``<from>.<to>``; or ``unknown``, for dead letters whose link is unknown.
+        **By default, dead letters of all links are deleted.**
 
     message_id
-        Only those with this id.
+        Delete only dead letters with this id.
 
     test
         Change nothing; return what would be done.

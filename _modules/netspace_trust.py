@@ -1,9 +1,8 @@
-"""
-Trust of a fleet's master, on a host
+"""Trust of a fleet's master in a host
 ====================================
 
-The master calls ``revise`` on a host when it came to trust or distrust that host or one of its peers: see the page on
-fleets.
+When the master begins or ceases to trust a host, it calls ``revise`` on this host and on the hosts linked with it: see
+the page on fleets.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def __virtual__() -> str:
 
 
 def revise(hosts: list[str], own: bool = False) -> list[str]:
-    """
-    Make and revoke links to and from other hosts as this host's pillar says now; return what failed.
+    """Make and revoke links to and from other hosts as this host's pillar says now; return the failures.
 
     Other links, and environments, stay as they are.
 
@@ -48,11 +46,12 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         salt h1 netspace_trust.revise '[h2]'
 
     hosts
-        Names of hosts in the fleet. None: all hosts with links to or from this one.
+        Names of hosts in the fleet. If empty: all hosts with links to or from this one.
 
     own
-        Whether the trust in this host itself changed. Then its whole pillar is applied: environments and links for
-        which it has too little trust are stopped or reported, as declared, and others are restored. Defaults to False.
+        Whether the trust in this host itself changed. If so, its whole pillar is applied: environments and links that
+        demand more trust than the host has are stopped or reported, as declared, and the others are restored. Defaults
+        to False.
     """
     import salt.pillar
 

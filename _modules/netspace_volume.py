@@ -1,10 +1,9 @@
-"""
-Volumes with a size: list, back up, restore
+"""Volumes with a size: list, back up, restore
 ===========================================
 
-A volume with a ``size`` is a file system that netspace keeps, in one file; the file outlives its environment. A volume
-with a ``source`` is a folder of the host; these functions don't handle it. What a backup guarantees, and how to move a
-volume to another host, is on the page :doc:`backup </day-2/backup>`.
+A volume with a ``size`` is a file system that netspace keeps in one file. The file stays when its environment is
+removed. A volume with a ``source`` is a folder of the host, which these functions don't handle. What a backup
+guarantees, and how to move a volume to another host, is on the page :doc:`backup </day-2/backup>`.
 """
 
 from __future__ import annotations
@@ -34,11 +33,10 @@ def __virtual__() -> str:
 
 
 def list_() -> dict[str, dict[str, dict[str, Any]]]:
-    """
-    Return the volumes that netspace keeps, also those of removed environments.
+    """Return the volumes with a size, including those of removed environments.
 
-    By environment and target, each has ``size`` (the bytes that it may hold), ``used`` (the bytes that it takes on the
-    host's disk) and ``file``.
+    The result has, by environment and target, the volume's ``size`` (its capacity in bytes), ``used`` (the bytes that
+    it takes on the host's disk) and ``file``.
 
     CLI Example:
 
@@ -52,13 +50,14 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """
-    Copy an environment's volumes into a folder of this host. Return the copies in the form of :py:func:`list <list_>`.
+    """Copy an environment's volumes into a folder of this host.
 
-    **Its program must not run**: call ``netspace_environment.stop`` first and ``netspace_environment.start``
-    afterwards. Until the backup is done, netspace changes nothing else on this host. Each copy is
-    ``<folder>/<name>/<target>.ext4``, a sparse file that only root can read. A new copy replaces the former one once it
-    is complete and checked.
+    Returns the copies in the form of :py:func:`list <list_>`.
+
+    **The environment's program must not run**: call ``netspace_environment.stop`` first and
+    ``netspace_environment.start`` afterwards. Until the backup is done, netspace changes nothing else on this host.
+    Each copy is ``<folder>/<name>/<target>.ext4``, a sparse file that only root can read. A new copy replaces the
+    previous one once it is complete and checked.
 
     CLI Example:
 
@@ -82,9 +81,9 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """
-    Restore an environment's volumes from a folder that ``backup`` wrote, here or on another host. Return them in the
-    form of :py:func:`list <list_>`. **Their present content is lost.**
+    """Restore an environment's volumes from a folder that ``backup`` wrote, here or on another host.
+
+    **The volumes' present content is lost.** Returns the volumes in the form of :py:func:`list <list_>`.
 
     The environment must not run. It need not exist: if it is declared later, it gets these volumes. If a copy is
     damaged, the function raises an error and replaces nothing.

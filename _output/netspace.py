@@ -1,10 +1,9 @@
-"""
-Tables of netspace
+"""Tables of netspace
 ==================
 
-Shows the returns of netspace's functions as tables of at most 80 columns. Rows that need attention come first. The
-functions choose this output by themselves; ``--out=json`` and all other outputs of Salt work as usual. Runners can't
-choose an output, so name it for them:
+Shows the returns of netspace's functions as tables of at most 80 columns. Rows that need attention come first.
+netspace's functions on a minion select this output themselves; ``--out=json`` and all other outputs of Salt work as
+usual. Runners can't select an output, so pass ``--out=netspace`` for them:
 
 .. code-block:: bash
 
@@ -49,11 +48,10 @@ def __virtual__() -> str:
 
 
 def output(ret: Any, **kwargs: Any) -> str:
-    """
-    Return the lines for a terminal.
+    """Return the lines for a terminal.
 
     ret
-        The return of one function, by minion; or the return of a runner.
+        The return of an execution function, by minion id; or the return of a runner.
     """
     theme = __opts__.get("color_theme")
     known = salt.utils.color.get_colors(__opts__.get("color"), theme)
@@ -78,12 +76,15 @@ def output(ret: Any, **kwargs: Any) -> str:
 
 
 def _is_runner() -> bool:
-    """Return whether the return comes from a runner of netspace. A minion could imitate the verifier's return."""
+    """Return whether the return comes from a runner of netspace.
+
+    Only a runner's return may be shown as the verifier's, because a minion could imitate its form.
+    """
     return __opts__.get("__cli") == "salt-run" and str(__opts__.get("fun", "")).startswith("netspace")
 
 
 def _lines(data: Any, screen: views.Screen) -> list[str] | None:
-    """Return the lines of a known form; None for an unknown form, or for a value that the form doesn't allow."""
+    """Return the lines of a return value; None if its form is unknown, or if a value in it is not allowed there."""
     try:
         return views.render(data, screen)
     except views.MALFORMED:
@@ -91,7 +92,7 @@ def _lines(data: Any, screen: views.Screen) -> list[str] | None:
 
 
 def _nested(data: Any, options: dict[str, Any]) -> str:
-    """Return the lines of Salt's own output, none wider than a screen; if even that fails, return a sentence."""
+    """Return the lines of Salt's own output, broken at the screen's width; if that output fails, a sentence."""
     try:
         return tables.narrow(str(__salt__["nested"](data, **options)))
     except (*views.MALFORMED, RecursionError):

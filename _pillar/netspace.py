@@ -1,9 +1,8 @@
-"""
-The pillar of one host, from a fleet's declaration
+"""The pillar of one host, from a fleet's declaration
 ==================================================
 
-One file declares the hosts of a fleet, their environments and the links between these. Each minion gets only the part
-that its host needs: see the page on fleets.
+One file declares the hosts of a fleet, their environments and the links between these. From this file, each minion gets
+only the part that its host needs: see the page on fleets.
 
 The master's configuration names the file::
 
@@ -17,8 +16,8 @@ The master's configuration names the file::
 Every minion can read the files in ``file_roots`` and gitfs. A declaration there, also one with a name ``salt://...``,
 is refused unless ``served`` is true.
 
-A declaration with a problem changes nothing: minions still get the last good one. The problems are in the master's log,
-and an event ``netspace/fleet/refused`` comes once for each version of the files.
+If the declaration has a problem, minions still get the last good version. The problems are in the master's log. The
+event ``netspace/fleet/refused`` is sent once for each faulty version of the files.
 """
 
 from __future__ import annotations
@@ -48,23 +47,20 @@ def __virtual__() -> str:
 def ext_pillar(
     minion_id: str, pillar: dict[str, Any], file: str, extra_minion_data: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """
-    Return the pillar of one minion.
-
-    It is empty for a minion that is no host of the fleet.
+    """Return the pillar of one minion; empty for a minion that is no host of the fleet.
 
     minion_id
         The minion's id, which Salt has authenticated.
 
     pillar
-        The minion's other pillar. It isn't read, because a minion can put values into it.
+        The minion's other pillar. This function doesn't read it, because a minion can put values into it.
 
     file
         The first file of the declaration: an absolute path; or ``salt://...``, if ``served`` is true.
 
     extra_minion_data
-        What the minion adds to its request: ``{netspace: {candidate: ID}}`` asks for its slice of a planned change that
-        isn't in force (``apply: planned``).
+        Data that the minion adds to its request. ``{netspace: {candidate: ID}}`` asks for the minion's part of a
+        planned version of the declaration that isn't in force yet (``apply: planned``).
     """
     import salt.fileserver
     import salt.loader

@@ -1,12 +1,10 @@
-"""
-Environments as targets of Salt
+"""Environments as targets of Salt
 ===============================
 
-Makes every environment that is declared with ``target: true`` a separate target, of the resource
-type ``netspace``: ``salt -C 'T@netspace:MINION-ENVIRONMENT' test.ping``. See
-:doc:`/resources`.
+Makes every environment that is declared with ``target: true`` a separate target, of the resource type ``netspace``:
+``salt -C 'T@netspace:MINION-ENVIRONMENT' test.ping``. See :doc:`/resources`.
 
-It needs Salt 3008, which brought resources, and ``resources: {netspace: {}}`` in the minion's pillar.
+This needs ``resources: {netspace: {}}`` in the minion's pillar, and Salt 3008, the first version with resources.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ def _targets(opts: dict[str, Any]) -> salt_targets.Targets:
 
 
 def init(opts: dict[str, Any]) -> None:
-    """Note that Salt has called this function. A target needs no connection."""
+    """Record that Salt has called this function. A target needs no connection."""
     __context__[_CONTEXT] = True
 
 
@@ -66,15 +64,16 @@ def initialized() -> bool:
 
 
 def shutdown(opts: dict[str, Any]) -> None:
-    """Undo :func:`init`."""
+    """Record that :func:`init` must be called again."""
     __context__.pop(_CONTEXT, None)
 
 
 def discover(opts: dict[str, Any]) -> list[str]:
-    """
-    Return the ids of this minion's targets: the environments that were applied with ``target: true`` and shall run.
+    """Return the ids of this minion's targets.
 
-    The function also patches the minion, so that a target runs only jobs that name it
+    Targets are the environments that were applied with ``target: true`` and whose desired state is running.
+
+    The function also patches the minion, so that a target runs only jobs that address the target
     (``netspace.host.salt_addressing``).
     """
     from salt.minion import Minion
@@ -87,7 +86,7 @@ def discover(opts: dict[str, Any]) -> list[str]:
 
 
 def ping() -> bool:
-    """Return whether the target runs, checked from inside."""
+    """Return whether the target runs, checked from inside the environment."""
     return _targets(__opts__).ping(__resource__["id"])
 
 

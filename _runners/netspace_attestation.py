@@ -1,14 +1,13 @@
-"""
-The verifier on the master
+"""The verifier on the master
 ==========================
 
-``replay``, ``verify_quote`` and ``verify_tee`` check logs, quotes and reports in files, without a TPM, a
-minion or a service.
+``replay``, ``verify_quote`` and ``verify_tee`` check logs, quotes and reports in files. They need no TPM, minion or
+service.
 
-The registrar binds TPMs to minions (``enroll``, ``release``), and its Privacy CA issues attestation
-certificates under pseudonyms (``certificate``, ``revoke``, ``ca_*``).
+The registrar binds TPMs to minions (``enroll``, ``release``), and its Privacy CA issues attestation certificates under
+pseudonyms (``certificate``, ``revoke``, ``ca_*``).
 
-The verifier of the fleet challenges minions over Salt's bus and saves a signed result of each (``attest``).
+The fleet's verifier challenges minions over Salt's bus and saves a signed result for each minion (``attest``).
 ``status`` and ``explain`` show the results.
 
 Each refusal has a stable ``code`` (see the page on reason codes). On a refusal or an error, the command's exit status
@@ -92,15 +91,15 @@ def __virtual__() -> str:
 
 
 def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
-    """
-    Return a boot log's events, and the PCR values to which the log leads, by bank:
-    ``{banks: {sha256: {"0": hex}}, events: [...]}``.
+    """Return a boot log's events, and the PCR values that result from replaying the log.
 
-    Each event has ``pcr``, ``type``, ``digests`` and its decoded data (``variable``, ``path``,
-    ``text``, ...). **Data proves nothing** unless ``matches`` is true: only then was its digest
-    measured. With an IMA list the result has ``ima``, too: ``lines``, ``violations`` and ``edited``.
+    The form is ``{banks: {sha256: {"0": hex}}, events: [...]}``.
 
-    A log proves nothing without a quote of the values: see ``verify_quote``.
+    Each event has ``pcr``, ``type``, ``digests`` and its decoded data (``variable``, ``path``, ``text``, ...). **The
+    data proves nothing** unless ``matches`` is true: only then does the measured digest cover the data. With an IMA
+    list, the result also has ``ima`` with ``lines``, ``violations`` and ``edited``.
+
+    A log proves nothing without a quote of the PCR values: see ``verify_quote``.
 
     CLI Example:
 
@@ -141,12 +140,12 @@ def verify_quote(
     ca: str = "",
     crl: str = "",
 ) -> dict[str, Any]:
-    """
-    Check a quote that ``tpm2_quote`` wrote, and return the result of each check:
-    ``{valid, code, reason, checks, quote}``.
+    """Check a quote that ``tpm2_quote`` wrote, and return the result of each check.
 
-    ``checks`` are in their order, and end with the first failed check. A check that lacks an argument is listed as
-    ``unchecked``. This function can't check that the key is in a TPM: only enrolment checks that, and the Privacy CA's
+    The form is ``{valid, code, reason, checks, quote}``.
+
+    ``checks`` lists the checks in order, up to the first that failed. A check whose argument was not given is listed as
+    ``unchecked``. This function can't check that the key is in a TPM. Enrolment checks that, and the Privacy CA's
     ``certificate`` attests it.
 
     CLI Example:
@@ -180,20 +179,20 @@ def verify_quote(
         systemd's log, ``/run/log/systemd/tpm2-measure.log``.
 
     ima
-        IMA's list, binary or ASCII. It may have lines that are newer than the quote.
+        IMA's list, binary or ASCII. The list may have lines that are newer than the quote.
 
     policy
-        A file (YAML or JSON) with rules for the boot, and for the programs that ran after it: see the page
-        on policies. It needs ``pcrs`` and ``log``.
+        A file (YAML or JSON) with rules for the boot, and for the programs that ran after the boot: see the page on
+        policies. Needs ``pcrs`` and ``log``.
 
     certificate
-        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it. It needs ``ca``.
+        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it. Needs ``ca``.
 
     ca
         The Privacy CA that you trust: its ``chain.pem``.
 
     crl
-        Its revocation list, as ``ca_crl`` returns it. **Without it a revoked certificate passes.**
+        The Privacy CA's revocation list, as ``ca_crl`` returns it. **Without it a revoked certificate passes.**
     """
 
     def work() -> dict[str, Any]:
@@ -288,12 +287,12 @@ def verify_tee(
     data: str = "",
     policy: str = "",
 ) -> dict[str, Any]:
-    """
-    Check a report of a confidential guest in a file, and return the result of each check:
-    ``{valid, code, reason, checks, report}``.
+    """Check the report of a confidential guest in a file, and return the result of each check.
+
+    The form is ``{valid, code, reason, checks, report}``.
 
     The report is the kernel's ``outblob`` (SEV-SNP report, TDX quote), or that of Azure's paravisor (NV index
-    0x01400001 of the vTPM). For a paravisor's report, the result has the keys of the vTPM that the TEE vouches for.
+    0x01400001 of the vTPM). For a paravisor's report, the result has the vTPM's keys for which the TEE vouches.
 
     CLI Example:
 
@@ -305,10 +304,10 @@ def verify_tee(
         The file with the report.
 
     folder
-        The folder with the makers' roots. Defaults to the one that the master's configuration names.
+        The folder with the makers' root certificates. Defaults to ``tee_roots`` of the master's configuration.
 
     certificates
-        The certificates that the host gave to its guest: the kernel's ``auxblob`` (SEV-SNP).
+        A file with the certificates that the host gave to its guest: the kernel's ``auxblob`` (SEV-SNP).
 
     quote
         The TDX quote, if the report is a paravisor's.
@@ -340,13 +339,13 @@ def verify_tee(
 
 
 def enroll(minion: str) -> dict[str, Any]:
-    """
-    Bind a minion to its TPM. The Privacy CA certifies the minion's attestation key for a day.
+    """Bind a minion to its TPM. The Privacy CA certifies the minion's attestation key for a day.
 
-    The master makes a credential that only a TPM with this endorsement key and this attestation key can open. The
-    answer proves that both keys are in one TPM. Until ``release``, a minion is bound to its first TPM, and a TPM to
-    one minion. ``level`` is L3 if the TPM's endorsement certificate chains to a certificate in the folder
-    ``netspace.attestation:roots``, else L2. ``unreadable_roots`` lists the files of that folder that can't be read.
+    The master makes a credential that only a TPM with the minion's endorsement key and attestation key can open. The
+    minion's answer proves that both keys are in one TPM. Until ``release`` is called, a minion stays bound to its first
+    TPM, and a TPM to one minion. ``level`` is L3 if the TPM's endorsement certificate chains to a certificate in the
+    folder ``netspace.attestation:roots``, else L2. ``unreadable_roots`` lists the files of that folder that can't be
+    read.
 
     CLI Example:
 
@@ -369,9 +368,10 @@ def enroll(minion: str) -> dict[str, Any]:
 
 
 def roots() -> dict[str, Any]:
-    """
-    Return the content of the folder ``netspace.attestation:roots``, the trusted makers of TPMs: ``certificates``
-    (subject, kind of key, end), the number of revocation ``lists``, and ``unreadable`` files with the reason.
+    """Return the certificates of the TPM makers that this master trusts.
+
+    They are in the folder ``netspace.attestation:roots``. The result has ``certificates`` (subject, kind of key, end of
+    validity), the number of revocation ``lists``, and ``unreadable`` files with the reason.
 
     CLI Example:
 
@@ -383,9 +383,10 @@ def roots() -> dict[str, Any]:
 
 
 def hosts() -> dict[str, Any]:
-    """
-    Return each enrolled minion: its TPM (SHA-256 of the endorsement key), its level and why it is not higher,
-    its pseudonym, and the end of its certificate.
+    """Return the record of each enrolled minion.
+
+    Each has the minion's TPM (SHA-256 of the endorsement key), its level and the reason why it is not higher, its
+    pseudonym, and the end of its certificate.
 
     CLI Example:
 
@@ -397,12 +398,11 @@ def hosts() -> dict[str, Any]:
 
 
 def certificate(minion: str) -> dict[str, Any]:
-    """
-    Return the certificate of a minion's attestation key (PEM), the key's ``period``, and the Privacy CA's ``chain``.
+    """Return the ``certificate`` of a minion's attestation key (PEM), the key's ``period``, and the CA's ``chain``.
 
     The minion's ``netspace_attestation.evidence`` selects the key by the ``period``. With the certificate, the chain
-    and ``ca_crl``, third parties check the minion's quotes (``verify_quote certificate=... ca=... crl=...``). They
-    learn only its pseudonym.
+    and ``ca_crl``, third parties check the minion's quotes (``verify_quote certificate=... ca=... crl=...``). From the
+    certificate, they learn only the minion's pseudonym.
 
     CLI Example:
 
@@ -436,9 +436,10 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
 
 
 def release(minion: str) -> dict[str, Any]:
-    """
-    Forget a minion's TPM and its last result, and revoke its certificate, after the TPM was replaced or cleared.
-    **The next TPM that the minion shows is accepted.** If the minion has no TPM, its software key is forgotten.
+    """Forget a minion's TPM and its last result, and revoke its certificate.
+
+    Call this function after the TPM was replaced or cleared. **The next TPM that the minion shows is accepted.** If the
+    minion has no TPM, its software key is forgotten.
 
     CLI Example:
 
@@ -462,11 +463,10 @@ def release(minion: str) -> dict[str, Any]:
 
 
 def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> dict[str, Any]:
-    """
-    Create the Privacy CA: a root, and the intermediate that signs.
+    """Create the Privacy CA: a root, and an intermediate that signs certificates.
 
-    With ``root_elsewhere``, create no root, and return a ``request`` for the intermediate. A root that was never on
-    this machine signs the request (``ca_sign``), and ``ca_import`` installs the certificate.
+    With ``root_elsewhere``, the function creates no root, and returns a certificate ``request`` for the intermediate.
+    Sign the request on the machine that has the root (``ca_sign``), and install the certificate here (``ca_import``).
 
     CLI Example:
 
@@ -478,15 +478,15 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
         The intermediate's name.
 
     root_elsewhere
-        Create no root here. Defaults to False.
+        True: create no root on this machine. Defaults to False.
     """
     return _change_ca(lambda ca, now: ca.init(now, name=str(name), here=not root_elsewhere))
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
-    """
-    Create the next intermediate. Certificates that the last one signed stay valid until they expire. If the root is
-    not here, return a ``request``, as ``ca_init`` does.
+    """Create the next intermediate. Certificates of the previous intermediate stay valid until they expire.
+
+    If the root is on another machine, return a ``request``, as ``ca_init`` does.
 
     CLI Example:
 
@@ -501,9 +501,9 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
-    """
-    Sign an intermediate's request with a root, on the machine that has the root. Return ``certificate`` (PEM) and
-    ``root``, the path of the root's certificate.
+    """Sign an intermediate's request with a root, on the machine that has the root.
+
+    Returns ``certificate`` (PEM) and ``root``, the path of the root's certificate.
 
     CLI Example:
 
@@ -536,8 +536,7 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
 
 
 def ca_import(certificate: str, root: str) -> dict[str, Any]:
-    """
-    Install the intermediate's certificate that a root on another machine issued for the last request.
+    """Install an intermediate's certificate that was issued for the last request by a root on another machine.
 
     CLI Example:
 
@@ -555,9 +554,10 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
 
 
 def ca_status() -> dict[str, Any]:
-    """
-    Return the state of the Privacy CA: its name, the end of its certificate, whether its root is here, and the number
-    of enrolled hosts.
+    """Return the state of the Privacy CA.
+
+    The result has its name, the end of its certificate, whether its root is on this machine, and the number of enrolled
+    hosts.
 
     CLI Example:
 
@@ -569,9 +569,9 @@ def ca_status() -> dict[str, Any]:
 
 
 def ca_crl() -> dict[str, Any]:
-    """
-    Return the Privacy CA's revocation list (``crl``, PEM), valid for a day, for third parties that check its
-    certificates.
+    """Return the Privacy CA's revocation list (``crl``, PEM), valid for a day.
+
+    Third parties need the list to check the CA's certificates.
 
     CLI Example:
 
@@ -583,11 +583,11 @@ def ca_crl() -> dict[str, Any]:
 
 
 def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
-    """
-    Check the registrar's log from its beginning, and return its head: ``{valid, records, hash}``.
+    """Check the registrar's log from its beginning, and return its head: ``{valid, records, hash}``.
 
-    Each record is chained to the one before, so the check finds changed, removed and added records. **It finds that the
-    last records are missing only if you give a head that you noted elsewhere.**
+    Each record has the hash of the previous one, so the check finds changed, removed and inserted records. **It finds
+    that the last records are missing only if you give a head that you noted elsewhere.** A head is the number of
+    records and the last record's hash.
 
     CLI Example:
 
@@ -614,16 +614,16 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
 
 
 def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
-    """
-    Challenge minions over Salt's bus, judge their answers by the policies of their groups, and save a signed result of
-    each. Minions whose pillar says ``verifier: master`` enforce the result. The exit status is 0 only if all minions
-    are *trusted*.
+    """Challenge minions over Salt's bus, appraise their evidence, and save a signed result for each.
 
-    Each minion gets a nonce of its own. The master asks minions in random order, ``concurrency`` of them at one time.
-    After each answer it asks the next one, so no minion waits for absent or slow ones. **A minion that does not answer
-    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
-    soon is renewed first, at a random time for each host. Each change of state fires an event,
-    ``netspace/attestation/<minion>/<state>``.
+    The verifier appraises the evidence by the policy of the minion's group. Minions whose pillar says ``verifier:
+    master`` enforce the result. The exit status is 0 only if all minions are *trusted*.
+
+    Each minion gets a different nonce. The master asks minions in random order, ``concurrency`` of them at one time.
+    After each answer it asks the next minion, so absent or slow minions don't hold up the others. **A minion that does
+    not answer is not judged**: its last result counts until the result's deadline, and after that the minion is
+    *stale*. A certificate that expires soon is renewed first, at a random time for each host. Each change of state
+    fires an event, ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
 
@@ -645,12 +645,13 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
 
 def status(target: str = "*") -> dict[str, Any]:
-    """
-    Return the current state of each minion, by its id: ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
-    ``stale``, ``failed`` or ``revoked``, with level, reason, remedy, group, age and deadline.
+    """Return the current attestation state of each minion, by the minion's id.
 
-    The master asks no minion. It computes the state from the last result and the time, so hosts that were not attested
-    for too long are ``stale``.
+    The state is ``unknown``, ``enrolled``, ``trusted``, ``degraded``, ``stale``, ``failed`` or ``revoked``. With it
+    come level, reason, remedy, group, age and deadline.
+
+    The master asks no minion. It computes the state from the last result and the time, so hosts whose last result is
+    past its deadline are ``stale``.
 
     CLI Example:
 
@@ -675,13 +676,14 @@ def status(target: str = "*") -> dict[str, Any]:
 
 
 def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
-    """
-    Serve minions whose keys are pending, until this command is ended: accept the key of each one whose TPM is in the
-    inventory, vouches for that very key, and proves a boot with which the host is *trusted*. See the page on accepting
-    keys. The engine ``netspace_admission`` calls this function.
+    """Accept pending Salt keys of minions by attestation, until this command is ended.
 
-    Each verdict is an event, ``netspace/admission/<minion>/accepted`` or ``.../refused``, with the reason, and a record
-    in the registrar's log.
+    A minion's key is accepted if the minion's TPM is in the inventory, vouches for exactly this key, and proves a boot
+    that makes the host *trusted*. See the page on accepting keys. The engine ``netspace_admission`` calls this
+    function.
+
+    For each verdict, the function sends an event, ``netspace/admission/<minion>/accepted`` or ``.../refused``, with the
+    reason, and writes a record in the registrar's log.
 
     CLI Example:
 
@@ -706,9 +708,9 @@ def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
 
 
 def _desk() -> admission.Desk:
-    """Return the desk for minions whose keys are pending.
+    """Return the object that judges minions whose keys are pending.
 
-    :raises NetspaceError: there is no inventory.
+    :raises NetspaceError: when there is no inventory.
     """
     import salt.utils.verify
 
@@ -725,7 +727,7 @@ def _desk() -> admission.Desk:
 
 
 def _admitting(claim: admission.Claim) -> admission.Work:
-    """Return the work for a claim to a pending key."""
+    """Return the generator that enrols and attests a minion with a pending key."""
     settings = _settings()
     if not settings["inventory"]:
         raise NetspaceError("there is no inventory any more")
@@ -740,7 +742,10 @@ def _accept(claim: admission.Claim, valid_id: Callable[[Any, str], bool]) -> Non
 
 
 def _admitted(claim: admission.Claim, refused: str) -> None:
-    """Tell the verdict on a claim on Salt's bus, and a refusal in the registrar's log first."""
+    """Send the verdict on a minion's pending key as an event.
+
+    For a refusal, first write a record in the registrar's log.
+    """
     import salt.utils.event
 
     data = {**_verdict(claim), "reason": refused[:1000]}
@@ -757,8 +762,9 @@ def _verdict(claim: admission.Claim) -> dict[str, Any]:
 
 
 def states(minions: list[str]) -> dict[str, Any]:
-    """
-    Return what ``status`` returns, of exactly these minions. The cost doesn't grow with the fleet.
+    """Return the same as ``status``, but only for the given minions.
+
+    The time that this takes doesn't depend on the size of the fleet.
 
     CLI Example:
 
@@ -783,8 +789,7 @@ def states(minions: list[str]) -> dict[str, Any]:
 
 
 def explain(minion: str) -> dict[str, Any]:
-    """
-    Explain on one screen why a minion has its level, and how to raise it.
+    """Explain on one screen why a minion has its trust level, and how to raise the level.
 
     CLI Example:
 
@@ -837,16 +842,16 @@ def learn(
     overlap: float | None = None,
     file: str = "",
 ) -> dict[str, Any]:
-    """
-    Attest known good hosts, and return the changes that make their group's policy accept their boots.
-    **Nothing is put in force without** ``sign=True``.
+    """Attest known good hosts, and return the changes that make their group's policy accept their boots.
 
-    The first policy of a group gets the rules that the boot logs allow: Secure Boot on, the entries of dbx that
-    all hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command
-    lines. The rest are plain PCR values. ``notes`` says which rules are missing, and why.
+    **Only** ``sign=True`` **puts the new policy in force.**
 
-    An existing policy keeps its form and its demands; its lists get longer. Old entries stay; with ``overlap``, they
-    end after that many days. The version rises by one. A long ``diff`` is cut off.
+    The first policy of a group gets the rules that the boot logs allow: Secure Boot on, the entries of dbx that all
+    hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command lines.
+    PCRs without such a rule get plain PCR values. ``notes`` says which rules are missing, and why.
+
+    An existing policy keeps its form and its demands; only its lists of allowed values get longer. Old entries stay;
+    with ``overlap``, they end after that many days. The version rises by one. A long ``diff`` is cut off.
 
     CLI Example:
 
@@ -868,17 +873,17 @@ def learn(
         The kind of ``target``: ``glob`` (default), ``list``, ...
 
     ima
-        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files are left
-        out if the policy excludes them, or if one of its keys signed them. ``notes`` names files that changed while a
-        host ran, and signers' unknown keys. Defaults to False.
+        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files that the
+        policy excludes, or that one of the policy's keys signed, are left out. ``notes`` names files that changed while
+        a host ran, and signing keys that are unknown. Defaults to False.
 
     keys
-        A file with certificates or public keys (PEM). The new policy also gets those that signed files of the
+        A file with certificates or public keys (PEM). The new policy also gets those of them that signed files in the
         measurement lists.
 
     overlap
-        Number of days after which old entries end: entries that none of these hosts shows. (For IMA, these are the
-        former digests of files that have other digests now.) By default, they have no end.
+        Number of days after which old entries end. Old entries are those that none of these hosts shows. (For IMA: the
+        previous digests of files whose digests have changed.) By default, old entries have no end.
 
     file
         Write the whole policy to this new file (JSON), for an editor, ``policy_check`` and ``policy_set``.
@@ -913,8 +918,7 @@ def learn(
 
 
 def policy_set(group: str, file: str) -> dict[str, Any]:
-    """
-    Sign a policy and put it in force. Its version must be higher than that of the last policy.
+    """Sign a policy and put it in force. The version must be higher than that of the last policy.
 
     CLI Example:
 
@@ -943,8 +947,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
 
 
 def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
-    """
-    Check the signature and version of the policy in force, and return it.
+    """Check the signature and version of the policy in force, and return the policy.
 
     CLI Example:
 
@@ -967,16 +970,18 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
-    """
-    Compare the present level of each host of the group with its level under a new policy, by the host's last evidence.
-    This puts nothing in force, and asks no host (except with ``ima``). ``changes`` has the hosts whose level would
-    change, ``same`` the others, and ``untried`` the hosts without usable evidence.
+    """Compare the present level of each host of a group with its level under a new policy.
 
-    The function refuses a policy that only looks strict: one with a rule that rests on an unjudged or unquoted PCR, or
-    with rules for IMA but no rules for the kernel and its command line.
+    The function uses each host's last evidence. It puts nothing in force, and asks no host (except with ``ima``).
+    ``changes`` has the hosts whose level would change, ``same`` the hosts whose level would stay, and ``untried`` the
+    hosts without usable evidence.
 
-    It tries only the rules for the boot (up to L4), because the master doesn't keep measurement lists. With ``ima``, it
-    asks the hosts for their lists.
+    The function refuses two kinds of policies, because they would prove less than they seem to: policies with a rule on
+    a PCR that is not quoted or not judged, and policies with rules for IMA but no rules for the kernel and its command
+    line.
+
+    Without ``ima``, only the rules for the boot are tried (up to L4), because the master doesn't keep measurement
+    lists.
 
     CLI Example:
 
@@ -992,8 +997,8 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
         The policy (YAML or JSON): see the page on policies.
 
     ima
-        Attest the hosts now, with their whole measurement lists, by the policy in force; then try the rules for IMA,
-        too. Defaults to False.
+        Attest the hosts now, with their whole measurement lists, by the policy in force. Then also try the new policy's
+        rules for IMA. Defaults to False.
     """
 
     def work() -> dict[str, Any]:
@@ -1024,9 +1029,9 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
 
 
 def jwks() -> dict[str, Any]:
-    """
-    Return the verifier's public key as a JWK set, for third parties that check results. ``kid`` is the thumbprint
-    that minions pin in ``attestation:verifier_keys``.
+    """Return the verifier's public key as a JWK set, for third parties that check results.
+
+    ``kid`` is the thumbprint that minions pin in ``attestation:verifier_keys``.
 
     CLI Example:
 
@@ -1038,9 +1043,9 @@ def jwks() -> dict[str, Any]:
 
 
 def ear_token(minion: str) -> dict[str, Any]:
-    """
-    Return the last result of a minion as a signed token (EAR, JWT, ES256): ``{token, expires}``. A token is valid for
-    ten minutes.
+    """Return a minion's last result as a signed token (EAR, JWT, ES256): ``{token, expires}``.
+
+    A token is valid for ten minutes.
 
     CLI Example:
 
@@ -1085,7 +1090,7 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
 
 
 def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
-    """Return a function that returns the makers' certificates. Only the function's first call reads their folder."""
+    """Return a function that returns the TPM makers' certificates. Only the function's first call reads the folder."""
     return functools.cache(lambda: makers.read(settings["roots"]))
 
 
@@ -1100,11 +1105,11 @@ def _change_ca(change: Callable[[Authorities, float], dict[str, Any]]) -> dict[s
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers], name: str = "") -> rounds.Ready:
-    """Return a function that returns the maker of credentials.
+    """Return a function that returns the object that makes credentials for TPMs.
 
-    Only the function's first call reads the certificates.
+    Only the first call of the returned function reads the makers' certificates.
 
-    :param name: the verifier's name in the hosts' statements, if it isn't the master's fingerprint.
+    :param name: the verifier's name in the hosts' signed statements. Defaults to the master's fingerprint.
     """
 
     @functools.cache
@@ -1140,14 +1145,16 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Return the *minions* that Salt sees connected to this master. The master asks them first."""
+    """Return those of *minions* that are connected to this master. The master asks these first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
-    """Return the minions that match a target. A target selects the minions to ask, and never changes their verdict.
+    """Return the minions that match a target.
+
+    The target only selects the minions to ask; it has no influence on verdicts.
 
     :raises NetspaceError: when no minion matches.
     """
@@ -1160,7 +1167,7 @@ def _minions(target: Any, tgt_type: str) -> list[str]:
 
 
 def _known(made: fleet.Fleet, pattern: str) -> list[str]:
-    """Return the minions that match *pattern* and have an accepted key, or are enrolled, even without a key."""
+    """Return the minions that match *pattern* and have an accepted key or are enrolled."""
     import fnmatch
 
     import salt.utils.minions
@@ -1171,7 +1178,7 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
 
 
 def _announce(made: fleet.Fleet, standing: host_state.HostState) -> None:
-    """Announce a change of state, in the registrar's log and then on Salt's bus."""
+    """Record a minion's change of state in the registrar's log, and then send it as an event on Salt's bus."""
     before = made.results.announced(standing)
     if before is None:
         return
@@ -1192,7 +1199,7 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
 
 
 def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
-    """Return the options of learning, from the arguments of :func:`learn`.
+    """Return the options for learning a policy, made from the arguments of :func:`learn`.
 
     :raises NetspaceError: when an argument is invalid.
     """
@@ -1203,7 +1210,7 @@ def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
             raise NetspaceError(f"overlap: {overlap!r:.40}: expected days, up to 366")
         until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
     if keys and ima is not True:
-        raise NetspaceError("keys: they are only for files that IMA measures; give ima=True, too")
+        raise NetspaceError("keys: used only for files that IMA measures; give ima=True, too")
     raw = _given(keys, MAX_KEYS)
     if len(raw) > MAX_KEYS:
         raise NetspaceError(f"{keys}: more than {MAX_KEYS} bytes; name a file with fewer keys")
@@ -1242,7 +1249,10 @@ class _Store:
     @staticmethod
     @contextlib.contextmanager
     def _reached() -> Iterator[None]:
-        """Turn an error of the cache into NetspaceError, so that no host's state is returned without its record."""
+        """Convert an error of the cache into NetspaceError.
+
+        Without the error, the state of a host would be returned without its record.
+        """
         from salt.exceptions import SaltException
 
         try:
@@ -1252,10 +1262,10 @@ class _Store:
 
 
 def _fleet(master: str = "", identities: identity.Identities | None = None) -> fleet.Fleet:
-    """Return the verifier.
+    """Return the fleet's verifier.
 
-    :param master: its name in the hosts' statements, if it isn't the master's fingerprint.
-    :param identities: checks signatures by minions' Salt keys; by default those that this master accepted.
+    :param master: the verifier's name in the hosts' signed statements. Defaults to the master's fingerprint.
+    :param identities: checks signatures by minions' Salt keys; by default, by the keys that this master accepted.
     """
     settings = _settings()
     registrar = _registrar(settings)
@@ -1313,7 +1323,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _master() -> str:
-    """Return the fingerprint of this master's public key, by which minions know it."""
+    """Return the fingerprint of this master's public key. Minions identify the master by this fingerprint."""
     return salt_keys.master(__opts__)
 
 
@@ -1340,7 +1350,8 @@ def _valid(found: Mapping[str, Any]) -> bool:
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any]], bool] = _valid) -> dict[str, Any]:
     """Return the result of *work*. If the result is not *good*, add ``retcode: 1``, Salt's key for the exit status.
 
-    Return refusals and errors, too, since Salt shows a traceback when a runner raises.
+    If *work* raises a refusal or an error, the function returns it as a result, since Salt shows a traceback when a
+    runner raises.
     """
     try:
         found = work()
@@ -1356,7 +1367,7 @@ def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any
 def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
     if not certificate:
         if ca or crl:
-            raise NetspaceError("ca and crl check a certificate; give it, too (certificate=)")
+            raise NetspaceError("ca and crl: no certificate to check; give certificate=, too")
         return None
     if not ca:
         raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")
@@ -1373,12 +1384,12 @@ def _logs(log: str, systemd: str, ima: str) -> offline.Logs:
 
 
 def _given(path: str, limit: int) -> bytes:
-    """Return the content of the file *path* as :func:`_read` does; no bytes for an empty *path*."""
+    """Return the content of the file *path* as :func:`_read` does. Return no bytes if *path* is empty."""
     return _read(path, limit) if path else b""
 
 
 def _read(path: str, limit: int) -> bytes:
-    """Return a file's content. Of a longer file, return the first *limit* + 1 bytes, which its parser refuses.
+    """Return a file's content. If it is longer than *limit* bytes, return *limit* + 1 bytes, which parsers refuse.
 
     Read the file to its end, since files in securityfs report a size of 0.
     """
@@ -1420,10 +1431,10 @@ def _policy_data(path: str) -> Any:
 
 
 def _nonce(text: Any) -> bytes | None:
-    """Return the nonce as bytes; None for an empty one.
+    """Return the nonce as bytes; None for an empty nonce.
 
-    :raises NetspaceError: when it is not hex. Also when it is a number: Salt's command line drops a number's leading
-        zeros.
+    :raises NetspaceError: when the nonce is not hex, or is a number, because Salt's command line drops the leading
+        zeros of a number.
     """
     if text == "" or text is None:
         return None

@@ -1,14 +1,16 @@
-"""
-A fleet in one declaration, on the master
+"""A fleet in one declaration, on the master
 =========================================
 
-``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
-it. ``plan`` shows what would change on all hosts, ``apply`` does exactly that, ``drift`` shows what changed by hand.
-``rollout`` applies a plan batch by batch. ``replace`` puts another machine in a host's place, and ``drain`` moves
-environments away from a host. ``watch`` shows what applies do as they do it. ``slice`` shows what one minion gets.
-``status``, ``list`` and ``explain`` ask the hosts for their state. ``can``, ``paths_to`` and ``graph`` show who may
-reach whom. The declaration's file is named in the master's configuration, under ``ext_pillar``: see the page on fleets.
-On a refusal, the command's exit status is 1.
+- ``check`` checks the declaration, and ``slice`` shows the part of it that one minion gets.
+- ``join`` brings hosts into the fleet, ``leave`` takes them out, ``replace`` puts another machine in a host's place,
+  and ``drain`` moves environments away from a host.
+- ``plan`` shows the changes on all hosts, ``apply`` makes exactly these changes, and ``rollout`` makes them batch by
+  batch. ``drift`` shows manual changes. ``watch`` shows the progress of applies.
+- ``status``, ``list`` and ``explain`` ask the hosts for their state. ``can``, ``paths_to`` and ``graph`` show who may
+  reach whom.
+
+The master's configuration names the declaration's file under ``ext_pillar``: see the page on fleets. On a refusal, the
+command's exit status is 1.
 """
 
 from __future__ import annotations
@@ -61,12 +63,16 @@ def __virtual__() -> str:
 
 
 def check() -> dict[str, Any]:
-    """
-    Check the declaration of the whole fleet; change nothing.
+    """Check the declaration of the whole fleet. Changes nothing.
 
-    Return ``ok`` and the numbers of hosts, environments and links; ``problems``, each with file, path and reason;
-    ``missing``: things that the fleet waits for, though the declaration is right; and ``moves``: environments whose
-    hosts change, with the reason. A declaration with problems isn't put in force. The exit status is then 1.
+    Return
+
+    - ``ok``, and the numbers of hosts, environments and links;
+    - ``problems``, each with file, path and reason;
+    - ``missing``: things that the fleet still needs although the declaration is valid;
+    - ``moves``: environments whose hosts change, with the reason.
+
+    If there are problems, the exit status is 1, and the declaration isn't put in force.
 
     CLI Example:
 
@@ -79,8 +85,7 @@ def check() -> dict[str, Any]:
 
 
 def slice_(minion: str) -> dict[str, Any]:
-    """
-    Return a minion's slice: the pillar that this minion, and no other, gets from the fleet's declaration.
+    """Return a minion's slice: the pillar that only this minion gets from the fleet's declaration.
 
     CLI Example:
 
@@ -95,24 +100,24 @@ def slice_(minion: str) -> dict[str, Any]:
     def found() -> dict[str, Any]:
         answer = _declaration().answer(str(minion))
         if answer.pillar is None:
-            raise NetspaceError(f"{minion} gets nothing of the fleet; declare it under hosts, or plan and apply")
+            raise NetspaceError(f"{minion} gets no pillar of the fleet; declare it under hosts, or plan and apply")
         return answer.pillar
 
     return _answer(found)
 
 
 def status(timeout: int = SECONDS) -> dict[str, Any]:
-    """
-    Return the state of each host, and what needs attention there, the most important first.
+    """Return the state of each host, and the things that need attention there, the most important first.
 
-    All hosts are asked at once, and answer within ``timeout`` seconds or are named as ``unseen``. The function shows
-    what the declaration's files say now. If they have problems, it shows what is in force, with a note.
+    The master asks all hosts at once. A host that doesn't answer within ``timeout`` seconds is ``unseen``. The expected
+    state is that of the declaration's present files. If these have problems, it is that of the declaration in force,
+    and the result has a note.
 
-    Return ``hosts``. Each has ``state`` (``well``, ``attention`` or ``unseen``), ``trust``, the number of
-    ``environments`` that are ``expected`` there and that are ``well``, and ``attention``. Trust has ``level``,
-    ``evidence`` (the time of the evidence) and ``why``; ``by`` tells whose word it is: that of the ``master``'s
-    verifier, or the ``host``'s own. ``nowhere`` has the environments that no host runs, with the reason. **All other
-    words are the host's own.** The answers are signed, so no minion answers for another.
+    Return ``hosts``, and ``nowhere``: the environments that no host runs, with the reason. Each host has ``state``
+    (``well``, ``attention`` or ``unseen``), ``trust``, ``environments`` (the number that are ``expected`` on the host,
+    and the number that are ``well``), and ``attention``. Trust has ``level``, ``evidence`` (the time of the evidence),
+    ``why``, and ``by`` (the source: the ``master``'s verifier, or the ``host`` itself). **Everything except trust by
+    the** ``master`` **is the host's own claim.** Each minion signs its answer, so no minion can answer for another.
 
     The exit status is 1 if anything needs attention.
 
@@ -130,12 +135,12 @@ def status(timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def list_(timeout: int = SECONDS) -> dict[str, Any]:
-    """
-    Return each environment of the fleet on each of its hosts, with its state; those that need attention first.
+    """Return each environment of the fleet on each of its hosts, with its state.
 
-    Return a list, ``environments``. Each row has ``environment``, ``host``, ``mark`` (``well``, ``odd``, ``bad``,
-    ``off``: stopped as declared, or ``unknown``: the host did not answer), ``state``, ``health``, ``since``,
-    ``restarts``, and ``text``, the reason. The words are the hosts' own, as those of ``status``.
+    Return a list, ``environments``, with the rows that need attention first. Each row has ``environment``, ``host``,
+    ``mark`` (``well``; ``odd``: needs attention, for example during an update; ``bad``; ``off``: stopped as declared;
+    ``unknown``: the host did not answer), ``state``, ``health``, ``since``, ``restarts``, and ``text``, the reason. All
+    values are the hosts' own claims.
 
     CLI Example:
 
@@ -150,11 +155,11 @@ def list_(timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
-    """
-    Explain why an environment runs on its hosts and on no others, and why it works there or doesn't.
+    """Explain why an environment is placed on its hosts, and why it works there or doesn't.
 
-    Return ``placement`` with the reasons, and ``hosts`` with ``netspace.explain`` of each host where it should run; or
-    an ``error``, if the host doesn't answer in time. Log lines and states are the hosts' own words.
+    Return ``placement`` with the reasons, and ``hosts``: for each host where the environment should run, the result of
+    ``netspace.explain``, or an ``error`` if the host doesn't answer in time. Log lines and states are the hosts' own
+    claims.
 
     CLI Example:
 
@@ -163,7 +168,7 @@ def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
         salt-run --out=netspace netspace_fleet.explain web
 
     environment
-        Its name.
+        The environment's name.
 
     timeout
         Seconds to wait for answers. Defaults to 20.
@@ -181,10 +186,10 @@ def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def can(source: str, target: str) -> dict[str, Any]:
-    """
-    Tell whether one end of the fleet may reach another by messages or packets, and by which rule of the declaration.
+    """Return whether a source in the fleet may reach a target by messages or packets, and by which rules.
 
-    Return the keys of ``netspace.can``. The answer is that of the declaration's files as they are now.
+    Return the same keys as ``netspace.can``. The answer is computed from the present content of the declaration's
+    files.
 
     CLI Example:
 
@@ -197,16 +202,16 @@ def can(source: str, target: str) -> dict[str, Any]:
         An environment (all its replicas), one replica (``web@h1``), or an address or network outside.
 
     target
-        Likewise. One of the two must be an environment.
+        The same forms as for ``source``. Source or target must be an environment.
     """
     return _answer(lambda: fleet_state.reach(_declaration()).can(source, target))
 
 
 def paths_to(end: str) -> dict[str, Any]:
-    """
-    Return everything in the fleet that may reach an end, directly or through other environments.
+    """Return all sources in the fleet that may reach a target, directly or through other environments.
 
-    Return the keys of ``netspace.paths_to``. The answer is that of the declaration's files as they are now.
+    Return the same keys as ``netspace.paths_to``. The answer is computed from the present content of the declaration's
+    files.
 
     CLI Example:
 
@@ -215,7 +220,7 @@ def paths_to(end: str) -> dict[str, Any]:
         salt-run --out=netspace netspace_fleet.paths_to vault
 
     end
-        An environment (all its replicas), one replica (``vault@h2``), or an address or network outside.
+        The target: an environment (all its replicas), one replica (``vault@h2``), or an address or network outside.
     """
     return _answer(lambda: fleet_state.reach(_declaration()).paths_to(end))
 
@@ -223,33 +228,33 @@ def paths_to(end: str) -> dict[str, Any]:
 def graph(
     form: str = "mermaid", format: str = "", live: bool = False, plan: str = "", timeout: int = SECONDS
 ) -> str | dict[str, Any]:
-    """
-    Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
+    """Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
 
-    It shows the declaration's files as they are now; with ``live``, the state of hosts, environments and links as well.
-    Equal declarations have equal pictures.
+    The picture shows the present content of the declaration's files; with ``live``, also the state of hosts,
+    environments and links. Equal declarations give equal pictures.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run --out=netspace_text netspace_fleet.graph
-        salt-run --out=netspace_text netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
-        salt-run --out=netspace_text netspace_fleet.graph format=html live=True > fleet.html
-        salt-run --out=netspace_text netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
+        salt-run --out=newline_values_only netspace_fleet.graph
+        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
+        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,
-        filters, and the details of each thing. Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which loads no other file. It has a
+        search, filters, and details. Defaults to ``mermaid``.
 
     format
-        The same as ``form``, and counts before it.
+        Another name for ``form``. If both are given, ``format`` counts.
 
     live
         Ask all hosts for their state, as ``status`` does. Only ``html`` shows it. Defaults to ``False``.
 
     plan
-        The id of a plan (``netspace_fleet.plan``). What it adds, changes and removes is marked. Only ``html`` shows it.
+        The id of a plan (``netspace_fleet.plan``). The picture marks what the plan adds, changes and removes. Only
+        ``html`` shows this.
 
     timeout
         Seconds to wait for answers. Defaults to 20.
@@ -267,17 +272,19 @@ def graph(
 
 
 def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
-    """
-    Bring hosts into the fleet. Joining a host again changes nothing, or does what was still missing.
+    """Bring hosts into the fleet. Joining a host again completes the missing steps.
 
-    For each host: the master certifies the host's authority, which makes its own key and keeps it
-    (``netspace_link.certify``). It learns the public half of the host's names key (``netspace_link.public_key``). If
-    the host's ``attestation`` has ``verifier: master``, it enrols the host's TPM and attests it. Then the declaration
-    is put in force with these facts, and hosts with sealed links to or from the new ones exchange their keys
-    (``netspace_link.exchange_seals``).
+    For each host, the master
 
-    Return for each host ``changes``, and ``missing`` with the remedies. The exit status is 1 if a host can't join. It
-    is 0 if only something is still missing.
+    1. issues the certificate of the host's authority, whose key stays on the host (``netspace_link.certify``);
+    2. reads the public half of the host's key for links (``netspace_link.public_key``);
+    3. enrols the host's TPM and attests the host, if the host's ``attestation`` has ``verifier: master``.
+
+    Then the master puts the declaration in force with these facts. Hosts with sealed links to or from the new hosts
+    exchange their keys (``netspace_link.exchange_seals``).
+
+    Return for each host ``changes``, and ``missing`` (steps that can't be done yet) with the remedies. The exit status
+    is 1 if a host can't join. Missing steps alone don't change the exit status.
 
     CLI Example:
 
@@ -309,13 +316,12 @@ def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
 
 
 def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
-    """
-    Take hosts out of the fleet. After the next apply, no other host has links to or from them.
+    """Take hosts out of the fleet. After the next apply, no other host has links to or from them.
 
-    It works whatever state the declaration is in: if it has problems, the hosts are taken out of the slices in force,
-    and there is a ``warning``. Return for each host whether it had joined (``left``), and the hosts that have to apply
-    their pillar. The exit status is 1 if a host has an ``error``. To have its environments placed elsewhere, take the
-    host out of the declaration, too.
+    If the declaration has problems, the hosts are taken out of the slices in force, and the result has a ``warning``.
+    Return for each host whether it had joined (``left``), and the hosts that have to apply their pillar. The exit
+    status is 1 if a host has an ``error``. To place a host's environments on other hosts, also take the host out of the
+    declaration.
 
     CLI Example:
 
@@ -328,7 +334,8 @@ def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any
         Names of hosts, or ids of their minions.
 
     release
-        Whether another machine may get the host's trust domain. **It revokes nothing**: see ``netspace_link.release``.
+        Whether another machine may get the host's trust domain. **This revokes nothing**: see
+        ``netspace_link.release``.
     """
     arguments.refuse_others(others)
 
@@ -340,16 +347,16 @@ def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any
 
 
 def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
-    """
-    Return what an apply would change on all hosts, or on some. Changes nothing.
+    """Return the changes that an apply would make on all hosts, or on some hosts. Changes nothing.
 
-    Each host tells the dry run of its own states. Equal changes are one entry, with the things and hosts that have it.
+    Each host returns a dry run of its own states. Equal changes are one entry, with the names of the changed things and
+    of the hosts.
 
     Return ``plan``, the id for :py:func:`apply`; ``counts``; ``changes``, each with ``kind``, ``action``, ``changes``
-    by key, ``reason`` and ``places`` (each of ``names`` on each of ``hosts``); ``withheld``, what hosts leave out on
-    purpose; ``without_plan``, hosts by the reason for which they have no plan; and ``moves``. The id is a hash of all
-    hosts' plans. If the declaration has ``apply: planned``, the plan is that of the declaration's files as they are
-    now, which give no host anything yet.
+    by key, ``reason`` and ``places`` (each of ``names`` on each of ``hosts``); ``withheld``, the things that hosts
+    omit, for example for lack of trust; ``without_plan``, hosts without a plan, by reason; and ``moves``. The id is a
+    hash of all hosts' plans. If the declaration has ``apply: planned``, the plan is made from the present content of
+    the declaration's files, which is not in force yet.
 
     CLI Example:
 
@@ -359,7 +366,7 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
         salt-run --out=json netspace_fleet.plan h1 h2
 
     hosts
-        Names of hosts, or ids of their minions. Without any, all.
+        Names of hosts, or ids of their minions. By default, all hosts.
 
     timeout
         Seconds that a host may take.
@@ -369,12 +376,11 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
 
 
 def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
-    """
-    Apply exactly a plan. A host whose plan is no longer the same refuses, changes nothing, and is named.
+    """Apply exactly a plan. A host whose plan has changed refuses, changes nothing, and is named in the result.
 
-    Each host computes its plan again, under the lock under which it applies it. Return ``applied``, the plan's id;
-    ``counts``; ``done`` and ``failed``, hosts by reason. The exit status is 1 if a host failed. Repeated, it does what
-    was left.
+    Each host computes its plan again and applies it under the same lock. Return ``applied``, the plan's id; ``counts``;
+    ``done`` and ``failed``, hosts by reason. The exit status is 1 if a host failed. A repeated call does the remaining
+    work.
 
     CLI Example:
 
@@ -387,7 +393,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
         The id from :py:func:`plan`.
 
     hosts
-        Hosts of the plan. Without any, all.
+        Hosts of the plan. By default, all.
 
     timeout
         Seconds that a host may take.
@@ -406,12 +412,12 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
 
 
 def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
-    """
-    Return what differs on hosts though nothing new is declared: what was changed by hand, is gone, or ended.
+    """Return the differences between hosts and their last apply: manual changes, missing things, ended programs.
 
-    Return the keys of :py:func:`plan`, with ``drift`` in place of ``plan``. If anything differs, or a host does not
-    answer, the exit status is 1, and Salt's bus has an event ``netspace/fleet/drift`` with ``drift``, ``counts``, and
-    ``hosts``, the first 100 that differ. The id stays the same as long as the differences do.
+    Return the same keys as :py:func:`plan`, with ``drift`` in place of ``plan``. If anything differs, or a host does
+    not answer, the exit status is 1, and Salt's bus has an event ``netspace/fleet/drift`` with ``drift``, ``counts``,
+    and ``hosts`` (the first 100 hosts that differ). The id ``drift`` stays the same as long as the differences stay the
+    same.
 
     CLI Example:
 
@@ -420,7 +426,7 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
         salt-run --out=netspace netspace_fleet.drift
 
     hosts
-        Names of hosts, or ids of their minions. Without any, all.
+        Names of hosts, or ids of their minions. By default, all hosts.
 
     timeout
         Seconds that a host may take.
@@ -439,12 +445,15 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
 
 
 def diff(first: str, second: str) -> dict[str, Any]:
-    """
-    Tell what differs between two plans. Changes nothing, and asks no host.
+    """Return the differences between two plans. Changes nothing, and asks no host.
 
-    Return ``dropped`` (what the first plan alone would do) and ``added`` (the second alone), in the form of ``changes``
-    of :py:func:`plan`; ``without_plan`` and ``with_plan``, hosts that have a plan in one of them alone; and
-    ``redeclared``, hosts whose declaration differs though the steps are the same.
+    Return
+
+    - ``dropped`` and ``added``: changes that only the first plan has, and changes that only the second plan has, in the
+      form of ``changes`` of :py:func:`plan`;
+    - ``without_plan`` and ``with_plan``: hosts that have a plan only in the first, and hosts that have one only in the
+      second;
+    - ``redeclared``: hosts with equal steps but a different declaration.
 
     CLI Example:
 
@@ -489,16 +498,17 @@ def rollout(
     timeout: int = 900,
     test: bool = False,
 ) -> dict[str, Any]:
-    """
-    Apply exactly a plan, batch by batch, and judge each batch before the next one. Or show the last rollout.
+    """Apply exactly a plan, batch by batch, and judge each batch before the next one; or show the last rollout.
 
     Without a plan's id, return the state of the last rollout: ``plan``; ``state`` (``running``, ``paused``,
-    ``interrupted``, ``stopping``, ``done`` or ``stopped``); ``hosts``, the number of them in each state; ``bad``, the
-    hosts that are not known to be good; ``failed`` and ``held``, hosts with their reasons; and ``why`` it stopped. With
-    an id, return that when the rollout has ended or is paused. The exit status is 1 unless all hosts are good then.
+    ``interrupted``, ``stopping``, ``done`` or ``stopped``); ``hosts``, the number of hosts in each state; ``bad``, the
+    hosts that are not known to be good; ``failed`` and ``held``, hosts with their reasons; and ``why`` the rollout
+    stopped. With a plan's id, return the same when the rollout has ended or is paused. The exit status is 0 only if all
+    hosts are good at that time.
 
-    A line for each step of each host goes to stderr, and an event to Salt's bus, with the tag
-    ``netspace/fleet/rollout/<plan>/<host>``. The page on fleets tells the order, the gate and the bound of bad hosts.
+    For each step of each host, the function writes a line to stderr and sends an event with the tag
+    ``netspace/fleet/rollout/<plan>/<host>``. The page on fleets explains the order of hosts, the gate, and the limit of
+    bad hosts.
 
     CLI Example:
 
@@ -513,13 +523,13 @@ def rollout(
         The id from :py:func:`plan`.
 
     canary, step, max_fail, settle, deadline, gate
-        In place of the declared values of ``rollout``. ``gate=none`` judges nothing.
+        Values to use in place of those under ``rollout`` in the declaration. ``gate=none`` judges nothing.
 
     timeout
         Seconds that a host may take for each step.
 
     test
-        Whether to show the batches, and begin nothing.
+        True: show the batches, and begin nothing.
     """
 
     def done() -> dict[str, Any]:
@@ -539,8 +549,7 @@ def rollout(
 
 
 def pause() -> dict[str, Any]:
-    """
-    Have the rollout pause once the batch that is under way is judged; return its state.
+    """Pause the rollout after the present batch is judged; return the rollout's state.
 
     CLI Example:
 
@@ -552,10 +561,9 @@ def pause() -> dict[str, Any]:
 
 
 def resume(timeout: int = 900) -> dict[str, Any]:
-    """
-    Go on with the rollout that was paused, or whose process was killed; return its state at the end.
+    """Continue a rollout that was paused or whose process was killed; return its state at the end.
 
-    A host that was found good isn't asked again.
+    Hosts that were found good aren't asked again.
 
     CLI Example:
 
@@ -570,10 +578,9 @@ def resume(timeout: int = 900) -> dict[str, Any]:
 
 
 def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
-    """
-    Stop the rollout for good, whether it runs, is paused or was killed; return its state.
+    """Stop the rollout for good, whether it runs, is paused or was killed; return its state.
 
-    Hosts that are not known to be good get back what they had.
+    Hosts that are not known to be good get their previous declaration back.
 
     CLI Example:
 
@@ -583,7 +590,7 @@ def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
         salt-run netspace_fleet.stop take_back=True
 
     take_back
-        Whether the good hosts of the last batch get back what they had, too.
+        Whether the good hosts of the last batch get their previous declaration back, too.
 
     timeout
         Seconds that a host may take for each step.
@@ -592,15 +599,14 @@ def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
 
 
 def watch(timeout: int = 0) -> dict[str, Any]:
-    """
-    Show what applies do on all hosts, and what they change, as it happens.
+    """Show the steps and changes of applies on all hosts as they happen.
 
-    A line for each goes to stderr: what an apply is at (``h1: starting web``), and each change (``h1: create
-    environment web``). Nothing is shown of what happened before. Return the numbers of ``changes`` and of ``failures``.
+    The function writes a line to stderr for each step of an apply (``h1: starting web``) and for each change (``h1:
+    create environment web``). Earlier steps are not shown. Return the numbers of ``changes`` and of ``failures``.
 
-    Hosts send these as events, with the tags ``netspace/apply/<minion>/doing`` and ``netspace/apply/<minion>/changed``.
-    Any minion can forge them, also in another minion's name: ask a host itself with ``netspace_fleet.status``, whose
-    answer is signed.
+    Hosts send steps and changes as events, with the tags ``netspace/apply/<minion>/doing`` and
+    ``netspace/apply/<minion>/changed``. Any minion can forge such events, also in another minion's name. The answers to
+    ``netspace_fleet.status`` are signed.
 
     CLI Example:
 
@@ -610,7 +616,7 @@ def watch(timeout: int = 0) -> dict[str, Any]:
         salt-run netspace_fleet.watch timeout=60
 
     timeout
-        Whole seconds after which to end, 3600 at most. Defaults to 0: end at Ctrl-C.
+        Seconds after which to end. Defaults to 0: end at Ctrl-C.
     """
     return _answer(lambda: _watched(None if timeout == 0 else arguments.seconds(timeout)))
 
@@ -661,13 +667,13 @@ def _edges(timeout: object) -> control.MakeEdges:
 
 
 def replace(host: str, timeout: int = 60) -> dict[str, Any]:
-    """
-    Let another machine take the place of a host. Replacing a host again changes nothing, or does what was missing.
+    """Let another machine take the place of a host. Replacing a host again completes the missing steps.
 
-    If the machine that answers hasn't the key that the master certified, or none answers, the host leaves, and its
-    trust domain and its TPM are released. Then the machine joins. A machine with the certified key only joins.
+    If the answering machine has the key that the master certified, it only joins. If it has another key, or no machine
+    answers, the old host first leaves the fleet, and its trust domain and its TPM are released; then the new machine
+    joins.
 
-    Return the keys of ``leave`` and of ``join``. The exit status is 1 if no machine can join yet.
+    Return the same keys as ``leave`` and ``join``. The exit status is 1 if no machine can join yet.
 
     CLI Example:
 
@@ -697,13 +703,11 @@ def replace(host: str, timeout: int = 60) -> dict[str, Any]:
 
 
 def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
-    """
-    Place the environments of hosts elsewhere, as far as their placement allows, until the drain is undone.
+    """Move environments away from hosts, as far as their placement rules allow, until the drain is undone.
 
-    Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: those that
-    can't, with the reason; ``apply``: the minions that have another pillar then; and ``join``: the hosts that
-    :py:func:`join` once they have applied, because their sealed links lead to another host. If the fleet would have a
-    problem, nothing is changed.
+    Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: the
+    environments that can't move, with the reason; and ``apply``: the minions whose pillar changes. If the drain would
+    cause a problem in the declaration, nothing is changed.
 
     CLI Example:
 
@@ -716,7 +720,7 @@ def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
         Names of hosts, or ids of their minions.
 
     undo
-        Whether these hosts may have environments again. Nothing moves back by itself.
+        True: let these hosts have environments again. No environment moves back by itself.
     """
     arguments.refuse_others(others)
     return _answer(lambda: draining.drain(_declaration(), hosts, undo=undo))
@@ -731,9 +735,10 @@ def _now(timeout: object) -> tuple[fleet_status.Expected, fleet_status.Now]:
 
 
 def _verdicts() -> dict[str, Any]:
-    """Return the state of each minion by the master's verifier; none if it never judged any.
+    """Return the attestation state of each minion; empty if the master's verifier never judged a minion.
 
-    If the verifier has no key, ``netspace_attestation.status`` would make one, so it isn't called then.
+    The function does not call ``netspace_attestation.status`` for a verifier without a key, because the call would make
+    a key.
     """
     found: dict[str, Any] = __salt__["netspace_attestation.status"]() if fleet_state.verifies(__opts__) else {}
     return found

@@ -1,12 +1,11 @@
-"""
-The root of a fleet's links on the master
+"""The root of a fleet's links on the master
 =========================================
 
 Hosts with links between them trust one root certificate. Below the root, each host has an authority, which can issue
 only names of that host. ``certify`` issues the certificate of a minion's authority over Salt's bus; the authority's key
-never leaves the minion. ``sign`` does the same for a host without a master, or on the machine that keeps the root.
-``exchange_seals`` exchanges the keys for sealed links between hosts. On a refusal, a function returns ``error``, and
-the command's exit status is 1.
+never leaves the minion. ``sign`` issues such a certificate for a host without a master, or on the machine that keeps
+the root. ``exchange_seals`` exchanges the keys for sealed links between hosts. On a refusal, a function returns
+``error``, and the command's exit status is 1.
 
 The master's configuration may have (this is the default)::
 
@@ -54,31 +53,29 @@ def root() -> Any:
 
 
 def sign(request: str, trust_domain: str) -> Any:
-    """
-    Return the certificate (PEM) of a host's authority, followed by the root's.
+    """Return the certificate (PEM) of a host's authority, followed by the root's.
 
     request
-        File with the output of ``netspace_link.authority_request`` on that host.
+        File with the output of ``netspace_link.authority_request`` on the host.
 
     trust_domain
-        The host's own trust domain: its authority can issue only names in it. **The sender of the request can act as
-        that host**: make sure that it is the host.
+        The host's own trust domain. The host's authority can issue only names in this domain. **The sender of the
+        request can act as this host**: make sure that the request came from the host.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=netspace_text > h1.pem
+        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
     """
     return _answer(lambda: _signed(Path(request).read_text(), trust_domain))
 
 
 def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> Any:
-    """
-    Issue the certificate of a minion's authority and install it there; return whether it differs from the old one.
+    """Issue the certificate of a minion's authority and install it there; return whether it is a new one.
 
-    The minion makes the authority's key, and the key stays there. The next apply of the minion's links issues all
-    certificates with it.
+    The minion makes the authority's key, and the key stays there. The next apply of the minion's links makes this
+    authority issue the certificates of all environments again.
 
     minion
         The minion's id; no pattern.
@@ -109,8 +106,7 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
 
 
 def certified() -> Any:
-    """
-    Return the host's key (SHA-256 of its SubjectPublicKeyInfo) for each issued trust domain.
+    """Return, for each issued trust domain, the key of the host's authority (SHA-256 of SubjectPublicKeyInfo).
 
     CLI Example:
 
@@ -122,12 +118,13 @@ def certified() -> Any:
 
 
 def release(trust_domain: str) -> Any:
-    """
-    Release a trust domain: the next host that requests it gets it; return ``True``. Use this for a host that was
-    reinstalled and has lost its key.
+    """Release a trust domain, so that the next host that requests it gets it; return ``True``.
 
-    **It revokes nothing**: anybody with the old key can act as that host until its certificate ends, two years after
-    ``certify``. If somebody else may have that key, don't release the trust domain; give the new host another one.
+    Call this function for a host that was reinstalled and has lost its key.
+
+    **The function revokes nothing**: anybody with the old key can act as the host until its certificate ends, two years
+    after ``certify``. If somebody else may have the old key, don't release the trust domain; give the new host another
+    one.
 
     trust_domain
         The trust domain of the old host.
@@ -147,18 +144,17 @@ def release(trust_domain: str) -> Any:
 
 
 def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60) -> dict[str, Any]:
-    """
-    Exchange the keys for sealed links between hosts.
+    """Exchange the keys for sealed links between hosts.
 
     Return ``exchanged`` (for each host, the other hosts whose new keys it got) and ``problems``. If there are problems,
     the exit status is 1.
 
     The keys are public, and the master can't forge them: each host verifies the others' keys by the root that it
-    trusts. Call this for new sealed links between hosts, and then once a day by a schedule: a key is valid for 90 days
-    and renewed after 30.
+    trusts. Call this function for new sealed links between hosts, and then once a day by a schedule: a key is valid for
+    90 days, and renewed after 30 days.
 
     target, tgt_type
-        All minions with sealed links to or from other hosts. It is not enough to name some of them.
+        Salt target and its type. The target must match all minions with sealed links to or from other hosts.
 
     timeout
         Seconds to wait for each answer of the minions.

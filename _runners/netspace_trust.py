@@ -1,10 +1,9 @@
-"""
-Trust in a fleet's hosts, on the master
+"""Trust in a fleet's hosts, on the master
 =======================================
 
 ``look`` reads the results of ``netspace_attestation``. It cuts the links of hosts that the master distrusts, restores
-them when trust is back, and tells the minions concerned. A schedule and a reactor call it: see the page on trust in a
-fleet's hosts.
+the links when the master trusts these hosts again, and tells the minions concerned. A schedule and a reactor call
+``look``: see the page on trust in a fleet's hosts.
 """
 
 from __future__ import annotations
@@ -40,19 +39,24 @@ def __virtual__() -> str:
 
 
 def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
-    """
-    Look at the trust in hosts that the master judges (``attestation: {verifier: master}``). Cut all links between other
-    hosts and those that it distrusts, restore them when it trusts a host again, and have the minions concerned revise
-    their links.
+    """Cut the links of hosts that the master distrusts, and restore the links of hosts that it trusts again.
 
-    The master goes by its own results alone, so it doesn't matter who asks for a look. A look at all hosts also
-    attests those again whose result has expired, and tells minions again that did not answer. A host that doesn't
-    answer is distrusted five minutes later.
+    This concerns hosts that the master judges (``attestation: {verifier: master}``). A cut removes all links between
+    the distrusted host and other hosts. The function tells the minions concerned to revise their links.
 
-    Return the number of judged ``hosts``; ``distrusted``: by host ``state``, ``kind`` (``judged`` or ``expired``),
-    ``code``, ``reason``, ``since``, and its links that are ``cut`` and only ``reported``; ``asked_again``: since when a
-    host's result has expired; and ``waiting``: minions that still have to revise their links, with the reason. The exit
-    status is 0 if no host is distrusted and no minion waits.
+    Only the master's own attestation results decide, so it doesn't matter who calls this function. Without ``hosts``,
+    it also attests hosts again whose result has expired, and again tells the minions that did not answer. A host that
+    doesn't answer is distrusted five minutes later.
+
+    Return
+
+    - ``hosts``: the number of judged hosts;
+    - ``distrusted``: for each distrusted host, ``state``, ``kind`` (``judged`` or ``expired``), ``code``, ``reason``,
+      ``since``, and the host's links that are ``cut`` or only ``reported``;
+    - ``asked_again``: for each host whose result has expired, the time of expiry;
+    - ``waiting``: minions that still have to revise their links, with the reason.
+
+    The exit status is 0 if no host is distrusted and no minion waits.
 
     CLI Example:
 
@@ -62,7 +66,7 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
         salt-run netspace_trust.look h2
 
     hosts
-        Names of hosts, or ids of minions. Other names are ignored. None: all hosts.
+        Names of hosts, or ids of minions. Other names are ignored. By default, all hosts.
 
     timeout
         Seconds to wait for each answer of minions.
@@ -76,8 +80,7 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """
-    Return what ``look`` returns, as of the last look. It looks at no host and tells no minion.
+    """Return the result of the last ``look``. Changes nothing, and asks no minion.
 
     CLI Example:
 

@@ -1,10 +1,8 @@
-"""
-Isolated environments as states
+"""Isolated environments as states
 ===============================
 
-An environment is one isolated program. It shares nothing with another environment:
-no file, no interface, no memory. The only way to talk is a link, see
-:py:mod:`netspace_link <netspace.states.netspace_link>`.
+An environment is one isolated program. It shares no file, interface or memory with another environment. Environments
+can communicate only through a link, see :py:mod:`netspace_link <netspace.states.netspace_link>`.
 
 Everything that ``pillar:netspace:environments`` declares, in one state:
 
@@ -64,23 +62,22 @@ def _host() -> Host:
 
 
 def _told(*states: dict[str, Any]) -> dict[str, Any]:
-    """Return the first of *states*; if any state has changes, first tell Salt to refresh its targets."""
+    """Return the first of *states*. If any of *states* has changes, first tell Salt to refresh its targets."""
     if any(state["changes"] for state in states) and not __opts__["test"]:
         declared.tell_targets(__salt__, __opts__, __pillar__)
     return states[0]
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """
-    Ensure that all declared environments run as declared (or are stopped, with ``state: stopped``), and that no
-    others exist.
+    """Ensure that all declared environments run (or are stopped, with ``state: stopped``) and no others exist.
 
-    An environment is restarted only if one of its own keys changed and needs a restart;
-    ``changes`` names the key. An environment that demands more trust than this host has is not
-    started, and is stopped if it runs. It fails; the others don't.
+    An environment is restarted only if a change of its own declaration needs a restart; ``changes`` names the changed
+    key. An environment that demands more trust than this host has is not started, and is stopped if it runs. Its result
+    is then a failure; other environments are not affected.
 
-    The result has a row for each environment, with its own result, comment and changes. The changes of the state
-    itself only name them. ``netspace.rows`` in the minion's configuration is the greatest number of rows (100).
+    The result has a row for each environment, with its own result, comment and changes. The state's own changes only
+    have the names of changed environments. ``netspace.rows`` in the minion's configuration limits the number of rows
+    (default 100).
 
     name
         Any text.
@@ -109,20 +106,19 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
 
 def running(name: str, **kwargs: Any) -> dict[str, Any]:
-    """
-    Ensure that an environment exists as declared, and runs.
+    """Ensure that an environment exists as declared, and runs.
 
     name
-        Its name: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
+        The environment's name: 1 to 48 characters of ``a-z``, ``0-9``, ``-`` and ``_``.
 
     image
-        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``. A file may be
-        on Salt's file server: ``tar:salt://images/shop.tar``. It is fetched when the master's hash of
-        it changed, and must have that hash.
+        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``. A file may be on Salt's file
+        server: ``tar:salt://images/shop.tar``. The minion fetches the file when the master's hash of the file has
+        changed. The fetched file must have this hash.
 
     kernel
-        In place of an image: the absolute path of a unikernel's file. ``args`` are its arguments; its interface, if
-        any, must be of kind ``tap``.
+        In place of an image: the absolute path of a unikernel's file. ``args`` are the unikernel's arguments; the
+        environment's interface, if any, must be of kind ``tap``.
 
     source_hash
         ``sha256:<hex>`` that the source must have; see :py:func:`netspace_image.present
@@ -132,41 +128,41 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Argument vector, in place of an ``oci`` image's Entrypoint **and** Cmd (as ``command`` in Kubernetes).
 
     args
-        Arguments after ``command``; without ``command``, after the image's Entrypoint in place of its Cmd.
+        Arguments after ``command``. Without ``command``, they replace the image's Cmd and follow its Entrypoint.
 
     env
-        Variables of the program. **Don't put secrets here**; they can be read from the
-        minion's cache.
+        Variables of the program. **Don't put secrets here**; they can be read from the minion's cache.
 
     user
-        User and group id inside, 1 to 65535. By default, the ``oci`` image's user unless that is root, else 1000.
+        User and group id inside, 1 to 65535. By default, the user of the ``oci`` image; 1000 if the image has no user,
+        or root.
 
     working_dir
-        By default, the ``oci`` image's, else ``/``.
+        Working directory of the program. By default, the ``oci`` image's, or ``/`` if there is none.
 
     limits
-        ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files``
-        (1024 per process), ``shm`` (16M), ``tmp`` (64M), ``disk`` (of the writable layer; **by default
-        as much as the host's disk has**), ``io`` (``read``, ``write``, ``read_ops``, ``write_ops`` per second).
+        ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files`` (1024 per process), ``shm`` (16M),
+        ``tmp`` (64M), ``disk`` (size of the writable layer; **by default limited only by the host's disk**), ``io``
+        (``read``, ``write``, ``read_ops``, ``write_ops`` per second).
 
     interface
-        ``{kind: none}`` (default) or ``{kind: veth, ...}``, see
-        :py:func:`netspace_interface.present <netspace.states.netspace_interface.present>`.
+        ``{kind: none}`` (default) or ``{kind: veth, ...}``, see :py:func:`netspace_interface.present
+        <netspace.states.netspace_interface.present>`.
 
     volumes
-        List of ``{target, source, read_only}``: a host folder, which belongs to one environment only; or of
-        ``{target, size, read_only}``: a file system of that size, which netspace keeps.
+        List of ``{target, source, read_only}``: a host folder, which only one environment may use; or of ``{target,
+        size, read_only}``: a file system of this size, which netspace makes and keeps.
 
     read_only
-        Make the root read-only. Defaults to false: writes go to the environment's own layer.
+        Make the root file system read-only. Defaults to false: writes go to the environment's own layer.
 
     runtime
-        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, the one in
-        ``pillar:netspace:runtimes``, else ``crun`` and ``qemu``.
+        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, the runtime in
+        ``pillar:netspace:runtimes``; if there is none, ``crun`` for an image and ``qemu`` for a kernel.
 
     seccomp
-        The system call profile: ``strict`` (default), ``standard``, which adds calls that some databases
-        and older servers need, or ``file:/profile.json``: a file on the host in the format of OCI or Docker.
+        The system call profile: ``strict`` (default), ``standard``, which adds calls that some databases and older
+        servers need, or ``file:/profile.json``: a file on the host in the format of OCI or Docker.
 
     restart
         ``on-failure`` (default), ``always`` or ``never``.
@@ -175,9 +171,8 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
     settle
-        Seconds that the program must stay up before the state reports it as started; the state waits that long. A
-        program that ends before that is an error. With 0 (the default), the state waits only until the program is
-        idle, 0.1 s at most.
+        Seconds that the program must run before the state reports success; the state waits so long. If the program ends
+        earlier, the state fails. With 0 (the default), the state waits only until the program is idle, at most 0.1 s.
 
     init
         Run a small program of the host (``catatonit``) as process 1, which forwards signals and reaps orphaned
@@ -193,15 +188,16 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
 
     update
         ``{rolling: true, deadline: 60, rollback: true}``: how an environment with a health check is changed. If two
-        instances can run at the same time, the new one is started beside the old one. If it isn't healthy within the
-        deadline (seconds), the change is taken back, and this state fails.
+        instances can run at the same time, the new one is started beside the old one. If the new instance isn't healthy
+        within the deadline (seconds), netspace rolls the change back, and this state fails.
 
     attestation
-        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, the host's
+        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, the host's policy and minimum
         (``pillar:netspace:attestation``).
 
     target
-        Let Salt address it as a target (``T@netspace:MINION-NAME``) and run functions in it. Defaults to false.
+        Let Salt address the environment as a target (``T@netspace:MINION-NAME``) and run functions in it. Defaults to
+        false.
 
     Supports ``aggregate: True``: any number of these states is then applied as one batch.
     """
@@ -218,11 +214,10 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
-    """
-    Ensure that an environment exists as declared, and that its program doesn't run, neither now nor after a boot.
+    """Ensure that an environment exists as declared, and that its program runs neither now nor after a boot.
 
-    Its root, volumes, interface and links exist, and its mailbox still receives. In pillar, and in the
-    declaration of :py:func:`managed`, write ``state: stopped`` for this.
+    The environment's root, volumes, interface and links exist, and its mailbox still receives messages. In pillar, and
+    in the declaration of :py:func:`managed`, write ``state: stopped`` for this.
 
     Takes the arguments of :py:func:`running`.
 
@@ -237,13 +232,12 @@ def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
-    """
-    Wait until an environment is healthy or, without a health check, runs. Changes nothing.
+    """Wait until an environment is healthy or, without a health check, runs. Changes nothing.
 
-    Use it in requisites: a state that requires it runs only when the environment does its work.
+    Use this state in requisites: a state that requires it runs only if the environment is healthy.
 
     name
-        Its name.
+        The environment's name.
 
     timeout
         Seconds. Defaults to 60. ``test=True`` doesn't wait.
@@ -266,18 +260,17 @@ def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
 
 
 def absent(name: str, purge: bool = False) -> dict[str, Any]:
-    """
-    Ensure that an environment doesn't exist: neither its program nor its layer, links or interface.
+    """Ensure that an environment doesn't exist.
 
-    Its volumes stay.
+    Its program, layer, links and interface are removed. Its volumes stay.
 
     name
-        Its name.
+        The environment's name.
 
     purge
-        Delete the mail in its mailbox too, **and its volumes that have a size** (never a host folder), also
-        those that an environment of this name left when it was removed without ``purge``.
-        By default, unread mail is parked, and the result says so.
+        Also delete the mail in the environment's mailbox **and its volumes that have a size** (never a host folder).
+        This includes the mail and volumes that stayed when an environment of this name was removed without ``purge``.
+        By default, unread mail is kept, and the result says so.
     """
     test = bool(__opts__["test"])
     try:
@@ -322,12 +315,11 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
 
 
 def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: dict[str, Any]) -> dict[str, Any]:
-    """
-    Make one batch of all states of the same function that have ``aggregate: True``.
+    """Make one batch of all states of the same function that have ``aggregate: True``.
 
-    Each state still reports its own result and changes. A state with a requisite or a condition
-    (``require``, ``onlyif``...) is not part of the batch: it runs in its own turn, when the
-    condition can be decided.
+    Each state still reports its own result and changes. A state with a requisite or a condition (``require``,
+    ``onlyif``...) is not part of the batch: it runs separately in its normal order, when Salt can evaluate the
+    condition.
     """
     from salt.state import STATE_INTERNAL_KEYWORDS
     from salt.utils import state as state_utils

@@ -1,9 +1,8 @@
-"""
-Images of environments as states
+"""Images of environments as states
 ================================
 
-An image is built automatically when an environment needs it. These states build it earlier
-(before the hour when environments change), pin its content, or remove it.
+An image is built automatically when an environment needs it. These states build an image earlier (for example, before a
+maintenance window), pin its content, or remove it.
 
 .. code-block:: yaml
 
@@ -15,7 +14,7 @@ An image is built automatically when an environment needs it. These states build
         - source: tar:salt://images/shop.tar
         - source_hash: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
-An environment uses the image when its ``image`` is the same text as the ``source``.
+An environment uses the image if its ``image`` is the same text as the ``source``.
 """
 
 from __future__ import annotations
@@ -54,23 +53,22 @@ def _host() -> Host:
 def present(
     name: str, source: str | None = None, source_hash: str | None = None, digest: str | None = None
 ) -> dict[str, Any]:
-    """
-    Ensure that the image of a source's present content is built.
+    """Ensure that the image of a source's present content is built.
 
-    A source that did not change is neither fetched nor read again. ``test=True`` looks at the source, or
-    asks the master for its hash, but fetches nothing.
+    An unchanged source is neither fetched nor read again. ``test=True`` examines a local source, or asks the master for
+    the source's hash, but fetches nothing.
 
     name
         The source, or any text if ``source`` is given.
 
     source
-        ``<source>:<location>`` as in an environment's ``image``: ``oci:``, ``tar:``, ``erofs:``
-        and ``dir:``. A file may be on Salt's file server: ``tar:salt://images/shop.tar``,
-        ``oci:salt://images/shop.tar:orders``, ``erofs:salt://shop.erofs?saltenv=prod``.
+        ``<source>:<location>`` as in an environment's ``image``: ``oci:``, ``tar:``, ``erofs:`` and ``dir:``. A file
+        may be on Salt's file server: ``tar:salt://images/shop.tar``, ``oci:salt://images/shop.tar:orders``,
+        ``erofs:salt://shop.erofs?saltenv=prod``.
 
     source_hash
-        ``sha256:<hex>`` that the source's file must have (for an OCI layout folder: its manifest). By
-        default, a file from ``salt://`` must have the master's hash; a local file may have any.
+        ``sha256:<hex>`` that the source's file must have (for an OCI layout folder: its manifest). By default, a file
+        from ``salt://`` must have the master's hash, and a local file may have any hash.
 
     digest
         ``sha256:<hex>`` that the image must have, as :py:func:`netspace_image.list
@@ -89,11 +87,10 @@ def present(
 
 
 def absent(name: str) -> dict[str, Any]:
-    """
-    Ensure that an image doesn't exist. Refused while an environment uses it.
+    """Ensure that an image doesn't exist. The state fails while an environment uses the image.
 
     name
-        A source, a digest, or at least the first 12 digits of one.
+        A source, a digest, or at least the first 12 digits of a digest.
     """
     test = bool(__opts__["test"])
     try:

@@ -1,9 +1,8 @@
-"""
-Message-queue links as states
+"""Message-queue links as states
 =============================
 
-A link is the right of one environment to send to another's mailbox. Environments have no other connection to each
-other, and only declared links exist.
+A link is the right of one environment to send messages to the mailbox of another environment. Environments have no
+other connection to each other, and only declared links exist.
 
 .. code-block:: yaml
 
@@ -46,14 +45,13 @@ def _host() -> Host:
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """
-    Ensure that exactly the declared links exist, and that the broker runs if there is one.
+    """Ensure that exactly the declared links exist, and that this host's broker, if it has one, runs.
 
-    Undeclared links are revoked first; their senders get an error at once. Accepted mail stays until it is read (see
-    ``purge`` of :py:func:`absent`).
+    Undeclared links are revoked first; a sender on such a link gets an error at once. Accepted mail stays until it is
+    read (see ``purge`` of :py:func:`absent`).
 
-    The result has a row for each link, with its own result, comment and changes. The changes of the state
-    itself only name them. ``netspace.rows`` in the minion's configuration is the greatest number of rows (100).
+    The result has a row for each link, with its own result, comment and changes. The state's own changes only have the
+    names of changed links. ``netspace.rows`` in the minion's configuration limits the number of rows (default 100).
 
     name
         Any text.
@@ -73,11 +71,10 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
-    """
-    Ensure that a link exists.
+    """Ensure that a link exists.
 
     name
-        Any text. If ``from`` and ``to`` are not given, ``<from>.<to>``.
+        Any text if ``from`` and ``to`` are given; otherwise ``<from>.<to>``.
 
     from
         The sending environment; on another host: ``<name>@<host>``.
@@ -86,36 +83,37 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         The receiving environment; on another host: ``<name>@<host>``.
 
     as
-        A local name by which the sender's programs address the receiver, independent of its name and host.
+        A local name by which the sender's programs address the receiver. It doesn't depend on the receiver's name and
+        host.
 
     pattern
-        ``send`` (default), or ``request``: each message asks for one reply, which goes to
-        the asker alone.
+        ``send`` (default), or ``request``: each message asks for one reply, which goes only to the message's sender.
 
     seal
-        Messages and answers are signed and encrypted end to end with the environments' own keys.
+        Sign and encrypt messages and answers end to end, with the environments' own keys. Defaults to false.
 
     monitor
-        The sender's programs may watch whether a program reads the receiver's mailbox.
+        Let the sender's programs see whether a program reads the receiver's mailbox. Defaults to false.
 
     via
         For a link to or from another host. ``direct`` (default): the sender publishes to the receiver's broker and
-        learns at once whether it accepted a message. ``buffered``: the sender's host keeps a message until the other
-        host has taken it.
+        learns at once whether the broker accepted a message. ``buffered``: the sender's host keeps a message until the
+        other host has taken it.
 
     ttl
-        Seconds that a message may wait to be read; then it becomes a dead letter.
+        Seconds for which a message may wait to be read. After this time it becomes a dead letter.
 
     length
         The most messages that may wait.
 
     full
-        If ``length`` messages wait: ``reject`` (default), the sender gets an error; or ``drop-head``, the oldest
-        message becomes a dead letter.
+        What happens if ``length`` messages already wait. ``reject`` (default): the sender gets an error. ``drop-head``:
+        the oldest message becomes a dead letter.
 
     rate
         Messages per second; needs ``length``. ``rate``, ``size`` and ``content_type`` are **enforced by
-        netspace-client** at both ends; other programs must read them from their card.
+        netspace-client** at both ends; other programs must read them from their environment's file
+        ``environment.json``.
 
     size
         The most bytes of a message's body.
@@ -136,19 +134,19 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
-    """
-    Ensure that a link doesn't exist. Its sender gets an error at once.
+    """Ensure that a link doesn't exist. Its sender gets an error at once.
 
     name
-        Any text. If ``from`` and ``to`` are not given, ``<from>.<to>``.
+        Any text if ``from`` and ``to`` are given; otherwise ``<from>.<to>``.
 
     from, to
         The link's ends.
 
     purge
-        Drop mail in mailboxes to which no link delivers any more, even if this link was revoked earlier. By default
-        such mail is parked. ``changes`` (``mail``) list its owners and the number of messages, as counted by the
-        broker. If the broker hasn't counted them yet (messages of the last 10 s), they say only "mail".
+        Delete the mail in mailboxes to which no link delivers any more, even if this link was revoked earlier. By
+        default, such mail is kept. ``changes`` (``mail``) lists the owners of the mailboxes and the number of messages
+        that the broker counted. For messages of the last 10 s, which the broker may not have counted yet, it says only
+        "mail".
     """
     test = bool(__opts__["test"])
     try:

@@ -1,18 +1,23 @@
-"""The time to verify evidence, beside Keylime in the same run.
+"""The time to verify evidence, compared with Keylime in the same run.
 
-``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The boot is
-a recorded one (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB). The benchmark's own key signs it, and the
-2,000 IMA lines are generated. PYTHON imports Keylime (default: .cache/keylime/bin/python, a venv with ``pip install
-keylime cryptography jsonschema tornado sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2
-alembic pyyaml``; it needs tpm2_eventlog from Debian's tpm2-tools, and libefivar1t64 to read boot entries). Without
-Keylime, figures are compared only with their limits. Both verifiers do the same work: they check signature, nonce and
-PCR values, replay and judge the boot log, replay the list, and compare each of its lines with an allow-list. Figures
-are processor time, including that of started programs: the best of 12 rounds in which both work in turn, so that other
-work on the machine has little effect. For 10,000 hosts, Keylime's figure is 10,000 times its figure for one host with a
-boot log. netspace's figure is for hosts whose boot it remembers as good; the fleet's verifier remembers a boot for a
-day. A fleet of N hosts is attested by the runner, too, with certificates, a policy, and results in the files of
-salt.cache, but without Salt's bus and the hosts' own work. The round over 10,000 hosts is simulated: real scheduling,
-and a clock that jumps.
+``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. PYTHON
+imports Keylime (default: .cache/keylime/bin/python, a venv with ``pip install keylime cryptography jsonschema tornado
+sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; it needs tpm2_eventlog
+from Debian's tpm2-tools, and libefivar1t64 to read boot entries). Without Keylime, figures are compared only with their
+limits.
+
+The evidence: a recorded boot (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB) that the benchmark's own key
+signs, and 2,000 generated lines of an IMA list. Both verifiers do the same work: they check signature, nonce and PCR
+values, replay and appraise the boot log, replay the IMA list, and compare each of its lines with an allow-list.
+
+Figures are processor time, including that of started programs. Each figure is the best of 12 rounds in which both
+verifiers work in turn, so that other work on the machine has little effect. For 10,000 hosts, Keylime's figure is
+10,000 times its figure for one host with a boot log. netspace's figure for 10,000 hosts assumes that each host's boot
+is remembered as good, as the fleet's verifier does for a day.
+
+A fleet of N hosts is also attested by the runner, with certificates, a policy, and results in the files of salt.cache,
+but without Salt's bus and the hosts' own work. The round over 10,000 hosts is simulated, with the real scheduler and a
+clock that jumps.
 """
 
 from __future__ import annotations
@@ -67,7 +72,7 @@ def sized(data: bytes) -> bytes:
 
 
 class Tpm:
-    """A stand-in for a TPM with the recorded PCR values: it signs the same quotes."""
+    """A stand-in for a TPM with the recorded PCR values. It signs quotes as a TPM does."""
 
     def __init__(self, values: dict[int, bytes]) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -88,7 +93,7 @@ class Tpm:
         return attest, signature
 
     def values_blob(self, pcrs: tuple[int, ...]) -> bytes:
-        """Return the values as tpm2_quote -o writes them."""
+        """Return the PCR values in the form of ``tpm2_quote -o``."""
         bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
         blob = struct.pack("<IHB", 1, 0x000B, 3) + bits + bytes(2) + bytes(8 * 15)
         groups = [sorted(pcrs)[at : at + 8] for at in range(0, len(pcrs), 8)]
@@ -101,7 +106,7 @@ class Tpm:
 
 
 def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Return a list of LINES lines, and its files; the first line is the boot aggregate."""
+    """Return an IMA list of LINES lines, and its files; the first line is the boot aggregate."""
     raw, files = b"", [("boot_aggregate", aggregate)]
     files.append(("/usr/lib/systemd/systemd", hashlib.sha256(b"1").digest()))
     files += [
@@ -117,7 +122,7 @@ def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 
 def shown(raw: bytes) -> str:
-    """Return the list in the form of ascii_runtime_measurements, which Keylime reads."""
+    """Return the IMA list in the form of ascii_runtime_measurements, which Keylime reads."""
     lines = []
     for entry in ima.parse(raw):
         file = ima.file(entry)
@@ -128,7 +133,10 @@ def shown(raw: bytes) -> str:
 
 
 def best(works: Mapping[str, Callable[[], Any]], keylime: Keylime | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the seconds of processor time of each of *works*, and of Keylime's, in turn: the best of the rounds."""
+    """Return two mappings of work names to seconds of processor time, netspace's and Keylime's: the best of the rounds.
+
+    Both work in turn in each round.
+    """
     ours: dict[str, list[float]] = {name: [] for name in works}
     theirs: dict[str, list[float]] = {name: [] for name in works if keylime is not None and name != "hosts"}
     for _ in range(ROUNDS):
@@ -144,7 +152,7 @@ def best(works: Mapping[str, Callable[[], Any]], keylime: Keylime | None) -> tup
 
 
 def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[str, float], str]:
-    """Return our figures, Keylime's, and its version."""
+    """Return netspace's figures, Keylime's figures, and Keylime's version."""
     values = boot_logs.values("shim-grub")
     aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
     raw, files = made_list(aggregate)
@@ -328,7 +336,7 @@ except Refused:
 
 
 def bomb() -> float:
-    """Return the MiB of memory that the largest possible answer takes if it contains only empty lists."""
+    """Return the MiB of memory that parsing the largest permitted answer takes if it contains only empty lists."""
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(ROOT / "_utils")], capture_output=True, text=True, check=True
     )
@@ -338,7 +346,8 @@ def bomb() -> float:
 def simulated() -> dict[str, float]:
     """Simulate rounds over 10,000 hosts, with and without 500 absent and 20 dripping hosts; return simulated times.
 
-    The good hosts answer within three seconds; in the rounds called ``fast``, at once.
+    Dripping hosts send their answers very slowly. The other hosts answer within three seconds, or at once in the rounds
+    called ``fast``.
     """
     from support.attestation.simulated_round import fleet as hosts_of
     from support.attestation.simulated_round import folder, good, round_of

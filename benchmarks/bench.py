@@ -1,8 +1,8 @@
-"""Shared parts of the benchmarks: a host of their own, rounds, and the form of figures. Measures nothing itself.
+"""Shared parts of the benchmarks: sandboxes, rounds, and the form of figures. Measures nothing itself.
 
 A line compares one value with its peer, both measured in this run. Lines of *processor time* don't change on a machine
-that is busy with other work. ``target`` has the value's unit (a ratio to the peer becomes that multiple of the peer's
-value); a line without a target is for information.
+that is busy with other work. ``target`` is in the value's unit; a target that is declared as a ratio is multiplied by
+the peer's value. A line without a target is for information.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def on_a_host_of_its_own() -> None:
-    """Continue in ``scripts/sandbox``: replace this process by the sandbox, unless it runs in one already."""
+    """Continue in ``scripts/sandbox``: replace this process by the sandbox, unless it already runs in a sandbox."""
     if os.environ.get(_INSIDE):
         return
     if os.geteuid() != 0:
@@ -102,7 +102,7 @@ def processor() -> float:
 
 
 class Rounds:
-    """Measured values by name; each round adds one."""
+    """Measured values by name; each round adds a value."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -112,7 +112,10 @@ class Rounds:
 
     @contextlib.contextmanager
     def timed(self, name: str, each: int = 1) -> Iterator[None]:
-        """Record the milliseconds of the context, divided by *each*, and its processor time as ``<name> cpu``."""
+        """Measure the context's milliseconds and its processor time, both divided by *each*.
+
+        They are recorded as *name* and ``<name> cpu``.
+        """
         start, used = time.perf_counter(), processor()
         yield
         self.note(name, (time.perf_counter() - start) * 1000 / each)

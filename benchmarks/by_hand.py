@@ -1,4 +1,4 @@
-"""The peers of the benchmarks: the same objects made by hand, with the least possible work.
+"""The peers of the benchmarks: the same objects as netspace makes, made directly with the least possible work.
 
 They have no record, plan or packet filter, don't check what exists already, and sync nothing to disk. They use
 hand-packed netlink (the *floor*), system calls for namespaces and mounts, and one ``crun run``.
@@ -80,7 +80,7 @@ def plain(number: int) -> tuple[str, str]:
 
 
 def inner(number: int, host: int) -> list[bytes]:
-    """Return the messages sent inside the namespace: the pair, addresses, routes."""
+    """Return the netlink messages sent inside the namespace: the veth pair, addresses, routes."""
     v4, v6 = plain(number)
     return [
         *(pair(f"fl{number}", host), address(2, v4), address(2, v6), up(2)),
@@ -89,7 +89,7 @@ def inner(number: int, host: int) -> list[bytes]:
 
 
 def outer(number: int) -> list[bytes]:
-    """Return the messages sent in the host's namespace."""
+    """Return the netlink messages sent in the host's namespace."""
     index = socket.if_nametoindex(f"fl{number}")
     v4, v6 = plain(number)
     return [
@@ -193,11 +193,11 @@ def _ip(options: list[str], lines: list[str]) -> None:
 
 # -- one environment -------------------------------------------------------------------
 class Environment:
-    """One environment by hand: namespace, veth pair, addresses, idmapped overlay, bundle.
+    """One environment made without netspace: namespace, veth pair, addresses, idmapped overlay, bundle.
 
     :param image: where the image is mounted.
     :param config: the ``config.json`` that netspace renders, with other paths and names.
-    :param base: host id of its id 0.
+    :param base: the host's id for the environment's id 0.
     """
 
     def __init__(self, folder: Path, number: int, image: Path, config: bytes, base: int) -> None:

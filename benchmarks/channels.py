@@ -2,13 +2,13 @@
 
 usage: sudo python benchmarks/channels.py [--json | --markdown] [--channels A,B] [--slots N]
 
-It starts a host of its own (``scripts/sandbox``), with two environments of the demo's image
-(``scripts/demo-image``), without an interface or a link. Both know the start time. In each time slot, ``sender`` does
-something if the bit is 1, and ``receiver`` measures one number. The host knows the bits: half of the slots give the
-threshold between 0 and 1, and the other half is judged. With a share *e* of wrong bits, a slot carries 1 - H(e) bits
-(the capacity of a binary symmetric channel). Each channel is tried with several slot lengths; the result is the best
-rate, with its share of wrong bits. A better program gets more, by coding and better clocks, so these figures are orders
-of magnitude. On a busy machine they are lower.
+It starts a sandbox (``scripts/sandbox``) with two environments of the demo's image (``scripts/demo-image``), without an
+interface or a link. Both know the start time. In each time slot, ``sender`` does something if the bit is 1, and
+``receiver`` measures one number. The host knows the bits: half of the slots give the threshold between 0 and 1, and the
+threshold is then tested on the other half. With a share *e* of wrong bits, a slot carries 1 - H(e) bits (the capacity
+of a binary symmetric channel). Each channel is tried with several slot lengths; the result is the best rate, with its
+share of wrong bits. A better program reaches higher rates, by coding and better clocks, so these figures are orders of
+magnitude. On a busy machine they are lower.
 
 The peer is pure chance: the same measurement with a sender that does nothing.
 
@@ -186,7 +186,7 @@ def capacity(wrong: float) -> float:
 
 
 def wrong_part(bits: list[int], seen: list[float]) -> float:
-    """Return the share of wrong bits in the second half, by the best threshold of the first half."""
+    """Return the share of wrong bits in the second half of the slots, with the best threshold of the first half."""
     half = len(bits) // 2
     known = sorted(zip(seen[:half], bits[:half], strict=True))
     best, threshold, errors = half, 0.0, sum(1 for _, bit in known if not bit)  # all below the threshold are 0
@@ -198,7 +198,7 @@ def wrong_part(bits: list[int], seen: list[float]) -> float:
 
 
 class World:
-    """The two environments."""
+    """The sending and the receiving environment."""
 
     def __init__(self, folder: Path) -> None:
         from support.hosts.whole_host import IMAGE, python
@@ -253,7 +253,7 @@ class World:
         return max(found)
 
     def pages(self, cache: str) -> tuple[float, float]:
-        """Return the rate of the page cache in bits per second, and the share of wrong bits."""
+        """Return the page cache channel's rate in bits per second, and its share of wrong bits."""
         self.apply(image_cache=cache)
         bits = [random.getrandbits(1) for _ in range(PAGES)]
         for name in ("sender", "receiver"):
@@ -267,7 +267,7 @@ class World:
         return (capacity(wrong) if wrong < 0.45 else 0.0) * PAGES / took, wrong
 
     def forget(self, name: str) -> None:
-        """Have the host drop the file's pages, as root may."""
+        """Drop the file's pages from the page cache, as root on the host."""
         pid = self.host.operations.inspect(name)["pid"]
         file = os.open(f"/proc/{pid}/root{LARGE}", os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

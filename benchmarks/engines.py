@@ -23,7 +23,7 @@ NETWORK, GATEWAY = "10.222.0.0/16", "10.222.0.1/16"
 
 
 class Missing(Exception):
-    """Raised with the reason why an engine can't be measured here."""
+    """Error with the reason why an engine can't be measured here."""
 
 
 def run(command: Sequence[str], data: bytes | None = None, variables: Mapping[str, str] | None = None) -> bytes:
@@ -83,7 +83,7 @@ class Engine:
         raise NotImplementedError
 
     def create(self, name: str, number: int, ports: Sequence[int]) -> None:
-        """Start an idle container with a network, whose *ports* the host publishes.
+        """Start an idle container with a network; the host publishes its *ports*.
 
         :param number: a small number that no other container has.
         """

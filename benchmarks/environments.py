@@ -1,31 +1,30 @@
-"""The time to make environments, find them unchanged and remove them, and the cost of an idle one, with their peers.
+"""The time to make, check and remove environments, and the cost of an idle environment, compared with peers.
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It starts a host of its own (``scripts/sandbox``). Progress goes to stderr. In each round, netspace and its peers are
-measured one after the other, so that other load on this machine affects all of them. The results are medians. These are
+It starts a sandbox (``scripts/sandbox``). Progress goes to stderr. In each round, netspace and its peers are measured
+one after the other, so that other load on this machine affects all of them. The results are medians. These figures are
 compared:
 
-*one environment* -- made, run and removed: a network namespace, a veth pair with addresses and an overlay with mapped
-ids are made, ``true`` is started and ends, and all is removed. netspace does that by the library, like an apply, with
-records that survive a power cut, a packet filter, checks and the supervisor. The peer is raw crun by hand
-(``by_hand.py``): the same namespaces, addresses, mounts and ``config.json``, by bare system calls and hand-packed
-netlink, without netspace's other work. Another environment exists already, so the figure includes neither the
-supervisor's start nor the image's build. If podman and docker are installed, they run the same files with their own
-defaults, which harden less.
+*one environment* -- a network namespace, a veth pair with addresses and an overlay with mapped ids are made, ``true``
+is started and ends, and everything is removed. netspace does this by the library, like an apply, with records that
+survive a power cut, a packet filter, checks and the supervisor. The peer is crun without netspace (``by_hand.py``): the
+same namespaces, addresses, mounts and ``config.json``, by bare system calls and hand-packed netlink. Another
+environment exists already, so the figure includes neither the supervisor's start nor the image's build. If podman and
+docker are installed, they run the same files with their own defaults, which harden less.
 
 *its program alone* -- ``true`` from start to exit, by an operator's restart of an existing environment. The peer is
 ``crun run`` of the same bundle.
 
 *through Salt* -- ``salt-call state.apply netspace`` of a pillar with N environments of kind veth: all of Salt, the
-states and all four kinds. One figure is the whole time, another the time beyond ``salt-call test.ping`` (the cost of
-any call of Salt). The peer is raw crun by hand, one environment after another.
+states and all four kinds. One figure is the whole time. Another is the time minus that of ``salt-call test.ping``,
+which any call of Salt takes. The peer is crun without netspace, one environment after another.
 
 *memory* -- the host's memory for each idle environment, without the program itself: anonymous memory, kernel memory and
 files in memory of everything in the sandbox (by its memory cgroup, so that other work on this machine doesn't count),
-minus the memory of the same program outside of an environment. The peer is raw crun by hand again, which needs the same
-kernel memory for namespaces, control groups and mounts. The memory of an empty network namespace with its pair is the
-floor of both.
+minus the memory of the same program outside of an environment. The peer is again crun without netspace, which needs the
+same kernel memory for namespaces, control groups and mounts. The least possible value for both is the memory of an
+empty network namespace with its pair.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def declared(root: Path, count: int, prefix: str = "bench") -> dict[str, Any]:
 
 # -- one environment --------------------------------------------------------------------
 class One:
-    """Measure how one environment is made and removed, by netspace and by hand."""
+    """Measurements of making and removing one environment, by netspace and without it."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         from by_hand import Environment
@@ -137,7 +136,7 @@ class One:
                 hand.drop()
 
     def program(self, rounds: Rounds) -> None:
-        """Measure only the program, in an environment that exists already: ours, and crun by hand."""
+        """Measure only the program in an existing environment: netspace's, and crun's without netspace."""
         self._apply({"one": self._spec(["/bin/true"])})
         supervisor = self.host.supervisor
         with rounds.timed("program"):
@@ -151,7 +150,7 @@ class One:
         hand.drop()
 
     def many_by_hand(self, rounds: Rounds) -> None:
-        """Make environments by hand that stay, one after another."""
+        """Make many environments without netspace, one after another, and keep them."""
         few = self.hands[1:]
         with rounds.timed("hand create", len(few)):
             for hand in few:
@@ -188,7 +187,7 @@ HANDS = 11
 
 
 def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
-    """Return netspace's configuration with the paths and names of the peer's environment *number*."""
+    """Return netspace's container configuration with the paths and names of the peer's environment *number*."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     bundle = folder / f"hand{number}"
     copy["root"]["path"] = str(bundle / "rootfs")
@@ -209,9 +208,9 @@ def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> byte
 
 # -- other container managers -------------------------------------------------------------
 def works(name: str, folder: Path, root: Path) -> tuple[Engine, list[str]] | None:
-    """Start an engine; return it with the networks that work here.
+    """Start an engine; return it with the networks that work on this machine.
 
-    If it doesn't work, print the reason and return None.
+    If the engine doesn't work, print the reason and return None.
     """
     engine = ENGINES[name](folder, root)
     try:
@@ -232,7 +231,7 @@ def works(name: str, folder: Path, root: Path) -> tuple[Engine, list[str]] | Non
 
 # -- through Salt --------------------------------------------------------------------------
 class Salt:
-    """``scripts/salt-call`` with a pillar of its own."""
+    """``scripts/salt-call`` with a separate pillar."""
 
     def __init__(self, folder: Path) -> None:
         self.pillar = folder / "pillar"
@@ -274,7 +273,10 @@ class Salt:
         return sum(len(one["changes"]) for tag, one in states.items() if not tag.endswith(("_|-present", "_|-absent")))
 
     def measure(self, rounds: Rounds, root: Path, count: int, again: int = 1) -> None:
-        """Create *count* environments, find them unchanged (*again* times), remove them; each beside a test.ping."""
+        """Create *count* environments, find them unchanged (*again* times), and remove them.
+
+        A test.ping is measured beside each step.
+        """
         key = f"{count} "
         for what, declaration, changed in (
             ("create", declared(root, count), True),
@@ -298,7 +300,7 @@ class Salt:
 
 # -- memory ----------------------------------------------------------------------------------
 def used() -> float:
-    """Return the memory (kB) that the sandbox uses, without cached files of the disk; and the per-CPU memory."""
+    """Return two figures of the sandbox in kB: its memory without cached files of the disk, and its per-CPU memory."""
     folder = Path("/sys/fs/cgroup")
     if (folder / "memory.stat").exists():
         stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())

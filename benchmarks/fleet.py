@@ -3,18 +3,19 @@
 usage: python benchmarks/fleet.py [--json | --markdown] [--counts N,N] [--rounds N]
 
 A fleet has one host per ten environments, and three links per environment. The benchmark needs no root, and writes to
-one scratch folder. Salt's own file server and renderers read the file. These times are measured, in milliseconds of
-this process's processor time:
+one scratch folder. Salt's own file server and renderers read the file with the declaration. A minion's *slice* is the
+part of the declaration that concerns its host. These times are measured, in milliseconds of this process's processor
+time:
 
 *compiled* -- one compilation, from the files to the declaration in force. It is done once after each change. The peer
 is Salt's renderer alone.
 
-*first* -- the first slice in a process that has imported its modules (a worker of the master). The peer is the bare
-reading of the same slice: open, read, and decode by ``json``.
+*first* -- the first slice in a process that has imported its modules (a worker of the master). The peer only opens,
+reads, and decodes the same slice by ``json``.
 
 *warm* -- another minion's slice in the same process, with the same peer.
 
-*memory* -- kilobytes by which the process grows: by one slice, and by a compilation (both at their peak).
+*memory* -- the growth of the process's peak memory in kilobytes, by one slice, and by one compilation.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def peak() -> int:
 
 
 def worker(folder: Path, what: str) -> dict[str, float]:
-    """Measure a compilation, or slices of the declaration in force; run in a process of its own."""
+    """Measure a compilation, or slices of the declaration in force. Each call runs in a new process."""
     import salt.config
     import salt.fileserver
     import salt.loader

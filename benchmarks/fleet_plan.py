@@ -1,17 +1,18 @@
-"""A plan of a fleet of 1,000 hosts with an environment and a link each, whose image is another one now.
+"""The time to plan a change of all images in a fleet of 1,000 hosts, with one environment and one link each.
 
 usage: python benchmarks/fleet_plan.py [--json | --markdown] [--hosts N] [--environments N] [--rounds N]
 
 It needs no root. The declaration, its compilation, the hosts' plans (by the planner of environments), the signatures of
-their answers, the window over these, the folding and the table are real. Hosts and Salt's bus are simulated,
-and their time isn't counted. What is measured, in this process's processor time:
+their answers, the window that limits how many hosts are asked at once, the grouping of equal plans and the table are
+real. Hosts and Salt's bus are simulated, and their time isn't counted. These figures are measured, in this process's
+processor time:
 
-*gathered* -- the answers of all hosts: asked, received, their signatures verified, parsed. The peer is the bare
-verification of as many RSA signatures.
+*gathered* -- the answers of all hosts: asked, received, their signatures verified, parsed. The peer only verifies as
+many RSA signatures.
 
-*folded* -- the plan's id, its folding and its table. The peer is the encoding of all plans as JSON.
+*folded* -- the plan's id, the grouping of equal plans, and the table. The peer is the encoding of all plans as JSON.
 
-*whole* -- a plan with all that, the compilation of the declaration, and the storing of the plan.
+*whole* -- a plan with all these steps, the compilation of the declaration, and the storing of the plan.
 
 *lines* -- lines of the table.
 """
@@ -68,7 +69,7 @@ PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicK
 
 
 def declare(folder: Path, hosts: int, environments: int) -> None:
-    """Write a fleet, and what its hosts published."""
+    """Write a fleet's declaration, and the facts that its hosts published."""
     lines = ["apply: planned", "hosts:"]
     lines += [f"  h{number}: {{address: 10.{number // 250}.{number % 250}.1}}" for number in range(hosts)]
     lines.append("environments:")
@@ -84,7 +85,7 @@ def declare(folder: Path, hosts: int, environments: int) -> None:
 
 
 def written(folder: Path) -> FleetDeclaration:
-    """Return the declaration, read by the parser of YAML that Salt uses."""
+    """Return the declaration, read by the YAML parser that Salt uses."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     sources = Sources(lambda name: None, lambda path: yaml.load(Path(path).read_text(), loader))
     return FleetDeclaration(str(folder / "fleet.yaml"), folder / "kept", sources, {})
@@ -105,7 +106,7 @@ def host_plan(section: Mapping[str, Any]) -> Plan:
 
 
 class SimulatedBus:
-    """A bus on which all minions answer at once. The time of their work is counted by itself."""
+    """A bus on which all minions answer at once. The processor time of their work is counted in ``theirs``."""
 
     def __init__(self, declaration: FleetDeclaration) -> None:
         self._declaration, self._replies, self._jobs = declaration, list[Reply](), 0
@@ -157,7 +158,7 @@ class SimulatedMinions(Minions):
 
 
 def verified(count: int) -> float:
-    """Return the milliseconds that the bare verification of signatures takes."""
+    """Return the milliseconds that only verifying so many signatures takes."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding
 
@@ -170,7 +171,7 @@ def verified(count: int) -> float:
 
 
 def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
-    """Make one plan; return the lines of its table."""
+    """Make one plan and record its times in *rounds*; return the number of lines of its table."""
     bus = SimulatedBus(written(folder))
     minions = SimulatedMinions(bus)
     begin = time.process_time()

@@ -1,29 +1,30 @@
-"""A whole fleet of up to 1,000 hosts and 10,000 environments on one master: what each step takes, and how it grows.
+"""The work of one master for a fleet of up to 1,000 hosts and 10,000 environments: each step's time, and its growth.
 
 usage: python benchmarks/fleet_scale.py [--json | --markdown] [--counts N,N] [--rounds N]
 
-A fleet has one host for each ten environments, and three links for each environment. The compiler, the planner of
-environments, the signatures of hosts' answers, the window over them, the applies' bookkeeping, the verifier of quotes
-and boot logs, and the definitions of brokers are real. Hosts, Salt's bus and TPMs are simulated; what a host would do
-itself isn't counted. It needs no root, and writes to one scratch folder. Each round is a process of its own. What is
-measured, in milliseconds of the master's processor time unless said otherwise:
+A fleet has one host for each ten environments, and three links for each environment. These parts are real: the
+compiler, the planner of environments, the signatures of hosts' answers, the window that limits how many hosts are asked
+at once, the applies' bookkeeping, the verifier of quotes and boot logs, and the definitions of brokers. Hosts, Salt's
+bus and TPMs are simulated, and their work isn't counted. The benchmark needs no root, and writes to one scratch folder.
+Each round runs in a separate process. These figures are measured, in milliseconds of the master's processor time if no
+other unit is given:
 
-*compiled* -- one compilation. Its peer is the parser of YAML alone.
+*compiled* -- one compilation. The peer is the YAML parser alone.
 
-*planned* -- the plan of a change of all environments, with that compilation.
+*planned* -- the plan of a change of all environments, with a compilation.
 
-*applied* -- that plan applied: the answers, and each host's slice given for good.
+*applied* -- the apply of this plan: the answers, and each host's final slice of the declaration.
 
-*messages* -- messages on Salt's bus for that plan and its apply; each goes to many minions. The peer is the number of
-hosts.
+*messages* -- messages on Salt's bus for this plan and its apply; each message goes to many minions. The peer is the
+number of hosts.
 
-*looked* -- a look at the trust in all hosts, of which one in a hundred is distrusted just now.
+*looked* -- a check of the trust in all hosts, one in a hundred of which has just lost it.
 
-*verified* -- the evidence of all hosts judged by a boot policy, as after each host was booted again.
+*verified* -- the evidence of all hosts appraised by a boot policy, as after a reboot of each host.
 
-*memory* -- kilobytes at the peak of all that, beyond the imports.
+*memory* -- the growth of the peak memory in kilobytes by all these steps, without the imports.
 
-*broker* -- on a host: the definitions of its broker, from nothing. The peer is their encoding as JSON.
+*broker* -- on a host: all definitions of its broker, made from nothing. The peer is their encoding as JSON.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ DONE = {"applied": True, "withheld": 0, "steps": 1, "reason": ""}
 
 
 class ApplyingBus(SimulatedBus):
-    """A bus whose hosts also do what they are told."""
+    """A bus whose simulated hosts answer requests for an apply too."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         asked = arguments.get("asked", {})
@@ -78,7 +79,7 @@ class ApplyingBus(SimulatedBus):
 
 
 class Results:
-    """A master whose results say that some hosts failed. Its minions do at once what they are told."""
+    """A master whose attestation results say that some hosts failed. Its minions answer every request at once."""
 
     def __init__(self, failed: Collection[str]) -> None:
         self._failed = failed
@@ -105,7 +106,7 @@ def declare(folder: Path, count: int) -> None:
 
 
 def worker(folder: Path, count: int) -> dict[str, float]:
-    """Take one fleet through all steps; run in a process of its own."""
+    """Measure all steps for one fleet; runs in a separate process."""
     hosts, file, found = max(count // 10, 2), folder / "fleet.yaml", dict[str, float]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -141,7 +142,7 @@ def worker(folder: Path, count: int) -> dict[str, float]:
 
 
 def verified(hosts: int) -> float:
-    """Return the milliseconds in which the evidence of so many hosts is judged."""
+    """Return the milliseconds that the appraisal of *hosts* hosts' evidence takes."""
     import attestation
     from support.attestation import boot_forge, boot_logs
 
@@ -170,7 +171,7 @@ def verified(hosts: int) -> float:
 
 
 def broker(section: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the definitions of a host's broker take, and how many objects they have."""
+    """Return the time to make the definitions of a host's broker, and the number of their objects."""
     from netspace.link.topology import diff, found_objects, names, objects
     from netspace.spec import parse
 

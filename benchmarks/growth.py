@@ -2,12 +2,12 @@
 
 usage: sudo python benchmarks/growth.py [--json | --markdown] [--counts N,N] [--rules] [--rounds N] [--profile FOLDER]
 
-It starts a host of its own (``scripts/sandbox``). The other environments are real: each runs a sleeping static busybox,
-with an interface of kind veth (with ``--rules`` also ten rules for outgoing packets). They are made in batches before
-the measurement. Then, in each round, one more environment is made, found unchanged when it is named alone, changed
-while it runs (its memory), changed so that it restarts (a variable), and removed. Each step is a call of the library
-with its own ``Host``, like a state's. Only this environment is declared, so the others should not matter. The peer of
-each value is the same step without other environments. The goal is at most 1.3 times that.
+It starts a sandbox (``scripts/sandbox``). The other environments are real: each runs a sleeping static busybox, with an
+interface of kind veth (with ``--rules`` also ten rules for outgoing packets). They are made in batches before the
+measurement. In each round, one more environment is made, found unchanged when only it is declared, changed while it
+runs (its memory), changed so that it restarts (a variable), and removed. Each step is a call of the library with its
+own ``Host``, as in a state. Only this environment is declared, so the others should have no effect. The peer of each
+value is the same step without other environments. The goal is at most 1.3 times the peer's value.
 """
 
 from __future__ import annotations

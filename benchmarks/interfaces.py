@@ -1,17 +1,17 @@
-"""The time to make interfaces, find them unchanged and remove them, compared with the cost of netlink itself.
+"""The time to make, check and remove interfaces, compared with the cost of netlink itself.
 
 usage: sudo python benchmarks/interfaces.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It starts a host of its own (``scripts/sandbox``). There are two peers, measured in turn within each round: the same
+It starts a sandbox (``scripts/sandbox``). There are two peers, measured in turn within each round. One makes the same
 links, addresses and routes by only hand-packed netlink (the floor, ``by_hand.py``: no record, no packet filter, no
-settings), and by ``ip -batch``. Namespaces are made before, for all three. Their cost has its own line, with ``ip netns
-add`` as peer. The results are medians of the rounds.
+settings). The other uses ``ip -batch``. The namespaces exist before the measurement. Their cost has its own line, with
+``ip netns add`` as peer. The results are medians of the rounds.
 
 *remove* deletes link, namespace, record and rules, like the removal of an environment. *change to none* keeps namespace
 and record, like a new declaration.
 
 *create* is a whole apply: an observation of the host, records on disk, the packet filter, and links with 14 settings
-each. *create, without records and filter* is the part that the floor does, too.
+each. *create, without records and filter* is only the part that the floor also does.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> Rounds:
         assert converge(wanted) == 0
 
     def links(*steps: str) -> None:
-        """Measure also the parts of an apply that only use netlink."""
+        """Measure also the parts of an apply that use only netlink."""
         for name in steps:
             real = getattr(ApplyRun, name)
 

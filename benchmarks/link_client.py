@@ -1,7 +1,7 @@
-"""Two programs that talk by ``netspace-client``, over a plain and over a sealed link; part of ``links.py``.
+"""Two programs that exchange messages by ``netspace-client``, over a plain and a sealed link; part of ``links.py``.
 
-Each program is a thread in its environment's network namespace, with a folder that has the files from the host. A
-mailbox is a quorum queue, so the figures include the disk, as for real programs.
+Each program is a thread in its environment's network namespace, with a folder of the files from the host. A mailbox is
+a quorum queue, so the figures include the disk, as for real programs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _programs(links: Any, names: list[str], folder: Path) -> Iterator[list[Progr
 
 
 def measure(links: Any, asker: str, peers: dict[str, str], folder: Path, rounds: bench.Rounds, times: int) -> None:
-    """Measure questions one after another, and batches of messages, to each of *peers*; in turn within each round.
+    """Measure requests one after another, and batches of messages, to each of *peers* in turn within each round.
 
     :param peers: the peers, by the labels of the links to them.
     """

@@ -1,11 +1,11 @@
-"""The cost of links: thousands declared, one revoked, one message; with Salt's states and a bare connection as peers.
+"""The cost of applies and messages of links, compared with Salt's states and a bare connection.
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
-It starts a host of its own (``scripts/sandbox``). Applies are measured by the library, with a real broker, the
-forwarder and a namespace for each environment; each has three links to others. The peer is Salt's ``rabbitmq_user``,
-which runs ``rabbitmqctl`` several times for each user. It makes a few users on the same broker, and the time is scaled
-to all accounts (without queues, exchanges and bindings, for which Salt has no state).
+It starts a sandbox (``scripts/sandbox``). Applies are measured by the library, with a real broker, the forwarder and a
+namespace for each environment; each environment has three links to others. The peer is Salt's ``rabbitmq_user``, which
+runs ``rabbitmqctl`` several times for each user. It makes a few users on the same broker, and the time is scaled to all
+accounts (without queues, exchanges and bindings, for which Salt has no state).
 
 Messages are measured by ``link_load.c`` (Debian: librabbitmq-dev, libssl-dev), a client that takes little time. They go
 through a classic queue, so that the figures show the transport, not the disk. The peer is a plain connection to a
@@ -96,7 +96,7 @@ class Host:
 
 
 def manage(host: Host, rounds: Rounds) -> None:
-    """Measure applies: all links, no change, one link more, and one link less while its sender sends."""
+    """Measure applies: all links, no change, one more link, and one link less while its sender sends."""
     from netspace.spec.types import Link
 
     every = host.declared()
@@ -122,7 +122,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that never stops, and records when the broker first refuses a message of the revoked link."""
+    """The time from a revocation to the broker's first refusal, as seen by a sender that never stops."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.broker.management import Management
@@ -195,7 +195,7 @@ def connect(host: Host, name: str) -> Any:
 
 
 def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
-    """Measure users made by Salt's own state, on the same broker."""
+    """Measure Salt's own state that makes users, on the same broker."""
     from netspace.link.broker import node as broker
     from netspace.spec.types import LocalBroker
 
@@ -294,7 +294,7 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
 
 @contextlib.contextmanager
 def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
-    """Run an attack by environment *name* again and again."""
+    """Repeat an attack from environment *name* for the duration of the context."""
     with tempfile.TemporaryDirectory() as folder:
         card = host.links.cards()(name, [link for link in host.links.recorded() if name in (link.source, link.target)])
         (Path(folder) / "environment.json").write_text(json.dumps(card))

@@ -1,9 +1,9 @@
-"""The programs of ``messages.py``, one process each: asks, answers, sends or drains with one client. Prints JSON.
+"""The programs of ``messages.py``, each a process: it asks, answers, sends or receives with one client. Prints JSON.
 
 usage: python message_programs.py CLIENT ROLE ADDRESS NAME [SECONDS]
 
-netspace-client and aiormq are used as their documentation says. For NATS JetStream and Redis streams, this file has the
-few needed parts of their protocols, so that mostly the server is measured.
+netspace-client and aiormq are used as their documentation says. For NATS JetStream and Redis streams, this file
+implements only the needed parts of their protocols, so that mostly the server is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
 async def asked(ask: Callable[[], Awaitable[Any]], seconds: float) -> dict[str, float]:
-    """Ask questions one after another; return their times."""
+    """Send requests one after another; return their times."""
     warm = time.perf_counter() + min(1.0, seconds / 4)
     for _ in range(100):
         await ask()
@@ -102,7 +102,7 @@ class Netspace:
 
 # -- aiormq alone --------------------------------------------------------------------------
 class Bare:
-    """A client of the queues ``bare.NAME`` and ``bare.NAME.answers``, which are of the same kind as those of a link."""
+    """A client of the queues ``bare.NAME`` and ``bare.NAME.answers``, of the same queue type as a link's queues."""
 
     def __init__(self, address: str, name: str) -> None:
         self._where, self._queue = Path(address).read_text(), f"bare.{name}"
@@ -282,7 +282,7 @@ class Nats:
 
 
 async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count: int) -> None:
-    """Begin *count* requests, with up to *most* unanswered."""
+    """Send *count* requests, with at most *most* of them unanswered at a time."""
     room = asyncio.Semaphore(most)
     last: list[asyncio.Future[bytes]] = []
     for _ in range(count):
@@ -293,7 +293,7 @@ async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count:
 
 
 async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: float) -> dict[str, float]:
-    """Return the confirmed messages per second, for each permitted number of unconfirmed messages."""
+    """Return the confirmed messages per second, by the name of each limit on unconfirmed messages."""
 
     def within(most: int) -> Callable[[int], Awaitable[None]]:
         return lambda count: windowed(begin, most, count)

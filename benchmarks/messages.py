@@ -2,13 +2,13 @@
 
 usage: sudo python benchmarks/messages.py [--json | --markdown] [--seconds N]
 
-It runs on a host of its own (``scripts/sandbox``), on loopback. Each program is a process: one asks or sends, another
-answers or drains. Questions come one after another. ``sends`` are 256 calls at the same time, each waiting for its
+It runs in a sandbox (``scripts/sandbox``), on loopback. Each program is a process: one asks or sends, another answers
+or receives. Requests come one after another. ``sends`` are 256 calls at the same time, each waiting for its
 confirmation; ``pipelined`` is a batch with up to 1,024 unconfirmed messages. Messages have 64 bytes.
 
 *disk*: each message is on disk before it is confirmed (a quorum queue; JetStream with ``sync_interval: always``; Redis
 with ``appendfsync always``). *memory*: no message is written to disk. Bare aiormq uses the same broker without TLS and
-forwarder. Debian's ``nats-server`` and ``redis-server`` are started here; a peer that isn't installed is left out, with
+forwarder. Debian's ``nats-server`` and ``redis-server`` are started here. A peer that isn't installed is left out, with
 the reason.
 
 The benchmark takes three minutes at most: each measurement ends after a number of messages or seconds.
@@ -86,9 +86,9 @@ class Found:
         self.figures.setdefault(row, {})[peer] = value
 
     def both(self, peer: str, client: str, kind: str, where: dict[str, tuple[str, str, str]]) -> None:
-        """Measure questions and sends of one kind.
+        """Measure requests and sends, on disk or in memory (*kind*).
 
-        :param where: by role, the address and the name for its program, and its network namespace.
+        :param where: by role: the program's address, its name, and its network namespace.
         """
         say(f"{peer}, {kind}")
 

@@ -2,16 +2,15 @@
 
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
 
-It starts a host of its own (``scripts/sandbox``). The environments have only what the metrics are read
-from: record, definition, trace of a running process, health mark, cgroup, and an interface with two rules, of which one
-has accepted packets, and that has dropped some. All of them share one process. What is compared:
+It starts a sandbox (``scripts/sandbox``). The environments have only the files that the metrics are read from: record,
+definition, trace of a running process, health mark and cgroup. All of them share one process. These figures are
+compared:
 
-*all metrics* -- the cost of one call of the function, after its imports, while a supervisor watches. Its peer is the
-least possible cost: to open, read and close each needed file (the trace, the process, and two of each cgroup) by bare
-system calls, without a look at the content.
+*all metrics* -- one call of the function, after its imports, while a supervisor runs. The peer opens, reads and closes
+each needed file (the trace, the process, and two of each cgroup) by bare system calls, without parsing the content.
 
-*all metrics without a supervisor* -- the same while no supervisor watches, which the kernel's counts of OOM kills must
-then be read for: 1,000 files more.
+*all metrics without a supervisor* -- the same call while no supervisor runs. It reads 1,000 files more, with the
+kernel's counts of OOM kills.
 
 *the text alone* -- writing the text from values that were read before.
 """
@@ -116,7 +115,7 @@ def cgroups(path: str) -> list[Path]:
 
 
 def watched() -> int:
-    """Hold the supervisor's lock, as a supervisor does that watches; return its descriptor."""
+    """Hold the supervisor's lock, as a running supervisor does; return the lock's descriptor."""
     from netspace.layout import Layout
     from netspace.supervision.daemon import presence
 
@@ -127,7 +126,7 @@ def watched() -> int:
 
 
 def floor(count: int, pid: int) -> Callable[[], None]:
-    """Return a function that reads all files without looking at their content."""
+    """Return a function that reads all files without parsing their content."""
     from netspace.environment import counters
     from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime

@@ -1,20 +1,23 @@
-"""The effect of one hostile environment on a neighbour's round trips and on an apply, compared with a quiet host.
+"""The effect of one hostile environment on another's round trips and on an apply, compared with a quiet host.
 
 usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--minutes M] [--ways A,B] [--rounds N] [--messages N]
 
-It starts a host of its own (``scripts/sandbox``): a real broker, real environments of the demo's
-image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, again and again; the result is the 99th
-percentile of a round. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
+It starts a sandbox (``scripts/sandbox``) with a real broker and real environments of the demo's image
+(``scripts/demo-image``). ``web`` repeatedly sends requests to ``orders``; the result is the 99th percentile of a round.
+An apply makes one more environment, with an interface. Meanwhile the environment ``worst`` runs one of these attacks:
 
 *storms* of ``environment/audit/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send, or
-make names; *pools* of ``environment/audit/pools.py`` -- it takes all available units of one pool, repeatedly, and then
-holds them; *output* -- its program writes to its log as fast as possible.
+make names.
+
+*pools* of ``environment/audit/pools.py`` -- it takes all available units of one pool, repeatedly, and then keeps them.
+
+*output* -- its program writes to its log as fast as possible.
 
 Each value is measured right after the same value on the quiet host, so that other load affects both. The goals: a round
-trip takes at most twice as long, an apply at most one and a half times.
+trip takes at most twice as long, an apply at most one and a half times as long.
 
-It ends after --minutes. In each round, the output and the storms come first, because they have the largest effect; then
-come as many pools as the time allows. Attacks that were not measured are listed on stderr.
+The benchmark ends after --minutes. In each round, the output and the storms come first, because they have the largest
+effect. As many pools follow as the time allows. Attacks that were not measured are listed on stderr.
 """
 
 from __future__ import annotations
@@ -147,7 +150,7 @@ class World:
         return done
 
     def _did(self, *what: str, stdin: str = "") -> bool:
-        """Run a script; return whether it succeeded and was not killed."""
+        """Run a script; return whether it succeeded, without being killed."""
         return bool(self._run(*what, stdin=stdin)["retcode"] == 0)
 
     def round_trip(self) -> float:
@@ -164,7 +167,7 @@ class World:
 
     @contextlib.contextmanager
     def at_worst(self, way: str, how: str) -> Iterator[None]:
-        """Run an attack in ``worst`` for the duration of the context."""
+        """Run an attack in the environment ``worst`` for the duration of the context."""
         failed: list[BaseException] = []
         over = threading.Event()
         signs = Path(self.host.layout.bundle("worst")) / "rootfs" / SIGNS[1:]

@@ -2,10 +2,10 @@
 
 usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
 
-It starts a host of its own (``scripts/sandbox``).
-A datagram goes from one environment through the host's packet filter to the host, and back, as often as possible: first
-with only that environment, then with others that have rules of their own. The results are medians of several rounds.
-The target is at most a tenth more, for any number of environments.
+It starts a sandbox (``scripts/sandbox``). A datagram goes from one environment through the host's packet filter to the
+host and back, as often as possible. This is measured first with only that environment, and then with others that have
+rules of their own. The results are medians of several rounds. The goal is at most a tenth more, for any number of
+environments.
 """
 
 from __future__ import annotations

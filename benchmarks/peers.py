@@ -2,28 +2,28 @@
 
 usage: sudo python benchmarks/peers.py [--json] [--engines A,B] [--counts N,N] [--rounds N] [--plot FILE]
 
-Each engine runs in a process of its own in ``scripts/sandbox``: its own network, mounts, processes and control groups,
-an image of a static busybox, and files on disk. This process gives orders to all of them, one after the other, so that
-all have the same load. Processor time is that of everything in the engine's sandbox, including its servers. These are
-compared:
+Each engine runs in a separate process in ``scripts/sandbox``, with its own network, mounts, processes and control
+groups, an image of a static busybox, and files on disk. This process sends orders to all of them, one after the other,
+so that all have the same load. Processor time includes everything in the engine's sandbox, also its servers. These
+figures are compared:
 
 *run* -- make a container with a network that runs ``true``, wait until it ends, and remove it.
 
 *create*, *remove* -- one more container on a host with N others. Each has a network and ten published ports.
 
-*reload* -- the firewall is reloaded on a host with N containers. Podman has a command for that. netspace's table is
+*reload* -- the firewall is reloaded on a host with N containers. Podman has a command for this. netspace's table is
 deleted, and an apply makes it again. Docker and incus have no command.
 
-*memory*, *idle* -- the memory of each of 100 idle ones (anonymous, kernel and shared memory of the whole sandbox), and
-the processor time of all 100 in ten seconds.
+*memory*, *idle* -- the memory of each of 100 idle containers (anonymous, kernel and shared memory of the whole
+sandbox), and the processor time of all 100 in ten seconds.
 
-*forwarder*, *broker* -- netspace alone: processor time and memory of both while one environment sends messages to
+*forwarder*, *broker* -- netspace alone: processor time and memory of each while one environment sends messages to
 another at a fixed rate, converted to 1,000 messages a second. Service meshes publish the cost of their sidecars in
 these units.
 
-netspace is measured as a Salt state calls it: in a process that has its modules loaded. ``netspace (new process)``
-is the same by a new Python process for each call, like a call of ``podman`` or ``docker``. An engine that is missing
-here, or doesn't work, is left out, with the reason. ``--plot`` draws *create*, and needs matplotlib: ``pip install
+netspace is measured as a Salt state calls it: in a process that has its modules loaded. ``netspace (new process)`` is
+the same by a new Python process for each call, like a call of ``podman`` or ``docker``. An engine that is missing here,
+or doesn't work, is left out, with the reason. ``--plot`` draws *create*, and needs matplotlib: ``pip install
 'netspace[benchmarks]'``.
 """
 
@@ -155,7 +155,7 @@ ENGINES: Mapping[str, type[engines.Engine]] = {NETSPACE: Netspace, NEW_PROCESS: 
 
 # -- what a sandbox does when it is told to --------------------------------------------------
 class Served:
-    """An engine in this sandbox that carries out the orders on its standard input."""
+    """An engine in this sandbox that executes the orders from its standard input."""
 
     def __init__(self, engine: engines.Engine) -> None:
         self.engine = engine
@@ -167,7 +167,7 @@ class Served:
         self.count = max(count, self.count)
 
     def step(self, what: str) -> dict[str, float]:
-        """Measure one step; empty if the engine can't do it."""
+        """Measure one step; return an empty result if the engine can't do it."""
         work: Callable[[], Any] = {
             "run": lambda: self.engine.once("bridge"),
             "create": lambda: self.engine.create("one", 0, ports(0)),
@@ -211,7 +211,7 @@ def serve(name: str) -> None:
 
 
 class Sandbox:
-    """An engine in a sandbox of its own.
+    """An engine in a separate sandbox.
 
     :raises Missing: from each method, when the engine can't go on.
     """
@@ -227,7 +227,7 @@ class Sandbox:
         )
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Begin a call of a method of :class:`Served`."""
+        """Begin a call of a method of :class:`Served`, without waiting for its end."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
@@ -389,7 +389,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
 
 
 def rows(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Return medians: by the name of the measurement, by engine, by unit."""
+    """Return the medians, nested by measurement, engine and unit."""
     counts = sorted(int(one) for one in options.counts.split(","))
     keys: dict[str, tuple[str, tuple[str, ...]]] = {"run": ("made, run and removed", ("ms", "cpu"))}
     keys |= {f"{step} {count}": (f"{step} among {count}", ("ms", "cpu")) for step in STEPS for count in counts}
@@ -406,7 +406,7 @@ def rows(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, dic
 
 
 def tell(found: Mapping[str, Mapping[str, Mapping[str, float]]], options: argparse.Namespace) -> None:
-    """Print a row for each thing measured, with a column for each engine, and its ratio to the best peer."""
+    """Print a row for each measurement, with a column for each engine and netspace's ratio to the best peer."""
     if options.json:
         print(json.dumps(found, indent=1))
         return

@@ -1,15 +1,16 @@
-"""The picture of a fleet as a page: of 10, 100, 1,000 and 10,000 environments with three links each, with their state.
+"""The time to make the page with a fleet's picture, for 10, 100, 1,000 and 10,000 environments with three links each.
 
 usage: python benchmarks/pictures.py [--json | --markdown] [--counts N,N] [--rounds N]
 
-It needs no root, no browser and no Salt. What is measured, in milliseconds of this process's processor time:
+It needs no root, no browser and no Salt. The page shows the environments' state. These figures are measured, the times
+in milliseconds of this process's processor time:
 
 *page* -- from the compiled declaration and the hosts' parsed answers to the page. The peer is ``json.dumps`` of the
-same facts, which every page would have to hold.
+same facts, which every page would have to contain.
 
-*layout* -- the part of it that finds the places. The peer is the page.
+*layout* -- the part of *page* that places the boxes. The peer is *page*.
 
-*size* -- kilobytes of the page. The peer is that JSON.
+*size* -- kilobytes of the page. The peer is the size of that JSON.
 """
 
 from __future__ import annotations

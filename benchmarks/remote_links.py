@@ -2,10 +2,10 @@
 
 usage: sudo python benchmarks/remote_links.py [--json] [--rounds N] [--messages N]
 
-There are two hosts, joined by a cable. Each is a network namespace with its own broker, forwarder and environments. All
-paths end in a mailbox (a quorum queue, on disk). The sender is Python, with aiormq alone or with netspace-client. The
-paths are measured in turn within each round. The bare connection is plain AMQP from one host to a temporary listener of
-the other's broker.
+There are two hosts, connected by a veth pair. Each is a network namespace with its own broker, forwarder and
+environments. All paths end in a mailbox (a quorum queue, on disk). The sender is Python, with aiormq alone or with
+netspace-client. The paths are measured in turn within each round. The bare connection is plain AMQP from one host to a
+temporary listener of the other host's broker.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PATHS = ("bare", "near", "direct", "buffered")
 
 
 class Bare:
-    """A bare connection from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
+    """A bare connection from h1 to a mailbox on h2's broker, without TLS, forwarders or netspace's libraries."""
 
     def __init__(self, h1: Any, h2: Any, target: str) -> None:
         from support.links.linked_hosts import ADDRESSES
@@ -94,7 +94,7 @@ async def one_by_one(path: Any, count: int) -> float:
 
 
 async def many(path: Any, count: int) -> float:
-    """Return the confirmed messages per second, with up to FLIGHT unconfirmed ones."""
+    """Return the confirmed messages per second, with up to FLIGHT unconfirmed messages."""
     room = asyncio.Semaphore(FLIGHT)
 
     async def send() -> None:

@@ -1,16 +1,17 @@
-"""The processor time that a row for each thing adds to a state's result, beside the same result without rows.
+"""The processor time that the rows of a state's result add, compared with the same result without rows.
 
 usage: .venv/bin/python benchmarks/rows.py [--json | --markdown] [--count N] [--rounds N]
 
-It needs no root and no host. A real Salt runs a state that returns a prepared result of netspace. What is measured, in
-milliseconds of this process's processor time:
+A result has a row for each thing that it reports, such as an environment. The benchmark needs no root and no host. A
+real Salt runs a state that returns a prepared result of netspace. These figures are measured, in milliseconds of this
+process's processor time:
 
 *run* -- the state's return and all that Salt does with it, as in ``state.apply``.
 
-*shown* -- the text that Salt's ``highstate`` output makes of it.
+*shown* -- the text that Salt's ``highstate`` output makes of the result.
 
-Each for a result in which every thing changed, and for one in which none did. The goal is at most 200 ms more than
-without rows, for 1,000 rows.
+Each is measured for a result in which everything changed, and for a result in which nothing changed. The goal is at
+most 200 ms more than without rows, for 1,000 rows.
 """
 
 from __future__ import annotations

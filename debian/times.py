@@ -1,4 +1,4 @@
-"""Set the time of each file to one that depends on its content, in the year before SOURCE_DATE_EPOCH."""
+"""Set the time of each file to a value that depends on its content, in the year before SOURCE_DATE_EPOCH."""
 
 import hashlib
 import os

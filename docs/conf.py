@@ -1,7 +1,7 @@
 """Configuration of Sphinx: a page for each Salt module, from its docstrings, and the pages beside this file.
 
-The plugins are documented under the names that pip installs them by
-(``netspace.modules.netspace_link``), straight from their folders.
+The plugins are documented under the names that pip installs (``netspace.modules.netspace_link``), from their folders in
+this repository.
 """
 
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Send, receive, ask and answer along links with pika.
+"""Send, receive, request and answer along links with pika.
 
 mail_pika.py send PEER TEXT        mail_pika.py receive
 mail_pika.py request PEER TEXT     mail_pika.py answer

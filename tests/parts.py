@@ -3,10 +3,9 @@
     tests/parts.py [--at-once N] unit|functional|integration|vm...
 
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
-is shown when it ends. Virtual machines take a third of all processor time. So beside other folders, only a fourth of
-their parts run, another fourth each day. Some long tests of pages and commands run every second day. All run if only
-their folder is chosen (scripts/test vm), or with NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line
-names the failed parts.
+is shown when the part ends. Tests in virtual machines take a third of all processor time. So together with other
+folders, only a fourth of their parts run, another fourth each day. All of them run if only they are chosen
+(scripts/test vm), or with NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line names the failed parts.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ class Runner:
 def in_order(folders: list[str], day: int | None = None) -> dict[str, list[str]]:
     """Return the parts of *folders* and their paths, in the order in which they begin.
 
-    :param day: number of the day, which selects the parts of machines; None: all of them run.
+    :param day: number of the day, which selects the parts of virtual machines; None: all of them run.
     """
     chosen = {name: paths for folder in folders for name, paths in PARTS[folder].items()}
     if day is not None and len(folders) > 1:

@@ -1,12 +1,10 @@
-"""The netspace library: all logic, no Salt.
+"""The netspace library: all logic of netspace, without Salt.
 
-The library works on plain values and on the host. It never imports Salt or uses Salt's injected names, so it can be
-tested, read and audited without Salt. The plugins in ``_modules``, ``_states`` and so on are thin, and call this
-library.
+The library works on plain values and on the host. It neither imports Salt nor uses Salt's injected names, so it can be
+tested, read and audited without Salt. The plugins in ``_modules``, ``_states`` and so on only call this library.
 
-This file holds only the loader's entry points: :func:`refresh`, which every plugin
-calls before it imports the library, and :func:`loader_dirs`, which Salt finds
-in a pip-installed netspace.
+This file holds only the loader's entry points: :func:`refresh`, which every plugin calls before it imports the library,
+and :func:`loader_dirs`, which Salt finds in a pip-installed netspace.
 """
 
 from __future__ import annotations
@@ -68,15 +66,15 @@ def refresh(plugin_file: str) -> None:
         import netspace
         netspace.refresh(__file__)
 
-    and imports everything by ``from netspace... import ...`` after that: the name
-    ``netspace`` itself may still be the dropped library.
+    and imports everything else by ``from netspace... import ...`` after these lines, because the name ``netspace``
+    itself may still refer to the dropped library.
 
-    If a synced plugin finds a library that pip installed, the log gets one warning: pip's library comes first in
-    ``sys.path``, and the two libraries may differ.
+    If Salt synced the plugin but pip installed the library, a warning is logged once: pip's library comes first in
+    ``sys.path``, and may differ from the synced one.
 
     :param plugin_file: the caller's ``__file__``.
-    :raises ImportError: the library's files are gone, or a Python package is missing that the
-        library needs. Salt shows the message as the reason why a function is not available.
+    :raises ImportError: when the library's files are gone, or the library needs a Python package that is missing. Salt
+        shows the message as the reason why a function is not available.
     """
     _require()
     _warn_of_two(plugin_file)
@@ -94,7 +92,7 @@ def refresh(plugin_file: str) -> None:
 def _require() -> None:
     """Check that Salt's Python has all :data:`REQUIREMENTS`.
 
-    :raises ImportError: one is missing.
+    :raises ImportError: when a requirement is missing.
     """
     absent = [name for name in REQUIREMENTS if name not in _present and not _installed(name)]
     _present.update(REQUIREMENTS.keys() - absent)  # remember the result: every plugin asks, and the search is slow
@@ -109,7 +107,7 @@ def _require() -> None:
 
 
 def _installed(name: str) -> bool:
-    """Return whether the package *name* can be imported now, even if it was installed a moment ago."""
+    """Return whether the package *name* can be imported. A package that was installed a moment ago is found, too."""
     from importlib import invalidate_caches
 
     if _is_package(name):
@@ -121,8 +119,8 @@ def _installed(name: str) -> bool:
 def _is_package(name: str) -> bool:
     """Return whether *name* is a package.
 
-    Salt's loader adds its folders to the path. One of them has a module ``dns``, which Salt then imports by that name
-    if the package isn't there. It must not stand in the package's way once that is installed.
+    Salt's loader adds its folders to ``sys.path``. One folder has a module ``dns``, which Salt imports if the package
+    ``dns`` isn't installed. This module must not hide the package once the package is installed.
     """
     from importlib.util import find_spec
 
@@ -133,7 +131,10 @@ def _is_package(name: str) -> bool:
 
 
 def _warn_of_two(plugin_file: str) -> None:
-    """Warn if Salt synced *plugin_file* together with another library than this one."""
+    """Log a warning if Salt synced its own copy of the library, but the loaded library is another one.
+
+    :param plugin_file: a plugin; the copy, if there is one, is in the same cache folder.
+    """
     cache = os.path.dirname(os.path.dirname(os.path.abspath(plugin_file)))
     synced = os.path.join(cache, "utils", "netspace")
     if synced in _warned or synced == _DIRECTORY or not os.path.isfile(os.path.join(synced, "__init__.py")):
@@ -155,8 +156,8 @@ def loader_dirs() -> dict[str, list[str]]:
     """Return the folder of each plugin kind, for Salt's ``salt.loader`` entry point.
 
     Salt (3003 and newer; ``salt.loader._module_dirs``) calls this function for each loader that it builds, and uses the
-    folders under the loader's own name: ``{"modules": [folder], ...}``. The entry point is a function: if it were a
-    module, Salt would search the folders beside the module, and an editable install has none there.
+    folders under that loader's name: ``{"modules": [folder], ...}``. The entry point names a function, not a module:
+    for a module, Salt would search the folders beside it, and an editable install has no folders there.
     """
     from importlib.util import find_spec
 

@@ -1,8 +1,8 @@
 """``python -m netspace``: commands that run without Salt.
 
 ``check``, ``plan``, ``apply`` and ``list`` are for scripts and for tools other than Salt. ``schema`` is for editors,
-and ``file-root`` for an operator who installed netspace by pip. Units and the supervisor's client start the other
-commands, which read the instance's records, not a declaration.
+and ``file-root`` for an operator who installed netspace by pip. systemd units and the supervisor's client start the
+other commands, which read the instance's records, not a declaration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _readers(layout: Layout, environment: str) -> int:
-    """Count the consumers of an environment's mailbox. Only this function imports the broker's client."""
+    """Return the number of consumers of an environment's mailbox. Only this function imports the AMQP client."""
     from netspace.link import status
 
     return status.readers(layout, environment)
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_declared(commands: argparse._SubParsersAction[_Parser]) -> None:
-    """Add the commands about a declaration in a file, and the list of what is on this host."""
+    """Add the commands for a declaration in a file (``check``, ``plan``, ``apply``), and ``list``."""
     for name, text in (
         ("check", "say whether a declaration can be applied on this host; changes nothing"),
         ("plan", "list what an apply of a declaration would change; changes nothing"),
@@ -90,7 +90,7 @@ def _add_declared(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _file_root() -> int:
-    """Print the folder of the SLS files that pip installed; return 1 if Salt synced this library without them."""
+    """Print the folder of the SLS files that pip installed. Return 1 if Salt synced this library without SLS files."""
     from importlib.util import find_spec
 
     found = find_spec("netspace.sls")
@@ -103,7 +103,7 @@ def _file_root() -> int:
 
 
 def _schema() -> int:
-    """Print the JSON Schema of the declaration. docs/declaration.schema.json is this text."""
+    """Print the JSON Schema of the declaration. The file docs/declaration.schema.json has the same text."""
     import json
 
     from netspace.spec import schema
@@ -113,7 +113,7 @@ def _schema() -> int:
 
 
 def _declared(layout: Layout, options: argparse.Namespace) -> int:
-    """Run one of the commands about a declaration, or the list."""
+    """Run ``list``, or one of the commands about a declaration."""
     from netspace.host import commands
 
     if options.command == "list":

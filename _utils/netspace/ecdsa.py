@@ -7,9 +7,9 @@ from __future__ import annotations
 
 
 def to_der(raw: bytes) -> bytes:
-    """Return a signature in DER.
+    """Convert a raw signature to DER.
 
-    :param raw: r and s, each of half the length.
+    :param raw: r and s, concatenated; each takes half of the bytes.
     """
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class NetspaceError(Exception):
-    """Base of all errors of netspace; the message is for the operator."""
+    """Base class of all errors of netspace; the message is for the operator."""
 
 
 def short(text: str, most: int = 400) -> str:
@@ -20,7 +20,7 @@ def short(text: str, most: int = 400) -> str:
 
 
 class Problem(NamedTuple):
-    """One problem in a declaration: its path and a message."""
+    """One problem in a declaration: its path (keys joined by ``:``) and a message."""
 
     path: str
     message: str
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
 
 class SpecError(NetspaceError):
-    """An invalid declaration. ``problems`` lists every problem found."""
+    """An invalid declaration. ``problems`` lists every problem found in it."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = tuple(problems)
@@ -51,22 +51,22 @@ class MissingError(NetspaceError):
 
 
 class StateError(NetspaceError):
-    """Recorded state that can't be read, or that contradicts the request."""
+    """A damaged record on disk, or a record that contradicts the request."""
 
 
 def raise_any(errors: Mapping[str, str]) -> None:
     """Raise one error with all *errors* (texts by name, as a supervisor returns them); do nothing if there are none.
 
-    :raises NetspaceError: there are errors.
+    :raises NetspaceError: *errors* isn't empty.
     """
     if errors:
         raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))
 
 
 def unreadable(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Return *more* and the exceptions that ``cryptography`` raises for malformed keys, certificates and requests.
+    """Return the exceptions that ``cryptography`` raises for malformed keys, certificates and requests, and *more*.
 
-    Several aren't ValueErrors. Some come only when a part of the object is used.
+    Several of these exceptions aren't ValueErrors. Some are raised only when a part of the loaded object is used.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm

@@ -1,6 +1,6 @@
-"""Small files on disk, written atomically: a crash leaves the old or the new content, never a part.
+"""Small files on disk, written atomically: after a crash a file has the old or the new content, never a part.
 
-Only changed files are written, so that a second apply doesn't touch the disk.
+Only changed files are written, so a second apply doesn't touch the disk.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
     """Write *content* to *path* with *mode* and *owner* if anything differs; return whether the file was written.
 
-    The file is replaced atomically (write a temporary file, fsync, rename), and is never
-    visible with a wider mode or another owner. The next run reuses the temporary file of a killed run. So only one
-    process may write a file at a time: the holder of the lock.
+    The file is replaced atomically (write a temporary file, fsync, rename), and is never visible with a wider mode or
+    another owner. The next run reuses the temporary file of a killed run. So only one process may write a file at a
+    time: the process that holds the lock.
     """
     if _same(path, content, mode, owner):
         return False
@@ -112,7 +112,10 @@ def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set
 
 
 def _put(aside: str, content: bytes, mode: int, owner: tuple[int, int] | None = None, *, sync: bool = False) -> None:
-    """Create a file with *content*, and fsync it if *sync*. It is closed at once, so that many need few descriptors."""
+    """Create a file with *content*, and fsync it if *sync*.
+
+    The file is closed at once, so that writing many files needs few descriptors.
+    """
     fd = os.open(aside, _NEW, 0o600)
     try:
         left = memoryview(content)
@@ -133,7 +136,7 @@ def _discard(aside: str) -> None:
 
 
 def _sync(paths: Collection[str]) -> None:
-    """Sync these files to disk: a few one by one, more by one syncfs(2) per file system."""
+    """Sync these files to disk: a few one by one, many by one syncfs(2) per file system."""
     few = len(paths) < _FEW
     seen: set[int] = set()
     for path in paths:
@@ -150,7 +153,7 @@ def _sync(paths: Collection[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to its disk (fsync(2)): before that, a crash may lose the name of a new file in it."""
+    """Flush a folder to its disk (fsync(2)). Before that, a crash may lose the name of a new file in the folder."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -214,7 +217,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, i
 def read(path: Path | str, most: int | None = None) -> bytes:
     """Return a file's content, or its first *most* bytes.
 
-    A run reads hundreds of small files; this takes a third of the time of ``Path.read_bytes``.
+    A run reads hundreds of small files; this function takes a third of the time of ``Path.read_bytes``.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -258,7 +261,10 @@ def read_json(path: Path | str, remedy: str = REBUILT) -> dict[str, Any] | None:
 
 
 def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, Any]]:
-    """Return every record ``<name>.json`` in *directory*, by name; none if it is absent. See :func:`read_json`."""
+    """Return every record ``<name>.json`` in *directory*, by name; nothing if the directory is absent.
+
+    See :func:`read_json` for errors.
+    """
     records = {}
     for name in sorted(record_names(directory)):
         record = read_json(f"{directory}/{name}.json", remedy)
@@ -284,9 +290,10 @@ def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str
 
 @contextlib.contextmanager
 def folder(path: str | Path) -> Iterator[int | None]:
-    """Open a folder, from which names are then opened (``dir_fd``): the kernel walks the path to it only once.
+    """Open a folder; yield its descriptor, for opening names in it (``dir_fd``). None if the folder doesn't exist.
 
-    None stands for a folder that isn't there. A name is then looked up in the working folder, so don't open any.
+    So the kernel walks the path to the folder only once. After None the caller must not open names, because the kernel
+    would look them up in the working folder.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -312,9 +319,9 @@ def remove(path: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Turn system errors (no space, too many open files, no process) into errors for the operator.
+    """Turn a system error inside the context (no space, too many open files) into an error for the operator.
 
-    :raises NetspaceError: the system refused something.
+    :raises NetspaceError: the system refused a call.
     """
     try:
         yield
@@ -331,7 +338,10 @@ def refusals_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on *path* (created if absent), so that two runs don't interleave."""
+    """Hold an exclusive lock on *path* for the duration of the context, so that two runs don't interleave.
+
+    The file is created if it is absent.
+    """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -345,7 +355,7 @@ def locked(path: Path) -> Iterator[None]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return ``{"old": ..., "new": ...}`` for each differing key of two nested mappings, keys joined by ``:``.
 
-    A value of None equals an absent key.
+    A key whose value is None counts as absent.
     """
     changes: dict[str, dict[str, Any]] = {}
     for key in sorted({*old, *new}):

@@ -1,4 +1,4 @@
-"""A watch of one folder by inotify(7): whether anybody else changed a file in it meanwhile. Changes nothing."""
+"""Watch of one folder by inotify(7), which notices whether somebody else changed a file in it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Watch:
         return self._fd
 
     def touched(self, names: Collection[str]) -> bool:
-        """Return whether only files of *names* were changed: ``<name>.<suffix>`` and ``.<name>.<suffix>.new``.
+        """Return whether all changed files belong to *names*: ``<name>.<suffix>`` or ``.<name>.<suffix>.new``.
 
-        False also if the kernel could not remember all changes.
+        Without any change, the result is True. If the kernel could not record all changes, it is False.
         """
         while True:
             try:
@@ -52,7 +52,7 @@ class Watch:
 
 
 def begin(folder: Path) -> Watch | None:
-    """Begin to watch *folder*; None if the kernel can't do that now."""
+    """Begin to watch *folder*; return None if the kernel can't do that now."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if fd < 0:

@@ -1,20 +1,20 @@
 """Index of the records of one kind: a cache of the values that must be unique or consistent across the host.
 
-Such values are names, user ids, addresses and folders. A change of one environment takes the values of all others from
-the index, and decodes only the affected records.
+Such values are names, user ids, addresses and folders. To change one environment, netspace takes the values of all
+others from the index, and decodes only the affected records.
 
 The records are authoritative. There are two ways to check the index against them:
 
-* *Thoroughly*: an entry is valid only while its record is the same file: same inode, size and times. A record without
-  a valid entry is decoded, and the next run that changes something adds it to the index.
-* *By the seal*: the run that writes the index gives the records' folder a time of its own, and notes it. Whoever
-  creates, replaces or removes a record afterwards changes that time. While the time is the noted one, all entries are
-  valid. This takes as long for ten thousand records as for one. It can't see that a program overwrites a record in
-  place, which netspace never does. Without a valid seal, the check is thorough.
+* *Thoroughly*: an entry is valid only while its record is the same file: same inode, size and times. A record without a
+  valid entry is decoded, and the next run that changes something adds it to the index.
+* *By the seal*: the run that writes the index sets the time of the records' folder, and stores this time in the index.
+  Whoever creates, replaces or removes a record afterwards changes the folder's time. While the time is the stored one,
+  all entries are valid. This check takes as long for ten thousand records as for one. It can't notice a program that
+  overwrites a record in place, which netspace never does. Without a valid seal, the check is thorough.
 
 So a lost, damaged or outdated index costs time, but never gives a wrong answer. Its first line is a digest that shows
-damage. If the digest is right and a value still isn't of its type, all records are decoded. The same holds for an index
-of another version. The index lies under ``/run``, so a reboot removes it.
+damage. If the digest is right but a value isn't of its type, all records are decoded. The same holds for an index of
+another version. The index lies under ``/run``, so a reboot removes it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ _STAMP = cast("type[Stamp]", Stamp)
 
 
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The index's file, apart from the records' values and stamps, which follow in lines (:class:`known.Lines`).
+    """The first part of the index's file. The records' values and stamps follow in lines (:class:`known.Lines`).
 
-    :param size: bytes of the lines with the values; the rest are those with the stamps.
+    :param size: the bytes of the lines with the values; the lines after them have the stamps.
     :param seal: the stamp of the records' folder, if the values are those of all its records.
-    :param young: the records that were too young to be noted. Their values are valid by the seal only.
+    :param young: names of records that changed so recently that their stamps prove nothing. Their values are valid only
+        while the seal is.
     :param weight: the sum of all records' weights, hexadecimal.
     :param groups: the sorts of the values.
     """
@@ -64,11 +65,11 @@ class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _State(Generic[T]):
-    """The values read from all records.
+    """The values of all records, and the records' stamps.
 
     :param values: the value of each record.
-    :param stamps: the stamp of each record.
-    :param groups: the sorts of the values; None: not known yet.
+    :param stamps: the stamp (inode, size, times) of each record.
+    :param groups: the sorts of the values; None: not computed yet.
     """
 
     def __init__(self, values: Lines[T], stamps: Lines[Stamp], groups: Groups | None = None) -> None:
@@ -86,8 +87,8 @@ class Index(Generic[T]):
     :param kind: the kind of the records, as for :meth:`netspace.layout.Layout.records`.
     :param form: the type of an entry's value.
     :param version: the version of the entries; an index of another version is ignored.
-    :param claims: decodes the record of this name and returns the value for its entry; None if the record is gone.
-    :param now: the clock, in nanoseconds since the epoch; only tests set it.
+    :param claims: decodes the record of a name, and returns the value for its entry; None if the record doesn't exist.
+    :param now: returns the time in nanoseconds since the epoch; only tests set it.
     :param weigh: returns a number for a record's name and value; see :meth:`weight`.
     :param sort: returns the sort of a value; see :meth:`known.Known.examples`.
     """
@@ -120,9 +121,9 @@ class Index(Generic[T]):
         self._watch: folder_watch.Watch | None = None
 
     def read(self, *, sealed: bool = False) -> Known[T]:
-        """Return the value of every record, ordered by the record's name; decode records without a valid entry.
+        """Return the value of every record, by the record's name. Records without a valid entry are decoded.
 
-        :param sealed: the seal suffices.
+        :param sealed: whether a valid seal suffices; if not, each record's stamp is checked.
         :raises StateError: a record can't be decoded.
         """
         self._read()
@@ -168,8 +169,8 @@ class Index(Generic[T]):
     def begin(self) -> None:
         """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
 
-        To be called after :meth:`read` and before the caller changes the first record, with the lock held. Another
-        program's change in between then costs the seal.
+        Call it after :meth:`read` and before the first change of a record, with the lock held. If another program
+        changes something in between, the index isn't sealed.
         """
         self.end()
         seen = self._seen
@@ -184,7 +185,7 @@ class Index(Generic[T]):
             self.end()
 
     def end(self) -> None:
-        """Watch no longer. To be called if the run that :meth:`begin` was for ended without :meth:`note`."""
+        """Stop watching the folder. Call it if the run that called :meth:`begin` ends without :meth:`note`."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -192,7 +193,7 @@ class Index(Generic[T]):
     def note(self, names: Iterable[str] = ()) -> None:
         """Write the index if it is out of date. The caller must have held the lock since :meth:`read`.
 
-        This ignores errors: the next run decodes the records without an entry, and reports its errors.
+        Errors are ignored here. The next run decodes the records without an entry, and reports their errors.
 
         :param names: the records that the caller may have changed since :meth:`read`.
         """
@@ -241,10 +242,11 @@ class Index(Generic[T]):
         self._head, self._noted = head, now
 
     def _sealed(self, stamps: Mapping[str, Stamp], names: set[str], same: bool) -> Stamp | None:
-        """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read.
+        """Seal the records' folder; return its stamp, or None if somebody else may have changed it.
 
-        :param stamps: those of the records of *names*.
-        :param same: nothing differs from what is noted.
+        :param stamps: the expected stamps of the records in *names*.
+        :param names: the records that the caller may have changed.
+        :param same: whether the values equal those in the index's file.
         """
         seal = self._head.seal
         if seal is not None and same and _stamp_at(self._folder) == seal:
@@ -260,7 +262,7 @@ class Index(Generic[T]):
         return seal if self._watch.touched(names) else None
 
     def _stamps(self) -> dict[str, Stamp]:
-        """Return the stamps of the records that exist."""
+        """Return the stamps of all existing records, by name."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -275,7 +277,7 @@ class Index(Generic[T]):
         return found
 
     def _read(self) -> None:
-        """Read the index's file: what is noted, if it is whole and of this version."""
+        """Read the index's file. If it is damaged or of another version, begin with an empty index."""
         self._head, self._noted = _Head(self._version), self._nothing()
         try:
             whole = files.read(self._path, _LARGEST)
@@ -300,7 +302,7 @@ class Index(Generic[T]):
             )
 
     def _from_records(self) -> dict[str, T]:
-        """Decode all records: the index has values that aren't of their type.
+        """Return the values from the records themselves, because the index has one of a wrong type.
 
         :raises StateError: a record can't be decoded.
         """
@@ -313,7 +315,7 @@ def _stamp(info: os.stat_result) -> Stamp:
 
 
 def _stamp_at(path: Path) -> Stamp | None:
-    """Return the stamp of a record or of the records' folder; None if there is none."""
+    """Return the stamp of a record or of the records' folder; None if it doesn't exist."""
     try:
         return _stamp(os.stat(path))
     except OSError:
@@ -321,7 +323,7 @@ def _stamp_at(path: Path) -> Stamp | None:
 
 
 def _weight(head: _Head) -> int | None:
-    """Return the sum of all records' weights; None if it is no number."""
+    """Return the sum of all records' weights; None if the file has no valid number."""
     try:
         return int(head.weight or "0", 16)
     except ValueError:

@@ -1,4 +1,4 @@
-"""JSON Web Signatures (RFC 7515) in netspace's one form: compact, ES256, and a header with only alg, kid and typ.
+"""JSON Web Signatures (RFC 7515) in one form: compact, ES256, a header with only ``alg``, ``kid`` and ``typ``.
 
 ``joserfc`` signs and verifies. Before ``joserfc`` gets a token, this module refuses a token that is too long, has
 another algorithm (such as ``none``), another type or a further member in its header, or isn't encoded canonically.
@@ -26,17 +26,17 @@ ALGORITHM = "ES256"
 
 
 class Unreadable(NetspaceError):
-    """A malformed token or key."""
+    """Error: a token or key is malformed."""
 
 
 class Forged(NetspaceError):
-    """A token of another type or algorithm, or a token that none of the keys signed."""
+    """Error: a token has another type or algorithm, or none of the expected keys signed it."""
 
 
 def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) -> str:
-    """Return *payload* as a JWS whose ``typ`` is *kind*, so that nobody accepts it as another type.
+    """Return *payload* as a JWS whose ``typ`` is *kind*, so that no reader accepts it as another type.
 
-    :param key: a key on P-256.
+    :param key: a private key on P-256.
     """
     from joserfc import jws
     from joserfc.jwk import ECKey
@@ -50,6 +50,8 @@ def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) ->
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int) -> dict[str, Any]:
     """Return the payload of a token that one of *keys* (JWK) signed.
 
+    :param kind: the expected ``typ``.
+    :param limit: the most bytes of the token.
     :raises Unreadable: *token* is malformed, or longer than *limit* bytes.
     :raises Forged: *token* has another type or algorithm, or none of the keys signed it.
     """
@@ -74,7 +76,10 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
 
 
 def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return header and claims of a token without checking its signature. Use it only for tokens of your own."""
+    """Return header and claims of a token without checking its signature.
+
+    Use it only for tokens that this host itself has made.
+    """
     head, _, rest = token.partition(".")
     body = rest.partition(".")[0]
     return _object(octets(head, "header"), "header"), _object(octets(body, "claims"), "claims")
@@ -94,7 +99,7 @@ def _registry(limit: int) -> JWSRegistry:
 def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
     """Return a public key on P-256 as a JWK (RFC 7517).
 
-    joserfc before 1.6 cuts leading zeros off a coordinate, which RFC 7518 (6.2.1.2) forbids.
+    joserfc before 1.6 strips leading zeros from a coordinate, which RFC 7518 (6.2.1.2) forbids.
     """
     numbers = key.public_numbers()
     return {"crv": "P-256", "kty": "EC", "x": number(numbers.x), "y": number(numbers.y)}
@@ -109,7 +114,7 @@ def thumbprint(key: Mapping[str, str]) -> str:
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
-    """Return the public key on P-256 in *data*, without other members.
+    """Return the public key on P-256 in *data*, a JWK, without further members.
 
     :raises Unreadable: *data* is not such a key.
     """
@@ -160,7 +165,7 @@ def octets(encoded: str, what: str) -> bytes:
 
 
 def number(value: int) -> str:
-    """Return a coordinate, or the private number, of a key on P-256 as base64url."""
+    """Return a number of a key on P-256 (a coordinate, or the private number) as base64url of 32 bytes."""
     return text(value.to_bytes(32, "big"))
 
 

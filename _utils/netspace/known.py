@@ -1,7 +1,7 @@
-"""Values by name, of which a reader mostly asks few: they are decoded when they are asked for. Pure.
+"""Values by name, of which most readers need only a few: a value is decoded when it is looked up. Pure.
 
-A host may have thousands of records, and a change of one environment needs to know of all others only what they have in
-common. So :class:`Known` also tells one example of each *sort* without decoding all values.
+A host may have thousands of records. A change of one environment needs to know only what all others have in common. So
+:class:`Known` also returns one example of each *sort* without decoding all values.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FIRST = 8  # names that are kept of each sort: so many of them can go until all
 
 
 class Lines(Generic[T]):
-    """Values by name as JSON, one line each: ``"name":value``. A line is decoded when it is asked for.
+    """Values by name as JSON, one line each: ``"name":value``. A line is decoded when its name is looked up.
 
-    :param text: the lines, with a line feed before the first and after each; JSON has none within a value.
+    :param text: the lines, with a line feed before the first line and after each line; JSON has none within a value.
     :param form: the type of the values.
     :param whole: all values, if they are decoded already.
-    :param again: reads all values from their source, if the lines turn out to be damaged.
+    :param again: reads all values from their source, for the case that the lines are damaged.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Lines(Generic[T]):
         return isinstance(name, str) and (name in self.whole() if self._many() else self.text.find(_key(name)) >= 0)
 
     def _many(self) -> bool:
-        """Return whether so many were asked for that all of them are decoded."""
+        """Return whether to decode all values, because many were looked up already. Counts one look-up."""
         self._asked += 1
         return self._whole is not None or self._asked > _FEW
 
     def get(self, name: str) -> T | None:
-        """Return one value.
+        """Return the value of *name*; None if there is none.
 
-        :raises msgspec.DecodeError: the value isn't of its type, and can't be read again.
+        :raises msgspec.DecodeError: the value isn't of its type, and can't be read from its source.
         """
         if self._many():
             return self.whole().get(name)
@@ -78,7 +78,7 @@ class Lines(Generic[T]):
     def whole(self) -> Mapping[str, T]:
         """Return all values, ordered by name.
 
-        :raises msgspec.DecodeError: a value isn't of its type, and can't be read again.
+        :raises msgspec.DecodeError: a value isn't of its type, and can't be read from its source.
         """
         if self._whole is None:
             try:
@@ -91,9 +91,9 @@ class Lines(Generic[T]):
         return self._whole
 
     def mend(self) -> Mapping[str, T]:
-        """Read all values again, in place of damaged lines; return them.
+        """Replace damaged lines: read all values from their source, and return them.
 
-        :raises msgspec.DecodeError: they have no source.
+        :raises msgspec.DecodeError: there is no source.
         """
         if self._again is None:
             raise msgspec.DecodeError("the values are damaged")
@@ -104,7 +104,7 @@ class Lines(Generic[T]):
         return self._whole
 
     def but(self, new: Mapping[str, T | None]) -> Lines[T]:
-        """Return these lines with other values for some names; None: without that name."""
+        """Return these lines with new values for some names; a name with the value None is removed."""
         new = {name: value for name, value in new.items() if self.get(name) != value}
         if not new:
             return self
@@ -137,12 +137,12 @@ def _key(name: str) -> bytes:
 
 
 class Known(Mapping[str, T]):
-    """Values by name, which can be asked for sorts and texts without decoding all.
+    """Values by name, with a sort each. Sorts and texts can be looked up without decoding all values.
 
-    :param noted: the values.
+    :param noted: the stored values.
     :param sort: returns the sort of a value.
-    :param groups: the sorts of *noted*; None: they must be found out.
-    :param new: what differs from *noted*; None: that name is gone.
+    :param groups: the sorts of *noted*; None: they must be computed.
+    :param new: the values that differ from *noted*; None: that name is removed.
     """
 
     def __init__(
@@ -201,11 +201,11 @@ class Known(Mapping[str, T]):
         return self._merged
 
     def but(self, new: Mapping[str, T | None]) -> Known[T]:
-        """Return these values with others in place of those of some names; None: without that name."""
+        """Return these values with new values for some names; a name with the value None is removed."""
         return Known(self._noted, self._sort, self._groups, {**self._new, **new}) if new else self
 
     def alone(self, name: str, text: str) -> bool:
-        """Return whether the value of *name* certainly is the only one with this text as a part of it."""
+        """Return whether the value of *name* contains *text*, and certainly no other value does."""
         part, key = msgspec.json.encode(text), _key(name)
         at = self._noted.text.find(key)
         if at < 0 or self._noted.text.count(part) != 1:
@@ -215,7 +215,7 @@ class Known(Mapping[str, T]):
         return part in own and not any(part in msgspec.json.encode(value) for value in others)
 
     def groups(self) -> Groups:
-        """Return the sorts of the values."""
+        """Return the sorts of the values: for each, the number of its values, and the first names."""
         if self._sorts is None:
             groups = None if self._noted.mended else self._groups
             found = None if groups is None else _moved(groups, self._noted, self._new, self._sort)
@@ -225,7 +225,7 @@ class Known(Mapping[str, T]):
         return self._sorts
 
     def examples(self) -> dict[str, T]:
-        """Return one value of each sort, by name: the first in alphabetical order."""
+        """Return one value of each sort, by its name: the first in alphabetical order."""
         mended = self._noted.mended
         names = [first[0] for _, first in self.groups().values()]
         if not all(name in self for name in names):  # the sorts were noted with values that are damaged
@@ -238,7 +238,7 @@ class Known(Mapping[str, T]):
 
 
 def grouped(values: Mapping[str, T], sort: Callable[[T], str]) -> Groups:
-    """Return the sorts of these values."""
+    """Return the sorts of these values: for each, the number of its values, and the first names."""
     found: dict[str, list[str]] = {}
     for name, value in values.items():
         found.setdefault(sort(value), []).append(name)
@@ -246,7 +246,7 @@ def grouped(values: Mapping[str, T], sort: Callable[[T], str]) -> Groups:
 
 
 def _moved(groups: Groups, noted: Lines[T], new: Mapping[str, T | None], sort: Callable[[T], str]) -> Groups | None:
-    """Return *groups* after a change of some values; None if it takes a look at all of them."""
+    """Return *groups* after the values in *new* have changed; None if that needs a look at all values."""
     found = dict(groups)
     for name, value in new.items():
         old = noted.get(name)
@@ -279,12 +279,12 @@ def without(known: Mapping[str, T], names: Iterable[str]) -> Mapping[str, T]:
 
 
 def also(known: Mapping[str, T], new: Mapping[str, T]) -> Mapping[str, T]:
-    """Return *known* with the values of *new* in addition, or in place of those of the same names."""
+    """Return *known* with the values of *new* added; they replace values of the same names."""
     return known.but(new) if isinstance(known, Known) else {**known, **new}
 
 
 def examples(known: Mapping[str, T], sort: Callable[[T], str]) -> dict[str, T]:
-    """Return one of the values of each sort, by name: the first in alphabetical order."""
+    """Return one value of each sort, by its name: the first in alphabetical order."""
     if isinstance(known, Known):
         return known.examples()
     return {first[0]: known[first[0]] for _, first in grouped(known, sort).values()}

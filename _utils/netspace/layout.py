@@ -61,7 +61,10 @@ class Layout:
 
     @cached_property
     def broker(self) -> Path:
-        """Folder of the RabbitMQ node's data, log and configuration; not below ``state``, which only root may enter."""
+        """Folder of the RabbitMQ node's data, log and configuration.
+
+        It isn't below ``state``, because only root may enter that.
+        """
         return self.root / f"var/lib/{self.instance}-broker"
 
     @cached_property
@@ -98,7 +101,7 @@ class Layout:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
-        """Return the OCI bundle of an environment: config.json, rootfs, inside/, users."""
+        """Return the folder of an environment's OCI bundle, with config.json, rootfs, inside/ and users."""
         return below(self._bundles, name)
 
     @cached_property
@@ -110,7 +113,7 @@ class Layout:
         return below(self.bundle(name), "inside")
 
     def users(self, name: str) -> Path:
-        """Return the file at which the environment's user namespace is mounted."""
+        """Return the path of the file on which the environment's user namespace is mounted."""
         return below(self.bundle(name), "users")
 
     @cached_property
@@ -128,7 +131,10 @@ class Layout:
         return self.state / "apparmor"
 
     def disks(self, name: str) -> Path:
-        """Return the folder where the environment's own file systems are mounted. They are unmounted, never emptied."""
+        """Return the folder of the mount points of an environment's bounded file systems.
+
+        Unmount what is in it; never delete it recursively.
+        """
         return below(self._disks, name)
 
     @cached_property
@@ -142,11 +148,14 @@ class Layout:
 
     # -- system-wide names ---------------------------------------------------
     def beside(self, name: str) -> str:
-        """Return the name of the second instance during an update. It has capitals, unlike environments' names."""
+        """Return the name of an environment's second instance during an update.
+
+        It contains capitals, which no environment's name does.
+        """
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:
-        """Return the environment that an instance belongs to."""
+        """Return the environment to which an instance belongs, itself or a second one."""
         return name.removesuffix(_BESIDE)
 
     def netns_name(self, name: str) -> str:
@@ -157,7 +166,7 @@ class Layout:
         return self.root / "run/netns"
 
     def netns(self, name: str) -> Path:
-        """Return the file of the environment's network namespace, in the folder of ``ip netns``."""
+        """Return the path of the environment's network namespace, in the folder of ``ip netns``."""
         return below(self._namespaces, self.netns_name(name))
 
     def mac(self, name: str) -> str:

@@ -1,14 +1,14 @@
 """Copy of this library on the host's disk, for processes that must run without Salt.
 
-Units and the supervisor run ``python -m netspace`` after a reboot, when there
-may be no Salt cache, no checkout and no master. They run this copy with Salt's
-interpreter, whose site-packages hold the dependencies.
+Units and the supervisor run ``python -m netspace`` after a reboot, when there may be no Salt cache, no checkout and no
+master. They run this copy with Salt's interpreter, whose site-packages hold the dependencies.
 
 ``<state>/lib/<digest>/`` is a version: the package's ``.py`` files, and a ``__main__.py`` that starts it. The symlink
 ``<state>/lib/current`` points to the version in use. A version is complete before the symlink points to it. This module
 doesn't run the copy.
 
-Modules for writing are imported inside functions, because the supervisor's long-lived process imports this module.
+The supervisor's long-lived process imports this module. So modules that are only needed for writing are imported inside
+functions.
 """
 
 from __future__ import annotations
@@ -139,9 +139,10 @@ def _noted(layout: Layout, version: str) -> str:
 
 
 def _note(layout: Layout, version: str, stamp: str) -> None:
-    """Record the stamps of the source, so that the next process need not read all files; skip empty ones.
+    """Record the source's stamps (inodes, sizes, times), so that the next process need not read all files.
 
-    Replaces the file by a rename, without a sync: with a damaged file, the next process only reads all files.
+    An empty stamp isn't recorded. The file is replaced by a rename, without a sync: if it is damaged, the next process
+    only reads all files.
     """
     if stamp:
         aside = layout.library / version / f".{_SOURCE}.{os.getpid()}"
@@ -164,9 +165,11 @@ def _unchanged(folders: Mapping[str, int]) -> bool:
 
 
 def _files(origin: str) -> tuple[dict[str, str], dict[str, int], str]:
-    """Return the library's files: paths by their names in the copy, their folders' modification times, and a digest.
+    """Return three values about the running library.
 
-    The digest is that of the paths, inodes, sizes and times of all files; empty if one of them changed just now.
+    First, the paths of its files, by their names in the copy. Second, the modification times of its folders. Third, a
+    digest of all files' paths, inodes, sizes and times; it is empty if a file changed just now, so that the digest
+    proves nothing.
     """
     import hashlib
     import time
@@ -197,7 +200,7 @@ def _files(origin: str) -> tuple[dict[str, str], dict[str, int], str]:
 
 
 def _changed(path: str) -> int:
-    """Return when a folder was changed, in nanoseconds; 0 if there is none."""
+    """Return when a folder was changed, in nanoseconds; 0 if it doesn't exist."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
@@ -223,7 +226,7 @@ def _digest(contents: Mapping[str, bytes]) -> str:
 
 
 def _folders() -> list[str]:
-    """Return the import path's folders that hold the dependencies."""
+    """Return the folders of the import path that hold the dependencies."""
     import importlib.util
 
     found = []

@@ -1,8 +1,8 @@
-"""Single mounts, asked of the kernel by statx(2) and statmount(2), without a list of all mounts.
+"""Queries about single mounts by statx(2) and statmount(2), without a list of all mounts. Changes nothing.
 
-A host has several mounts for each environment, so a change of one must not read the list. Older kernels can't tell:
-statx reports mount points since Linux 5.8, statmount describes a mount since 6.8, with its source since 6.15. Then
-:class:`UnknownError` is raised, and the caller reads ``/proc/self/mountinfo``. This module changes nothing.
+A host has several mounts for each environment, so a change of one environment must not read the whole list. Older
+kernels can't answer: statx reports mount points since Linux 5.8, statmount describes a mount since 6.8, with its source
+since 6.15. On an older kernel :class:`UnknownError` is raised, and the caller reads ``/proc/self/mountinfo``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ _LARGEST = 64 * 1024
 
 
 class UnknownError(Exception):
-    """This kernel can't answer the question about a single mount."""
+    """Error: this kernel can't answer the question about a single mount."""
 
 
 class Found(NamedTuple):
     """A mount, as a line of ``/proc/self/mountinfo`` describes it.
 
+    :param kind: the type of the file system.
+    :param source: the mount's source, such as a device.
     :param device: the file system's device, ``major:minor``.
     :param root: the folder of the file system that is mounted.
     """
@@ -55,15 +57,15 @@ def _libc() -> Any:
 def is_mounted(path: str) -> bool:
     """Return whether something is mounted at *path* itself. A symbolic link at *path* isn't followed.
 
-    :raises UnknownError: the kernel doesn't tell, or the mount can't be asked (say, its server is gone).
+    :raises UnknownError: the kernel can't answer, or the mount can't be queried (say, because its server is gone).
     """
     return _mount_id(path) is not None
 
 
 def find(path: str) -> Found | None:
-    """Return the topmost mount at *path*; None if nothing is mounted there.
+    """Return the topmost mount at *path*; None if nothing is mounted at it.
 
-    :raises UnknownError: as for :func:`is_mounted`; also the kernel doesn't describe single mounts.
+    :raises UnknownError: as for :func:`is_mounted`, or the kernel can't describe single mounts.
     """
     number = _mount_id(path)
     if number is None:
@@ -83,7 +85,10 @@ def find(path: str) -> Found | None:
 
 
 def _mount_id(path: str) -> int | None:
-    """Return the unique id of the mount at *path*, 0 if the kernel knows no such ids; None if nothing is mounted."""
+    """Return the unique id of the mount at *path*; None if nothing is mounted at it.
+
+    The result is 0 if something is mounted, but the kernel has no such ids.
+    """
     answer = ctypes.create_string_buffer(256)
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
     if _libc().statx(_AT_FDCWD, os.fsencode(path), flags, ctypes.c_uint(_STATX_MNT_ID_UNIQUE), answer):

@@ -1,8 +1,8 @@
-"""The text of metrics, in two forms: OpenMetrics 1.0, and Prometheus' text format 0.0.4. Pure.
+"""Text of metrics, in two formats: OpenMetrics 1.0, and Prometheus' text format 0.0.4. Pure.
 
-The forms differ in two points. OpenMetrics names the family of a counter without ``_total``, and ends with ``# EOF``.
-The textfile collector of node_exporter and ``promtool check metrics`` read the older form. No sample has a timestamp:
-the reader's clock counts, and node_exporter refuses a file with timestamps.
+The formats differ in two points. OpenMetrics names the family of a counter without ``_total``, and ends with ``# EOF``.
+The textfile collector of node_exporter and ``promtool check metrics`` read the older format. No sample has a timestamp,
+so the reader's clock counts; node_exporter refuses a file with timestamps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ class Family(NamedTuple):
     """A metric with all its samples.
 
     :param name: the metric's name; for a counter, without ``_total``.
+    :param kind: ``gauge`` or ``counter``.
+    :param help: its description.
+    :param samples: pairs of labels (:func:`labels`) and values.
     """
 
     name: str
@@ -42,12 +45,12 @@ def _escaped(value: str) -> str:
 
 
 def text(families: Iterable[Family]) -> str:
-    """Return the families as OpenMetrics, without families that have no sample."""
+    """Return the families as OpenMetrics. Families without a sample are left out."""
     return "".join(_family(one, one.name) for one in families if one.samples) + "# EOF\n"
 
 
 def textfile(families: Iterable[Family]) -> str:
-    """Return the families in Prometheus' text format, without families that have no sample."""
+    """Return the families in Prometheus' text format. Families without a sample are left out."""
     return "".join(_family(one, _sample_name(one)) for one in families if one.samples)
 
 
@@ -73,5 +76,5 @@ def _value(value: float) -> str:
 
 
 def counted(name: str, kind: Kind, about: str, values: Mapping[str, float | None]) -> Family:
-    """Return a family from values by labels; values that are None are left out."""
+    """Return a family from values by labels. Values that are None are left out."""
     return Family(name, kind, about, [(key, value) for key, value in values.items() if value is not None])

@@ -10,8 +10,8 @@ from pathlib import Path
 def loose(path: Path) -> Path | None:
     """Return the folder above *path* in which a user other than root may rename entries; None if there is none.
 
-    A file in a folder that only root can enter is safe, even if another user owns it. Files that root will make are
-    safe, too.
+    A file in a folder that only root can enter is safe, even if another user owns it. Files that don't exist yet, which
+    root will make, are safe, too.
     """
     for folder in reversed(path.parents):
         if not os.path.lexists(folder):
@@ -29,12 +29,12 @@ def loose(path: Path) -> Path | None:
 
 
 def straight(path: Path) -> bool:
-    """Return whether *path* is absolute, without links and ``..``, so that :func:`loose` checks every folder of it."""
+    """Return whether *path* is absolute, without links and ``..``. :func:`loose` needs such a path."""
     return path.is_absolute() and os.path.realpath(path) == str(path)
 
 
 def private(folder: Path) -> bool:
-    """Return whether only root can enter the folder."""
+    """Return whether only root can enter *folder*."""
     info = folder.stat()
     return _own(info) and not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 

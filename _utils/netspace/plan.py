@@ -26,8 +26,8 @@ class Step(msgspec.Struct, frozen=True):
     :param kind: ``environment``, ``interface``, ``link``, ``attestation``.
     :param name: the thing's name within its kind.
     :param action: a verb: ``create``, ``change``, ``restart``, ``start``, ``stop``, ``remove``...
-    :param changes: ``{"old": ..., "new": ...}`` by key, for the operator; never a secret.
-    :param reason: the reason, unless the changes alone show it.
+    :param changes: for the operator, ``{"old": ..., "new": ...}`` by key; never a secret.
+    :param reason: why the step is needed; empty if the changes show that.
     :param data: further input of ``apply``; never shown.
     """
 
@@ -47,7 +47,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The outcome of a step; it succeeded if ``error`` is empty."""
+    """The outcome of a step. It succeeded if ``error`` is empty."""
 
     step: Step
     error: str = ""
@@ -84,7 +84,7 @@ class Result(msgspec.Struct, frozen=True):
         return not self.failures and not self.plan.refusals
 
     def joined(self, other: Result) -> Result:
-        """Return one result with the plans and outcomes of this one and then of *other*."""
+        """Return one result that has the plan and outcomes of this result, followed by those of *other*."""
         plan = Plan(
             [*self.plan.steps, *other.plan.steps],
             [*self.plan.refusals, *other.plan.refusals],
@@ -98,7 +98,7 @@ Observed = TypeVar("Observed")
 
 
 class Reconciler(Protocol[Desired, Observed]):
-    """The interface of a kind: it changes the observed state into the desired one."""
+    """Interface of a kind, which changes the observed state into the desired one."""
 
     def observe(self) -> Observed: ...
 

@@ -1,4 +1,4 @@
-"""Listening sockets of the calling thread's network namespace, read from /proc (proc(5)). Changes nothing."""
+"""Listening sockets in the network namespace of the calling thread, read from /proc (proc(5)). Changes nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Listener(NamedTuple):
     """A listening TCP socket, or an unconnected UDP socket.
 
     :param protocol: ``tcp`` or ``udp``.
-    :param address: in canonical form, an IPv4-mapped address as IPv4; empty: any address.
+    :param address: the address in canonical form (an IPv4-mapped IPv6 address as IPv4); empty: any address.
     :param user: the uid of the socket's owner.
+    :param inode: the number of the socket's inode.
     """
 
     protocol: str
@@ -31,7 +32,7 @@ class Listener(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A program that uses a port; ``pid`` is 0 if it is unknown."""
+    """A program that uses a port. ``pid`` is 0 if the process is unknown."""
 
     name: str
     pid: int
@@ -41,7 +42,7 @@ class Holder(NamedTuple):
 
 
 def listeners(table: str, ports: Collection[int]) -> Iterator[Listener]:
-    """Yield the sockets that listen at one of *ports*; none if the kernel has no such table.
+    """Yield the sockets that listen on one of *ports*. Yield nothing if the kernel doesn't have the table.
 
     :param table: one of :data:`TABLES`.
     """
@@ -57,7 +58,10 @@ def listeners(table: str, ports: Collection[int]) -> Iterator[Listener]:
 
 
 def decoded(text: str) -> str:
-    """Return an address from the tables (words of four bytes in the machine's byte order) in canonical form."""
+    """Return an address of the kernel's tables in canonical form; empty for "any address".
+
+    :param text: hexadecimal words of four bytes, in the machine's byte order.
+    """
     words = (int(text[start : start + 8], 16) for start in range(0, len(text), 8))
     address = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -66,7 +70,7 @@ def decoded(text: str) -> str:
 
 
 def holder(found: Collection[Listener]) -> Holder:
-    """Return the program that has one of these sockets open."""
+    """Return the first program found that has one of these sockets open; "another program" if none can be found."""
     links = {f"socket:[{one.inode}]" for one in found}
     for name in os.listdir("/proc"):
         if not name.isdigit():

@@ -1,8 +1,9 @@
 """Strict reader for JSON from untrusted writers.
 
-Python's reader keeps the last of two equal names, other readers keep the first. So two programs could understand one
-signed document differently (RFC 8259, 4; RFC 8725, 2.4). Python's reader also accepts ``NaN``, which is not JSON, and
-with which every comparison is false. This module refuses equal names and ``NaN``. Callers bound the size.
+If a name occurs twice in an object, Python's reader keeps the last value, and other readers keep the first. Two
+programs could thus understand one signed document differently (RFC 8259, 4; RFC 8725, 2.4). Python's reader also
+accepts ``NaN``, which is not JSON; every comparison with ``NaN`` is false. This module refuses repeated names and
+``NaN``. Callers limit the size.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ _HARMLESS = {code: REPLACEMENT for code in _COMMANDS if chr(code) not in "\t\n"}
 
 
 def printable(text: str, kept: str = "", instead: str | None = None) -> str:
-    """Return *text* with its unprintable characters (controls, marks of direction) escaped, as Python's repr does.
+    """Return *text* with unprintable characters (control characters, direction marks) escaped like Python's repr.
 
-    :param kept: characters to leave as they are.
+    :param kept: characters to leave unescaped.
     :param instead: a replacement for each escaped character; None: its escape sequence.
     """
     return "".join(
@@ -29,11 +29,12 @@ def harmless(text: str) -> str:
 
 
 def folded(text: str, width: int, first: str = "") -> str:
-    """Return *text* with each line that is wider than *width* broken between words; what continues it is indented.
+    """Return *text* with each line that is wider than *width* broken between words; the further lines are indented.
 
-    A word is never broken, so a path or a digest can still be copied: a line with such a word may be wider.
+    A word is never broken, so that a path or a digest can still be copied. A line that contains such a long word may be
+    wider than *width*.
 
-    :param first: what is printed before the first line. It takes a part of that line's width.
+    :param first: a text that is printed before the first line, and takes a part of that line's width.
     """
     if len(first) + len(text) <= width and "\n" not in text:
         return text
@@ -59,9 +60,9 @@ def folded(text: str, width: int, first: str = "") -> str:
 
 
 def hint(name: str, known: Collection[str], most: int | None = None) -> str:
-    """Return the remedy for an unknown name: the nearest known name; if none is near, all known names.
+    """Return the remedy for an unknown name: the nearest known name, or all known names if none is similar.
 
-    :param most: the greatest number of known names to list; None: no bound.
+    :param most: the greatest number of known names to list; None: no limit.
     """
     import difflib
 

@@ -1,4 +1,4 @@
-"""Threads for work that changes the namespace or user of its thread, and for work that mostly waits."""
+"""Threads for work that changes its thread's namespace or user, and for work that mostly waits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def enter_network(path: Path) -> None:
-    """Move the calling thread into the network namespace kept at *path* (setns(2)).
+    """Move the calling thread into the network namespace that is mounted at *path* (setns(2)).
 
-    Only threads that :func:`in_thread` started may call this.
+    Call this only in a thread that :func:`in_thread` started.
 
-    :raises OSError: there is no namespace, or the caller lacks permission.
+    :raises OSError: there is no namespace at *path*, or the caller lacks permission.
     """
     import ctypes
 
@@ -39,7 +39,7 @@ def enter_network(path: Path) -> None:
 
 
 class BackgroundTask(Generic[T]):
-    """Work that may run concurrently: in a thread after :meth:`begin`; without it, in :meth:`result`."""
+    """Work that may run concurrently: :meth:`begin` starts it in a thread; otherwise :meth:`result` runs it."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work

@@ -20,9 +20,9 @@ SKEW = 300.0  # new certificates must be valid even if a clock is a little behin
 def make(
     subject: Any, whose: Any, issuer: Any, key: Any, begins: float, ends: float, extensions: Iterable[tuple[Any, bool]]
 ) -> Certificate:
-    """Return a certificate of the public key *whose*; *key* signs it in the name of *issuer*.
+    """Return a certificate for the public key *whose*; *key* signs it in the name of *issuer*.
 
-    It is valid from ``SKEW`` seconds before *begins* until *ends*.
+    The certificate is valid from ``SKEW`` seconds before *begins* until *ends*.
 
     :param extensions: pairs of an extension and whether it is critical (RFC 5280, 4.2).
     """
@@ -67,7 +67,7 @@ def named(common: str) -> Any:
 
 
 def when(seconds: float) -> datetime.datetime:
-    """Return *seconds* since 1970 as a time in the form for certificates: UTC, whole seconds."""
+    """Return *seconds* since 1970 as a datetime for certificates: UTC, whole seconds."""
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
 
 

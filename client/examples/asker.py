@@ -1,4 +1,4 @@
-"""Asks a service: ``asker.py PEER TEXT``."""
+"""A program that sends a request to a peer and prints the answer: ``asker.py PEER TEXT``."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""A service of an environment: answers each request with what was asked, in capitals."""
+"""A service that answers each request with the request's text in capitals."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Configuration of the client's tests: ``NETSPACE_REPETITIONS`` repeats them as it does netspace's own tests."""
+"""Configuration of the client's tests: ``NETSPACE_REPETITIONS`` repeats them, as for netspace's own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions of seals: messages that share a key agreement are as independent as messages with one each."""
+"""Sessions of seals: messages that share a key agreement are opened independently, and only by their receiver."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FORMER = (
 
 
 def numbered(number: int, use: str) -> dict[str, Any]:
-    """Return the private key with a number as its secret."""
+    """Return the private key whose secret is *number*."""
     public = ec.derive_private_key(number, ec.SECP256R1()).public_key().public_numbers()
     parts = {"x": public.x, "y": public.y, "d": number}
     texts = {name: base64.urlsafe_b64encode(one.to_bytes(32, "big")).decode()[:43] for name, one in parts.items()}
@@ -84,7 +84,7 @@ def test_former_seals_in_a_mailbox_are_still_opened():
 
 
 def test_a_library_opens_each_message_of_a_session():
-    """Joserfc opens each message by itself, as it did before there were sessions."""
+    """The library joserfc opens each message of a session by itself, like any JWE."""
     ways = jwe.JWERegistry(algorithms=["ECDH-ES+A256KW", "A256GCM"], strict_check_header=False)
     signed = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
     sessions = Sessions()
@@ -101,7 +101,7 @@ def test_a_library_opens_each_message_of_a_session():
 @STEADY
 @given(st.permutations(range(6)), st.integers(0, 6))
 def test_a_session_in_any_order_is_opened(order, forgets):
-    """A receiver that was restarted remembers no agreement."""
+    """Messages of a session are opened in any order, also if the receiver loses its cache of agreed keys in between."""
     sessions, agreed = Sessions(), Agreed()
     raws = [sealed(sessions, number) for number in range(6)]
     for at, number in enumerate(order):
@@ -145,7 +145,7 @@ def test_a_signature_in_another_form_is_refused():
 
 
 def test_a_coordinate_without_its_leading_zeros_is_read():
-    """Joserfc before 1.6 cuts these zeros off, also in ephemeral keys."""
+    """A public key whose coordinate lacks leading zeros is imported, since joserfc before 1.6 sends such keys."""
     number = next(
         number
         for number in range(1, 5000)
@@ -201,7 +201,7 @@ def test_sessions_with_many_receivers_are_bounded():
 
 # -- forward secrecy --------------------------------------------------------------------------------
 def reachable(root: Any) -> list[Any]:
-    """Return all objects that a thief of *root* can reach from it."""
+    """Return all objects in memory that can be reached from *root*."""
     found, left = {}, [root]
     while left:
         one = left.pop()
@@ -225,7 +225,7 @@ def test_a_sender_keeps_nothing_that_opens_earlier_messages():
 
 
 def test_a_program_copied_while_it_runs_repeats_no_vector():
-    """After fork(2) both processes have the same content keys; AES-GCM breaks if one is used twice with one vector."""
+    """After fork(2) both processes have the same content keys, and must use different vectors, as AES-GCM demands."""
     sessions = Sessions()
     sealed(sessions, 0)
     other = copy.deepcopy(sessions)
@@ -240,7 +240,7 @@ def test_a_program_copied_while_it_runs_repeats_no_vector():
 # -- forgeries --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("warm", [False, True])
 def test_no_splice_of_a_session_gets_through(warm):
-    """Each part is replaced by that of another message, of the same session, another session or another sender."""
+    """Messages of two sessions and two senders are combined from all their parts; only the originals are opened."""
     sessions, agreed = Sessions(), Agreed()
     senders = ("web", "web", "web", "mallory")
     others = (sealed(sessions, 0), sealed(sessions, 1), sealed(Sessions(), 2), sealed(Sessions(), 3, by="mallory"))
@@ -283,14 +283,14 @@ def test_no_change_of_a_message_in_a_session_gets_through(data):
     "change", [{"cty": "JWT"}, {"typ": "JWE"}, {"typ": ...}, {"cty": ...}, {"kid": "web-enc-0"}, {"alg": "ECDH-ES"}]
 )
 def test_an_outer_header_that_was_changed_is_refused(change):
-    """Only the encryption covers that header; the signature doesn't."""
+    """A message with a changed outer header is refused. The encryption covers this header; the signature doesn't."""
     raw = sealed(Sessions(), 0)
     with pytest.raises(SealError):
         opened(with_header(raw, **change), 0)
 
 
 def test_a_message_of_a_session_is_not_another_one():
-    """The link, sender, receiver, kind, id or question differs, in a session whose key the receiver knows."""
+    """A message of a known session is refused if its link, sender, receiver, kind, id or question differs."""
     sessions, agreed = Sessions(), Agreed()
     first, second = (sealed(sessions, number) for number in range(2))
     opened(first, 0, agreed)
@@ -309,7 +309,7 @@ def test_a_message_of_a_session_is_not_another_one():
 
 
 def test_who_knows_the_receivers_key_still_signs_nothing():
-    """A thief of the receiver's key can encrypt in a session of his own, but he lacks the sender's key to sign."""
+    """A thief of the receiver's key encrypts a message, which is refused, because he can't sign as the sender."""
     sessions, agreed = Sessions(), Agreed()
     raw = sealed(sessions, 0)
     opened(raw, 0, agreed)
@@ -340,7 +340,7 @@ def points() -> list[Any]:
 
 @pytest.mark.parametrize("epk", points())
 def test_an_ephemeral_key_that_is_none_is_refused(epk):
-    """A point that isn't on the curve could give away the receiver's key."""
+    """An invalid ephemeral key is refused, since a point off the curve could reveal the receiver's key."""
     with pytest.raises(SealError, match=r"ephemeral|decrypted|read"):
         opened(with_header(sealed(Sessions(), 0), epk=epk), 0)
 
@@ -355,7 +355,7 @@ def test_a_part_of_another_size_is_refused(part):
 
 
 def test_sizes_that_the_primitives_would_take_are_refused():
-    """A forger who agreed on a key with the receiver's could shorten the key, lengthen the vector, or move the tag."""
+    """A forger who agreed on a key with the receiver's key changes the size of key, vector or tag; all are refused."""
     found = agreement.decrypt(sealed(Sessions(), 0), MINE["orders"], Agreed(), "web")
 
     def encrypted(key_size: int, vector_size: int, moved: int) -> bytes:
@@ -371,7 +371,7 @@ def test_sizes_that_the_primitives_would_take_are_refused():
 
 
 def test_another_spelling_of_a_part_is_refused():
-    """Refuse it: otherwise one message would have several valid forms."""
+    """A message with another base64url spelling of the same bytes is refused, so that a message has one valid form."""
     parts = sealed(Sessions(), 0).split(b".")
     for odd in (parts[4] + b"=", parts[4][:-1] + b"B", parts[4][:9] + b" " + parts[4][9:]):
         with pytest.raises(SealError, match="base64url"):
@@ -424,7 +424,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_what_is_remembered_saves_the_agreement(monkeypatch):
-    """For a message with a known header, no key is imported and no key is agreed on."""
+    """Further messages of a session are opened without another key agreement."""
     sessions, agreed = Sessions(), Agreed()
     raws = [sealed(sessions, number) for number in range(3)]
     opened(raws[0], 0, agreed)

@@ -1,4 +1,4 @@
-"""Messages wait if only a newer card can show whether to accept them."""
+"""Messages that wait, because only a newer card can show whether to accept them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CARD = {
 
 
 class Line:
-    """A stand-in for the wire of a delivery: it is open, and records how each delivery is settled."""
+    """A stand-in for the wire of a delivery: the wire is open, and records how each delivery is settled."""
 
     closed = False
 
@@ -35,7 +35,7 @@ class Line:
         self.settled.append((tag, how))
 
     def flush(self) -> None:
-        """Do nothing: nothing is written."""
+        """Do nothing, because nothing is written."""
 
 
 def delivery(line: Any, tag: int) -> Delivery:

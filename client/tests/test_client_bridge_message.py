@@ -1,4 +1,4 @@
-"""HTTP in messages: conversion there and back changes nothing, and senders can't smuggle in requests or headers."""
+"""HTTP in messages: converting to messages and back changes nothing, and senders can't insert requests or headers."""
 
 from __future__ import annotations
 

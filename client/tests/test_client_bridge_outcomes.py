@@ -1,4 +1,4 @@
-"""Outcomes of the bridge, for each error of a link, each answer of a local server and each end of a program."""
+"""Outcomes of the bridge, for each error of a link, each response of a local server and each exit status."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_each_error_of_a_link_is_a_status(error: type[errors.LinkError], status:
 
 
 async def over_http(box: Any, raw: bytes) -> bytes:
-    """Send bytes to the bridge's server; return all that it answers."""
+    """Send bytes to the bridge's server; return all bytes of its response."""
     listening = await Server(box).listen("127.0.0.1", 0)
     async with listening:
         reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
@@ -132,7 +132,7 @@ def test_body_beyond_the_bound_is_refused() -> None:
 
 
 async def forwarded(answer: bytes, one: Any) -> tuple[Done, bytes]:
-    """Hand a message to a server that gives *answer*; return the outcome, and what the server got."""
+    """Send a message to a server that responds with *answer*; return the outcome, and the server's request."""
     got = bytearray()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -191,7 +191,7 @@ def test_program_that_prints_too_much_is_ended() -> None:
 
 
 def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
-    """The child left the program's session, so the bridge doesn't end it."""
+    """The bridge doesn't wait for a child that holds the output of an ended program open, in another session."""
     away = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' &"
     script = f"{away} until [ -s {tmp_path}/pid ]; do sleep 0.01; done; exec cat /dev/zero"
     try:

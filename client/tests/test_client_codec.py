@@ -1,4 +1,4 @@
-"""Frames that this library writes and reads itself, compared with pamqp's. Values that a sender chose do no harm."""
+"""Frames that this library writes and reads itself, compared with pamqp's. Invalid values from a sender do no harm."""
 
 from __future__ import annotations
 

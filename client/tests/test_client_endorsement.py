@@ -1,4 +1,4 @@
-"""Seals between hosts: a message opens only if its sender's host endorsed its key; no other party can make one."""
+"""Seals between hosts: a message opens only if its sender's host endorsed its signing key."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def endorsement(name: str = "web", use: str = "sig", by: str = H1, header: dict 
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
-    """Return a token made by hand, because ``joserfc`` refuses to sign malformed ones."""
+    """Return a token assembled here, because ``joserfc`` refuses to sign malformed tokens."""
     text = ".".join(base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in (header, claims))
     der = key.private_key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
     both = b"".join(number.to_bytes(32, "big") for number in utils.decode_dss_signature(der))
@@ -71,13 +71,13 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
 
 
 def held(name: str, token: str | None) -> Ring:
-    """Return an environment's own keys; the signing key has the endorsement *token*, if there is one."""
+    """Return an environment's own keys; the signing key has the endorsement *token* unless it is None."""
     keys = [{**one, **({"endorsement": token} if one["use"] == "sig" and token else {})} for one in KEYS[name]]
     return ring(keys, "keys", private=True)
 
 
 def known(name: str, **more: Any) -> Ring:
-    """Return the keys that another host gives for an environment: only its encryption keys."""
+    """Return the keys of an environment in the card of another host: only its encryption keys."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 
@@ -131,7 +131,7 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
     ],
 )
 def test_nothing_else_is_an_endorsement(forgery, why):
-    """The forger doesn't use netspace-client, so nothing checks what it sends."""
+    """Messages with forged endorsements of many kinds are refused, each with its reason."""
     name = forgery.get("name", "web")
     token = endorsement(**forgery)
     signer = ECKey.import_key({**KEYS[name][0]})
@@ -140,14 +140,14 @@ def test_nothing_else_is_an_endorsement(forgery, why):
 
 
 def test_a_key_to_encrypt_signs_nothing_though_it_is_endorsed_as_what_it_is():
-    """The thief of a key to encrypt has this: a key on the same curve, endorsed by the right host."""
+    """A message signed with a stolen encryption key is refused, though its host endorsed the key for encryption."""
     signer = ECKey.import_key({member: KEYS["web"][1][member] for member in ("kty", "crv", "x", "y", "d")})
     with pytest.raises(SealError, match="for another use"):
         opened(raw(endorsement(use="enc"), signer, kid="web-enc-0"))
 
 
 def raw(token: Any, signer: ECKey, kid: str = "web-sig-0", **signed: Any) -> bytes:
-    """Return a sealed message by *signer*, with an endorsement."""
+    """Return a sealed message that *signer* signed, with an endorsement."""
     about = {"kid": kid, "lnk": LETTER.link, "frm": WEB, "to": ORDERS, "exp": NOW + LIFE, "edt": token, **signed}
     return forged(about, key_to_sign=signer)
 
@@ -169,7 +169,7 @@ def test_a_forgery_differs_from_a_seal_by_its_endorsement_alone():
 
 
 def test_a_seal_of_one_host_is_none_between_hosts_nor_the_other_way_round():
-    """Nobody can make a link to another host accept a message without an endorsement."""
+    """A link between hosts refuses a local link's seal, and a local link refuses a seal between hosts."""
     local = Envelope("web.orders", "web", "orders", "message", "id-1")
     within = seal.seal(b"x", "t", local, held("web", None), known("orders"), NOW)
     with pytest.raises(SealError, match="signed in another way"):

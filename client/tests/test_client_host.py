@@ -1,4 +1,4 @@
-"""Requests to the host: ``mailbox.host``, without a broker."""
+"""Requests of a program to its host by ``mailbox.host``, without a broker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANSWER = {
 
 
 class Mailbox:
-    """Stands for a mailbox: its card, and the answer to the next call."""
+    """A stand-in for a mailbox: its card, and the answer to the next call."""
 
     def __init__(self, said: object, *peers: dict[str, object]) -> None:
         self.card = card.parse({"version": 2, "name": "web", "peers": list(peers), "senders": [], "broker": BROKER})

@@ -1,4 +1,4 @@
-"""Attempts to send without a link: one for each peer; none if the link is declared before the attempt is made."""
+"""Attempts to send without a link: one for each peer, and none if the link was declared in the meantime."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def about(audit: bool = True, *peers: str) -> card.Card:
 
 
 def knocked(before: card.Card, after: card.Card) -> list[str]:
-    """Knock twice, while the card *before* becomes *after*; return the exchanges of the messages that were sent."""
+    """Knock twice at a peer, while the card *before* becomes *after*; return the exchanges of the sent messages."""
     host = SimpleNamespace(card=before)
     lines = Lines(lambda: setattr(host, "card", after))
 

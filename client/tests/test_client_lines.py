@@ -1,4 +1,4 @@
-"""A message is settled at the broker; on a lost connection, nothing is sent."""
+"""Settlement of a message at the broker; on a lost connection, nothing is sent."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ OLD, NEW = (Peer("orders", "send", exchange, BROKER) for exchange in ("old", "ne
 
 
 class Line:
-    """A stand-in for a wire, whose broker answers as the test says."""
+    """A stand-in for a wire. The test decides the answers of its broker."""
 
     def __init__(self) -> None:
         self.channel: Any = SimpleNamespace(
@@ -88,7 +88,7 @@ def begun(outlet: Outlet, *bodies: bytes) -> list[Parcel]:
 
 
 class Ways(Sending):
-    """A stand-in for the sending part: outlets by exchange; *after* is the peer once its link was renamed."""
+    """A stand-in for ``Sending``: outlets by exchange; *after* is the peer after its link was renamed."""
 
     def __init__(self, outlets: dict[str, Outlet], after: Peer | None = None) -> None:
         self.outlets = outlets

@@ -107,7 +107,7 @@ def test_a_peer_is_called_by_its_local_name_and_by_its_own():
 
 
 def test_a_local_name_leads_to_whoever_has_it_now(tmp_path):
-    """The same lines of a program send before and after another environment replaced the peer."""
+    """A program sends to a local name before and after another environment takes the peer's place."""
     place = tmp_path / "environment.json"
 
     async def play() -> None:
@@ -135,7 +135,7 @@ def test_what_a_peer_may_have_is_not_sent_to_another_that_has_its_local_name_by_
     published = []
 
     class Replaced:
-        """A stand-in for the outlet of a peer that is replaced during the send."""
+        """A stand-in for the outlet of a peer that is replaced by another during the send."""
 
         async def publish(self, *letter: object, **options: object) -> None:
             published.append(letter)
@@ -257,7 +257,7 @@ actions = st.lists(
 @STEADY
 @given(actions)
 def test_receive_gives_the_first_that_matches_and_keeps_the_others_in_order(steps):
-    """Compare with a model: a list of messages and a list of waiters, both searched from the front."""
+    """The inbox is compared with a model: a list of messages and a list of waiters, both searched from the front."""
 
     async def play() -> None:
         inbox: Inbox[int] = Inbox()
@@ -373,7 +373,7 @@ def test_other_frames_are_left_as_they_are():
 @STEADY
 @given(st.lists(st.sampled_from("abc")))
 def test_a_peer_is_up_from_its_first_reader_to_its_last(turns):
-    """In each turn, one reader begins to read, or stops if it was reading."""
+    """Readers begin and stop at random, one in each turn; the peer is up as long as it has a reader."""
     readers, there = Readers(), set()
     for reader in turns:
         before = bool(there)
@@ -407,7 +407,7 @@ def test_a_monitor_tells_what_came_after_it_and_ends_with_the_link():
 
 # -- the mailbox, without a broker ------------------------------------------------------------------
 def test_what_needs_no_broker_needs_none(tmp_path):
-    """An environment without links has no mailbox. A mailbox whose broker is away can still be closed."""
+    """A mailbox without links, or whose broker is away, can be opened and closed; its calls fail in time."""
 
     async def play() -> None:
         (tmp_path / "environment.json").write_text(json.dumps({"version": 1, "name": "alone"}))

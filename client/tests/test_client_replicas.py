@@ -1,4 +1,4 @@
-"""Replicas of an environment: each message goes to one that works. The mailbox's own sending is replaced."""
+"""Replicas of an environment: each message goes to one that works. The mailbox's send is replaced by a stand-in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from netspace_client.monitor import Monitor
 
 
 class Peers(Mailbox):
-    """A mailbox with links to two replicas of orders on other hosts, and to others; errors are set by a test."""
+    """A mailbox with links to two replicas of orders on other hosts, and to other peers; the test sets errors."""
 
     def __init__(self, folder: Path, *more: str) -> None:
         super().__init__(folder)
@@ -109,7 +109,7 @@ def test_what_may_have_arrived_is_repeated_on_demand(tmp_path: Path, error: Link
 def test_a_replica_without_time_left_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeat: bool
 ) -> None:
-    """The first replica uses up the whole time: the others weren't tried, so they are as good as before."""
+    """The first replica uses up the whole timeout; the other replicas weren't tried, and keep their rank."""
     now = [0.0]
     monkeypatch.setattr(module, "_now", lambda: now[0])
 

@@ -1,4 +1,4 @@
-"""Seals: only the receiver opens a sealed message, once and unchanged; everything else is refused."""
+"""Seals: only the receiver opens a sealed message, once and unchanged; all other messages are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LETTER = Envelope("web.orders", "web", "orders", "message", "id-1")
 
 
 def made(name: str, since: float = 0.0) -> list[dict]:
-    """Return both keys of an environment, in the form in which the host gives them to it."""
+    """Return both keys of an environment, in the form of the host's file."""
     return [
         {
             **ECKey.generate_key("P-256").as_dict(private=True),
@@ -67,7 +67,7 @@ def test_what_is_sealed_is_opened_as_it_was(body, kind):
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Envelope)])
 def test_nothing_outside_can_be_changed(name):
-    """The message comes with another link, sender, receiver, kind, id or question than it was sealed for."""
+    """A message is refused if link, sender, receiver, kind, id or question differ from those at its sealing."""
     raw = sealed()
     with pytest.raises(SealError, match="it was sealed as"):
         opened(raw, dataclasses.replace(LETTER, **{name: "another"}))
@@ -99,7 +99,7 @@ def test_a_seal_holds_for_its_time():
 
 
 def forged(signed: dict, wrapped: dict | None = None, key_to_sign: ECKey | OctKey | None = None) -> bytes:
-    """Return a seal by its sender's own keys, but with other headers."""
+    """Return a seal made with its sender's own keys, but with other headers."""
     header = {"alg": "ES256", "kid": "web-sig-0", "typ": "netspace-seal", "cty": "t", "lnk": "web.orders", "frm": "web"}
     header |= {"to": "orders", "use": "message", "jti": "id-1", "cid": "", "iat": NOW, "exp": NOW + 60, **signed}
     header = {name: value for name, value in header.items() if value is not ...}
@@ -145,7 +145,7 @@ def test_what_isnt_sealed_as_we_seal_is_refused(signed, wrapped):
 
 
 def test_a_signature_by_the_public_key_as_a_shared_secret_is_refused():
-    """The classic attack on JOSE: HS256 with the public key, which everybody knows, as its secret."""
+    """A signature by HS256 with the public key as its secret is refused: a classic attack on JOSE."""
     public = json.dumps(dict(THEIRS["web"].keys[0].jwk)).encode()
     with pytest.raises(SealError, match="signed in another way"):
         opened(forged({"alg": "HS256"}, key_to_sign=OctKey.import_key(public)))
@@ -235,7 +235,7 @@ def test_a_key_is_not_shown():
 @STEADY
 @given(st.integers(1, 4), st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_no_repetition_of_a_sealed_message_is_ever_taken(size, coming):
-    """Each message has its own time. Messages come once or several times, in any order; each is taken at most once."""
+    """Messages with different times come once or several times, in any order; each is accepted at most once."""
     window, taken = Window(size), []
     for number in coming:
         if ("web", str(number)) in window or window.too_old("web", float(number)):

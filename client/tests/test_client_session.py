@@ -1,4 +1,4 @@
-"""A session opens a new connection, however the broker ended the last one."""
+"""Sessions: a new connection is opened, however the broker ended the last one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TUNE = pamqp.commands.Connection.Tune(64, 131072, 1)
 
 
 def test_a_broker_that_is_slow_to_let_one_in_is_tried_again(tmp_path):
-    """The broker sends heartbeats meanwhile, which aiormq doesn't expect."""
+    """The broker delays a log-in and sends heartbeats, which aiormq doesn't expect; the session tries again."""
     (tmp_path / "password").write_text("x")
 
     async def trial() -> None:

@@ -1,4 +1,4 @@
-"""Frames of a connection: which of them a wire processes, when they are written, and which end the connection."""
+"""Frames of a connection: which a wire processes, when they are written, and which end the connection."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_no_larger_frames_are_agreed_than_are_read(offered: int, taken: int) -> 
 
 
 def test_connections_of_others_are_read_by_aiormq(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program may use aiormq in addition to this library."""
+    """A connection that the program itself opens by aiormq gets aiormq's own frame receiver."""
     monkeypatch.setattr(aiormq.connection, "FrameReceiver", aiormq.connection.FrameReceiver)
 
     async def play() -> None:
@@ -223,7 +223,7 @@ def test_who_fails_at_a_message_keeps_no_other_from_it() -> None:
 
 
 def test_aiormq_is_told_that_frames_arrive() -> None:
-    """Tell aiormq: otherwise it would give up a connection on which only messages arrive for a minute."""
+    """Frames for a wire reset aiormq's timeout, so that it doesn't close a connection on which only messages arrive."""
 
     async def play() -> None:
         line = Line()

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: makes a host as a declaration of netspace says, by ``python -m netspace``."""
+"""Ansible module that brings a host to the state of a netspace declaration, by ``python -m netspace``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def title(step: dict) -> str:
 
 
 def sides(step: dict, side: str) -> dict:
-    """Return the old or new values of what a step changes, by key."""
+    """Return the old or the new values of a step's changes, by key."""
     return {key: value[side] for key, value in step["changes"].items()}
 
 

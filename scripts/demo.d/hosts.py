@@ -1,6 +1,6 @@
 """The demonstration of ``scripts/demo --hosts``: two linked hosts, each made of namespaces, with its own Salt.
 
-Each host is managed only by its own ``scripts/salt-call``. At the end, nothing is left.
+Each host is managed only by its own ``scripts/salt-call``. The demonstration leaves nothing on the machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINKS = [
 
 
 class Host:
-    """One of the demo's hosts. A process inside its sandbox, which also runs this file, executes commands there."""
+    """One of the demo's hosts. A process in its sandbox, which also runs this file, executes commands there."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Host:
     def run(self, *command: str) -> str:
         """Run a command on the host; return its output.
 
-        :raises Failed: when it failed; the error has its output.
+        :raises Failed: the command failed; the error has its output.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -65,7 +65,7 @@ class Host:
         return str(output)
 
     def salt(self, *arguments: str) -> Any:
-        """Call a Salt function there."""
+        """Call a Salt function on the host; return its result."""
         output = self.run(str(SCRIPTS / "salt-call"), "--out", "json", "--log-level", "error", *arguments)
         try:
             return json.loads(output)["local"]
@@ -73,7 +73,7 @@ class Host:
             raise Failed(f"{self.name}: salt-call {' '.join(arguments)}: {output}") from err
 
     def shown(self, *arguments: str) -> str:
-        """Call a Salt function on the host; return its output for an operator."""
+        """Call a Salt function on the host; return the text that Salt prints."""
         return self.run(str(SCRIPTS / "salt-call"), "--log-level", "error", *arguments)
 
     def declare(self, key: str) -> None:
@@ -137,7 +137,7 @@ class Host:
         return found
 
     def end(self) -> None:
-        """End the host, and with its namespaces all its objects."""
+        """End the host; its namespaces end with it."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -183,7 +183,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def authority(host: Host) -> None:
-    """Give the host an authority for its own names, below the common root; the authority's key stays on the host."""
+    """Give the host a CA for its own names, signed by the common root CA; the host's CA key stays on the host."""
     folder = f"folder={host.home / 'authority'}"
     request, answer = host.home / "request.pem", host.home / "answer.pem"
     request.write_text(host.salt("netspace_link.authority_request", folder))
@@ -210,7 +210,7 @@ def authority(host: Host) -> None:
 
 
 def ask(h1: Host, text: str, seconds: float = 180.0) -> float:
-    """Let web ask orders until it gets an answer; return the seconds that it took."""
+    """Let web send requests to orders until an answer comes; return the seconds that this took."""
     began = time.monotonic()
     while True:
         result = h1.inside("web", PYTHON, "/demo/web.py", text)
@@ -270,7 +270,7 @@ def arrived(h2: Host, text: str, seconds: float = 180.0) -> None:
             say(f"   orders@h2 logs: from till@h1: {text}")
             return
         if time.monotonic() > until:
-            raise Failed(f"it has not: {logged[-500:]}")
+            raise Failed(f"the log of orders@h2 lacks the message: {logged[-500:]}")
         time.sleep(1.0)
 
 

@@ -1,6 +1,6 @@
 """The demonstration of ``scripts/demo``, step by step, through ``scripts/salt-call``.
 
-It changes nothing itself, and reads only Salt's returns.
+This script changes nothing itself, and reads only Salt's returns.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def step(title: str) -> Iterator[None]:
 
 
 def salt(*arguments: str) -> Any:
-    """Call a Salt function; return what it returns.
+    """Call a Salt function; return its result.
 
-    :raises Failed: when Salt itself fails.
+    :raises Failed: Salt itself failed.
     """
     command = [str(SALT), "--out", "json", "--log-level", "error", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
@@ -55,9 +55,9 @@ def salt(*arguments: str) -> Any:
 
 
 def shown(*arguments: str) -> None:
-    """Call a Salt function that prints its return, as on any terminal.
+    """Call a Salt function and let Salt print its result, as on any terminal.
 
-    :raises Failed: when the function fails.
+    :raises Failed: the function failed.
     """
     command = [str(SALT), "--log-level", "error", *arguments]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
@@ -67,7 +67,7 @@ def shown(*arguments: str) -> None:
 def apply() -> dict[str, dict[str, Any]]:
     """Apply the declaration; return the states' results.
 
-    :raises Failed: when a state failed; the error has its comment.
+    :raises Failed: a state failed; the error has the state's comment.
     """
     result = salt("state.apply", "netspace")
     if not isinstance(result, dict):
@@ -80,7 +80,7 @@ def apply() -> dict[str, dict[str, Any]]:
 
 
 def tell(states: dict[str, dict[str, Any]]) -> bool:
-    """Print the comment of each state that changed something; return whether there is one."""
+    """Print the comment of each state that changed something; return whether a state did."""
     changed = {name: state["comment"] for name, state in states.items() if state["changes"]}
     for name, comment in changed.items():
         say(f"   {name}: {comment}".replace("\n", "\n   "))
@@ -88,7 +88,7 @@ def tell(states: dict[str, dict[str, Any]]) -> bool:
 
 
 def inside(environment: str, *command: str) -> dict[str, Any]:
-    """Run a command inside an environment."""
+    """Run a command inside an environment; return its result."""
     result = salt("netspace_environment.exec", environment, json.dumps(command))
     if not isinstance(result, dict):
         raise Failed(f"{environment}: {result}")
@@ -96,7 +96,7 @@ def inside(environment: str, *command: str) -> dict[str, Any]:
 
 
 def until(done: Callable[[dict[str, Any]], bool], *command: str, seconds: float = 20) -> dict[str, Any]:
-    """Run a command inside an environment until its result is *done*, because its peer may have started just now."""
+    """Run a command inside an environment until *done* accepts its result, because its peer may still be starting."""
     end = time.monotonic() + seconds
     while True:
         result = inside(*command)
@@ -119,7 +119,10 @@ def request() -> None:
 
 
 def refusal() -> None:
-    """Try to send a message without a link."""
+    """Try to send a message without a link, and print the broker's refusal.
+
+    :raises Failed: the message was sent, or could not be tried.
+    """
     result = inside("till", *python("till.py", "web", "psst"))
     if result["retcode"] == 0:
         raise Failed("the broker took a message that no link allows")

@@ -18,7 +18,7 @@ MOST = 200
 
 
 def default_fleet(hosts: int, tpms: int = 0) -> str:
-    """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last one.
+    """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last host.
 
     :param tpms: how many of the hosts have a TPM, from the first on.
     """
@@ -41,7 +41,7 @@ links:
 
 
 def plugins(home: Path) -> dict[str, list[str]]:
-    """Return the configuration by which Salt uses this checkout's plugins where they are."""
+    """Return the configuration with which Salt uses this checkout's plugins directly."""
     folders = {
         "module_dirs": "_modules",
         "resources_dirs": "_resources",
@@ -107,7 +107,7 @@ def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None
 
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
     :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
-    :param others: the hosts without a TPM, if there are hosts with one; None: no host has one.
+    :param others: the hosts without a TPM, if some hosts have one; None: no host has a TPM.
     """
     reactor = home / "trust.sls"
     reactor.write_text(REACTOR)

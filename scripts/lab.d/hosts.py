@@ -21,7 +21,7 @@ PATIENCE = 120.0  # seconds for what takes one or two on a machine that has noth
 class Host:
     """One host of the lab.
 
-    :ivar home: its folder, of the same name: configuration, log, disk.
+    :ivar home: the host's folder, named like the host: configuration, log, disk.
     :ivar daemon: ``salt-master`` or ``salt-minion``.
     """
 
@@ -45,7 +45,7 @@ class Host:
         return first if first and _apart(first) and (self.home / "ready").exists() else 0
 
     def start(self, lock: int) -> None:
-        """Switch the host on, and wait until its network can be connected.
+        """Start the host, and wait until its network can be connected.
 
         :param lock: descriptor of the lab's lock.
         """
@@ -63,7 +63,7 @@ class Host:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Switch the host off at once, as a power failure does, and wait until the machine has cleaned up after it."""
+        """End the host at once, as a power failure does, and wait until the machine has cleaned up after it."""
         top = self.sandbox()
         first = child(child(top)) if top else 0
         if first and _apart(first):
@@ -78,7 +78,7 @@ class Host:
         (self.home / "pid").unlink(missing_ok=True)
 
     def enter(self, command: Sequence[str]) -> NoReturn:
-        """Become *command* on the host: in its namespaces and control groups, with this process's terminal."""
+        """Replace this process by *command* on the host: in its namespaces and control groups, with this terminal."""
         first = self.init()
         if not first:
             raise Failed(f"{self.name}: it is off; start it: lab start {self.name}")
@@ -91,7 +91,7 @@ class Host:
         os.execvp("nsenter", ["nsenter", f"--target={first}", "--all", f"--wd={self.home}", "--", *command])  # noqa: S606
 
     def run(self, *command: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host; return its exit code and what it printed."""
+        """Run a command on the host; return its exit code and its output."""
         lab = [sys.executable, "-B", str(Path(__file__).with_name("lab.py")), "sh", self.name, *command]
         try:
             return subprocess.run(lab, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
@@ -102,7 +102,10 @@ class Host:
 
 
 def _apart(pid: int) -> bool:
-    """Return whether a process has another network than this one: else its namespaces may be the machine's own."""
+    """Return whether a process has a network namespace other than this process's.
+
+    If it has not, its namespaces may be the machine's own.
+    """
     try:
         return Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     except OSError:
@@ -130,7 +133,7 @@ def _control_groups(pid: int) -> list[Path]:
 def discard(folder: Path) -> None:
     """Remove the lab's folder.
 
-    :raises Failed: when something is mounted there, so that nothing of another mount is removed.
+    :raises Failed: another file system is mounted below the folder; its files must not be removed.
     """
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     below = [target for target in mounted if target.startswith(f"{folder}/")]

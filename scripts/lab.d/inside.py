@@ -27,7 +27,7 @@ PAUSE = 2.0  # seconds before an ended daemon is started again
 
 
 def mount_disk(home: Path) -> None:
-    """Mount the host's folders for netspace's files, and an ``/etc`` of its own."""
+    """Mount the folders for netspace's files from the host's disk, and a separate ``/etc``."""
     for target in KEPT:
         folder = home / "disk" / Path(target).name
         if not folder.exists():
@@ -53,7 +53,7 @@ def _mount(source: Path, target: str) -> None:
 
 
 def await_network() -> None:
-    """Wait until the host has an address: the lab's command lays the cable."""
+    """Wait until the host has an address. The lab's command connects the network."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         shown = subprocess.run(["ip", "-brief", "address", "show", "dev", CABLE], capture_output=True, text=True).stdout
@@ -63,7 +63,7 @@ def await_network() -> None:
 
 
 def restore() -> None:
-    """Restore the environments that ran before the host was switched off, as an init does (docs/supervision.md)."""
+    """Restore the environments that ran before the host's last end, as an init does (docs/supervision.md)."""
     if LIBRARY.exists():
         subprocess.run([sys.executable, "-I", str(LIBRARY), "restore"], stdin=subprocess.DEVNULL, check=False)
 

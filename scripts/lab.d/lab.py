@@ -1,7 +1,7 @@
 """The commands of ``scripts/lab``.
 
-No process holds the lab's state: its processes are found by the PIDs in the lab's folder. So any command may be killed,
-and the next one continues.
+No running process holds the lab's state; commands find the lab's processes by the PIDs in the lab's folder. So any
+command may be killed, and the next command continues its work.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def up(arguments: list[str]) -> int:
 
 
 def let_go(addresses: dict[str, str]) -> None:
-    """Forget hosts that are off and no longer declared.
+    """Forget hosts that don't run and are no longer declared.
 
-    :raises Failed: if a host that is on is no longer declared, or a host's address is another one.
+    :raises Failed: a running host is no longer declared, or a host's address has changed.
     """
     for name, address in known().items():
         if addresses.get(name) == address:
@@ -113,7 +113,7 @@ def let_go(addresses: dict[str, str]) -> None:
 
 
 def declared(text: str, where: str) -> dict[str, str]:
-    """Return the address of each host that a fleet's declaration has.
+    """Return the address of each host in a fleet's declaration.
 
     :param where: the declaration's place, for messages.
     """
@@ -142,7 +142,7 @@ def declared(text: str, where: str) -> dict[str, str]:
 
 
 def admit(names: Iterable[str]) -> None:
-    """Let each host with a TPM apply for the acceptance of its minion's key, if it isn't accepted.
+    """Let each host with a TPM request the acceptance of its minion's key, if the key isn't accepted yet.
 
     :raises Failed: a key isn't accepted in time.
     """
@@ -164,7 +164,7 @@ def admit(names: Iterable[str]) -> None:
 
 
 def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: int) -> None:
-    """Write the files that the hosts read; existing ones stay.
+    """Write the files that the hosts read; existing files are kept.
 
     :param with_tpm: how many hosts of a new fleet have a TPM, from the first on.
     """
@@ -197,7 +197,7 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: i
 
 
 def switch_on(name: str, address: str, switch: Switch, lock: int) -> None:
-    """Start a host, and connect it to the switch, as far as that isn't done."""
+    """Start a host if it doesn't run, and connect it to the switch if it isn't connected."""
     if not host(name).init():
         host(name).start(lock)
     switch.connect(host(name), address)
@@ -206,7 +206,7 @@ def switch_on(name: str, address: str, switch: Switch, lock: int) -> None:
 def await_minions(names: set[str], command: str) -> None:
     """Wait until the master gets an answer from each minion.
 
-    :param command: of the lab, for messages.
+    :param command: the lab's command, for messages.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -341,9 +341,9 @@ def down(arguments: list[str]) -> int:
 
 
 def own() -> None:
-    """Make the lab's folder, or check that it is one.
+    """Make the lab's folder, or check that an existing folder is a lab's.
 
-    :raises Failed: it belongs to another user, or has other files.
+    :raises Failed: the folder belongs to another user, or has other files.
     """
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):

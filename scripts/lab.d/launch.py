@@ -2,8 +2,8 @@
 
 usage: launch.py PIDFILE LOCK COMMAND...
 
-*LOCK* is the inherited descriptor of the lab's lock. This process closes it once the PID is written. So if the lab's
-command is killed meanwhile, the next one waits for the PID, and starts no second process.
+*LOCK* is the inherited descriptor of the lab's lock. This process closes it once the PID is written. If the lab's
+command is killed before that, the next command waits for the PID, and doesn't start a second process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes of the lab: each is found by the PID and the start time in a file, and never mistaken for a later one."""
+"""Processes of the lab. Each is found by a file with its PID and start time, so a reused PID isn't mistaken for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Failed(Exception):
 
 
 def launch(path: Path, command: Sequence[str], lock: int, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one, and have its PID written into *path*.
+    """Start a process that outlives this process; the new process's PID is written into *path*.
 
     :param lock: descriptor of the lab's lock. The process holds it until the PID is written.
     """
@@ -53,7 +53,7 @@ def child(pid: int) -> int:
 def run(*command: str, text: str = "") -> str:
     """Run a command with *text* as its input; return its output.
 
-    :raises Failed: when it fails; the error has its output on stderr.
+    :raises Failed: the command failed; the error has its output on stderr.
     """
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
@@ -67,7 +67,7 @@ def works(*command: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in ticks since boot (proc_pid_stat(5)); "" if it has ended."""
+    """Return the start time of a process, in ticks since boot (proc_pid_stat(5)); "" if the process has ended."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

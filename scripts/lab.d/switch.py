@@ -33,7 +33,7 @@ class Switch:
         self._pid = folder / "switch.pid"
 
     def start(self, lock: int) -> None:
-        """Start the switch; its parts that are there already stay.
+        """Start the switch; existing parts of it are kept.
 
         :param lock: descriptor of the lab's lock.
         """
@@ -54,14 +54,14 @@ class Switch:
             run(*self._inside, "nft", "-f", "-", text=TABLE)
 
     def stop(self) -> None:
-        """Stop the switch; its namespace goes with it."""
+        """Stop the switch; its namespace ends with it."""
         pid = remembered(self._pid)
         if pid:
             subprocess.run(["kill", "-KILL", str(pid)], check=False)
         self._pid.unlink(missing_ok=True)
 
     def connect(self, host: Host, address: str) -> None:
-        """Lay a cable from a host to the switch, and give the host its *address*, as far as that isn't done."""
+        """Connect a host to the switch by a veth pair, and give the host its *address*, if this isn't done yet."""
         first, pid = str(host.init()), str(remembered(self._pid))
         inside = ["nsenter", f"--target={first}", "--net", "ip"]
         if not works(*inside, "link", "show", "dev", CABLE):
@@ -76,7 +76,7 @@ class Switch:
         run(*inside, *(["-6"] if six else []), "route", "replace", "default", "dev", CABLE)
 
     def _await_free(self, name: str) -> None:
-        """Wait until a host's former cable is gone: the kernel removes it some time after the host's processes."""
+        """Wait until a host's old veth pair is gone. The kernel removes it some time after the host's processes."""
         deadline = time.monotonic() + PATIENCE
         while works(*self._inside, "ip", "link", "show", "dev", name):
             if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""TPMs of the lab's hosts: software TPMs (swtpm), with certificates by a maker of the lab's own.
+"""TPMs of the lab's hosts: software TPMs (swtpm), with certificates from the lab's own TPM maker.
 
-Each is made once, and keeps its state as a host keeps its disk. The master trusts the maker, and its inventory names
-the TPM of each host that has one. So the keys of their minions are accepted by the TPM alone.
+Each TPM is made once, and keeps its state as a host keeps its disk. The master trusts the maker, and the master's
+inventory names the TPM of each host that has one. So the TPM alone suffices to accept the key of the host's minion.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ TCTI = f"swtpm:path={SOCKET}"
 
 
 def missing() -> str:
-    """Return why no TPM can be made here; empty if it can."""
+    """Return the reason why no TPM can be made here; empty if it can."""
     found = [name for name in PROGRAMS if shutil.which(name) is None]
     return f"{', '.join(found)} missing; apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
 
 
 def folder(home: Path) -> Path:
-    """Return the folder of a host's TPM; it has one if there is such a folder."""
+    """Return the folder of a host's TPM. The folder exists only if the host has a TPM."""
     return home / "tpm"
 
 
 def make(home: Path, maker: Path) -> None:
-    """Make the TPM of a host, if it has none; after a kill this begins anew.
+    """Make the TPM of a host, if it has none. After a kill the next call starts from the beginning.
 
-    :param maker: the maker's folder, beside those of the hosts.
-    :raises Failed: it can't be made.
+    :param maker: the maker's folder, beside the hosts' folders.
+    :raises Failed: the TPM can't be made.
     """
     if folder(home).exists():
         return
@@ -70,7 +70,7 @@ def start(home: Path) -> None:
 
 
 def write_inventory(master: Path, homes: list[Path], maker: Path) -> None:
-    """Write the master's inventory and the maker's certificates, from the TPMs that the hosts have."""
+    """Write the master's inventory and the maker's certificates, from the hosts' TPMs."""
     roots = master / "tpm-roots"
     roots.mkdir(exist_ok=True)
     for name in ("issuercert.pem", "swtpm-localca-rootca-cert.pem"):

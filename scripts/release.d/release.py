@@ -1,7 +1,7 @@
 """Make the files of a release and check them; see scripts/release.
 
-It never uploads, tags or commits. It builds a copy of the tracked files, with fixed modes and times, so that neither
-the checkout's umask nor an untracked file gets into a release.
+This script never uploads, tags or commits. It builds a copy of the tracked files, with fixed modes and times, so that
+neither the checkout's umask nor an untracked file gets into a release.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Refused(Exception):
 def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:
     """Run a program; return its output.
 
-    :raises Refused: it fails.
+    :raises Refused: the program failed.
     """
     done = subprocess.run(
         [str(word) for word in command],
@@ -63,10 +63,10 @@ def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | N
 
 # -- what fits together ----------------------------------------------------------------------------
 def versions(root: Path) -> dict[str, str]:
-    """Return the version in each place that has one.
+    """Return the version in each place that has a version.
 
-    The line in the library decides: Salt copies the library to minions without git and without a package's metadata, so
-    a version from tags, made at the build of a wheel, would be missing there.
+    The line in the library is authoritative: Salt copies the library to minions without git and without a package's
+    metadata. A version from git tags, made when a wheel is built, would be missing there.
 
     :raises Refused: the places differ.
     """
@@ -89,7 +89,7 @@ def versions(root: Path) -> dict[str, str]:
 def tagged(root: Path, tags: Sequence[str]) -> list[str]:
     """Return the problems with the version tags *tags* of this commit.
 
-    Without a tag there is none: the files are then only for tests.
+    A commit without a tag has no problem: its files are only for tests.
     """
     if not tags:
         return []
@@ -112,7 +112,7 @@ def tagged(root: Path, tags: Sequence[str]) -> list[str]:
 def copy(target: Path) -> None:
     """Copy the tracked files, with their present content, to *target*; their modes don't depend on the umask.
 
-    A release is made from one copy, so an edit meanwhile changes nothing of it.
+    A release is made from one copy, so an edit during the build doesn't change the release.
     """
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     for name in sorted(names.decode().split("\0")):
@@ -128,12 +128,12 @@ def copy(target: Path) -> None:
 
 
 def published(text: str, folder: str, files: str) -> str:
-    """Return a page with links that work everywhere: an index of packages has only this page of the repository.
+    """Return a page with links that work everywhere, since a package index shows only this page of the repository.
 
     :param text: Markdown.
-    :param folder: where the page is, as a path in the repository.
+    :param folder: the page's folder, as a path in the repository.
     :param files: the address below which the files of the repository can be read; ends with a slash.
-    :raises Refused: a link leads to no file of the repository.
+    :raises Refused: a link doesn't lead to a file of the repository.
     """
 
     def absolute(match: re.Match[str]) -> str:
@@ -160,7 +160,7 @@ def with_whole_links(source: Path) -> None:
 def pack_again(sdist: Path, time: int) -> None:
     """Replace *sdist* by an archive with the same members, sorted, without owner, and with equal times.
 
-    setuptools writes the builder's name and the present time into it, and has no setting against that.
+    setuptools writes the builder's name and the present time into its archive, and has no setting against this.
 
     :param time: seconds since the epoch.
     """
@@ -202,7 +202,7 @@ def build(tree: Path, out: Path, time: int, *, debian: bool) -> None:
 
 
 def bill_of_materials(wheel: Path, folder: Path, out: Path) -> None:
-    """Install *wheel* into a venv of its own, and write the venv's packages as a CycloneDX file."""
+    """Install *wheel* into a separate venv, and write the venv's packages as a CycloneDX file."""
     venv.create(folder, with_pip=False, clear=True)
     python = folder / "bin/python"
     pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
@@ -232,7 +232,7 @@ def package(source: Path, out: Path) -> None:
 def previous() -> tuple[str, str]:
     """Return the commit of the previous version, and the version of its Debian package.
 
-    The commit is that of the last tag; if there is no tag yet, the one that added ``debian/changelog``.
+    The commit has the last tag. Without any tag, it is the commit that added ``debian/changelog``.
     """
     here = f"v{versions(ROOT)['_utils/netspace/__init__.py']}"
     tags = run("git", "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
@@ -243,7 +243,7 @@ def previous() -> tuple[str, str]:
 
 
 def build_previous(out: Path) -> None:
-    """Make the Debian packages of the version before this one in *out*, which an upgrade is tried from."""
+    """Make the Debian packages of the previous version in *out*, for a test of the upgrade."""
     commit, version = previous()
     mark = out / "FROM"
     if mark.exists() and mark.read_text() == f"{commit}\n":
@@ -266,7 +266,7 @@ def build_previous(out: Path) -> None:
 def check(out: Path) -> None:
     """Check the files in *out* with the usual tools (twine, pyroma and others).
 
-    :raises Refused: one of them finds a problem.
+    :raises Refused: a tool found a problem.
     """
     wheels, sdists = sorted(out.glob("*.whl")), sorted(out.glob("*.tar.gz"))
     run(BIN / "twine", "check", "--strict", *wheels, *sdists)
@@ -284,7 +284,7 @@ def sums(out: Path) -> dict[str, str]:
 def release(out: Path, *, twice: bool, debian: bool) -> None:
     """Make the files, check them, and write SHA256SUMS.
 
-    :raises Refused: a check fails, or the second build gives other bytes.
+    :raises Refused: a check failed, or the second build gave other bytes.
     """
     versions(ROOT)
     tags = run("git", "tag", "--points-at", "HEAD", "--list", "v*").split()

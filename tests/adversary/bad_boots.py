@@ -1,7 +1,7 @@
 """Bad boots of many kinds, derived at random from good ones. A policy's rules have to refuse each of them.
 
-Each function takes a good boot and returns a bad one with an honest log, or None if this boot can't be bad in this way.
-The bad entries are marked ``bad``.
+Each function takes a good boot and returns a bad boot with an honest log, or None if this boot can't be bad in this
+way. The bad entries are marked ``bad``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _where(boot: Boot, take: Callable[[Entry], bool]) -> list[int]:
 
 
 def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequence[int], replace: float) -> Boot:
-    """Put *entries* in place of one of the events *near*, or before it, or after it; or at the end."""
+    """Put *entries* in place of, before or after one of the events *near*; or at the end."""
     new = [dataclasses.replace(one, mark=f"bad{number}") for number, one in enumerate(entries)]
     told = list(boot.events)
     if not near or chance.random() < 0.2:
@@ -52,7 +52,7 @@ def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequ
 
 
 def _ended(chance: random.Random, boot: Boot) -> Boot:
-    """Let a bad program (a boot loader, an init) continue like a good boot, or measure nothing more."""
+    """Let a bad program (a boot loader, an init) continue with a good boot's measurements, or with none."""
     how = chance.randrange(3)
     if how == 0:
         return boot
@@ -113,7 +113,7 @@ def archive(path: str, text: str) -> bytes:
 
 
 def _script(chance: random.Random) -> bytes:
-    """Return a grub.cfg. GRUB goes on after an unknown command, so the file may begin with any words."""
+    """Return a grub.cfg. The file may begin with any words, since GRUB continues after an unknown command."""
     evil = f"linux /vmlinuz root=/dev/vda init=/bin/evil{chance.randrange(1000)};initrd /i;boot"
     begin = chance.choice(("", "", "nvpcr-init:hardware:0x1d10200:sha256:;", "file-system:/:ext4:;", "machine-id:0;"))
     begin = chance.choice((begin, begin, "enter-initrd;", "sysinit\n", "Exit Boot Services Invocation;"))
@@ -125,7 +125,7 @@ def _at_loading(boot: Boot, pcr: int) -> list[int]:
 
 
 def file(chance: random.Random, boot: Boot) -> Boot | None:
-    """Load a bad file by the boot loader: a configuration of GRUB, a module."""
+    """Make the boot loader load a bad file: a configuration of GRUB, or a module."""
     near = _at_loading(boot, 9)
     content = _script(chance) if chance.random() < 0.7 else chance.randbytes(200)
     evil = measured(9, IPL, b"(hd0,gpt2)/grub/grub.cfg\0", content)
@@ -133,7 +133,7 @@ def file(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def kernel(chance: random.Random, boot: Boot) -> Boot | None:
-    """Put another kernel in place of each copy of the good one, or of one copy."""
+    """Replace each copy of the good kernel, or only one copy, by another kernel."""
     hits = _where(boot, lambda one: one.pcr in (9, 11) and one.content is None and _is_kernel(one))
     if not hits:
         return None
@@ -172,7 +172,7 @@ def initrd(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def command_line(chance: random.Random, boot: Boot) -> Boot | None:
-    """Use another command line, in each place where it is measured."""
+    """Use another command line, in each event that measures it."""
     if not boot.commands:
         return None
     good = chance.choice(boot.commands)
@@ -205,7 +205,7 @@ def command_line(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """Return the entry with *evil* in place of its command line; None for an entry without one."""
+    """Return the entry with the command line *evil*; None for an entry without a command line."""
     if command(entry) is not None and entry.pcr == 8:
         return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
     if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):
@@ -224,7 +224,7 @@ def _ended_late(chance: random.Random, boot: Boot) -> Boot:
 
 
 def _changed(boot: Boot, names: Sequence[str], content: Callable[[bytes], bytes]) -> Boot | None:
-    """Return the boot with other content of one of PCR 7's variables."""
+    """Return the boot with other content of one of the variables that PCR 7 measures."""
     for at, one in enumerate(boot.events):
         read = events.variable(one.data) if one.pcr == 7 and one.type == SETTING else None
         if read is not None and read.name in names and content(read.data) != read.data:
@@ -258,7 +258,7 @@ def old_dbx(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def shorter(lists: bytes) -> bytes:
-    """Return only the first of some EFI_SIGNATURE_LISTs, without its last entry."""
+    """Return only the first EFI_SIGNATURE_LIST, without its last entry."""
     total, each = int.from_bytes(lists[16:20], "little"), int.from_bytes(lists[24:28], "little")
     if each < 17 or total - each <= 28:
         return b""
@@ -296,7 +296,7 @@ def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _unverified(chance: random.Random, boot: Boot) -> Boot | None:
-    """Return the boot with other programs after shim, and without authorities that shim measured."""
+    """Return the boot with other programs after shim, and without the authorities that shim measured."""
     shims = _where(boot, lambda one: one.type == AUTHORITY and uuid.UUID(SHIM).bytes_le == one.data[:16])
     if not shims:
         return None

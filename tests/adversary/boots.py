@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Boot:
-    """The measurements that a TPM saw, in order: *events* until the kernel had started, then systemd's *words*.
+    """The measurements that a TPM saw, in order: *events* until the kernel started, then systemd's records, *words*.
 
     :param locality: locality of the TPM's start: the initial value of PCR 0.
     :param commands: the kernel's command lines.
@@ -68,7 +68,7 @@ class Boot:
 
 
 def measured(pcr: int, kind: int, data: bytes, content: bytes | None = None, mark: str = "bad") -> Entry:
-    """Return an event that measures *content*, or its data if no content is given."""
+    """Return an event that measures *content*, or the event's own data if no content is given."""
     real = data if content is None else content
     return Entry(mark, pcr, hashlib.sha256(real).digest(), kind, data, real)
 
@@ -80,7 +80,7 @@ def spoken(pcr: int, kind: str, text: str, mark: str) -> Entry:
 
 
 def _content(event: eventlog.Event) -> bytes | None:
-    """Return the hashed content, if the log alone shows it."""
+    """Return the hashed content, if the event's data contains it; else None."""
     digest = event.digests["sha256"]
     after = event.data.partition(b": ")[2]
     read = events.variable(event.data, events.SLACK)
@@ -91,7 +91,7 @@ def _content(event: eventlog.Event) -> bytes | None:
 
 
 def _boot(name: str, raw: bytes, systemd: bytes = b"") -> Boot | None:
-    """Read a log; return None if it isn't the log of a whole boot in the SHA-256 bank."""
+    """Parse a log; return None if it isn't the log of a whole boot in the SHA-256 bank."""
     try:
         log = eventlog.parse(raw)
         records = measurelog.parse(systemd) if systemd else ()
@@ -161,7 +161,7 @@ def _older(boot: Boot) -> tuple[Entry, ...]:
 
 
 def _entry(uki: Boot, passed: Entry) -> Boot:
-    """Return a boot by an entry of systemd-boot. The kernel is a separate program, and gets its line from the entry."""
+    """Return a boot by an entry of systemd-boot: a separate kernel, which gets its command line from the entry."""
     program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
     told = []
     for one in uki.events:
@@ -177,7 +177,7 @@ def _entry(uki: Boot, passed: Entry) -> Boot:
 
 @functools.cache
 def others() -> tuple[Boot, ...]:
-    """Return the boots in the folder of other machines' logs; empty without the folder."""
+    """Return the boots in the folder of other machines' logs; empty if there is no such folder."""
     folder = boot_logs.others()
     found: list[Boot] = []
     patterns = ("go-*/*eventlog*", "go-tpm-tools/*.bin", "keylime/binary*", "keylime/*.b64", "*/event*.bin", "*/uefi*")
@@ -192,7 +192,7 @@ def others() -> tuple[Boot, ...]:
 
 
 def _named(entry: Entry, content: bytes) -> Entry:
-    """Return the entry with *content* if its digest is of *content*; else unchanged."""
+    """Return the entry with *content* if its digest is *content*'s hash; else return it unchanged."""
     hit = entry.content is None and hashlib.sha256(content).digest() == entry.digest
     return dataclasses.replace(entry, content=content) if hit else entry
 

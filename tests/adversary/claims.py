@@ -19,7 +19,7 @@ class Claim:
     """The logs that a forger sends, and his extensions of PCRs.
 
     :param early: extensions before systemd measured; *late*: extensions afterwards.
-    :param header: algorithms that the log claims; a second one has meaningless digests.
+    :param header: algorithms that the log claims; a second algorithm has meaningless digests.
     :param cut: number of bytes that are cut off the log's end.
     """
 
@@ -86,14 +86,14 @@ class Knowledge:
     quoted: tuple[int, ...]
 
     def likely(self, chance: random.Random, pcr: int | None = None) -> int:
-        """Return a PCR: mostly *pcr*, else a quoted one, or any."""
+        """Return a PCR: *pcr* in most cases, else mostly one of the quoted PCRs."""
         if pcr is not None and chance.random() < 0.6:
             return pcr
         return chance.choice(self.quoted) if chance.random() < 0.9 else chance.randrange(24)
 
     @functools.cached_property
     def crafted(self) -> tuple[bytes, ...]:
-        """Return data of the kinds that a verifier knows."""
+        """Return event data that the verifier's rules interpret, such as command lines and variables."""
         lines = [line.encode() for line in self.lines]
         return (
             *(form.encode() + line + b"\0" for form in FORMS for line in lines),

@@ -50,7 +50,7 @@ REMARKS = (
 
 # -- how one measurement is told -------------------------------------------------------
 def tellings(chance: random.Random, know: Knowledge, entry: Entry) -> bytes:
-    """Return data that makes an event look harmless; the hashed content itself looks best."""
+    """Return data that makes an event appear harmless. Data made from the hashed content is most convincing."""
     how = chance.randrange(10)
     content = entry.content
     if content is not None and how < 6:
@@ -75,7 +75,7 @@ def _edit(mark: str, change: Callable[[Entry], Entry]) -> Callable[[Claim], Clai
 
 
 def _pick(chance: random.Random, entries: Sequence[Entry], know: Knowledge) -> Entry | None:
-    """Return an entry: a bad one half of the time, else most likely one of a quoted PCR."""
+    """Return an entry: a bad one half of the time, else mostly an entry of a quoted PCR."""
     bad = [one for one in entries if one.mark.startswith("bad")]
     if bad and chance.random() < 0.55:
         return chance.choice(bad)
@@ -150,7 +150,7 @@ def _text(entry: Entry) -> str:
 
 # -- which log, which place ------------------------------------------------------------
 def carry(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move the last events of a PCR to systemd's log. Its records follow the boot log, so the replay is the same."""
+    """Move the last events of a PCR to systemd's log. The verifier replays that log later, so the values stay equal."""
     entry = _pick(chance, [one for one in claim.events if one.type != NO_ACTION], know)
     if entry is None:
         return None
@@ -191,7 +191,7 @@ def fetch(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 
 def reorder(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move an event to another place; mostly only across events of other PCRs, which no replay notices."""
+    """Move an event to another place, mostly only across events of other PCRs, which doesn't change the replay."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -281,7 +281,7 @@ def _extension(chance: random.Random, know: Knowledge) -> Entry:
 
 
 def again(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Extend a PCR with the measurements of a good boot that this boot lacks, and record them like a good boot."""
+    """Extend a PCR with measurements of a good boot that are missing in this boot, and add their records to a log."""
     pcr = know.likely(chance)
     there = {one.digest for one in (*claim.events, *claim.words) if one.pcr == pcr}
     entries = [one for one in know.good.events if one.pcr == pcr and one.type != NO_ACTION]

@@ -87,7 +87,10 @@ GOOD = _recorded()[1:]
 
 
 class Extend(NamedTuple):
-    """One extension of a PCR. :ivar kernel: the kernel made it, so the forger can't leave it out."""
+    """One extension of a PCR.
+
+    :ivar kernel: whether the kernel made the extension, so that the forger can't leave it out.
+    """
 
     pcr: int
     digest: bytes
@@ -96,7 +99,11 @@ class Extend(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One answer. :ivar upto: length of the tape at that time; :ivar earlier: it is of an earlier, good boot."""
+    """One answer.
+
+    :ivar upto: length of the tape at the time of the answer.
+    :ivar earlier: whether the answer is from an earlier, good boot.
+    """
 
     upto: int
     first: int
@@ -106,7 +113,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Claim:
-    """The forger's actions and messages. :ivar log: the boot's events in the forger's log."""
+    """The forger's actions and messages.
+
+    :ivar log: the boot's events in the forger's log.
+    """
 
     tape: tuple[Extend, ...]
     rounds: tuple[Round, ...]
@@ -133,7 +143,11 @@ def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class Known:
-    """The forger's data on his boot. :ivar bad: number of the first bad line; :ivar start: PCRs at its start."""
+    """The forger's data on his boot.
+
+    :ivar bad: number of the first bad line.
+    :ivar start: values of the PCRs when the list began.
+    """
 
     bad: int
     start: dict[int, bytes]

@@ -103,7 +103,10 @@ def _relabel(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _as_old(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """Return the move that claims the template ``ima`` for the same data. The hash stays equal if the length fits."""
+    """Return the move that claims the older template ``ima`` for a line's data.
+
+    The line's hash stays equal if the length of its data fits.
+    """
 
     def change(line: Line) -> Line:
         data = line.data[:20] + sized(line.data[20:276].rstrip(b"\0") if chance_bit else line.data[20:276])
@@ -145,7 +148,7 @@ def _resign(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 def _appended(
     name: str, said: str, more: Callable[[Claim], Sequence[tuple[Extend, Line | None, Event | None]]]
 ) -> Move[Claim]:
-    """Extend PCRs by hand, and add lines for these extensions."""
+    """Extend PCRs as root, and add list lines for these extensions."""
 
     def apply(claim: Claim) -> Claim:
         steps = more(claim)
@@ -289,5 +292,8 @@ _BOOT_WEIGHTS = [16 if move in (*_ON_BOOTS, _type_list) else 4 for move in _MOVE
 
 
 def propose(world: Known, chance: random.Random, claim: Claim, of_the_boot: bool) -> Move[Claim]:
-    """Return a move. :param of_the_boot: whether the boot itself is bad: then moves on its log are more likely."""
+    """Return a move.
+
+    :param of_the_boot: whether the boot itself is bad, so that moves on its log are more likely.
+    """
     return chance.choices(_MOVES, _BOOT_WEIGHTS if of_the_boot else _WEIGHTS)[0](world, chance, claim)

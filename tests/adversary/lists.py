@@ -1,4 +1,4 @@
-"""Real measurement lists with a bad event, and a forger who wants L5.
+"""Real measurement lists with a bad event, and a forger whose claims shall reach L5.
 
 A *tape* has the real extensions of PCRs since the kernel started, in order. The forger can't change the kernel's part
 of the tape, but he is root, so he may extend any PCR later. He may send any list, in any number of answers, each with a
@@ -59,7 +59,10 @@ _BAD_BOOTS: dict[Any, str] = {}
 def whole(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Ask the verifier for L5. Return its reason for a refusal (empty if it grants L5), and the state that it keeps."""
+    """Ask the verifier for L5; return its reason for a refusal and its new state.
+
+    The reason is empty if the verifier grants L5.
+    """
     key = (rules.fingerprint, evidence.boot_log, tuple(sorted(evidence.pcrs.items())))
     if key in _BAD_BOOTS:  # the list is not looked at
         return _BAD_BOOTS[key], None
@@ -75,7 +78,7 @@ def whole(
 def list_alone(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Judge only the list. The boot counts as good, whatever its logs contain."""
+    """Appraise only the list. The boot counts as good, whatever its logs contain."""
     # Not above: the search runs on older checkouts, too, that have no such module.
     from netspace.attestation.verifier import ima_rules
 
@@ -89,7 +92,10 @@ def list_alone(
 
 @dataclass(frozen=True)
 class ListWorld:
-    """A boot, the measurements after it, and a policy. :ivar bad: number of the first bad line."""
+    """A boot, the measurements after it, and a policy.
+
+    :ivar bad: number of the first bad line.
+    """
 
     kind: str
     name: str
@@ -188,7 +194,7 @@ def _other_template(chance: random.Random, rules: Rules) -> Line:
 def _digest_like_a_path() -> bytes:
     """Return a digest with ``/v`` at its bytes 8 and 9.
 
-    Read as the template ``ima``, the line's path would begin there and be excluded.
+    If the line is parsed by the template ``ima``, its path begins at these bytes, and the policy excludes such paths.
     """
     tried = (hashlib.sha256(b"evil %d" % number).digest() for number in itertools.count())
     return next(digest for digest in tried if digest[8:10] == b"/v")
@@ -294,7 +300,7 @@ def _boot_rules(quoted: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _turned_off(quoted: tuple[int, ...], boot: dict[str, Any]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
-    """Return a boot by GRUB with another command line, and a kernel that does not measure its options itself."""
+    """Return a boot with a bad kernel command line in GRUB, and a kernel that does not measure its options itself."""
 
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Policies that a good boot satisfies: learned from it, written by hand, or with rules removed."""
+"""Policies that a good boot satisfies: learned from that boot, written here, or with rules removed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRUE = hashlib.sha256(b"\1").hexdigest()
 
 
 class Unfit(Exception):
-    """Error: there is no such policy; the text has the reason."""
+    """Error: no such policy can be made; the text has the reason."""
 
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
@@ -68,7 +68,7 @@ def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
 def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tuple[str, policy.Boot, tuple[int, ...]]:
     """Return a policy for *boot*, with its name and the PCRs that are quoted.
 
-    :raises Unfit: when there is no such policy, or the library refuses the policy as unsafe.
+    :raises Unfit: no such policy can be made, or the library refuses the policy as unsafe.
     """
     pcrs = chance.choice(SETS)
     own = "uki" if boot.name.startswith("uki") else "shim-grub"
@@ -98,7 +98,7 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
 
 
 def _shortened(chance: random.Random, rules: dict[str, Any], boot: Boot) -> str:
-    """Remove a rule, or widen one; return a description."""
+    """Remove a rule, or make one accept more; return a description."""
     if "command_lines" in rules and chance.random() < 0.3:
         line = chance.choice(boot.commands or ("quiet",))
         first, _, last = line.rpartition(" ")
@@ -116,7 +116,7 @@ def _shortened(chance: random.Random, rules: dict[str, Any], boot: Boot) -> str:
 
 
 def _filled(chance: random.Random, rules: dict[str, Any], boot: Boot, pcrs: tuple[int, ...]) -> policy.Boot:
-    """Give each quoted PCR that no rule covers a value, or leave it unchecked; remove PCRs that are not quoted."""
+    """Give a value to each quoted PCR without a rule, or leave it unchecked; remove PCRs that are not quoted."""
     values = boots.values(boot)
     rules["pcrs"] = {pcr: one for pcr, one in rules.get("pcrs", {}).items() if int(pcr) in pcrs}
     rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr in pcrs]

@@ -39,12 +39,13 @@ class Move(Generic[Claim]):
 
 
 class World(Protocol[Claim]):
-    """A scene: the real events, the verifier's demands, and the forger's possible moves.
+    """A scene: the real events, the verifier's policy, and the forger's possible moves.
 
     :ivar kind: the kind of the bad event, for counting.
     :ivar name: a description of the whole world, for people.
-    :ivar promised: whether the verifier's rules forbid the bad event. Then the verifier may believe no claim, not even
-    the honest one. Otherwise nothing bad happened by these rules, and the world is only counted.
+    :ivar promised: whether the verifier's rules forbid the bad event. If they do, the verifier must not believe any
+        claim, not even the honest one. If they don't, nothing bad happened by these rules, and the world is only
+        counted.
     :ivar hopeless: beginnings of refusals after which no further move is useful.
     """
 
@@ -79,7 +80,7 @@ class Hole(Generic[Claim]):
     """A claim that deceives the verifier.
 
     :param moves: the shortest known sequence; empty if the verifier believes the honest claim.
-    :param after: number of forgeries that were tried in this world before.
+    :param after: number of forgeries that were tried in this world before this one.
     """
 
     world: World[Claim]
@@ -166,12 +167,12 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
 
 
 def _nowhere(refusal: str) -> int:
-    """Return the same progress for every refusal, because the checks have no known order."""
+    """Return 0, the same progress for every refusal: used for worlds whose checks have no known order."""
     return 0
 
 
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
-    """Try *count* forgeries in *world* until the verifier believes one; return this forgery, shortened."""
+    """Try *count* forgeries in *world* until the verifier believes one; return it with as few moves as possible."""
     far = world.progress if isinstance(world, Ordered) else _nowhere
     first = world.refusal(world.honest())
     known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), far(first))]

@@ -34,7 +34,7 @@ FINGERPRINT = "the policy's"
 
 
 class BootWorld:
-    """A bad boot and the policy that judges it."""
+    """A bad boot and the policy that the verifier applies to it."""
 
     hopeless = ("log-malformed", "log-mismatch", "policy-")
 
@@ -66,7 +66,7 @@ class BootWorld:
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
 
     def refusal(self, claim: Claim) -> str:
-        """Return why the claim gets no L4. The judge remembers the good boot of the same host."""
+        """Return why the claim doesn't reach L4. The verifier remembers the good boot of the same host."""
         found = appraisal.appraise(self.evidence(claim), _whole(self.rules), None, good=self.good)
         return "" if found.level > 3 else f"{found.code}: {found.reason}"
 
@@ -75,7 +75,7 @@ class BootWorld:
 
 
 def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
-    """Return whether the policy has a rule against the bad entry of *boot*, or a value for the PCR of the entry."""
+    """Return whether the policy has a rule against the bad entry of *boot*, or a value for the entry's PCR."""
     if by_value(boot, rules):
         return True
     if kind == "old dbx":
@@ -115,7 +115,7 @@ def make(
     """Return a new world, or the reason why this attempt made none.
 
     :param foreign: share of worlds that use another machine's log, if there are such logs.
-    :param without: rules that no policy has.
+    :param without: rules that are removed from every policy.
     """
     others = boots.others() if chance.random() < foreign else ()
     good = chance.choice(others or boots.recorded())

@@ -1,8 +1,8 @@
-"""Take the pictures of the documentation with a real browser.
+"""Take the documentation's pictures with a real browser.
 
     python tests/browser/screens.py [FOLDER]
 
-Without FOLDER they go to docs/pictures. Run it after a change of the page, and look at them.
+Without FOLDER the pictures go to docs/pictures. Run this after a change of the page, and look at the pictures.
 """
 
 from __future__ import annotations

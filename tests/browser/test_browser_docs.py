@@ -1,6 +1,6 @@
 """The documentation's site in a real browser, at the widths of a phone and of a desk: nothing is cut off or illegible.
 
-The site is built for it, which takes a minute.
+These tests build the site first, which takes a minute.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The page of a picture in a real browser: search, filters, details, keys alone, both colour schemes, hostile texts.
+"""The page with a fleet's picture in a real browser: search, filters, details, keyboard, colour schemes, hostile texts.
 
-An error of the page's script, a refusal of its policy or a request for anything but the page fails each test.
+A test fails on an error of the page's script, a violation of its content security policy, or a request for anything
+except the page.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(chromium: Browser, tmp_path: Path) -> Iterator[Opened]:
-    """Open a page; at the end, look for its errors and its requests."""
+    """Open a page; after the test, check that there was no error and no other request."""
     pages: list[Page] = []
     file = tmp_path / "fleet.html"
 
@@ -77,7 +78,7 @@ def hits(page: Page) -> list[str]:
 
 
 def shown(page: Page) -> list[float]:
-    """Return the part of the picture that is seen: its left, top, width and height."""
+    """Return the visible part of the picture: its left, top, width and height."""
     return [float(one) for one in page.value("document.getElementById('map').getAttribute('viewBox')").split()]
 
 

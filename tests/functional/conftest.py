@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def devices_stay_the_hosts() -> Iterator[None]:
-    """Check that no runtime gives the host's /dev/null, as a standard stream, to an environment's user."""
+    """Check after each test that no runtime made an environment's user the owner of the host's /dev/null."""
     yield
     owner = os.stat("/dev/null").st_uid
     if owner != 0:

@@ -1,4 +1,4 @@
-"""Fixtures: folders of the daemons that pytest-salt-factories starts, and makers of the TPMs."""
+"""Fixtures: folders of the daemons that pytest-salt-factories starts, and TPM makers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def salt_factories_config(tmp_path_factory: pytest.TempPathFactory, salt_program
 
 @pytest.fixture(scope="session")
 def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Factory]:
-    """Return a maker of TPMs for each of two hosts."""
+    """Return a TPM maker for each of two hosts."""
     if reason := missing():
         pytest.skip(reason)
     return {name: manufacture(tmp_path_factory.mktemp(f"maker-{name}")) for name in ("a", "b")}

@@ -1,4 +1,4 @@
-"""A real master attests real minions over Salt's bus, and they enforce its signed results."""
+"""A real master attests real minions over Salt's bus, and the minions enforce its signed results."""
 
 from __future__ import annotations
 

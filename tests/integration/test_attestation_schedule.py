@@ -1,4 +1,4 @@
-"""Reactor and schedule, exactly as on the page: the master attests a host after the host's start, and by schedule."""
+"""The page's reactor and schedule, unchanged: the master attests a host after the host's start, and by schedule."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Fleet:
         machine.must("salt-minion", "--daemon")
 
     def asks(self, names: set[str]) -> None:
-        """Wait until these minions have shown the master their keys."""
+        """Wait until the keys of these minions are pending at the master."""
         folder = "/etc/salt/pki/master/minions_pre"
         until(lambda: names <= set(self.master.run("ls", folder).out.split()), pause=0.2)
 
@@ -88,7 +88,7 @@ class Fleet:
         self._git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "--quiet", "--message", version)
 
     def follow(self, page: str, first: str = "", last: str = "") -> None:
-        """Take the steps of a page: all, or those from the section *first* on, or those up to the section *last*."""
+        """Do the steps of a page: all, or those from the section *first* on, or those up to the section *last*."""
         text = (DOCS / f"{page}.md").read_text()
         if first:
             text = text[text.index(f"\n## {first}\n") :]
@@ -97,13 +97,13 @@ class Fleet:
         self.do(pages.steps(text))
 
     def do(self, steps: list[Step]) -> None:
-        """Take these steps."""
+        """Do these steps."""
         said: dict[str, str] = {}
         for step in steps:
             said = self.step(step, said)
 
     def step(self, step: Step, said: dict[str, str] | None = None) -> dict[str, str]:
-        """Take one step; return the output of each of its commands."""
+        """Do one step; return the output of each of its commands."""
         if step.kind == "file":
             self.master.write(step.path, step.text)
         elif step.kind == "edit":
@@ -133,13 +133,13 @@ class Fleet:
         return str(done["stdout"])
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of each environment."""
+        """Return the PID of each environment."""
         return {
             name: one["pid"] for host in HOSTS for name, one in self.salt(host, "netspace_environment.list").items()
         }
 
     def _seen(self, wanted: str, said: dict[str, str]) -> None:
-        """Check the output that a page promises.
+        """Check that the output is as the page shows it.
 
         If a step changes nothing, repeat it for a while, because it may have come too early.
         """

@@ -1,8 +1,8 @@
-"""The first day by README and the installation page: from a bare Salt to a request over a link.
+"""The first day by README and the installation page: from Salt alone to a request over a link.
 
-A real master and a real minion ``shop1``, in a Python that has only Salt. The test extracts the commands from the
-pages, and replaces only their paths. The pillar is README's own, with an image and programs that exist on the test
-machine, and without a TPM.
+The fleet has a real master and a real minion ``shop1``, in a Python that has only Salt. The test extracts the commands
+from the pages, and replaces only their paths. The pillar is README's own, with an image and programs that exist on the
+test machine, and without a TPM.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Fleet:
         (self.folder / "pillar/shop.sls").write_text("#!json\n" + json.dumps(declared))
 
     def start(self) -> None:
-        """Start master and minion, or start them again."""
+        """Start master and minion, or restart them."""
         self.stop()
         for name in ("master", "minion"):
             with (self.folder / f"{name}.out").open("ab") as out:
@@ -143,7 +143,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
 
 
 def declared() -> dict[str, Any]:
-    """Return README's pillar, with the settings by which README makes ``web`` a target."""
+    """Return README's pillar, with the settings that make ``web`` a target."""
     (block,) = re.findall(r"^```yaml\n(# pillar/shop\.sls\n.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     pillar: dict[str, Any] = yaml.safe_load(block)
     del pillar["netspace"]["attestation"]  # of a TPM
@@ -157,7 +157,7 @@ def declared() -> dict[str, Any]:
 
 
 def by_folder(fleet: Fleet) -> list[list[str]]:
-    """Make netspace available to Salt in README's first way; return README's remaining lines."""
+    """Make netspace available to Salt as README's first choice describes it; return README's remaining lines."""
     text = section(README, USE)
     roots = settings(text)["file_roots"]["base"]
     fleet.adjust("master", file_roots={"base": [one.replace("/srv/netspace", str(fleet.source)) for one in roots]})
@@ -168,7 +168,7 @@ def by_folder(fleet: Fleet) -> list[list[str]]:
 
 
 def by_pip(fleet: Fleet) -> list[list[str]]:
-    """Make netspace available to Salt by the page's section on pip; return README's lines after that."""
+    """Make netspace available to Salt as the page's section on pip describes it; return README's lines after that."""
     fleet.start()  # as it was before
     for words in commands(section(PAGE, "By pip")):
         _, printed = fleet.typed(words)

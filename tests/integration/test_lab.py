@@ -1,4 +1,4 @@
-"""``scripts/lab``: a real master and two minions, which an operator starts, cuts, kills and ends."""
+"""``scripts/lab``: a real master and two minions, which an operator starts, disconnects, kills and ends."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
         return path.read_text() if path.exists() else ""  # a host without links has no record
 
     def judged(state: str) -> float:
-        """Return when the master judged h2, so that its bus had the event."""
+        """Return the time at which the master appraised h2 and sent the event."""
         lines = (lab.folder / "master/attestation/audit.log").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         (*_, last) = [one for one in records if one["event"] == "state" and one["data"]["minion"] == "h2"]
@@ -271,7 +271,7 @@ def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     sick = "health: {exec: [/bin/false], interval: 5, retries: 2}, update: {rolling: false, rollback: false}, "
 
     def planned(memory: str, orders: str = "") -> str:
-        """Save another memory limit for both environments, and more for orders; return the plan's id."""
+        """Declare the memory limit *memory*, and the keys *orders* for orders; return the plan's id."""
         changed = text.replace("command: [", f"limits: {{memory: {memory}}}, command: [")
         lab.fleet.write_text(changed.replace("orders: {", f"orders: {{{orders}") + ends)
         plan = lab.runner("netspace_fleet.plan")

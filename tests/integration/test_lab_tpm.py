@@ -1,4 +1,4 @@
-"""A lab whose host has a TPM: a real master accepts pending keys by it, and refuses a liar."""
+"""A lab whose host has a TPM: a real master accepts the minion's pending key by its TPM, and refuses a false claim."""
 
 from __future__ import annotations
 

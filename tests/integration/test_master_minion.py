@@ -37,7 +37,7 @@ class Fleet:
         return done.data
 
     def fails(self, function: str, *arguments: str) -> Any:
-        """Call a function whose return code must report a problem."""
+        """Call a function that must report a problem by its return code."""
         done = self.cli.run(function, *arguments, minion_tgt=self.minion.id)
         assert done.returncode != 0, done
         return done.data
@@ -126,9 +126,9 @@ def test_an_image_is_fetched_from_the_master_once(fleet: Fleet) -> None:
 
 @pytest.mark.usefixtures("synced")
 def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> None:
-    """Make new library code live.
+    """A changed library is synced, and the minion runs it without a restart.
 
-    Salt reloads plugins but keeps the imported library (salt#66354), so this needs care.
+    Salt reloads plugins but keeps the imported library (salt#66354), so netspace has to reload it.
     """
     pid = fleet.minion.pid
     before = fleet.fails("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]["message"]

@@ -1,4 +1,4 @@
-"""A real master enrols real minions, each with a TPM of its own, over Salt's bus."""
+"""A real master enrols real minions, each with a separate TPM, over Salt's bus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.root
 class Fleet:
     """A master and two minions, ``a`` and ``b``, each with the socket of a TPM.
 
-    Each TPM has an endorsement certificate by a maker of its own. The master trusts only the maker of ``a``'s TPM
+    Each TPM has an endorsement certificate by a different maker. The master trusts only the maker of ``a``'s TPM
     (*roots*).
 
     :param makers: the certificates of each TPM's maker.

@@ -1,6 +1,6 @@
 """A real master certifies two real minions and exchanges their seals, over Salt's bus.
 
-One of the minions answers in the other's name.
+One of the minions forges answers in the other's name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LINK = Link(source="web@h1", target="vault@h2", pattern="request", seal=True)
 
 
 class Fleet:
-    """A master and two minions, each with its own instance. Links are only recorded as applied: there is no broker."""
+    """A master and two minions, each with a separate instance. Links are only recorded; there is no broker."""
 
     def __init__(self, folder: Path, salt_factories: FactoriesManager) -> None:
         self.layouts = {name: Layout(f"{name}{secrets.token_hex(4)}") for name in HOSTS}
@@ -130,10 +130,10 @@ def test_what_lacks_is_told_and_the_exit_status_says_so(fleet: Fleet) -> None:
 
 
 class Forger:
-    """Root of h2, who answers each call of h1 in h1's name, before h1 can, with a text of his choice.
+    """Root of h2, who answers each call of h1 in h1's name with a chosen text, before h1 answers.
 
     The test learns of a job from the master's own event; a real attacker would read the messages that the master
-    publishes to all minions. The forged answer takes the way of any minion: ``event.fire_master`` on h2.
+    publishes to all minions. The forged answer takes the way of any minion's answer: ``event.fire_master`` on h2.
     """
 
     def __init__(self, fleet: Fleet, answer: Any) -> None:
@@ -170,9 +170,9 @@ class Forger:
 
 
 def test_what_h2_answers_for_h1_is_passed_over(fleet: Fleet, tmp_path: Path) -> None:
-    """Certify h1 while h2 sends a request of its own in h1's name, which Salt puts on the bus.
+    """h2 answers a certificate request in h1's name; the master ignores this answer and certifies h1's own request.
 
-    h1 is stopped until the forged answer is out.
+    Salt delivers the forged answer. h1 is stopped until it was sent.
     """
     h1, folder = fleet.minions["h1"], tmp_path / "h1"
     evil = request(tmp_path / "evil")
@@ -206,7 +206,7 @@ def test_what_h2_answers_for_h1_is_passed_over(fleet: Fleet, tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def stopped(running: list[psutil.Process]) -> Iterator[Any]:
-    """Stop processes until the yielded function is called, or the block ends."""
+    """Stop processes until the yielded function is called, or until the block ends."""
 
     def go_on() -> None:
         for one in running:

@@ -75,7 +75,7 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
 
 
 def log(host: SystemdHost, name: str) -> str:
-    """Return the part of a service's output that journald has written already."""
+    """Return the part of a service's output that journald has written so far."""
     return host.run("journalctl", "--no-pager", "-u", f"netspace-{name}").stdout
 
 
@@ -85,7 +85,7 @@ def plain(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def detached(tmp_path: Path, call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """Make a crun bundle; return its service. The service has no limits, because there is no cgroup controller here."""
+    """Make a crun bundle; return its service, without limits, because this machine has no cgroup controller."""
 
     def make(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
         root = tmp_path / name / "rootfs"

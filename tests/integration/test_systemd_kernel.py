@@ -1,4 +1,4 @@
-"""A unikernel as a unit of a real systemd: answers, console in the journal, restart, stop and removal."""
+"""A unikernel as a unit of a real systemd: answers, its console in the journal, restart, stop and removal."""
 
 from __future__ import annotations
 

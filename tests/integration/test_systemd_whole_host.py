@@ -131,7 +131,7 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
 def test_what_once_succeeded_is_refused_under_systemd(
     machine: SystemdHost, salt: Salt, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The program's output is a socket of the journal's there, and its cgroup is of version 2, without controllers."""
+    """Known attacks are refused under systemd, where a program's output is a socket, in cgroup version 2."""
     kit = attackers.fill(tmp_path_factory.mktemp("attacking"))
     attacker = attackers.declared(kit, "crun", interface={"kind": "veth"})
     watching = attackers.declared(kit, "crun", "watch")

@@ -1,6 +1,6 @@
 """Environments of a real minion as a real master's targets: addresses, identities, and actions inside.
 
-All other addresses mean the host, as without targets: the test runs each command of the pages with ``'*'``.
+All other addresses mean hosts, as without targets: the test runs each command of the pages with ``'*'``.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ class Fleet:
     client: Any = None
 
     def at(self, target: str, function: str, *arguments: Any, timeout: int = 60) -> dict[str, Any]:
-        """Return the value of each target that answered, by its id."""
+        """Return the value of each target that answered, by the target's id."""
         found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound", gather_job_timeout=1)
         return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
 
     def until_answered(self, *wanted: str, silent: str = "") -> None:
-        """Wait until the targets *wanted* answer a ping, and *silent* doesn't."""
+        """Wait until the targets *wanted* answer a ping, and the targets *silent* don't."""
         asked = " or ".join(f"T@netspace:{target}" for target in (*wanted, silent) if target)
         timeout = 2 if silent else 10  # Salt waits for it
         until(lambda: self.at(asked, "test.ping", timeout=timeout) == dict.fromkeys(wanted, True), patience=300)
 
     def everywhere(self, function: str, *arguments: str) -> dict[str, Any]:
-        """Call ``salt '*' ...``; return the full answers, by ids."""
+        """Call ``salt '*' ...``; return the full answers, by their ids."""
         found: dict[str, Any] = self.client.cmd("*", function, arguments, timeout=120, full_return=True)
         return found
 
@@ -159,7 +159,7 @@ def test_only_what_is_declared_a_target_answers(fleet: Fleet) -> None:
 
 
 def test_master_sees_an_apply_as_it_goes_on(fleet: Fleet) -> None:
-    """Listen to the bus, and watch by the runner, while a new environment is made and an impossible one is refused."""
+    """The bus and the watching runner show a new environment's progress, and no progress of a refused one."""
     common = fleet.declared["environments"]["shy"]
     doing, changed = (f"netspace/apply/{fleet.minion}/{kind}" for kind in ("doing", "changed"))
     seen: list[tuple[str, dict[str, Any]]] = []
@@ -303,7 +303,7 @@ def test_a_host_and_its_targets_each_return_for_themselves(fleet: Fleet) -> None
 
 
 def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> None:
-    """Run an operator's command on all hosts: it gives one answer per host and the right exit code."""
+    """Commands with ``'*'``, also in batches, give one answer per host and none for a target, and exit with 0."""
     for arguments in (
         ("netspace_environment.list",),
         ("state.single", "test.nop", "name=hello"),
@@ -316,7 +316,10 @@ def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> N
 
 
 def test_runners_for_all_hosts_ask_hosts_alone(fleet: Fleet) -> None:
-    """Runners ask only hosts, even if a minion has reported targets to the master, because it is unpatched or lies."""
+    """Runners send requests only to hosts, even if a minion has reported targets to the master.
+
+    A minion reports targets if it is unpatched or hostile.
+    """
 
     def run(function: str, *arguments: str) -> Any:
         found = fleet.run.run(function, *arguments).data
@@ -339,9 +342,9 @@ LAST = ("netspace_environment.remove", "netspace.teardown")
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Return the commands after ``salt '*'`` in README and pages, each once.
+    """Return the commands after ``salt '*'`` in README and the pages, each once.
 
-    Of the plugins' own pages (from their docstrings), take one command for each function that no other page has.
+    From the plugins' own pages (made from their docstrings), take one command for each function that no other page has.
     """
     found: dict[tuple[str, ...], None] = {}
     written = (checkout.ROOT / "README.md", *sorted((checkout.ROOT / "docs").rglob("*.md")))

@@ -1,4 +1,4 @@
-"""The files of a release, which scripts/release has made before: scripts/test release does both."""
+"""The files of a release. scripts/release makes them before the tests; ``scripts/test release`` runs both."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def packages(dist: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def former() -> list[Path]:
-    """Return the Debian packages of the version before."""
+    """Return the Debian packages of the previous version."""
     found = sorted((ROOT / ".cache/previous").glob("*.deb"))
     assert found, "no Debian package of the version before was built: run scripts/test release"
     return found
@@ -42,7 +42,7 @@ def former() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def boot(packages: list[Path], former: list[Path]) -> Boot:
-    """Return what boots a fresh Debian 13 with systemd; its disk is gone when it is switched off."""
+    """Return a function that boots a fresh Debian 13 with systemd; its disk is deleted when it is switched off."""
     root = fresh_host.root(packages, former)
 
     @contextmanager

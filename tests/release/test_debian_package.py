@@ -39,7 +39,7 @@ def test_file_root_is_that_of_the_checkout(unpacked: Path) -> None:
 
 
 def test_time_of_a_file_depends_on_its_content(unpacked: Path) -> None:
-    """Salt's file server reads a file again only if its time has changed (salt.fileserver.roots)."""
+    """A file's time depends on its content, since Salt's file server reads a file again only after a new time."""
     modules = list((unpacked / "usr/share/netspace/file_root/_utils").rglob("*.py"))
     contents = {path.read_bytes() for path in modules}
     times = {int(path.stat().st_mtime) for path in modules}
@@ -54,7 +54,7 @@ def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
 
 
 def test_nothing_is_started_by_installing(packages: list[Path], unpacked: Path, tmp_path: Path) -> None:
-    """Nor are there init scripts or presets. test_from_nothing.py looks at a fresh host."""
+    """The package has no maintainer script, init script or preset that starts something (see test_from_nothing.py)."""
     for package in packages:
         control = tmp_path / package.stem
         subprocess.run(["dpkg-deb", "--control", package, control], check=True)
@@ -77,7 +77,7 @@ def test_lintian_finds_nothing(packages: list[Path]) -> None:
 
 @pytest.mark.root
 def test_any_salt_finds_it_by_file_roots(unpacked: Path, tmp_path: Path) -> None:
-    """As docs/installation.md says, for a Salt with its own Python, which doesn't use Debian's packages."""
+    """A Salt with its own Python syncs netspace from the package's folder, as docs/installation.md says."""
     served = unpacked / "usr/share/netspace/file_root"
     salt = Salt(Path(sys.executable), configure(tmp_path / "salt", served), served, Path())
     synced, _ = salt.call("saltutil.sync_all")

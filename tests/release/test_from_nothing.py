@@ -1,4 +1,4 @@
-"""A fresh Debian 13 with systemd: the package is installed, ten lines are applied, two environments talk."""
+"""A fresh Debian 13 with systemd: the package is installed, ten lines are applied, two environments communicate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def host(boot: Callable[[], SystemdHost]) -> Iterator[SystemdHost]:
 
 @pytest.fixture(scope="module")
 def installed(host: SystemdHost, packages: list[Path]) -> None:
-    """The packages installed and the declaration applied, by the commands of docs/installation.md."""
+    """The host after the commands of docs/installation.md, which install the packages and apply the declaration."""
     began, marks = time.monotonic(), []
 
     def mark(name: str) -> None:
@@ -67,7 +67,7 @@ def test_no_service_runs_that_netspace_did_not_start(host: SystemdHost) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_removed_package_leaves_environments_running(host: SystemdHost, packages: list[Path]) -> None:
-    """Removed, and even purged, by mistake, say. Installed again, it finds all as it was."""
+    """The package is removed, purged and installed again; environments keep running, and the next plan is empty."""
     before = fresh_host.units(host)
     assert len(before) >= 3, before
     for verb in ("remove", "purge"):
@@ -88,17 +88,17 @@ def test_empty_declaration_removes_all(host: SystemdHost) -> None:
 
 
 def is_wide(line: str) -> bool:
-    """Return whether a line is too wide; a metric, a program's own and one with a digest may be."""
+    """Return whether a line is too wide. A metric, a program's own line and a line with a digest may be wide."""
     return len(line) > 80 and not line.startswith(("    #", "    netspace_", "    - ")) and "sha256:" not in line
 
 
 def output(host: SystemdHost, lines: list[str]) -> str:
-    """Return what command lines print."""
+    """Return the output of command lines."""
     return "".join(host.run("sh", "-c", line, timeout=1200, check=False).stdout for line in lines)
 
 
 def settled(host: SystemdHost, lines: list[str], wanted: str) -> str:
-    """Return what command lines that only read print, once nothing of *wanted* is lacking."""
+    """Repeat command lines that only read, until their output has all of *wanted*; return it."""
     printed = ""
 
     def is_whole() -> bool:
@@ -112,7 +112,7 @@ def settled(host: SystemdHost, lines: list[str], wanted: str) -> str:
 
 @pytest.mark.usefixtures("installed")
 def test_quick_start_works_as_written(host: SystemdHost) -> None:
-    """The last test here: at its end nothing of netspace is left."""
+    """The quick start page works as printed. Keep this test last: at its end nothing of netspace is left."""
     debian_salt.place(host, "3008.*")
     debian_salt.configure(host)
     lines: list[str] = []

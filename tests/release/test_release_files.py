@@ -47,7 +47,7 @@ def test_wheel_names_version_licence_and_addresses(dist: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["netspace", "netspace_client"])
 def test_links_of_a_readme_work_on_an_index(dist: Path, name: str) -> None:
-    """An index shows the README alone, so each link is an address, or leads to a heading of the page itself."""
+    """Each link of README is an address or leads to a heading of README, since a package index shows only this page."""
     said = wheel(dist, name).read(f"{name}-{__version__}.dist-info/METADATA").decode()
     links = re.findall(r"\]\(([^)]+)\)", said)
     assert any("/docs/" in link for link in links)

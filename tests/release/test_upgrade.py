@@ -1,4 +1,4 @@
-"""An upgrade of the Debian package from the version before, and of Salt under it, while environments run."""
+"""An upgrade of the Debian package from the previous version, and of Salt, while environments run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMER_SALT, SALT = "3007.*", "3008.*"
 
 @pytest.fixture(scope="module")
 def host(boot: Callable[[], SystemdHost], former: list[Path]) -> Iterator[SystemdHost]:
-    """A host whose environments were made by the version before, with the Salt before."""
+    """A host whose environments were made by the previous version, with the previous Salt."""
     with boot() as machine:
         fresh_host.put(machine, fresh_host.IMAGE, "/srv/demo.tar")
         mask, *_ = fresh_host.installation()
@@ -52,7 +52,7 @@ def test_upgraded_package_restarts_no_unit(host: SystemdHost, before: Mapping[st
 
 
 def test_upgraded_salt_applies_without_a_restart(host: SystemdHost, before: Mapping[str, str]) -> None:
-    """The step after the one before: a new Salt reads the new plugins, and finds the environments as declared."""
+    """After Salt's upgrade, the new Salt loads the new plugins, and an apply finds the environments as declared."""
     former = json.loads(debian_salt.call(host, "--out=json", "test.version"))["local"]
     debian_salt.place(host, SALT)
     now = json.loads(debian_salt.call(host, "--out=json", "test.version"))["local"]
@@ -66,12 +66,12 @@ def test_upgraded_salt_applies_without_a_restart(host: SystemdHost, before: Mapp
 
 
 def test_upgraded_host_comes_back_after_a_reboot(host: SystemdHost, before: Mapping[str, str]) -> None:
-    """The host's own copy of the new library starts everything."""
+    """After a reboot, the host's copy of the new library starts all environments, and web gets its answer."""
     host.reboot()
     until(lambda: of_environments(fresh_host.units(host)).keys() == of_environments(before).keys(), patience=300)
     until(lambda: "thank you" in since_boot(host, "web"), patience=300)
 
 
 def since_boot(host: SystemdHost, name: str) -> str:
-    """Return what an environment's program has written since the machine was booted."""
+    """Return the output of an environment's program since the machine's boot."""
     return host.run("journalctl", "--no-pager", "-b", "-u", f"netspace-environment-{name}").stdout

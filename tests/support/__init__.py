@@ -1,1 +1,1 @@
-"""Helpers of the tests, by subject."""
+"""Helpers of the tests, in a folder for each subject."""

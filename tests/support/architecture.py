@@ -16,7 +16,7 @@ BEGIN, END = "<!-- packages: begin -->\n", "<!-- packages: end -->\n"
 
 
 def modules() -> dict[str, Path]:
-    """Return the file of each module by the module's name below ``netspace``; a package has the name of its folder."""
+    """Return the file of each module, by the module's name below ``netspace``; a package is named after its folder."""
     found = {}
     for path in LIBRARY.rglob("*.py"):
         parts = path.relative_to(LIBRARY).with_suffix("").parts

@@ -1,6 +1,7 @@
 """A real browser, driven over a pipe by the DevTools protocol (chromedevtools.github.io): without port or network.
 
-Errors of a page's script, refusals of its policy and requests are kept: a test looks at them at its end.
+It records errors of a page's script, violations of its content security policy, and requests. A test checks these at
+its end.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ KEYS = {"Enter": ("\r", 13), "Tab": ("\t", 9), "Escape": ("", 27), "ArrowLeft": 
 
 
 def missing() -> str:
-    """Return why there is no browser; empty if there is one."""
+    """Return the reason why there is no browser; empty if there is one."""
     return "" if shutil.which(PROGRAM) else f"{PROGRAM} isn't installed: sudo scripts/provision --browser"
 
 
 class Browser:
-    """A browser that runs.
+    """A running browser.
 
-    :param reads: where its messages come from.
-    :param writes: where messages to it go.
+    :param reads: file from which the browser's messages are read.
+    :param writes: file to which messages to the browser are written.
     """
 
     def __init__(self, reads: int, writes: int) -> None:
@@ -43,7 +44,7 @@ class Browser:
         self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, session: str = "", **parameters: Any) -> dict[str, Any]:
-        """Return the result of a command; keep the events that come before it."""
+        """Return the result of a command; record the events that come before it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": session} if session else {}
@@ -100,22 +101,22 @@ class Page:
         ]
 
     def errors(self) -> list[str]:
-        """Return the errors of the page's script and its policy, and dialogues that it has opened."""
+        """Return the errors of the page's script, violations of its policy, and dialogues that it opened."""
         found = [str(one["exceptionDetails"]) for one in self.events("Runtime.exceptionThrown")]
         found += [str(one["args"]) for one in self.events("Runtime.consoleAPICalled") if one["type"] == "error"]
         found += [one["entry"]["text"] for one in self.events("Log.entryAdded") if one["entry"]["level"] == "error"]
         return found + [one["message"] for one in self.events("Page.javascriptDialogOpening")]
 
     def forget(self) -> None:
-        """Forget what the page has told so far."""
+        """Delete all recorded events of the page."""
         del self._browser.events[self._first :]
 
     def requests(self) -> list[str]:
-        """Return the addresses that the page has asked for."""
+        """Return the addresses that the page has requested."""
         return [one["request"]["url"] for one in self.events("Network.requestWillBeSent")]
 
     def value(self, expression: str) -> Any:
-        """Return the value of an expression in the page."""
+        """Evaluate an expression in the page; return its value."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in found:
             raise AssertionError(found["exceptionDetails"].get("exception", found)["description"])
@@ -160,7 +161,7 @@ class Page:
         )
 
     def picture(self, file: Path) -> None:
-        """Write what is seen, as PNG or WebP by the file's name."""
+        """Write the visible part as PNG or WebP, as the file's name says."""
         form = file.suffix.removeprefix(".")
         more = {"quality": 60} if form == "webp" else {}
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format=form, **more)["data"]))
@@ -172,9 +173,9 @@ class Page:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Browser]:
-    """Run a browser, with its files in *folder*; end it with all of its processes.
+    """Run a browser with its files in *folder*; end it with all of its processes.
 
-    As root it runs without its own sandbox, which needs another user. Its pages are the tests' own.
+    As root, the browser runs without its own sandbox, which needs another user. All of its pages are the tests' own.
     """
     to_read, from_us = os.pipe()
     to_us, to_write = os.pipe()

@@ -1,4 +1,4 @@
-"""Copies of the parts of this checkout that Salt and pip install. A test may change a copy."""
+"""Copies of the parts of this checkout that Salt syncs and pip installs. A test may change a copy."""
 
 from __future__ import annotations
 

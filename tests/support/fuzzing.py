@@ -1,4 +1,4 @@
-"""Long run of a fuzzer from the command line, and the count of what its targets made of their inputs."""
+"""Long runs of a fuzzer from the command line, and counts of accepted and refused inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 1_000_000
 
 @dataclass
 class Tally:
-    """The inputs that one target read and refused, and the slowest of them in milliseconds."""
+    """The numbers of inputs that one target accepted and refused, and the slowest inputs in milliseconds."""
 
     read: int = 0
     refused: int = 0
@@ -23,8 +23,8 @@ class Tally:
     def give(self, name: str, raw: bytes, read: Callable[[bytes], bool]) -> None:
         """Give one input to a target, and count it.
 
-        :param read: returns whether the target read the input; a refusal is a normal result.
-        :raises AssertionError: with the input, if *read* raises anything.
+        :param read: returns whether the target accepted the input; a refusal is a normal result.
+        :raises AssertionError: *read* raised an exception; the error has the input.
         """
         start = time.perf_counter()
         try:
@@ -40,9 +40,9 @@ class Tally:
 
 
 def main(run: Callable[[int, int], Mapping[str, Tally]], nothing: str) -> None:
-    """Run a fuzzer with the arguments ``[COUNT] [SEED]``; print what each target did, the seed and the time.
+    """Run a fuzzer with the arguments ``[COUNT] [SEED]``; print each target's counts, the seed and the time.
 
-    :param nothing: what the run has not found, in words.
+    :param nothing: a text for the end of a run without a finding.
     """
     count = int(sys.argv[1]) if len(sys.argv) > 1 else COUNT
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)

@@ -33,7 +33,7 @@ def mutate(chance: random.Random, genuine: bytes) -> bytes:
 
 
 def mutate_json(chance: random.Random, genuine: bytes) -> bytes:
-    """Return JSON with one value of *genuine* replaced by another one, mostly of another type."""
+    """Return JSON with one value of *genuine* replaced by another value, mostly of another type."""
     value = json.loads(genuine)
     places: list[tuple[Any, Any]] = []
 

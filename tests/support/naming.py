@@ -1,4 +1,4 @@
-"""Names that a program may give itself (comm, proc(5)): any bytes but NUL."""
+"""Names that a program may give itself (comm, proc(5)): any bytes except NUL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the documentation, as the steps that their reader has to take.
+"""Pages of the documentation, as a list of steps for their reader.
 
 A page's fenced blocks are its steps, in order:
 
@@ -50,9 +50,9 @@ def commands(text: str) -> list[str]:
 
 
 def edited(content: str, lines: str) -> str:
-    """Replace in *content* each line that begins like one of *lines*.
+    """Replace each line in *content* that begins like one of *lines*.
 
-    :raises ValueError: when no line, or more than one line, begins like it.
+    :raises ValueError: no line, or more than one line, begins like it.
     """
     for line in lines.splitlines():
         beginning = line.partition("=")[0]
@@ -65,7 +65,7 @@ def edited(content: str, lines: str) -> str:
 
 
 def lacking(wanted: str, printed: str) -> str | None:
-    """Return the first line of *wanted* that *printed* lacks after the preceding lines; None if none is lacking."""
+    """Return the first line of *wanted* that *printed* lacks after the preceding lines; None if all are there."""
     left = [line.strip() for line in printed.splitlines()]
     for line in wanted.splitlines():
         if not line.strip():

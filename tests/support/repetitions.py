@@ -1,7 +1,7 @@
 """Repetition of tests whose result depends on time or chance: a marked test runs several times in a row.
 
-``NETSPACE_REPETITIONS`` is the number of runs; the default is one. Things that a module's tests share, such as a host
-with its broker, are made once for all runs.
+``NETSPACE_REPETITIONS`` is the number of runs; the default is one. Fixtures of a module, such as a host with its
+broker, are made once for all runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shares of the cases that a test enumerates: a different share each day, so that some days together try all cases.
+"""Shares of the cases that a test enumerates: a different share each day, so that all are tried within a few days.
 
 With ``NETSPACE_FAULTS`` set to ``all`` or ``kinds``, a test tries all cases, and so repeats a failure of another day.
 """
@@ -16,7 +16,7 @@ FAULTS = os.environ.get("NETSPACE_FAULTS", "some")
 
 
 def todays(values: Sequence[T], days: int, day: int | None = None) -> list[T]:
-    """Return today's share of *values*: *days* days in a row try each value once.
+    """Return today's share of *values*. In *days* days in a row, each value is returned once.
 
     :param day: number of the day; None: today's.
     """

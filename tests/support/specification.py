@@ -1,6 +1,6 @@
-"""SPECIFICATION.md as data: the bound of each of its lines.
+"""SPECIFICATION.md as data: the limit in each of its lines.
 
-Tests read bounds from here, so text and test can't differ.
+Tests read the limits from here, so text and test can't differ.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LINE = re.compile(r"^\| `([a-z]+(?:[.-][a-z0-9]+)+)` \| ([^|]+) \| ([0-9,]+) \|
 
 
 def lines(text: str) -> dict[str, int]:
-    """Return the bounds in the page's text, by key.
+    """Return the limits in the page's text, by key.
 
-    :raises ValueError: when a key has two lines.
+    :raises ValueError: a key has two lines.
     """
     found: dict[str, int] = {}
     for key, _, bound in _LINE.findall(text):
@@ -32,21 +32,21 @@ def lines(text: str) -> dict[str, int]:
 
 
 def bound(key: str) -> int:
-    """Return the bound of one line."""
+    """Return the limit of one line."""
     return lines(PAGE.read_text())[key]
 
 
 def hold(key: str, measured: int) -> None:
-    """Fail if *measured* is more than the bound of this line."""
+    """Fail if *measured* is more than the limit of this line."""
     most = bound(key)
     print(f"specification: {key}: {measured} of {most}")
     assert measured <= most, f"{key}: {measured} is more than the {most} that SPECIFICATION.md promises"
 
 
 def largest(key: str, refusal: Callable[[int], str]) -> None:
-    """Fail unless the size in this line is the largest size that is accepted.
+    """Fail if the size in this line is not exactly the largest accepted size.
 
-    :param refusal: tries an input of this size; returns the refusal's text, or an empty text if the input was accepted.
+    :param refusal: a function that tries an input of a size; it returns the refusal's text, or an empty text.
     """
     most = bound(key)
     taken, refused = refusal(most), refusal(most + 1)
@@ -55,7 +55,7 @@ def largest(key: str, refusal: Callable[[int], str]) -> None:
 
 
 def calls(work: Callable[[], object]) -> int:
-    """Return how many calls of the library's own named functions *work* makes in this thread.
+    """Count the calls of the library's own named functions by *work* in this thread.
 
     Calls of other libraries, lambdas and comprehensions don't count, because their number differs between versions of
     Python.

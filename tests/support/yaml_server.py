@@ -1,4 +1,4 @@
-"""YAML language server, as an editor drives it: by LSP over its standard streams. It reads files, and asks no network.
+"""YAML language server, as an editor uses it: by LSP over its standard streams, without a network.
 
 ``scripts/provision --callers`` installs it (the npm package ``yaml-language-server``).
 """
@@ -31,7 +31,7 @@ class Mistake(NamedTuple):
 
 
 def program() -> str:
-    """Return the path of the server; empty if there is none."""
+    """Return the path of the server; empty if it isn't installed."""
     return str(INSTALLED) if INSTALLED.exists() else shutil.which("yaml-language-server") or ""
 
 
@@ -75,7 +75,7 @@ class Editor:
         self._process.stdin.flush()
 
     def _until(self, wanted: Any) -> dict[str, Any]:
-        """Return the first message that is wanted; answer the server's own questions until then."""
+        """Return the first message that is wanted; answer the server's own requests until then."""
         last = time.monotonic() + PATIENCE
         while True:
             message = self._next(last)

@@ -140,7 +140,10 @@ def master(tmp_path: Path) -> Any:
     ],
 )
 def test_a_right_to_one_host_reaches_no_target_of_another(minion: Any, master: Any, address: str, kind: str) -> None:
-    """The master checks rights by the minion ids that match the address; it doesn't know which targets a minion has."""
+    """A user with rights to one host reaches no target of another host.
+
+    The master checks rights by the minion ids that match the address; it doesn't know which targets a minion has.
+    """
     given: Any = address.split(",") if kind == "list" else address
     found = master.check_minions(given, kind, fun="cmd.run")["minions"]
     allowed = master.auth_check([{"h2": ["cmd.run"]}], "cmd.run", [["id"]], given, kind, minions=found)

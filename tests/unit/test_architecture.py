@@ -1,6 +1,6 @@
-"""Architecture of the library: who may import whom, what is pure, and how large a module may be.
+"""Architecture of the library: permitted imports, pure modules, and the size of modules.
 
-Lazy imports and imports for type checking count: they tie modules together as others do.
+Lazy imports and imports for type checking count, since they connect modules as others do.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def rank(module: str) -> int:
 
 
 def package(module: str) -> str:
-    """Return the package of a module; modules at the top of a layer, which have an order of their own, stand alone."""
+    """Return the package of a module; a module at the top of a layer stands alone, since these have an order."""
     folder = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
     folder = folder.replace("images.sources", "images")  # each calls the other: a source builds a tree, a tree a source
     return folder if folder.count(".") or (folder == module and folder in PARTS) else module

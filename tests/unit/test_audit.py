@@ -1,4 +1,4 @@
-"""A twin's interface, made from its original's, and the targets that the twin may attack."""
+"""A twin's interface, made from its original's interface, and the targets that the twin may attack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONE = parse.interface({"kind": "none"})
 
 
 class Host:
-    """A stand-in for the host that notes the requested interfaces."""
+    """A stand-in for the host that records the requested interfaces."""
 
     def __init__(self) -> None:
         self.made = []
@@ -74,7 +74,7 @@ def test_what_is_allowed_is_no_attempt_to_break_out(rule, allowed):
 
 
 def test_a_twin_that_takes_too_much_memory_is_not_killed_as_a_whole() -> None:
-    """On cgroup version 2 an environment is: then no attempt's outcome would be told."""
+    """A twin's limits lack memory.oom.group, which would end the whole twin before it reports its outcomes."""
     whole = {"memory": {"limit": 1}, "unified": {"memory.oom.group": "1"}}
     assert twin.spared(whole) == {"memory": {"limit": 1}}
     assert twin.spared({"unified": {"memory.oom.group": "1", "memory.high": "1"}}) == {"unified": {"memory.high": "1"}}

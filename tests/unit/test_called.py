@@ -1,4 +1,4 @@
-"""Refused calls, and what would permit each."""
+"""Refused system calls, and the declaration that would permit each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages as steps; and the check that a test runs all of ``docs/day-2``."""
+"""Pages as steps, and a check that a test runs all pages of ``docs/day-2``."""
 
 from __future__ import annotations
 

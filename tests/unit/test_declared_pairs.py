@@ -1,4 +1,4 @@
-"""Tours through pairs of declarations, as ``test_host_pairs.py`` takes them."""
+"""Tours through pairs of declarations, for ``test_host_pairs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts of the exhaustion audit: others got too little, or had to wait. And the program that takes units."""
+"""Verdicts of the exhaustion audit: others got too little, or had to wait; and the program that takes units."""
 
 from __future__ import annotations
 

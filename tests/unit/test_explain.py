@@ -1,4 +1,4 @@
-"""The reasons for an environment's state, and the remedies, which never contain text of a program."""
+"""The reasons for an environment's state, and the remedies, which never contain text from a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files are replaced whole, and only when they change."""
+"""Small files are replaced as a whole, and only when their content changes."""
 
 from __future__ import annotations
 

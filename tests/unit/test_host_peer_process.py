@@ -1,4 +1,4 @@
-"""The process that answers as the host: what it does with a request, and while the broker is down."""
+"""The process that answers as the host: its work on a request, and its behaviour while the broker is down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SENDERS = {"asks.web": Sender("web", "asks.web", "replies.web")}
 
 
 class Broker(Consumer):
-    """A connection that notes what the peer does with its messages."""
+    """A connection that records what the peer does with its messages."""
 
     def __init__(self) -> None:
         self.waiting = collections.deque()
@@ -53,7 +53,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> process.Peer:
 
 
 def request(exchange: str, reply_to: str) -> Delivery:
-    """Return a request with this property alone (AMQP 0-9-1, section 4.2.6.1)."""
+    """Return a request with only this property (AMQP 0-9-1, section 4.2.6.1)."""
     raw = reply_to.encode()
     body = bytearray(b'{"v": 1, "verb": "whoami"}')
     return Delivery(3, 1, exchange, b"\x02\x00" + bytes([len(raw)]) + raw, body, len(body), len(body))
@@ -160,7 +160,7 @@ print(*sorted(sys.modules.keys() & {"asyncio", "bz2", "cryptography", "joserfc",
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Undo what the peer does with signals."""
+    """Restore the signal handlers that the peer changes."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     waking = signal.set_wakeup_fd(-1)
     try:

@@ -1,4 +1,4 @@
-"""``docs/host-peer.schema.json`` describes what the host's peer accepts and answers."""
+"""``docs/host-peer.schema.json`` describes exactly the requests and answers of the host's peer."""
 
 from __future__ import annotations
 

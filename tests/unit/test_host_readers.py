@@ -62,7 +62,7 @@ def test_any_input_is_read_or_refused_by_each_reader(readers, raw: bytes) -> Non
     ],
 )
 def test_fuzzer_of_readers_finds_what_is_wrong(name, owner, attribute, wrong, monkeypatch, tmp_path: Path) -> None:
-    """A test of the test: with one check removed, the fuzzer reports the reader and the input."""
+    """A check of the fuzzer: with one check of the library removed, it reports the reader and the input."""
     whole = reader_fuzz.targets
     monkeypatch.setattr(reader_fuzz, "targets", lambda folder: {name: whole(folder)[name]})
     monkeypatch.setattr(owner, attribute, wrong)

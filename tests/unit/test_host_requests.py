@@ -41,7 +41,7 @@ SHARED = ClusterBroker("amqps://b.example.org:5671", "https://b.example.org:1567
 
 
 def process_group() -> str:
-    """Return the control group of some process, as the peer knows groups."""
+    """Return the control group of this process, in the peer's form."""
     for line in Path("/proc/1/cgroup").read_text().splitlines():
         if supervised.members(group := line.split(":", 2)[2]):
             return group

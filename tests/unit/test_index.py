@@ -59,7 +59,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Bench:
-    """Records of one number each, their index, and the count of records that were decoded."""
+    """Records of one number each, their index, and the number of records that were decoded."""
 
     def __init__(self, root):
         self.layout = Layout(root=root)
@@ -96,7 +96,7 @@ class Bench:
     def run(self, later=True, killed=False, change=None, sealed=True, others=None):
         """Read the index, change a record, and note the change.
 
-        With *others*, another program changes a record meanwhile.
+        With *others*, another program changes a record in between.
         """
         index = self.index(later)
         found = index.read(sealed=sealed and not self.overwritten)
@@ -271,7 +271,7 @@ def rewrite(path, content):
 
 
 def answers(bench):
-    """Return all that can be asked of a sealed index, each of an index that was just read."""
+    """Return the results of all queries on a sealed index, each on an index that was just read."""
     one, few, all_, some = (bench.index().read(sealed=True) for _ in range(4))
     return one["a"], few.get("b"), dict(all_), set(some.examples().values()) <= {Claims(3), Claims(1)}
 

@@ -59,7 +59,7 @@ def read_once(document: bytes) -> dict[str, Any]:
 
 
 def second_reading(token: str) -> dict[str, Any] | None:
-    """Return the claims of a token of ``KEY``; None if it is refused."""
+    """Return the claims of a token of ``KEY`` by the second implementation; None if the token is refused."""
     try:
         if len(token) > LIMIT:
             return None

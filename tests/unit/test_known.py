@@ -1,4 +1,4 @@
-"""Values by name that are decoded when they are asked for: whatever is asked, the answer is that of a plain dict."""
+"""Values by name that are decoded on request: each query gives the same answer as a plain dict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sort(value: Value) -> str:
 
 
 def noted(values: dict[str, Value]) -> Known[Value]:
-    """Return the values as an index has them: as a text, with their sorts."""
+    """Return the values in the form of an index: as a text, with their sorts."""
     ordered = dict(sorted(values.items()))
     return Known(Lines(Lines.of(ordered, Value).text, Value), sort, known.grouped(ordered, sort))
 

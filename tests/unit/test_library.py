@@ -108,7 +108,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_requirements_are_equal_wherever_they_are_named() -> None:
-    """The places are pyproject.toml (for pip), packages.yaml (for the SLS) and REQUIREMENTS (for error messages)."""
+    """Requirements are equal in pyproject.toml (for pip), packages.yaml (for the SLS) and REQUIREMENTS (for errors)."""
     section = re.search(
         r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
     )

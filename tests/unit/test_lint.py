@@ -1,4 +1,4 @@
-"""The checks before a commit are those of ``scripts/test lint``."""
+"""The checks before a commit are the same as those of ``scripts/test lint``."""
 
 from __future__ import annotations
 

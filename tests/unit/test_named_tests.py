@@ -17,7 +17,7 @@ NAMED = re.compile(r"\b(?:(test_\w+)\.py::)?(test_\w+)(\.py)?(…)?")
 
 @cache
 def there() -> dict[str, set[str]]:
-    """Return the tests in each file, by the file's name without ``.py``."""
+    """Return the tests in each test file, by the file's name without ``.py``."""
     files = [*(CHECKOUT / "tests").rglob("test_*.py"), *(CHECKOUT / "client" / "tests").rglob("test_*.py")]
     trees = {path.stem: ast.walk(ast.parse(path.read_text())) for path in files}
     assert len(trees) == len(files), "two files have one name"

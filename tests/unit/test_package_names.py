@@ -15,10 +15,7 @@ LISTED = yaml.safe_load((STATES / "netspace/packages.yaml").read_text())
 
 
 def render(family: str, *runtimes: str) -> dict[str, Any]:
-    """Render the SLS as Salt does on a host that has no packages and whose environments name *runtimes*.
-
-    Return its data.
-    """
+    """Render the SLS as Salt does on a host without packages whose environments name *runtimes*; return its data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STATES), extensions=["jinja2.ext.do", SerializerExtension], autoescape=False
     )

@@ -1,4 +1,4 @@
-"""A release: one version everywhere, tags that fit, and packages that name what is needed."""
+"""A release: one version everywhere, matching tags, and packages that name their dependencies."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_link_to_no_file_of_the_repository_is_refused(link: str) -> None:
 
 # -- the Debian package ----------------------------------------------------------------------------
 def dependencies(package: str) -> dict[str, str]:
-    """Return what a package of debian/control depends on, with the version."""
+    """Return the dependencies of a package in debian/control, with their versions."""
     text = (ROOT / "debian/control").read_text()
     (stanza,) = [part for part in text.split("\n\n") if part.startswith(f"Package: {package}\n")]
     field = re.search(r"^Depends:\n((?: .*\n)+)", stanza, re.MULTILINE)

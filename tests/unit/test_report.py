@@ -146,7 +146,7 @@ def test_number_of_rows_is_a_number(most: object) -> None:
 
 
 def test_comment_is_no_wider_than_a_terminal_shows_it() -> None:
-    """Render states with long problems by Salt's own output; it indents comments."""
+    """States with long problems are rendered by Salt's own output, which indents comments; no line is too wide."""
     path = "/srv/" + "x" * 90
     opts = {**salt.config.minion_config(os.devnull), "color": False}
     long = Outcome(NEW, "no room " * 40 + path)

@@ -1,4 +1,4 @@
-"""The help of the scripts: all of it, and no wider than a terminal."""
+"""The help of the scripts: complete, and no wider than a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses in proc(5)'s tables of sockets, and sockets of this process in them."""
+"""Addresses in proc(5)'s tables of sockets, and sockets of this process in these tables."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ def test_no_profile_lets_through_what_a_row_says_is_refused(profile):
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_each_profile_lets_through_what_a_row_says_is_open(profile):
-    """Each profile allows lowering the limit on core files, making filters, and requesting page 0."""
+    """Each profile permits the calls that a row calls open: lower limits on core files, filters, and page 0."""
     assert {"setrlimit", "prlimit64", "seccomp", "mmap"} <= allowed(profile)
     assert oci_config._NO_CORE == 1
 
@@ -377,7 +377,7 @@ def test_an_environment_s_kallsyms_is_masked():
 
 
 def test_the_page_has_a_row_for_each(tmp_path):
-    """Each row stands under the heading that says for whom it matters."""
+    """Each weakness has a row on the page, whose last column equals the library's ``matters``."""
     section = PAGE.read_text().split("## The host beneath\n")[1].split("\n## ")[0]
     told = dict(re.findall(r"^\| `([^`]+)`(?: [^|]*)?\|[^|]*\| ([a-z ]+) \|$", section, re.MULTILINE))
     found = {re.sub("^cpu (?!threads).*", "cpu NAME", row.name): row.matters for row in host(tmp_path, GOOD).values()}

@@ -1,4 +1,4 @@
-"""Machines of each flavour: every test gets a fresh clone of a machine that was booted once."""
+"""Virtual machines of each flavour: every test gets a fresh clone of a machine that was booted once."""
 
 from __future__ import annotations
 

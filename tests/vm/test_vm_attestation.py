@@ -1,4 +1,4 @@
-"""Trust levels of hosts: with Secure Boot and a log, with only a TPM, and without either."""
+"""Trust levels of virtual machines: with Secure Boot and a boot log, with only a TPM, and without either."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def learn(machine: Machine, salt: Salt) -> None:
 def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     clone: Callable[[str], Machine], lab: Lab, tmp_path: Path
 ) -> None:
-    """Appraise one boot by the host itself and by its master."""
+    """A host and its master each appraise a good boot, and refuse a boot with another command line."""
     machine = clone("measured")
     salt = Salt(machine)
     assert salt.apply(vault("L4", **TPM))["netspace environments"]["result"] is False

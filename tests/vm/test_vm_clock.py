@@ -1,4 +1,4 @@
-"""A jump of the clock, forwards or back, restarts nothing, changes nothing and breaks no wait."""
+"""A jump of the clock, forwards or back, restarts nothing, changes nothing, and breaks no waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interface kinds that not every kernel has: a machine with Debian's kernel runs their functional tests.
+"""Interface kinds that not every kernel has: their functional tests, run in a machine with Debian's kernel.
 
 So ipvlan, vlan, wireguard and the guide's example are tested, even if the kernel for the other tests lacks them.
 """

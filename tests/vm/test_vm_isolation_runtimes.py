@@ -44,7 +44,10 @@ def test_what_once_succeeded_is_refused_under_others_on_version_2(plain: Machine
 
 
 def test_who_enters_for_the_host_under_runc_gives_nothing_away(plain: Machine, salt: Salt) -> None:
-    """Try runc: gVisor lets no process of the host in, and crun has a test of its own."""
+    """Under runc, a program inside gets nothing from the host's process that enters for an ``exec``.
+
+    gVisor lets no process of the host in, and crun has a separate test.
+    """
     ((root, command, env),) = program(plain, "attackers", ATTACKING)
     kit = attackers.Kit(root, command, env)
     all_true(salt.apply({"environments": {"watches": attackers.declared(kit, "runc", "watch")}}))
@@ -59,7 +62,7 @@ def test_who_enters_for_the_host_under_runc_gives_nothing_away(plain: Machine, s
 
 
 def test_the_audit_of_an_environment_finds_nothing_on_version_2(plain: Machine, salt: Salt) -> None:
-    """An attempt that takes more than ``memory`` must not end the whole twin: then there would be no answer."""
+    """The audit finds nothing, although an attempt takes more than ``memory``, which must not end the whole twin."""
     web = environment(STAY, limits={"memory": "64M", "pids": 64}, interface={"kind": "veth"})
     all_true(salt.apply({"environments": {"web": web}}))
     done = json.loads(plain.run("salt-call", "--out=json", "netspace_environment.audit", "web", timeout=1200).out)

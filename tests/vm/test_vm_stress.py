@@ -1,8 +1,8 @@
-"""Stressors of ``stress-ng`` in an environment, on cgroup v2 under systemd; afterwards the host is as it was.
+"""Stressors of ``stress-ng`` in an environment, on cgroup v2 under systemd; the host is unchanged afterwards.
 
-A sample by default, of another profile and other stressors each day. ``NETSPACE_STRESS`` chooses others, as for
-``test_environment_stress.py``; here ``all`` takes over an hour. Each that started is printed (``-s``), and appended as
-a line of JSON to the file that ``NETSPACE_STRESS_REPORT`` names. ``rest`` runs those that are not in that file.
+By default only a sample runs, with another profile and other stressors each day. ``NETSPACE_STRESS`` chooses others, as
+for ``test_environment_stress.py``; here ``all`` takes half an hour of processor time. Each stressor that started is
+printed (``-s``), and appended as a line of JSON to the file that ``NETSPACE_STRESS_REPORT`` names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def rows(machine: Machine, stressors: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Run stressors in the machine; yield what ``stressing.each`` does there."""
+    """Run stressors in the machine; yield the rows of ``stressing.each`` from there."""
     for first in range(0, len(stressors), AT_ONCE):
         some = stressors[first : first + AT_ONCE]
         yield from program(machine, "stressing", "web", str(AT_ONCE), *some, timeout=PATIENCE)

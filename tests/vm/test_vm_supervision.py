@@ -1,4 +1,4 @@
-"""Supervision under a real systemd: order by health, a crash, and an update that is taken back."""
+"""Supervision under a real systemd: start order by health, a crash, and an update that is rolled back."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     scripts/vm [--flavour measured|unlogged|plain] [--keep FOLDER] [COMMAND...]
     scripts/vm --build
 
-The command boots a machine (and first builds a missing image), puts this checkout into it as /srv/netspace and runs
-COMMAND there, or asks for commands line by line. With --keep, the machine's disk, firmware variables and TPM stay in
-FOLDER, and the next call with the same folder boots from them. Otherwise nothing of it is left.
+The command boots a machine (and first builds a missing image), copies this checkout into it as /srv/netspace, and runs
+COMMAND there, or reads commands line by line. With --keep, the machine's disk, firmware variables and TPM stay in
+FOLDER, and the next call with the same folder boots from them. Otherwise nothing of the machine is left.
 """
 
 from __future__ import annotations

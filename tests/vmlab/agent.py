@@ -1,9 +1,9 @@
-"""Agent inside a virtual machine: it runs commands, reads and writes files, and asks other programs there.
+"""Agent inside a virtual machine: it runs commands, reads and writes files, and sends requests to programs there.
 
 The agent is a separate program that uses only the standard library. The machine starts it at boot with the virtio port
-that leads to the driver. Requests and replies are a line of JSON each. Every request runs in a thread of its own, so
-that a long command doesn't delay other requests. The agent obeys every request, because only the test is at the port's
-other end.
+that leads to the driver. Requests and replies are a line of JSON each. Every request runs in a separate thread, so that
+a long command doesn't delay other requests. The agent obeys every request, because only the test is at the port's other
+end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request; return the reply."""
+    """Execute one request; return the reply."""
     if "argv" in request:
         try:
             done = subprocess.run(

@@ -13,9 +13,9 @@ class Flavour:
     """A way to boot a machine.
 
     :param tpm: whether it has a TPM 2.0 (swtpm).
-    :param secure_boot: whether it has UEFI, Secure Boot with Microsoft's keys, shim and GRUB; else QEMU starts the
+    :param secure_boot: whether it has UEFI, Secure Boot with Microsoft's keys, shim and GRUB; otherwise QEMU starts the
         kernel.
-    :param firmware: QEMU's ``-bios`` without UEFI: qboot measures nothing, so there is no event log.
+    :param firmware: QEMU's ``-bios`` without UEFI. qboot measures nothing, so there is no event log.
     """
 
     name: str

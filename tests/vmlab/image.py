@@ -1,9 +1,9 @@
 """Build of the virtual machines' boot files: Debian's kernel and systemd, Salt, an agent.
 
 They are built once, in ``.cache/vm``, from the host's package sources; nothing is installed on the host. ``root.img``
-is the root file system (ext4), ``vmlinuz`` and ``initrd`` start it, ``esp.img`` starts them by shim and GRUB as Secure
-Boot requires. These files don't contain the checkout: it is copied into a running machine, so a change of the code
-needs no new build.
+is the root file system (ext4), and ``vmlinuz`` and ``initrd`` start it. ``esp.img`` starts them by shim and GRUB as
+Secure Boot requires. These files don't contain the checkout, which is copied into a running machine, so a change of the
+code needs no new build.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Image:
 def build(*, say: bool = True) -> Image:
     """Return the image; build it if no image of exactly this recipe exists.
 
-    :raises RuntimeError: when a tool failed; the message has the end of the tool's output.
+    :raises RuntimeError: a tool failed; the message has the end of the tool's output.
     """
     made = CACHE / hashlib.sha256(Path(__file__).read_bytes() + _agent()).hexdigest()[:16]
     image = Image(made / "root.img", made / "vmlinuz", made / "initrd", made / "esp.img")
@@ -177,7 +177,7 @@ def _build(made: Path, say: bool) -> None:
 
 
 def esp_with(image: Image, command_line: str, target: Path) -> None:
-    """Copy the boot partition with another kernel command line."""
+    """Return a copy of the boot partition with another kernel command line."""
     shutil.copyfile(image.esp, target)
     _run("mcopy", "-o", "-i", target, "-", "::/EFI/debian/grub.cfg", stdin=_grub(command_line).encode())
 

@@ -91,7 +91,7 @@ class Lab:
         shutil.rmtree(first.folder)
 
     def _once(self, folder: Path, make: Callable[[Path], object]) -> None:
-        """Let *make* fill a folder once; a second caller waits for the first."""
+        """Let *make* fill a folder once. A second caller waits for the first."""
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.with_suffix(".made").exists():
@@ -118,7 +118,7 @@ def furnish(machine: Machine) -> None:
 
 
 def warm_up(machine: Machine) -> None:
-    """Set Salt up in a running machine; return when it can be called."""
+    """Set up Salt in a running machine; return when it can be called."""
     about = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED, "HOME": "/root", "LANG": "C.UTF-8"}
     variables = " ".join(f"--setenv={name}={value}" for name, value in about.items())
     unit = f"--unit=warm-salt --collect --quiet {variables}"
@@ -133,9 +133,9 @@ SUPPORT = "/srv/netspace/tests/support/environments"
 
 
 def program(machine: Machine, name: str, *arguments: str, timeout: float = 600) -> list[Any]:
-    """Run a program of the tests' in a machine, by the machine's own Python; return the JSON of each line it prints.
+    """Run one of the tests' programs in a machine, by the machine's Python; return the JSON of each output line.
 
-    :param name: its name below ``tests/support/environments``.
+    :param name: the program's name below ``tests/support/environments``.
     """
     command = ("/usr/bin/python3", f"{SUPPORT}/{name}.py", *arguments)
     variables = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED}
@@ -153,7 +153,7 @@ STAY = "trap 'exit 0' TERM; sleep 1000000 & wait"
 
 
 def environment(script: str, **keys: Any) -> dict[str, Any]:
-    """Return an environment that runs a shell script, once."""
+    """Return an environment that runs a shell script once."""
     return {
         "image": f"dir:{ROOTFS}",
         "command": ["/bin/sh", "-c", script],
@@ -164,7 +164,7 @@ def environment(script: str, **keys: Any) -> dict[str, Any]:
 
 
 class Salt(whole_host.Salt):
-    """Masterless Salt in a machine, for calls like an operator's; ``salt-call`` itself is there, too."""
+    """Masterless Salt in a machine, for calls like an operator's. The command ``salt-call`` is there, too."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine

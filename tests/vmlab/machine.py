@@ -1,7 +1,7 @@
 """One virtual machine: switch it on, run commands in it, cut its power, save and resume it.
 
-A machine writes only to its folder. It never writes to the image from which it began. A resumed machine is ready within
-a second, with its TPM.
+A machine writes only to its folder, never to the image from which it began. A resumed machine is ready within a second,
+with its TPM.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class Machine:
     ) -> Done:
         """Run a command as root.
 
-        :raises AssertionError: when the command failed, and *check* is set; the error has the command's output.
-        :raises RuntimeError: when the command didn't end, or the machine doesn't answer.
+        :raises AssertionError: the command failed, and *check* is set; the error has the command's output.
+        :raises RuntimeError: the command didn't end, or the machine doesn't answer.
         """
         request = {
             "argv": argv,
@@ -242,7 +242,7 @@ class Machine:
         return ""
 
     def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Send QEMU a command by its machine protocol; return the answer."""
+        """Send QEMU a command by its machine protocol (QMP); return the answer."""
         assert self._qmp is not None
         self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
@@ -421,7 +421,7 @@ def checkout(machine: Machine, target: str = "/srv/netspace") -> None:
 
 
 def unpack(machine: Machine, packed: bytes, target: str) -> None:
-    """Unpack a compressed tar archive into a folder of the machine's."""
+    """Unpack a compressed tar archive into a folder of the machine."""
     archive = "/var/tmp/packed.tar.gz"
     machine.put(archive, packed)
     machine.sh(f"mkdir -p {target} && tar -C {target} -xzf {archive} && rm {archive}", timeout=600)

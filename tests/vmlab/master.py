@@ -19,7 +19,7 @@ MINION = "vm"
 
 
 class Master:
-    """A master that *salt*'s machine knows by its key.
+    """A master that has the Salt key of *salt*'s machine.
 
     :param folder: folder for its records.
     :param settings: the settings ``netspace.attestation`` of its configuration.

@@ -30,7 +30,7 @@ DECLARED = {"environments": {"some": {"image": "dir:/", "command": ["/bin/true"]
 
 
 def prepared() -> salt.cli.caller.BaseCaller:
-    """Return a ``salt-call`` that is set up, before its call."""
+    """Return a ``salt-call`` that is set up but hasn't been called yet."""
     sys.argv = ["salt-call"]  # that is who it says it is
     parser = salt.cli.call.SaltCall()
     parser.parse_args(["--out=json", "--retcode-passthrough", "test.ping"])

@@ -1,9 +1,8 @@
-"""
-``cmd`` in an environment
+"""``cmd`` in an environment
 =========================
 
-Commands inside a target of type ``netspace``: as the environment's own user, with its limits and its system call
-filter. At most 256 KiB of each stream are returned.
+Run commands inside a target of type ``netspace``: with the environment's user, limits and system call filter. At most
+256 KiB of each output stream are returned.
 """
 
 from __future__ import annotations
@@ -71,8 +70,7 @@ def _run(
 
 
 def run(cmd: str | list[str], **kwargs: Any) -> str:
-    """
-    Run a command inside and return its standard output and standard error.
+    """Run a command inside an environment and return its standard output and standard error.
 
     CLI Example:
 
@@ -139,9 +137,9 @@ def run_stderr(cmd: str | list[str], **kwargs: Any) -> str:
 
 
 def run_all(cmd: str | list[str], **kwargs: Any) -> dict[str, Any]:
-    """
-    Run a command inside and return ``retcode``, ``stdout``, ``stderr`` and ``truncated`` (whether output was cut
-    off). See :py:func:`run`.
+    """Run a command inside and return its return code and output. See :py:func:`run`.
+
+    Returns ``retcode``, ``stdout``, ``stderr`` and ``truncated`` (whether output was cut off).
 
     CLI Example:
 

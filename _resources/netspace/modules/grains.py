@@ -1,10 +1,9 @@
-"""
-``grains`` of an environment
+"""``grains`` of an environment
 ============================
 
 The grains of a target of type ``netspace``: ``id``, ``minion``, ``environment``, ``image``, ``image_digest``,
-``trust``, ``interface``, ``ipv4``, ``ipv6``, and from its image's ``os-release``: ``os``, ``os_id``,
-``osrelease``, ``oscodename``, ``osfullname``. The image claims these last five; they prove nothing.
+``trust``, ``interface``, ``ipv4``, ``ipv6``, and from its image's ``os-release``: ``os``, ``os_id``, ``osrelease``,
+``oscodename``, ``osfullname``. The last five are claims of the image and prove nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ def items() -> dict[str, Any]:
 
 
 def item(*names: str) -> dict[str, Any]:
-    """
-    Return some grains of the environment; a missing grain is empty.
+    """Return some grains of the environment. The value of a missing grain is empty.
 
     CLI Example:
 

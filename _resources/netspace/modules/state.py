@@ -1,12 +1,12 @@
-"""
-``state`` in an environment
+"""``state`` in an environment
 ===========================
 
-States inside a target of type ``netspace``. The minion renders them with the target's ``id`` and grains, and with the
-minion's own pillar. Each state acts inside as the environment's own user. The image needs no Salt and no Python; only
-``cmd`` needs a program in it. The states are ``cmd.run``, ``file.managed``, ``file.directory``, ``file.symlink``,
-``file.absent`` and ``test.nop``, with all requisites. Any other state is an error, and then no state is applied. Calls
-of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run inside, too.
+States inside a target of type ``netspace``. The minion renders the states with the target's ``id`` and grains, and with
+the minion's own pillar. Each state runs inside, as the environment's own user. The image needs no Salt and no Python;
+only ``cmd`` needs a program in the image. The states are ``cmd.run``, ``file.managed``, ``file.directory``,
+``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites. If there is any other state, none is applied,
+and the result is an error. Calls of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run
+inside, too.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ _COMPILER_ERROR, _FAILURE = 1, 2
 
 
 class _State(salt.state.State):  # type: ignore[misc]
-    """Salt's state compiler with only the states that act in an environment; Salt's own states would act on the
-    host."""
+    """Salt's state compiler, limited to states that act in an environment.
+
+    Salt's own states would act on the host.
+    """
 
     def load_modules(self, data: Any = None, proxy: Any = None) -> None:
         super().load_modules(data, proxy)
@@ -73,7 +75,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         )
 
     def verify_data(self, data: Any) -> list[str]:
-        """Verify as Salt does. If the environment's files aren't accessible, also refuse states that need them."""
+        """Verify a state as Salt does. Also refuse a state that needs the environment's files if they can't be read."""
         errors: list[str] = super().verify_data(data)
         if (data["state"] == "file" or "creates" in data) and not salt_targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
@@ -96,7 +98,9 @@ class _State(salt.state.State):  # type: ignore[misc]
 
 
 class _HighState(salt.state.HighState):  # type: ignore[misc]
-    """A highstate of these states. Salt renders it with the minion's own connection to the master."""
+    """A highstate of the states that act in an environment. Salt renders it with the minion's own connection to the
+    master.
+    """
 
     def __init__(self, opts: dict[str, Any], pillar: dict[str, Any], client: Any) -> None:
         self.opts = opts
@@ -127,7 +131,7 @@ def _unknown(high: Any) -> list[str]:
 
 
 def _foreign(state: str, parts: Any) -> list[str]:
-    """Return the reasons why a state can't be applied inside.
+    """Return the reasons why a state can't be applied inside an environment.
 
     :param parts: the state's arguments and, as a text, its function.
     """
@@ -156,7 +160,7 @@ def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
 
 
 def _pillar(given: Any) -> dict[str, Any]:
-    """Return the minion's pillar merged with *given*. The master has no pillar for targets, so it isn't asked."""
+    """Return the minion's pillar merged with *given*. The master isn't asked, because it has no pillar for targets."""
     own = __opts__.get("pillar") or {}
     own = copy.deepcopy(dict(own.value() if hasattr(own, "value") else own))
     if given is not None and not isinstance(given, dict):
@@ -242,9 +246,9 @@ def highstate(test: bool | None = None, **kwargs: Any) -> Any:
 
 
 def apply_(mods: str | list[str] | None = None, **kwargs: Any) -> Any:
-    """
-    Apply some SLS files; without names, those of the top file for the target's id. See :py:func:`sls` and
-    :py:func:`highstate`.
+    """Apply the named SLS files; without names, apply the top file's SLS files for the target's id.
+
+    See :py:func:`sls` and :py:func:`highstate`.
 
     CLI Example:
 

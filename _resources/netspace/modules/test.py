@@ -1,8 +1,7 @@
-"""
-``test`` on an environment
+"""``test`` on an environment
 ==========================
 
-Functions of ``test`` on a target of type ``netspace``.
+The function ``test.ping`` for a target of type ``netspace``.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
 
 def ping() -> bool:
-    """
-    Return whether the environment runs, and its user can read its ``environment.json`` inside.
+    """Return whether the environment runs and its user can read the file ``environment.json`` inside.
 
     CLI Example:
 

@@ -1,8 +1,7 @@
-"""
-``cmd`` states in an environment
+"""``cmd`` states in an environment
 ================================
 
-Commands inside, as the environment's own user.
+States that run commands inside an environment, as the environment's own user.
 """
 
 from __future__ import annotations

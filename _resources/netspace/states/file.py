@@ -1,8 +1,8 @@
-"""
-``file`` states in an environment
+"""``file`` states in an environment
 =================================
 
-Files inside, with only the rights of the environment's own user. They need no program in the image.
+States for files inside an environment. They have only the rights of the environment's own user, and need no program in
+the image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Change = Callable[[Any, bool], tuple[dict[str, Any], str]]
 
 
 def _inside(name: str, kwargs: dict[str, Any], change: Change) -> dict[str, Any]:
-    """Call *change* with the environment's files, and return the state's result."""
+    """Call *change* with access to the environment's files, and return the state's result."""
     ret: dict[str, Any] = {"name": name, "result": False, "changes": {}, "comment": ""}
     unknown = [key for key in kwargs if not key.startswith("__") and key not in _SALTS]
     if unknown:
@@ -98,8 +98,7 @@ def managed(
     saltenv: str | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """
-    Ensure that a file with this content exists. It belongs to the environment's user.
+    """Ensure that a file with this content exists. It belongs to the environment's user.
 
     name
         The file's path inside.
@@ -114,7 +113,7 @@ def managed(
         The file's permissions. By default, an existing file keeps its own, and a new file gets ``0600``.
 
     makedirs
-        Whether missing folders above it are created, with ``0755``.
+        Whether missing parent folders are created, with mode ``0755``.
 
     replace
         False: an existing file keeps its content.
@@ -126,7 +125,7 @@ def managed(
         Values for the template.
 
     defaults
-        Values for the template, used for names that *context* lacks.
+        Values for template variables that *context* doesn't have.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
@@ -134,7 +133,7 @@ def managed(
         there = inside.look(name)
         changes: dict[str, Any] = {}
         if there is not None and there.kind == "folder":
-            raise NetspaceError(f"{name}: there is a folder")
+            raise NetspaceError(f"{name}: is a folder; expected a file, or nothing")
         old = inside.read(name, MOST) if there is not None else None
         new = old if old is not None and not replace else _content(source, contents, template, values, saltenv)
         if makedirs:
@@ -184,7 +183,7 @@ def _content(
 
 def _rendered(content: bytes, template: str, values: dict[str, Any], saltenv: str) -> bytes:
     if template != "jinja":
-        raise NetspaceError(f"template: there is jinja, not {template!r}")
+        raise NetspaceError(f"template: {template!r}: expected jinja")
     done = salt.utils.templates.JINJA(
         content.decode(), from_str=True, to_str=True, context=values, saltenv=saltenv, salt=__salt__,
         grains=__grains__, pillar=__pillar__, opts=__opts__,
@@ -197,8 +196,7 @@ def _rendered(content: bytes, template: str, values: dict[str, Any], saltenv: st
 def directory(
     name: str, mode: Any = None, dir_mode: Any = None, makedirs: bool = False, **kwargs: Any
 ) -> dict[str, Any]:
-    """
-    Ensure that a folder exists.
+    """Ensure that a folder exists.
 
     name
         The folder's path inside.
@@ -208,14 +206,14 @@ def directory(
         gets ``0755``.
 
     makedirs
-        Whether missing folders above it are created, too.
+        Whether missing parent folders are created, too.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
         wanted = _mode(mode if mode is not None else dir_mode)
         there = inside.look(name)
         if there is not None and there.kind != "folder":
-            raise NetspaceError(f"{name}: there is a {there.kind}")
+            raise NetspaceError(f"{name}: exists already, as a {there.kind}")
         changes = _folders(inside, os.path.dirname(name), 0o755, test) if makedirs else {}
         if there is None:
             changes[name] = {"old": None, "new": "folder"}
@@ -231,8 +229,9 @@ def directory(
 
 
 def symlink(name: str, target: str, makedirs: bool = False, **kwargs: Any) -> dict[str, Any]:
-    """
-    Ensure that a symbolic link exists. It replaces another link; a file or folder at its path is an error.
+    """Ensure that a symbolic link exists.
+
+    If the path is a link to another target, the link is replaced. If it is a file or a folder, the state fails.
 
     name
         The link's path inside.
@@ -241,13 +240,13 @@ def symlink(name: str, target: str, makedirs: bool = False, **kwargs: Any) -> di
         The path that the link points to.
 
     makedirs
-        Whether missing folders above it are created.
+        Whether missing parent folders are created.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
         there = inside.look(name)
         if there is not None and there.kind != "link":
-            raise NetspaceError(f"{name}: there is a {there.kind}")
+            raise NetspaceError(f"{name}: exists already, as a {there.kind}")
         if there is not None and there.target == target:
             return {}, ""
         changes = _folders(inside, os.path.dirname(name), 0o755, test) if makedirs else {}

@@ -50,7 +50,7 @@ RESULT, POLICY, STATE = "JWT", "netspace-policy", "netspace-state"
 
 @dataclass(frozen=True)
 class Signer:
-    """The verifier's key. Neither Salt nor the Privacy CA uses this key."""
+    """The verifier's signing key. Neither Salt nor the Privacy CA uses this key."""
 
     key: EllipticCurvePrivateKey
 
@@ -61,7 +61,7 @@ class Signer:
     def sign(self, kind: str, payload: Mapping[str, Any]) -> str:
         """Return *payload* as a JWS (compact form).
 
-        The header names *kind*, so the token can't pass as one of another kind.
+        The header names *kind*, so the token is not accepted where another kind of token is expected.
         """
         return jose.sign(self.key, kind, payload)
 
@@ -73,7 +73,7 @@ class AppraisalClaims:
     :param level: 0 to 5; 0: the verifier refused the evidence.
     :param minimum: the level that the host's group demands.
     :param deadline: end of the result's validity at the host, seconds since the epoch.
-    :param tee: the confidential guest that the result rests on (kind, measurement, TCB, code); empty if there is no
+    :param tee: the confidential guest on which the result rests (kind, measurement, TCB, code); empty if there is no
         guest.
     """
 

@@ -48,14 +48,14 @@ PART = 384 * 1024
 
 @dataclass(frozen=True)
 class Context:
-    """The request that one piece of evidence is bound to. Attester and verifier must use equal contexts.
+    """The request to which one piece of evidence is bound. Attester and verifier must use equal contexts.
 
     :param verifier: fingerprint of the verifier's key; ``self`` if the host judges itself.
     :param host: the host's identity with this verifier.
     :param session: the verifier's id for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
     :param environments: head of the log of environments' events; empty if there is no log.
-    :param binding: a further value that the evidence is bound to, such as the id of the boot; may be empty.
+    :param binding: a further value to which the evidence is bound, such as the id of the boot; may be empty.
     """
 
     verifier: str
@@ -203,7 +203,7 @@ class Evidence:
     tee: TeeReport | None = None
 
     def wire(self) -> dict[str, Any]:
-        """Return the wire form. It has ``tee`` only with a report, since older verifiers don't know the field."""
+        """Return the wire form. The field ``tee`` is left out without a report, since older verifiers don't know it."""
         return {
             **({} if self.tee is None else {"tee": _tee_wire(self.tee)}),
             "v": 1,
@@ -327,7 +327,7 @@ def _log_wire(made: Evidence) -> str | dict[str, str] | None:
 
 
 def _known(data: Any) -> str | None:
-    """Return the digest, if the host sent a digest instead of its log; None if the host sent the log."""
+    """Return the digest that the host sent in place of its log; None if the host sent the log."""
     if not isinstance(data, Mapping):
         return None
     if set(data) != {"sha256"} or from_hex(data["sha256"], 32) is None:
@@ -384,7 +384,10 @@ def _tee(data: Any) -> TeeReport:
 
 
 def _joined(*fields: bytes) -> bytes:
-    """Return the fields, each prefixed with its length (32 bits, big-endian): different fields give different bytes."""
+    """Return the concatenated fields, each prefixed with its length (32 bits, big-endian).
+
+    Because of the prefixes, different fields never give the same bytes.
+    """
     return b"".join(len(part).to_bytes(4, "big") + part for part in fields)
 
 
@@ -420,7 +423,7 @@ def _value(value: Any) -> bytes:
 def from_hex(text: Any, size: int) -> bytes | None:
     """Parse *size* bytes in hex.
 
-    Return None for any other text, also for text with blanks, which ``fromhex`` would accept.
+    Return None for any other text. Blanks aren't allowed either, although ``bytes.fromhex`` would accept them.
     """
     if isinstance(text, str) and len(text) == 2 * size:
         try:

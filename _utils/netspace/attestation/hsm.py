@@ -1,9 +1,9 @@
 """Signing keys in a hardware security module (PKCS#11): created and used in the module, which never exports them.
 
 The master's configuration may put the keys of the Privacy CA and the verifier into such a module. A key's file then
-holds a reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only such a master needs
-``python-pkcs11``, which is imported when such a key is used. A key that the module would export is refused. The PIN
-comes from a file that only its owner can read, and appears in no message.
+holds a reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only a master with such keys needs
+``python-pkcs11``, which is imported when such a key is used. A key that can be exported from the module is refused. The
+PIN comes from a file that only its owner can read, and appears in no message.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class Module:
     def load(self, label: str) -> EllipticCurvePrivateKey:
         """Return the key with this label.
 
-        :raises NetspaceError: when there is no such key, when the key is not on P-256, or when the module would export
-            it.
+        :raises NetspaceError: when there is no such key, when the key is not on P-256, or when the key can be exported.
         """
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -105,7 +104,7 @@ def module(data: Any) -> Module | None:
 
 
 def reference(key: object) -> bytes | None:
-    """Return the reference that a key file holds for a key in a hardware security module; None for any other key."""
+    """Return the reference to write into a key file, for a key in a hardware security module; None for other keys."""
     found = getattr(key, "reference", None)
     return found if isinstance(found, bytes) else None
 

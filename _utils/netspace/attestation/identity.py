@@ -3,8 +3,8 @@
 Salt's event bus does not prove the sender of a message. A minion can send an event under another minion's tag
 (``_minion_event``), and a return in another minion's name (``_syndic_return``; from Salt 3008 on also ``resource_id``).
 So each minion signs its enrolments and answers with its own Salt key (``pki/minion/minion.pem``), which the master
-accepted. This signature is needed where no other signature proves the sender: at enrolment, for a software key that the
-master sees for the first time, for evidence that is refused, and for calls of functions (``fleet.own_answers``).
+accepted. This signature is needed if no other signature proves the sender: at enrolment, for a new software key, for
+refused evidence, and for calls of functions (``fleet.own_answers``).
 
 The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs only with PKCS #1 v1.5. So a signature by
 Salt is never valid here, and a signature made here is never valid for Salt.
@@ -55,7 +55,10 @@ class Identities:
         return self._checked(ENROLMENT, minion, shown, {})
 
     def activation(self, context: Context, opened: Any) -> dict[str, Any]:
-        """Check the signature of an answer to a credential like :meth:`enrolment`, and return the bare answer."""
+        """Check the signature of an answer to a credential, and return the answer without its signature.
+
+        If this master does not have the minion's Salt key, the signature is not checked.
+        """
         return self._checked(ACTIVATION, context.host, opened, exchange(context.session, context.nonce))
 
     def answer(self, minion: str, asked: Mapping[str, str], answer: Any) -> bool:
@@ -75,7 +78,8 @@ class Identities:
     def call(self, minion: str, asked: Mapping[str, Any], told: Any) -> None:
         """Check that a minion itself answered a call of a function.
 
-        Unlike the others it refuses if this master lacks the minion's Salt key: nothing else proves such an answer.
+        If this master lacks the minion's Salt key, this method refuses the answer, since nothing else proves such an
+        answer. The other methods don't refuse in this case.
 
         :param asked: the call: its function, arguments and nonce.
         :raises Refused: when *minion*'s Salt key did not sign this answer to this call.
@@ -100,7 +104,7 @@ class Identities:
 def exchange(session: str, nonce: bytes) -> dict[str, str]:
     """Return the fields that identify one exchange.
 
-    Each statement signs them, so it can't be replayed in another exchange.
+    Each signed statement includes these fields, so it can't be replayed in another exchange.
     """
     return {"session": session, "nonce": nonce.hex()}
 

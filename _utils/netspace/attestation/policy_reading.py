@@ -1,7 +1,7 @@
 """Parsers of the parts of policies: lists of digests, patterns, flags, PCR numbers.
 
-Each function takes the path of the part in the policy (*at*), and raises :class:`PolicyError` with a message that
-begins with this path. Pure: no file is read.
+*at* is the path of the parsed part in the policy, such as ``policy:boot:pcrs``. Each error is a :class:`PolicyError`
+whose message begins with this path. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MAX_PATTERNS = 256
 
 
 class PolicyError(NetspaceError):
-    """A policy that can't be accepted; the message begins with the path of the wrong part."""
+    """Error: a policy can't be accepted. The message begins with the path of the invalid part."""
 
 
 class Pattern:
-    """Text in which ``*`` stands for any text. Matching takes linear time."""
+    """A text in which ``*`` matches any text. Matching takes linear time."""
 
     __slots__ = ("_parts", "text")
 

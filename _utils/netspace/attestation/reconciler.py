@@ -1,7 +1,7 @@
 """Kind ``attestation``: observe, plan and apply the attestation of this host.
 
-This kind has one object, named ``host``. Its only step is ``appraise``, which is planned when there is no valid
-result. Only the appraisal shows the level, so the plan does not predict the level; the outcome's step has the change.
+This kind has one object, named ``host``. Its only step, apart from its removal, is ``appraise``, which is planned if
+there is no valid result. The plan can't predict the level. The outcome of the step has the change of level.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Attestations:
         self.layout = layout
 
     def observe(self) -> Observed:
-        """Read the result, the boot id and the stamps of files. This needs neither a TPM nor ``cryptography``."""
+        """Read the result, the boot's id, and the sizes and times of files. Needs no TPM and no ``cryptography``."""
         found: Result | None = None
         problem = ""
         try:
@@ -72,7 +72,7 @@ class Attestations:
     def plan(desired: Attestation, observed: Observed, remove: Collection[str] = ()) -> Plan:
         """Plan an appraisal if there is no valid result.
 
-        :param remove: ``{"host"}`` plans to delete the result, the pinned TPM and the software key.
+        :param remove: with ``{"host"}``, plan to delete the result, the pinned TPM and the software key.
         """
         if NAME in remove:
             return Plan([Step(KIND, NAME, "remove")] if observed.present else [])

@@ -1,7 +1,6 @@
 """Reasons for refusing evidence: one exception and one stable reason code per cause.
 
-Codes are part of the interface (logs, results, documentation): they are never renamed or reused.
-This module decides nothing.
+Codes are part of the interface (logs, results, documentation), so they are never renamed or reused.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _FORGET = (
 
 
 class Refused(NetspaceError):
-    """Evidence that was refused. ``code`` names the cause; the message describes the finding."""
+    """Error: evidence is refused. ``code`` names the cause; the message describes the finding."""
 
     code: ClassVar[str] = "refused"
     remedy: ClassVar[str] = "find out who made this evidence, and from which data"
@@ -28,7 +27,7 @@ class Refused(NetspaceError):
 
 
 class Malformed(Refused):
-    """Bytes that do not have the form of the structure that they claim to be: too short, too long, out of bounds."""
+    """Bytes that are not the structure that they should be: too short, too long, or with values out of bounds."""
 
     code = "malformed"
 
@@ -46,7 +45,7 @@ class WrongType(Refused):
 
 
 class WrongScheme(Refused):
-    """A signature by a weak scheme or hash, or by another one than the key is restricted to."""
+    """A signature with a weak scheme or hash, or with a scheme to which the key is not restricted."""
 
     code = "scheme"
 
@@ -76,7 +75,7 @@ class WrongDigest(Refused):
 
 
 class ClockRolledBack(Refused):
-    """A TPM whose counters are lower than before: another TPM, or a TPM that was restored or cleared."""
+    """A TPM whose counters are lower than before: another TPM, or one that was restored or cleared."""
 
     code = "clock"
     remedy = f"if the TPM was cleared on purpose, {_FORGET}"
@@ -141,13 +140,13 @@ class EndorsementKeyChanged(Refused):
 
 
 class WrongActivation(Refused):
-    """An attestation key without proof that it is in the TPM of this endorsement key."""
+    """An answer to a credential that doesn't prove that attestation key and endorsement key are in one TPM."""
 
     code = "activation"
 
 
 class ChallengeExpired(Refused):
-    """An answer to a challenge that came too late, or a second time."""
+    """An answer to a challenge that arrived too late, or a second time."""
 
     code = "challenge-expired"
 
@@ -187,10 +186,7 @@ class OtherBoot(Refused):
 
 
 class Limited(Refused):
-    """Genuine evidence that does not reach a higher level.
-
-    ``remedy`` says how to reach it.
-    """
+    """Genuine evidence that does not reach a higher level. ``remedy`` says how to reach the higher level."""
 
     code = "limited"
 
@@ -213,7 +209,7 @@ class NoPolicy(Limited):
 
 
 class NoBootLog(Limited):
-    """Evidence without the boot log that references or the policy need."""
+    """Evidence without a boot log, which the references or the policy need."""
 
     code = "log-none"
     remedy = "boot by UEFI, with a TPM that the firmware supports"
@@ -257,21 +253,27 @@ class UnknownSigner(Limited):
 
 
 class ShimInsecure(Limited):
-    """A shim that was set not to verify what it starts (MokSBState), or not to use the firmware's keys (MokDBState)."""
+    """A shim that is set not to verify the programs that it starts, or to ignore the firmware's keys.
+
+    The settings are the variables MokSBState and MokDBState.
+    """
 
     code = "shim-insecure"
     remedy = "turn shim's validation on again: mokutil --enable-validation, and confirm it at the console"
 
 
 class OldShimLevel(Limited):
-    """A shim that accepts generations of boot programs that the policy refuses (SBAT), or records none."""
+    """A shim whose SBAT level accepts boot programs that the policy refuses, or that records no SBAT level."""
 
     code = "sbat-old"
     remedy = "update shim, and the level that it applies: mokutil --set-sbat-policy latest"
 
 
 class UnknownApplication(Limited):
-    """A UEFI program that the policy does not list, or allows only after another one; or a boot without a program."""
+    """A UEFI program that the policy does not list, or does not allow after the previous program.
+
+    Also a boot without any program.
+    """
 
     code = "boot-application"
     remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications' and 'started_by'"
@@ -285,7 +287,7 @@ class UnknownFile(Limited):
 
 
 class UnknownCommandLine(Limited):
-    """A kernel's command line that matches no pattern of the policy, or is not proved."""
+    """A kernel's command line that matches no pattern of the policy, or that no PCR proves."""
 
     code = "command-line"
     remedy = "boot with an allowed command line, and quote the PCR that it is measured into (8, 9 or 12)"
@@ -299,35 +301,35 @@ class UnexpectedEvent(Limited):
 
 
 class NoImaPolicy(Limited):
-    """A good boot without a policy for the programs that run after it."""
+    """A good boot of a host whose policy has no rules for the programs that run after the boot."""
 
     code = "ima-policy-none"
     remedy = "add a section 'ima' to the policy, with the files that may run"
 
 
 class ImaUnfounded(Limited):
-    """An IMA policy whose rules for the boot do not establish which kernel wrote the list, or what it measures."""
+    """A policy whose rules for the boot don't prove which kernel wrote the IMA list, or what this kernel measures."""
 
     code = "ima-unfounded"
     remedy = "let the policy judge programs, loaded files and the command line, and quote PCRs 0 to 9, 11 and 12"
 
 
 class NoList(Limited):
-    """Evidence without the measurement list and its quote of PCR 10, which the IMA policy needs."""
+    """Evidence without the measurement list and its quote of PCR 10, although the policy has rules for IMA."""
 
     code = "ima-none"
     remedy = "boot with ima_policy=tcb, so that the host can send the list"
 
 
 class ListGap(Limited):
-    """Lines of a measurement list that do not continue where the verifier stopped."""
+    """Lines of a measurement list that don't begin after the last line that the verifier judged."""
 
     code = "ima-gap"
     remedy = "ask for the list from line 0: the host was restarted, or the policy changed"
 
 
 class WrongAggregate(Limited):
-    """A measurement list that does not begin with the digest of this boot's PCR values."""
+    """A measurement list whose first line (boot_aggregate) is not the digest of this boot's PCR values."""
 
     code = "ima-aggregate"
     remedy = "use a kernel with a built-in TPM driver, so that IMA finds the TPM when it starts"
@@ -371,14 +373,14 @@ class StartedByKexec(Limited):
 
 
 class WrongAttestationCertificate(Refused):
-    """A certificate that the Privacy CA did not issue for this attestation key, or issued for another use."""
+    """A certificate that the Privacy CA did not issue for this attestation key, or for this use."""
 
     code = "ak-certificate"
     remedy = "enrol the host again"
 
 
 class ExpiredAttestationCertificate(Refused):
-    """A certificate of an attestation key, or its CA's, that is not valid now."""
+    """A certificate of an attestation key, or of its CA, that has expired or is not yet valid."""
 
     code = "ak-certificate-expired"
     remedy = "renew the host's certificate; check the clocks"
@@ -402,7 +404,7 @@ class SharedEndorsementKey(Refused):
 
 
 class SharedAttestationKey(Refused):
-    """An attestation key that another minion has, or that this minion has a certificate for already."""
+    """An attestation key that belongs to another minion, or for which this minion already has a certificate."""
 
     code = "ak-shared"
     remedy = "install the same netspace on master and minion; else find out which hosts share a TPM"
@@ -503,7 +505,7 @@ class TokenOther(Refused):
 
 
 class PolicyDowngraded(Refused):
-    """A policy with a lower version than was in force before, or a result by such a policy."""
+    """A policy whose version is lower than one that was in force before, or a result by such a policy."""
 
     code = "policy-downgrade"
     remedy = (
@@ -563,14 +565,14 @@ class TeeUntrusted(Limited):
 
 
 class NoTee(Limited):
-    """Evidence without a TEE report, where the policy demands a TEE."""
+    """Evidence without a TEE report, although the policy demands a TEE."""
 
     code = "tee-none"
     remedy = "run the host as a confidential guest with Linux 6.7 or later, and mount configfs"
 
 
 class UnknownTee(Limited):
-    """A kind of TEE for which the policy has no rules, or netspace has no verifier."""
+    """A kind of TEE for which the policy has no rules or netspace has no verifier."""
 
     code = "tee-kind"
     remedy = "add rules for this kind of TEE to the policy's section 'tee'"
@@ -612,7 +614,7 @@ class TeeLog(Limited):
 
 
 class TeeBoot(Limited):
-    """A host without a TPM whose key a TEE vouches for: of its boot, only the TEE's measurements are judged."""
+    """A host for which only a TEE vouches, without a TPM: only the TEE's measurements of its boot are judged."""
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"

@@ -1,8 +1,8 @@
 """Result of the last appraisal of this host: the file that enforcement reads.
 
-Every apply reads it, so this module needs only the standard library. A result that is expired,
-of another boot, from the future or damaged counts as none: trust is L0. This module appraises
-nothing and never raises a level.
+Every apply reads this file, so the module needs only the standard library. If the result is expired, of another boot,
+from the future or damaged, the host has trust level L0, as without a result. This module appraises nothing and never
+raises a level.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Result:
 
     :param level: 0 to 5; 0: evidence was refused, or could not be collected.
     :param verifier: name of the verifier.
-    :param reason: why this level and not the next.
+    :param reason: why the host does not have the next level.
     :param remedy: how to reach the next level.
     :param boot: the kernel's boot id at the time of the appraisal.
-    :param issued: seconds since the epoch, as is *expires*.
+    :param issued: time of the appraisal, in seconds since the epoch (the unit of *expires*, too).
     :param settings: settings of the appraisal (:func:`netspace.attestation.minion.settings.of`).
     :param sources: fingerprint of the TPM's presence, and of the files that the settings name.
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
-    :param fallback: a TPM is configured, but the host used a software key.
-    :param tee: the confidential guest that the level rests on, as the master reported it; empty if there is none.
+    :param fallback: whether the host used a software key although a TPM is configured.
+    :param tee: the confidential guest on which the level rests, as the master reported it; empty if there is none.
     """
 
     level: int
@@ -123,7 +123,7 @@ def invalid(result: Result, boot: str, now: float) -> str:
 def trust(layout: Layout, now: float | None = None) -> Trust:
     """Return this host's trust level, for :func:`netspace.spec.trust.judge`.
 
-    A damaged file raises no error: it gives L0, with the reason.
+    If the file is damaged, the level is L0, with the reason; no error is raised.
     """
     from netspace.spec.trust import Trust
 

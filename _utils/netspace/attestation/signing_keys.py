@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
-    """Return the content of a key's file: the key (PEM), or a reference to it in a hardware security module."""
+    """Return the content of a key's file: the key (PEM), or a reference to a key in a hardware security module."""
     from cryptography.hazmat.primitives import serialization
 
     return hsm.reference(key) or key.private_bytes(
@@ -25,7 +25,7 @@ def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCu
     """Parse the content of a key's file, which :func:`private_bytes` made.
 
     :param path: the file, for error messages.
-    :raises NetspaceError: when the key can't be used. The message does not have the file's content.
+    :raises NetspaceError: when the key can't be used. The message doesn't contain the key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec

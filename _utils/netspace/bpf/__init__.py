@@ -1,5 +1,4 @@
-"""BPF: small programs that the kernel checks and then runs itself, and the tables (maps) that they fill.
+"""BPF: small programs that the kernel checks and then runs, and the tables (maps) that these programs fill.
 
-``instructions`` encodes programs, ``library`` loads them by libbpf. The package imports no other part of netspace but
-errors.
+``instructions`` encodes programs, ``library`` loads them by libbpf. Of netspace, the package imports only ``errors``.
 """

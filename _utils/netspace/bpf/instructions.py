@@ -24,14 +24,14 @@ Operation = Literal["+", "&", "<<", ">>", "neg"]
 
 
 class Code:
-    """A program as it is written, instruction by instruction."""
+    """Assembler for one program. Each method appends an instruction."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, int, int, int | str, int]] = []
         self._labels: dict[str, int] = {}
 
     def label(self, name: str) -> None:
-        """Give the next instruction a name, to which earlier ones can jump."""
+        """Give the next instruction a name, to which earlier instructions can jump."""
         assert name not in self._labels
         self._labels[name] = len(self._lines)
 
@@ -40,7 +40,7 @@ class Code:
         self._lines.append((0xBF, to, source, 0, 0))
 
     def number(self, to: int, value: int) -> None:
-        """Set a register to a number of 32 bits, with its sign."""
+        """Set a register to a signed number of 32 bits."""
         self._lines.append((0xB7, to, 0, 0, value))
 
     def change(self, register: int, operation: Operation, value: int = 0) -> None:
@@ -48,23 +48,23 @@ class Code:
         self._lines.append((_OPERATIONS[operation], register, 0, 0, value))
 
     def load(self, to: int, at: int, offset: int, size: int = 8) -> None:
-        """Load *size* bytes from the address in *at*."""
+        """Load *size* bytes from the address in the register *at*."""
         self._lines.append((0x61 | _SIZES[size], to, at, offset, 0))
 
     def store(self, at: int, offset: int, source: int, size: int = 8) -> None:
-        """Store the lower *size* bytes of a register at the address in *at*."""
+        """Store the lower *size* bytes of a register at the address in the register *at*."""
         self._lines.append((0x63 | _SIZES[size], at, source, offset, 0))
 
     def store_number(self, at: int, offset: int, value: int, size: int = 8) -> None:
-        """Store a number at the address in *at*."""
+        """Store a number at the address in the register *at*."""
         self._lines.append((0x62 | _SIZES[size], at, 0, offset, value))
 
     def add_atomically(self, at: int, offset: int, source: int) -> None:
-        """Add a register to the 8 bytes at the address in *at*, in one step for all processors."""
+        """Add a register atomically to the 8 bytes at the address in the register *at*."""
         self._lines.append((_ADD_ATOMICALLY, at, source, offset, 0))
 
     def map(self, to: int, descriptor: int) -> None:
-        """Set a register to a map."""
+        """Set a register to the address of a map."""
         self._lines += [(_WIDE, to, _MAP, 0, descriptor), (0, 0, 0, 0, 0)]
 
     def place(self, to: int, offset: int) -> None:
@@ -87,12 +87,12 @@ class Code:
         self._lines.append((_JUMPS[comparison], register, 0, label, value))
 
     def end(self) -> None:
-        """End the program with the answer 0."""
+        """End the program with the return value 0."""
         self.number(R0, 0)
         self._lines.append((_EXIT, 0, 0, 0, 0))
 
     def encoded(self) -> bytes:
-        """Return the program as the kernel takes it."""
+        """Return the program in the kernel's binary form."""
         found = []
         low, high = (0, 4) if sys.byteorder == "little" else (4, 0)
         for number, (code, to, source, offset, value) in enumerate(self._lines):

@@ -1,9 +1,11 @@
 """Environments: isolated programs, each run by an OCI runtime.
 
-``reconciler.Environments`` observes, plans and applies; ``operations.Operations`` has an operator's
-operations on existing environments. Below them: ``images`` (read-only roots, named by their
-content), ``storage`` (mounts, an environment's overlay on an image, volumes, the files in
-``/run/netspace``), ``container`` (the hardened configuration, which is pure, and calls of a runtime),
-``runtimes`` (all runtimes), ``health``, ``update``, ``audit`` (of isolation), ``refusals`` (of calls and files) and
-``user_ids`` (host user ids).
+- ``reconciler.Environments``: observes environments, and plans and applies changes.
+- ``operations.Operations``: an operator's operations on existing environments.
+- ``images``: read-only root file systems, named by the digest of their content.
+- ``storage``: mounts, an environment's overlay on its image, volumes, the files in ``/run/netspace``.
+- ``container``: the hardened OCI configuration, and calls of a runtime. ``runtimes``: the supported runtimes.
+- ``health``: health checks. ``update``: rolling updates.
+- ``audit``: tests of the isolation. ``refusals``: refused system calls and file accesses.
+- ``user_ids``: allocation of host user ids.
 """

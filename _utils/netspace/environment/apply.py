@@ -1,8 +1,8 @@
 """Application of the steps that were planned for environments, as one batch.
 
-Images are built before any running environment is touched. A record is written before the things
-that it names are made, and removed after they are gone. So the next run repairs a run that was
-killed at any moment. An error of one environment doesn't stop the others.
+Images are built before any running environment is touched. A record is written before the things in it are made, and
+removed after they are gone. So if a run is killed at any moment, the next run can repair the damage. An error of one
+environment doesn't stop the others.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class ApplyRun:
     """One application of steps, with the errors of the steps that failed.
 
     :param purge: also delete the volumes of removed environments, except host folders.
-    :param give: called before environments start, with the host user id of each; makes that user the owner of the
-        devices of the environment's interface, and returns the errors.
-    :param observed: the observation that the steps were planned from; None if another run may have changed
-        anything since.
+    :param give: called before environments start, with the host user id of each environment. It makes this user the
+        owner of the devices of the environment's interface, and returns the errors.
+    :param observed: the observation from which the steps were planned; None if another run may have changed something
+        since.
     :param gone: called once the programs of all removed environments have ended.
-    :param progress: called with a short text before something that takes long.
+    :param progress: called with a short text before a step that takes long.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class ApplyRun:
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
     def _left(self, wanted: Callable[[EnvironmentChange], bool] = lambda work: True) -> dict[str, EnvironmentChange]:
-        """Return the work of the steps that have no error so far and that *wanted* accepts."""
+        """Return the work of the steps that have no error so far and for which *wanted* returns True."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _claims(self) -> Mapping[str, Claims]:
-        """Return all environments' claims: the observed ones with this run's changes, or else those on disk."""
+        """Return all environments' claims: the observed claims with this run's changes, or the claims on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
         known = without(self._observed.claims, self._removed)
@@ -117,12 +117,12 @@ class ApplyRun:
             self.errors.setdefault(name, error)
 
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
-        """Call a method of the supervisor for these environments' services; note the errors."""
+        """Call a method of the supervisor (*call*) for these environments' services; record the errors."""
         if todo := list(names):
             self._fail(answers(call, todo))
 
     def _remove(self) -> None:
-        """Stop and delete the environments that are removed; the record goes last."""
+        """Stop and delete the environments that are to be removed. Their records are removed last."""
         self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
         at_once = self._ended(self._removals)
         if self._removals:
@@ -151,14 +151,14 @@ class ApplyRun:
         self._removed = {name for name in doomed if name not in self.errors}
 
     def _ended(self, names: Iterable[str]) -> bool:
-        """Return whether all of these environments had ended when observed; False without an observation."""
+        """Return whether all of these environments had ended at the observation; False without an observation."""
         if self._observed is None:
             return False
         seen = (self._observed.environments.get(name) for name in names)
         return all(one is None or one.status is None or one.status.state in ("stopped", "failed") for one in seen)
 
     def _build(self) -> None:
-        """Build the missing images, allocate user ids and compose the records. Touches no running environment."""
+        """Build the missing images, allocate user ids and compose the records. Changes no running environment."""
         wanted: dict[tuple[str, str], list[str]] = {}
         built: dict[tuple[str, str], Image] = {}
 
@@ -228,7 +228,7 @@ class ApplyRun:
     def _try_beside(self) -> None:
         """Start a second instance of each environment that has a rolling update.
 
-        The running instance is replaced only once the second one is healthy.
+        The running instance is replaced only if the second instance is healthy.
         """
         work = self._left(lambda work: work.rolling)
         if not work:
@@ -245,7 +245,7 @@ class ApplyRun:
         self._fail(errors)
 
         def leave(name: str) -> None:
-            """Keep the running environment; record the failed update, and hand out the current card."""
+            """Keep the running instance. Record the failed update, and write the current ``environment.json``."""
             record = work[name].record
             assert record is not None
             noted = rollout.failed(wanted[name], failed[name])
@@ -267,12 +267,12 @@ class ApplyRun:
         self._mounted = mounts.table()
 
     def _retire(self) -> None:
-        """Remove the second instances, healthy or not: the updated or the previous version runs by now."""
+        """Remove the second instances. At this point, the main instance runs the new or the previous version."""
         tried = self._work.keys() & records.updating(self.layout)
         self._fail(rolling.erase(self.layout, self.supervisor, tried))
 
     def _stop(self) -> None:
-        """Stop the environments that have to stop.
+        """Stop the environments whose step demands it.
 
         An environment whose record was lost may still have a service. It is stopped before the new record is written.
         """
@@ -290,7 +290,7 @@ class ApplyRun:
         verdict.clear(self.layout, names)
 
     def _make(self) -> None:
-        """Write records, mount images and roots, write configurations, and hand out files."""
+        """Write records, mount images and roots, and write configurations and the files in ``/run/netspace``."""
         left = self._left(lambda work: work.assemble)
         digests = {self._records[name].image.digest for name in left}
         unmountable = self.making.mount_images(digests, self._mounted)
@@ -338,7 +338,7 @@ class ApplyRun:
         return self._give(owners) if owners and self._give is not None else {}
 
     def _audit(self) -> None:
-        """Count refused calls from a program's first one on. If that is impossible, the host's apply tells it."""
+        """Begin to count refused calls before programs start. If this is impossible, the host's apply reports it."""
         known = {name: self._records[name] for name, work in self._left().items() if work.want.spec.audit}
         if not known:
             return
@@ -348,7 +348,7 @@ class ApplyRun:
             recording.begin(self.layout, known)
 
     def _define(self) -> None:
-        """Define all services at once; stop services that must not run, so that no boot starts them either."""
+        """Define all services at once. Stop services that must not run, so that a boot doesn't start them either."""
         left = self._left()
         if not left:
             return
@@ -375,7 +375,7 @@ class ApplyRun:
         verdict.clear(self.layout, idle)
 
     def _watch(self) -> None:
-        """Start the service that watches health if any environment needs it; else remove it."""
+        """Start the health-watching service if any environment needs it; otherwise remove the service."""
         try:
             watcher.ensure(
                 self.layout, self.supervisor, any(its.watched for its in examples(self._claims(), claims.sort).values())
@@ -385,7 +385,7 @@ class ApplyRun:
             self._fail(dict.fromkeys(needy, str(err)))
 
     def _start(self) -> None:
-        """Start the environments, all at once, and check whether they really run."""
+        """Start all environments at once, and check whether they really run."""
         for name in self._left(lambda work: work.start):
             if not self.layout.netns(name).exists():
                 self._fail(
@@ -408,9 +408,9 @@ class ApplyRun:
     # -- updates that are on trial -------------------------------------------------
 
     def _prove(self) -> None:
-        """Check whether updates on trial are healthy, and take unhealthy updates back.
+        """Check whether updates on trial are healthy, and roll unhealthy updates back.
 
-        An update that had an error and was not started in this run stays on trial for the next run.
+        If an error kept this run from starting an update, the update stays on trial for the next run.
         """
         tried = {
             name: record
@@ -442,5 +442,5 @@ class ApplyRun:
 
 
 def _named(names: Collection[str]) -> str:
-    """Return a short text for these environments."""
+    """Return a short text with these environments' names, for a progress message."""
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} environments"

@@ -1,6 +1,6 @@
 """Builder of environments: their mounts, configurations and files, for a batch and after a reboot.
 
-It decides nothing: the record says what to make. Only *tune* and *hand_out* may change a running
+The builder makes exactly what the environment's record says. Only *tune* and *hand_out* may change a running
 environment. Only *restore* writes records, since a reboot can change a configuration.
 """
 
@@ -39,9 +39,9 @@ T = TypeVar("T")
 
 
 class Builder:
-    """Builder of one layout's environments.
+    """Builder of the environments of one layout (one instance of netspace).
 
-    :param store: the store of their images.
+    :param store: the store of the environments' images.
     """
 
     def __init__(self, layout: Layout, store: Store) -> None:
@@ -51,7 +51,10 @@ class Builder:
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
-        """The cgroup controllers that can keep limits here, and ``sockets`` if the kernel bounds it separately."""
+        """The cgroup controllers that can enforce limits here.
+
+        ``sockets`` is among them if the kernel limits the memory of sockets separately.
+        """
         return cgroups.limits(host_controllers()) | cgroups.sockets()
 
     @functools.cached_property
@@ -64,7 +67,7 @@ class Builder:
         return cgroups.disk(self.layout.layers)
 
     def devices(self, spec: Environment) -> frozenset[cgroups.Device]:
-        """Return the disks that the environment's layer and volumes are on."""
+        """Return the disks on which the environment's layer and volumes are stored."""
         sources = [Path(volume.source) for volume in spec.volumes if volume.source is not None]
         found = {self._own_disk, *(cgroups.disk(source) for source in sources)}
         return frozenset(device for device in found if device is not None)
@@ -79,7 +82,7 @@ class Builder:
         profile: Profile | None = None,
         confined: str = "",
     ) -> bytes:
-        """Return the bundle's ``config.json``."""
+        """Return the content of ``config.json`` for an environment's OCI bundle."""
         rules = None if profile is None else profile.rules
         opened: tuple[str, ...] = ()
         seen: list[dict[str, Any]] = []
@@ -111,9 +114,11 @@ class Builder:
         return payload_cgroup(self.layout, runtime.service_name(name))
 
     def assemble(self, name: str, record: Record) -> str:
-        """Mount the root and write the configuration. The image must be mounted; the environment must not run.
+        """Mount the root file system and write ``config.json``.
 
-        :return: sha256 of the configuration, for the record.
+        The image must be mounted, and the environment must not run.
+
+        :return: SHA-256 of ``config.json``, for the record.
         """
         spec = record.spec
         rootfs.dismantle(self.layout, name)
@@ -159,7 +164,7 @@ class Builder:
         return oci_config.encode(made)
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
-        """Set the limits of an assembled environment, which may run, to the limits in its record.
+        """Set the limits of an assembled, perhaps running, environment to the limits in its record.
 
         :raises NetspaceError: when a limit can't be changed in place.
         """
@@ -173,7 +178,10 @@ class Builder:
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
-        """Show the environment the files *handed*; a kernel may get a copy of its disk, too."""
+        """Write the files *handed* into the environment's ``/run/netspace``.
+
+        A unikernel may also get a copy of its disk.
+        """
         owner = (record.base, record.base + oci_config.group_of(record.spec, record.image.defaults))
         injected_files.show(self.layout, name, handed, owner)
         if record.spec.kernel is not None:
@@ -189,7 +197,7 @@ class Builder:
     def restore(self, known: Mapping[str, Record], ended: Collection[str] = ()) -> dict[str, str]:
         """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment.
 
-        :param ended: those that don't run; they get the hardening and the AppArmor profile of a new environment.
+        :param ended: the environments that don't run. They get the AppArmor profile that a new environment would get.
         """
         self.store.tidy()
         mounted = mounts.table()
@@ -222,7 +230,10 @@ class Builder:
             self.hand_out(name, record, injected_files.read(self.layout, name))
 
         def complete(name: str) -> None:
-            """Hand out the files again: a killed restoration may have ended after the configuration."""
+            """Write the files in ``/run/netspace`` again.
+
+            An interrupted restoration may have written only the configuration.
+            """
             self.confinement.ensure(known[name].confined, known[name].spec.apparmor == "require")
             self.hand_out(name, known[name], injected_files.read(self.layout, name))
 

@@ -1,7 +1,7 @@
-"""Claims of one environment: the part of its record that all others must respect.
+"""Claims of an environment: the part of its record that all other environments must respect.
 
-A change of one environment needs the claims of all others. It takes them from an index (:mod:`netspace.index`), and
-decodes only the records that the index lacks.
+A change of one environment needs the claims of all others. They come from an index (:mod:`netspace.index`), so that
+only records that the index lacks are decoded.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _VERSION = "2"  # raise it whenever `of` finds something else in the same record
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One environment's claims on the host.
 
-    :param base: host id of its id 0.
-    :param folders: the host's folders that it keeps, as declared.
-    :param after: the environments that it waits for.
-    :param promised: bytes that its own file systems may hold.
-    :param watched: whether it needs the service that watches health.
-    :param confined: the AppArmor profile that it starts under; empty: none.
+    :param base: host user id to which the environment's user id 0 is mapped.
+    :param folders: the host's folders that belong to the environment, as declared.
+    :param after: the environments that must be ready before this one starts.
+    :param promised: bytes that the environment's own file systems may hold.
+    :param watched: whether the environment needs the health-watching service.
+    :param confined: the AppArmor profile under which the environment starts; empty if it has none.
     """
 
     base: int
@@ -39,7 +39,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def sort(its: Claims) -> str:
-    """Return the same text for all environments of which others need the same things to exist on the host."""
+    """Return a text that is equal for environments that need the same things on the host."""
     return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
 
 
@@ -51,12 +51,12 @@ def of(record: Record) -> Claims:
 
 
 def folders(spec: Environment) -> tuple[str, ...]:
-    """Return the host's folders that a declared environment keeps."""
+    """Return the host's folders that belong to a declared environment."""
     return tuple(volume.source for volume in spec.volumes if volume.source is not None)
 
 
 def watched(spec: Environment) -> bool:
-    """Return whether a declared environment needs the service that watches health."""
+    """Return whether a declared environment needs the health-watching service."""
     return spec.health is not None or bool(spec.after)
 
 

@@ -1,8 +1,9 @@
-"""Copies of volumes that netspace keeps (``disks``), for backups and moves, a file each in ``<folder>/<environment>``.
+"""Copies of volumes with a size (``disks``), for backups and moves to another host.
 
-A copy is the volume's whole file system, so it has all owners, modes and attributes, and fits any host. A volume is
-copied and put back only while its program does not run, so the copy is consistent. A copy gets its name only when it
-is complete, on disk and checked (e2fsck); a damaged copy replaces nothing.
+A copy is one file in ``<folder>/<environment>``. It contains the volume's whole file system with all owners, modes and
+attributes, and can be used on any host. A volume is copied and restored only while its environment's program does not
+run, so copies are consistent. A copy gets its name only when it is complete, on disk and checked (e2fsck). A damaged
+copy replaces nothing.
 
 A volume with a ``source`` is a folder of the host; this module never touches it.
 """
@@ -32,9 +33,9 @@ _ENDED = ("stopped", "failed")
 
 
 def kept(layout: Layout) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return every volume that netspace keeps, by environment and target: ``size`` and ``used`` (bytes), ``file``.
+    """Return every volume with a size, by environment and target: ``size`` and ``used`` (bytes), ``file``.
 
-    The result includes removed environments, because volumes outlive them.
+    The result includes volumes of removed environments.
     """
     names = sorted(path.name for path in layout.volumes("").glob("*") if path.is_dir())
     return {name: {_target(file): _row(file) for file in _own(layout.volumes(name))} for name in names}
@@ -43,7 +44,8 @@ def kept(layout: Layout) -> dict[str, dict[str, dict[str, Any]]]:
 def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict[str, dict[str, Any]]:
     """Copy the environment's volumes into *folder*; return the copies by target.
 
-    :raises NetspaceError: its program runs, it has no volume that netspace keeps, or *folder* is not root's alone.
+    :raises NetspaceError: when the environment's program runs, when it has no volume with a size, or when another user
+        than root can write to *folder*.
     """
     place = _place(folder, name)
     with files.refusals_told(), files.locked(layout.lock):
@@ -62,14 +64,15 @@ def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
 
 def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """Put the environment's volumes back from *folder*; return the volumes by target.
+    """Restore the environment's volumes from *folder*; return the volumes by target.
 
-    **Their present content is lost.**
+    **The volumes' present content is lost.**
 
     The environment need not exist: if it is declared later, it gets these volumes. A volume without a copy in *folder*
-    stays as it is.
+    stays unchanged.
 
-    :raises NetspaceError: its program runs, or a copy is missing, damaged or not root's; then nothing changes.
+    :raises NetspaceError: when the environment's program runs, or there is no copy, or a copy is damaged or doesn't
+        belong to root. In these cases nothing changes.
     """
     place = _place(folder, name)
     with files.refusals_told(), files.locked(layout.lock):
@@ -105,7 +108,7 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
 
 def _place(folder: str, name: str) -> Path:
-    """Return the folder of an environment's copies below *folder*, and check that only root can change that."""
+    """Return the folder of an environment's copies below *folder*. Check that only root can write to it."""
     if not NAME.fullmatch(name):
         raise NetspaceError(f"{name!r:.80}: not a name of an environment: expected {NAME_RULE}")
     place = Path(folder) / name
@@ -126,7 +129,10 @@ def _idle(layout: Layout, supervisor: Supervisor, name: str) -> None:
 
 
 def _trusted(copy: Path) -> None:
-    """Refuse a file that another user of this host may have written: the kernel trusts a mounted file system."""
+    """Check that no other user of this host can have written a copy.
+
+    A manipulated file system could attack the kernel when it is mounted.
+    """
     info = copy.lstat()
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise NetspaceError(f"{copy}: expected a file of root's that nobody else can write")
@@ -145,7 +151,7 @@ def _copied(file: Path, target: Path) -> dict[str, Any]:
 
 
 def _write(source: Path, aside: Path) -> None:
-    """Copy a file system to *aside* with its holes, check the copy, and sync it to disk."""
+    """Copy a file system to the file *aside* as a sparse file, check the copy, and sync it to disk."""
     aside.unlink(missing_ok=True)
     _run("cp", "--sparse=always", "--reflink=auto", "--no-target-directory", str(source), str(aside), bad=1)
     aside.chmod(0o600)
@@ -161,7 +167,10 @@ def _write(source: Path, aside: Path) -> None:
 
 
 def _run(program: str, *arguments: str, bad: int) -> None:
-    """Run a program; treat an exit code of *bad* or above as an error."""
+    """Run a program, and return its result.
+
+    :param bad: the lowest exit code that is an error.
+    """
     found = shutil.which(program, path=runtimes.SEARCHED)
     if found is None:
         raise MissingError(f"the program {program}", "install it: apt-get install e2fsprogs coreutils")

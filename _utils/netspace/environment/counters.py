@@ -1,4 +1,4 @@
-"""The kernel's counters of environments' cgroups: their use, and how often a limit stopped them. Reads only."""
+"""Reader of the kernel's counters for environments' cgroups: their usage, and how often a limit was hit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ COUNTERS: tuple[Counter, ...] = get_args(Counter)
 
 
 class _Place(NamedTuple):
-    """A counter's file, the word before the number (empty: there is just the number), and its unit."""
+    """The place of a counter: a file, the word before the number, and the unit.
+
+    The word is empty if the file has only the number.
+    """
 
     folder: str
     file: str
@@ -27,15 +30,15 @@ class _Place(NamedTuple):
 
 
 class Reader:
-    """Reads the counters of many environments; finds the hierarchies once."""
+    """Reader of the counters of many environments. It looks up the cgroup hierarchies only once."""
 
     def __init__(self, hierarchies: Hierarchies) -> None:
         self._places = _unified() if hierarchies.unified else _separate(hierarchies)
 
     def read(self, counter: Counter, cgroup: str) -> float | None:
-        """Return a counter of a cgroup; None if this host doesn't keep it, or there is no such cgroup.
+        """Return a counter of a cgroup; None if this host doesn't have the counter or the cgroup.
 
-        :param cgroup: its path from the root of each hierarchy.
+        :param cgroup: the cgroup's path from the root of each hierarchy.
         """
         place = self._places.get(counter)
         if place is None:
@@ -44,7 +47,7 @@ class Reader:
         return None if value is None else value * place.unit
 
     def read_all(self, counter: Counter, cgroups: Sequence[str]) -> Iterator[float | None]:
-        """Yield a counter of each of many cgroups (:meth:`read`)."""
+        """Yield the value of one counter (as :meth:`read` returns it) for each cgroup."""
         place = self._places.get(counter)
         if place is None:
             yield from (None for _ in cgroups)
@@ -69,7 +72,7 @@ def _unified() -> dict[Counter, _Place]:
 
 
 def _separate(hierarchies: Hierarchies) -> dict[Counter, _Place]:
-    """Return the places of cgroup version 1, which has a hierarchy for each controller."""
+    """Return the counters' places in cgroup version 1, which has a separate hierarchy for each controller."""
     files: dict[Counter, tuple[str, str, bytes, float]] = {
         "memory": ("memory", "memory.usage_in_bytes", b"", 1.0),
         "processor_seconds": ("cpuacct", "cpuacct.usage", b"", 1e-9),
@@ -87,7 +90,7 @@ def _separate(hierarchies: Hierarchies) -> dict[Counter, _Place]:
 
 
 def _value(path: str, word: bytes) -> float | None:
-    """Return the number in a file, or that after *word*; None if there is none."""
+    """Return the number in a file, or the number after *word*; None if there is no number."""
     return _number(file_value(path, word))
 
 

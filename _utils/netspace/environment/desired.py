@@ -1,4 +1,4 @@
-"""Desired environments, and the work of the steps that lead to them."""
+"""Desired environments, and the changes that lead to them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KIND = "environment"
 class DesiredEnvironment(msgspec.Struct, frozen=True):
     """The desired configuration and state of one environment.
 
-    :param spec: the declaration. Its ``attestation`` is the requirement in force, by default the host's. It is
-        recorded, since an operator's start has no declaration.
+    :param spec: the declaration. Its ``attestation`` is the requirement in force (by default, that of the host). It is
+        recorded, because a start by an operator reads the record, not the declaration.
     :param files: the files under ``/run/netspace`` inside, by name; may hold secrets.
     :param files_summary: the values to show in changes when the files differ; no secrets.
-    :param state: ``running``; ``present``: it exists, and is left running or stopped;
-        ``stopped``: it exists, and doesn't run.
+    :param state: ``running``; ``stopped``: the environment exists, but doesn't run; ``present``: it exists, and is left
+        running or stopped.
     :param profile: the operator's own system call profile; None for a built-in one.
-    :param runtime: the runtime to run it with.
-    :param single: why it can't have a second instance, apart from reasons that *spec* gives; empty if it can.
-    :param kept: the host lacks trust for it now, so no change stops or rebuilds it.
+    :param runtime: the OCI runtime to use.
+    :param single: why there can't be a second instance, apart from reasons in *spec*; empty if there can.
+    :param kept: whether the host lacks trust for the environment now, so that no change stops or rebuilds it.
     """
 
     spec: Environment
@@ -48,16 +48,16 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def sized(self) -> bool:
-        """Whether the environment has file systems of its own."""
+        """Whether the environment has file systems with a declared size."""
         return bool(disk_sizes.sizes(self.spec))
 
 
 class EnvironmentChange(msgspec.Struct, frozen=True):
-    """The work of one step, decided by the plan and done by ``apply``.
+    """The work of one step. The plan decides on it, and ``apply`` does it.
 
-    :param previous: the version to put back if the update does not become healthy.
-    :param failed: the update that was taken back, if the declaration still asks for it.
-    :param rolling: a second instance is started beside the running one first.
+    :param previous: the version to restore if the update does not become healthy.
+    :param failed: the update that was rolled back, if the declaration still asks for it.
+    :param rolling: whether a second instance is first started beside the running one.
     """
 
     want: DesiredEnvironment

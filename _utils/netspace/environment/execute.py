@@ -1,7 +1,7 @@
-"""Execution of another program in a running environment, for ``exec`` and health probes.
+"""Execution of an additional program in a running environment, for ``exec`` and health probes.
 
-The program has the same rights, limits and filter as the environment's own. At most MAX_OUTPUT
-bytes of each output stream are kept. A program that exceeds its timeout is killed inside.
+The program has the same rights, limits and system call filter as the environment's own program. At most MAX_OUTPUT
+bytes of each output stream are kept. A program that exceeds its timeout is killed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Done:
     timed_out: bool
 
     def shown(self) -> dict[str, Any]:
-        """Return the result for an operator: its outputs are texts that are harmless to a terminal."""
+        """Return the result for an operator. Control characters in the outputs are escaped."""
         return {
             "retcode": self.retcode,
             "stdout": harmless(self.stdout.decode(errors="replace")),
@@ -120,7 +120,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgro
 
 
 def _feed(stream: IO[bytes], data: bytes) -> bytes:
-    """Write as much as the pipe takes; return the rest (nothing if nobody reads)."""
+    """Write as many bytes as the pipe accepts; return the rest (nothing if the reader closed the pipe)."""
     try:
         return data[os.write(stream.fileno(), data) :]
     except BlockingIOError:
@@ -130,11 +130,11 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None:
-    """Kill the program inside with its process group; the runtime then reaps it, and ends.
+    """Kill the program inside with its process group. The runtime then reaps the program, and ends.
 
-    The runtime may be about to start the program; it reports the process number before that. Once the runtime has
-    ended, the program has ended too, and another process may have its number. In that case, children of the program
-    that are left are not killed; they may hold a pipe open.
+    If the runtime has not started the program yet, its PID is already known. If the runtime has ended, the program has
+    ended, too, and another process may have the PID. In this case nothing is killed, and remaining children of the
+    program may keep a pipe open.
     """
     deadline, killed = time.monotonic() + _REAPED, False
     while time.monotonic() < deadline and process.poll() is None:
@@ -147,10 +147,10 @@ def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None
 
 
 def _kill_inside(process: subprocess.Popen[bytes], pid: int, cgroup: str) -> bool:
-    """Kill *pid* with its process group, if it is in the environment; return whether it was.
+    """Kill *pid* with its process group if the process is in the environment; return whether it was.
 
-    Another process may have this number by now, so the check uses a descriptor, which always refers to one process.
-    That process is the program as long as the runtime, which waits for the program, has not ended.
+    Another process may have this PID by now. So the check uses a pidfd, which always refers to the same process. This
+    process is the program as long as the runtime, which waits for the program, has not ended.
 
     :raises OSError: when there is no such process.
     """

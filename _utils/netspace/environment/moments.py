@@ -9,11 +9,11 @@ from netspace.errors import NetspaceError
 
 
 def since(given: str | float, now: float) -> float:
-    """Return the moment that *given* means, in seconds since the epoch.
+    """Return the time that *given* describes, in seconds since the epoch.
 
     *given* is a number of seconds before *now*, or an ISO 8601 time. A time without an offset is the host's local time.
 
-    :raises NetspaceError: when *given* is neither, or lies in the future.
+    :raises NetspaceError: when *given* is neither of these, or is in the future.
     """
     problem = f"since: {given!r:.80}: not a time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
     if isinstance(given, bool):

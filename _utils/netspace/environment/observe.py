@@ -1,7 +1,6 @@
-"""Observation of environments: reads, never writes.
+"""Observation of environments. Reads, and never writes.
 
-The records say what was applied. Mounts, configurations, files and services are read once for all
-environments.
+The records tell what was applied. Mounts, configurations, files and services are read once for all environments.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ AS_DECLARED = ", as it is declared (state: stopped)"
 
 
 class ObservedEnvironment(msgspec.Struct, frozen=True):
-    """An environment as it was observed.
+    """Observed state of an environment.
 
-    :param status: the status of its service; None if none is defined.
-    :param assembled: its root is mounted and its configuration is as recorded.
-    :param files: sha256 of each file handed out; None if they are damaged.
-    :param namespace: it runs in the network namespace that has its name, or doesn't run.
-    :param halted: netspace stopped it, and it was not started since.
+    :param status: the status of its service; None if it has no service.
+    :param assembled: whether its root is mounted and its configuration is as recorded.
+    :param files: SHA-256 of each file in ``/run/netspace``; None if the files are damaged.
+    :param namespace: whether it runs in the network namespace with its name, or doesn't run.
+    :param halted: whether netspace stopped it and has not started it since.
     :param differing: the limits of the running environment that differ from its record.
     :param disks: its own file systems that are mounted, by key.
-    :param service: its service, if it has one, is defined as its record says.
+    :param service: whether its service is defined as its record says; True without a service.
     :param verdict: the health of the running process; None if it has no check, or no verdict yet.
-    :param begun: False if the runtime reports that it could not start the program the last time.
-    :param problem: why it doesn't run or is unhealthy, as far as known; empty if it is well.
-    :param unconfined: in which way it lacks the AppArmor profile of its record; empty if it has it.
+    :param begun: False if the runtime reported that the last start of the program failed.
+    :param problem: why it doesn't run or is unhealthy, if the reason is known; empty if it is well.
+    :param unconfined: how the AppArmor profile differs from the recorded one; empty if it doesn't differ.
     """
 
     record: Record
@@ -77,20 +76,21 @@ class ObservedEnvironment(msgspec.Struct, frozen=True):
 class Observed(msgspec.Struct, frozen=True, dict=True):
     """Observation of environments, and of their images' sources.
 
-    :param environments: those that a step may be planned for.
+    :param environments: the environments for which a step may be planned.
     :param sources: image sources, by their text in the declaration.
-    :param unkept: the limits that no cgroup controller on this host can keep.
-    :param unbounded: why no file system can have a bounded size here; empty if one can.
-    :param grows: whether such a file system can be made larger while it is in use.
-    :param budget: bytes that all of these file systems can hold together; None if that isn't known, or none is there.
-    :param idle: whether the state folder is not on a disk, so that ``limits:io`` has no effect on layers.
+    :param unkept: the limits that no cgroup controller on this host can enforce.
+    :param unbounded: why file systems can't have a declared size on this host; empty if they can.
+    :param grows: whether a file system with a declared size can be made larger while it is in use.
+    :param budget: bytes that all file systems with a declared size can hold together; None if unknown, or if there are
+        none.
+    :param idle: whether the state folder is on no disk, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: mounts by their target.
     :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
-    :param watched: whether the service that watches health is in its required state.
+    :param watched: whether the health-watching service is in its required state.
     :param missing: images that no recorded environment uses and that can't be built, each with the reason.
-    :param initless: why no environment can have an init here; empty if one can.
+    :param initless: why environments can't have an init on this host; empty if they can.
     :param others: the claims of all other environments.
     :param confining: the state of AppArmor on this host.
     :param programless: environments whose image lacks their program, each with the error.
@@ -135,13 +135,13 @@ def observe(
 ) -> Observed:
     """Observe everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
-    :param index: of all environments' claims.
-    :param controllers: the cgroup controllers that can keep limits here.
-    :param devices: returns the disks that an environment's files are on.
-    :param about: the environments that a step may be planned for; None: all. Of all others, only the claims
+    :param index: the index of all environments' claims.
+    :param controllers: the cgroup controllers that can enforce limits here.
+    :param devices: returns the disks with an environment's files.
+    :param about: the environments for which a step may be planned; None: all. Of other environments, only the claims
         are read.
-    :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
-    :param sized: a desired environment has file systems of its own.
+    :param wanted: images that may have to be built. :attr:`Observed.missing` gets those of them that can't be built.
+    :param sized: whether a desired environment has file systems with a declared size.
     """
     everybody = index.read(sealed=about is not None)
     near = records.some(layout, everybody if about is None else {name for name in about if name in everybody})
@@ -218,10 +218,9 @@ def assembled(
     own: Mapping[str, Disk],
     revision: str,
 ) -> bool:
-    """Return whether the environment is mounted and its configuration is as recorded.
+    """Return whether the environment's root is mounted and its configuration is as recorded.
 
     :param own: the result of :func:`own_disks`.
-    :param revision: the present revision of the hardening.
     """
     if str(below(layout.bundle(name), "rootfs")) not in mounted:
         return False
@@ -248,7 +247,7 @@ def assembled(
 
 
 def own_disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
-    """Return the environment's own file systems that are mounted, by key."""
+    """Return the mounted file systems that belong to the environment (its layer and sized volumes), by key."""
     found = {
         place.key: disks.observe(place, mounted)
         for place in disks.places(layout, name, record.spec, record.image.digest)
@@ -300,7 +299,7 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
 
 
 def current(layout: Layout, name: str, record: Record, status: Status | None) -> HealthVerdict | None:
-    """Return the health verdict on the running process; None if it has no check or no verdict yet."""
+    """Return the health verdict on the running process; None if there is no check or no verdict yet."""
     if record.spec.health is None or status is None or not status.pid:
         return None
     found = verdict.read(layout, name)
@@ -315,14 +314,14 @@ def is_up(record: Record, status: Status | None, known: HealthVerdict | None) ->
 
 
 def _down(status: Status | None) -> bool:
-    """Return whether a service was started but does not run."""
+    """Return whether a service was started but does not run now."""
     return status is not None and status.state in ("starting", "failed")
 
 
 def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
-    """Return why an environment doesn't run or is unhealthy, as far as known; empty if it is well or was stopped.
+    """Return why an environment doesn't run or is unhealthy, if known; empty if it is well or was stopped.
 
-    :param statuses: by service; includes the environments in its ``after``.
+    :param statuses: the status of each service, by its name; includes the environments in ``after``.
     """
     record, status = known[name], statuses.get(oci_runtime.service_name(name), Status("stopped"))
     if status.state == "stopped":
@@ -346,13 +345,13 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 
 def watching(statuses: Mapping[str, Status]) -> bool:
-    """Return whether the service that watches health runs or is starting."""
+    """Return whether the health-watching service runs or is starting."""
     watch = statuses.get(environment_services.HEALTH)
     return watch is not None and watch.state in ("running", "starting")
 
 
 def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
-    """Return the environments that *name* waits for, as a text for the operator; empty if all of them are up."""
+    """Return the environments for which *name* waits, as a text for the operator; empty if all of them are up."""
     missing = []
     for other in known[name].spec.after:
         record, its = known.get(other), statuses.get(oci_runtime.service_name(other), Status("stopped"))
@@ -375,10 +374,10 @@ def declared_stopped(record: Record, status: Status) -> bool:
 class Around(msgspec.Struct, frozen=True):
     """Observations for the table of environments, made once for all rows.
 
-    :param known: every record that can be understood.
-    :param statuses: of the services, by their names.
+    :param known: every readable record.
+    :param statuses: the status of each service, by its name.
     :param updating: the environments that have a second instance now.
-    :param supervised: the supervisor runs, so it restarts services that end.
+    :param supervised: whether the supervisor runs, which restarts services that end.
     """
 
     known: Mapping[str, Record]
@@ -402,7 +401,7 @@ def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], 
 def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dict[str, Any]:
     """Return one environment's row of the table; see ``Environments.list``.
 
-    :param damage: why its record can't be understood; then only its service is known.
+    :param damage: why the environment's record can't be read. Then the row has only the values of its service.
     """
     status = around.statuses.get(oci_runtime.service_name(name), Status("stopped"))
     row: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Operations of an operator on existing environments. They return plain values, fit for JSON.
+"""Operations of an operator on existing environments. They return values that can be written as JSON.
 
-A start or stop by hand is written to the environment's record, so that a new card doesn't start a
-stopped environment. The next apply of the declaration decides again. No operation returns the value
-of a variable or the content of a handed-out file.
+A start or stop by an operator is written to the environment's record, so that, for example, a new ``environment.json``
+doesn't start a stopped environment. The next apply follows the declaration again. No operation returns the value of a
+variable or the content of a file in ``/run/netspace``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _WELL = ("", "healthy")
 
 
 class Operations:
-    """Operations on the environments of one host; those that change something take the layout's lock.
+    """Operations on the environments of one host. Operations that change something take the layout's lock.
 
-    :param withheld: returns the environments among these that must not be started now, with the reason.
+    :param withheld: returns those of the given environments that must not be started now, each with the reason.
     """
 
     def __init__(
@@ -61,13 +61,16 @@ class Operations:
     def inspect(self, name: str) -> dict[str, Any]:
         """Return all known facts about one environment.
 
-        The keys are those of :meth:`list` and ``spec`` (values of variables hidden), ``user`` (``inside``,
-        ``host``), ``apparmor`` (its profile; empty: none), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``,
-        ``layer``, ``log``, ``files`` (names) and ``sigterm`` (see :func:`sigterm.told`). ``usage`` has
-        ``memory`` in bytes and ``pids`` while the
-        environment runs, and ``disk`` and ``volumes`` in bytes where their size is bounded. ``check`` (``since``,
-        ``failures`` in a row, ``detail`` of the last) exists if the environment runs with a health check,
-        ``taken_back`` if its update was taken back.
+        The keys are those of :meth:`list`, and
+
+        - ``spec`` (values of variables hidden), ``user`` (``inside``, ``host``), ``apparmor`` (the profile; empty if
+          none), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``files`` (names),
+          ``sigterm`` (see :func:`sigterm.told`);
+        - ``usage``: while the environment runs, ``memory`` in bytes and ``pids``; and ``disk`` and ``volumes`` in
+          bytes, if their size is limited;
+        - ``check``, if the environment runs with a health check: ``since``, ``failures`` (in a row), ``detail`` (text
+          of the last failure);
+        - ``taken_back``, if an update was rolled back.
         """
         record = self.known([name])[name]
         status = self._status(name)
@@ -96,7 +99,7 @@ class Operations:
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start the environments that neither run nor are withheld; return an error per name, empty if it runs."""
+        """Start the environments that neither run nor are withheld; return an error for each name, empty if it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             statuses = self._statuses(known)
@@ -107,13 +110,13 @@ class Operations:
         return self._change(names, "running", act)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these environments; return an error text per name once they have ended, empty if it stopped."""
+        """Stop these environments and wait for their end; return an error for each name, empty if it stopped."""
         return self._change(names, "stopped", self._kind.stop)
 
     def restart(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these environments and start them again, except those that are withheld: they are left alone.
+        """Stop these environments and start them again, except withheld environments, which stay unchanged.
 
-        Return an error text per name, empty if it runs.
+        Return an error for each name, empty if it runs.
         """
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
@@ -127,7 +130,8 @@ class Operations:
         """Wait until all environments are healthy or, without a check, run; return their rows of :meth:`list`.
 
         :param timeout: seconds.
-        :raises NetspaceError: when one isn't in time, or has ended and is not started again; the text has its state.
+        :raises NetspaceError: when an environment isn't ready in time, or has ended and is not started again; the text
+            has its state.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -145,7 +149,7 @@ class Operations:
             time.sleep(_LOOK)
 
     def retry(self, names: Collection[str]) -> None:
-        """Let the next apply retry updates that were taken back."""
+        """Let the next apply try rolled-back updates again."""
         with files.locked(self._layout.lock):
             for name, record in self.known(names).items():
                 if record.failed is not None:
@@ -156,7 +160,7 @@ class Operations:
     ) -> dict[str, Any]:
         """Return the last *lines* lines of the program's output: ``{"lines": [...]}``; see :func:`text.harmless`.
 
-        :param since: leave out older lines; see :func:`moments.since`.
+        :param since: return only lines after this time; see :func:`moments.since`.
         :param times: begin lines with their times, and add lines for the starts of the program; see
             :meth:`output.Line.stamped`.
         :raises NetspaceError: when *lines* is no whole number, *since* is no time, or *since* is given and no line has
@@ -192,22 +196,23 @@ class Operations:
         folder: str | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Run another program in a running environment, with the rights of the environment's own program.
+        """Run an additional program in a running environment, with the rights of the environment's own program.
 
         :param command: argument vector; the program is looked up inside.
         :param timeout: seconds after which the program is killed.
-        :param folder: the new program's working directory, inside; None: that of the environment's own program.
+        :param folder: the new program's working directory inside; None: the working directory of the environment's own
+            program.
         :param variables: the new program's environment variables, in addition to the environment's own.
-        :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
-            each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
-        :raises NetspaceError: when the environment doesn't run or is a kernel, or the program can't be run.
+        :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB each; see
+            :func:`text.harmless`), ``truncated`` (whether output was cut off) and ``timed_out``.
+        :raises NetspaceError: when the environment doesn't run or is a unikernel, or the program can't be run.
         """
         record = self.known([name])[name]
         arguments = [str(argument) for argument in command]
         if not arguments or not arguments[0]:
             raise NetspaceError("exec: no command is given")
         if record.spec.kernel is not None:
-            raise NetspaceError(f"environment {name} is a kernel: there is no other program to run in it")
+            raise NetspaceError(f"environment {name} is a unikernel; it can run no other program")
         if self._status(name).state != "running":
             raise NetspaceError(f"environment {name} does not run")
         spec = record.spec
@@ -222,8 +227,8 @@ class Operations:
     def known(self, names: Collection[str]) -> dict[str, Record]:
         """Return the records of these environments.
 
-        :raises StateError: when one can't be understood.
-        :raises NetspaceError: naming one that doesn't exist.
+        :raises StateError: when a record can't be read.
+        :raises NetspaceError: when an environment doesn't exist; the text has its name.
         """
         known = records.some(self._layout, names)
         for name in names:
@@ -286,6 +291,9 @@ def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str,
 
 
 def _idle(statuses: Mapping[str, Status], name: str) -> bool:
-    """Return whether an environment has to be started: it doesn't run, or is ending unnoticed by its supervisor."""
+    """Return whether an environment has to be started.
+
+    This is so if it doesn't run, or if it is ending and the supervisor hasn't noticed yet.
+    """
     status = statuses.get(oci_runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))

@@ -1,7 +1,7 @@
-"""Output of environments' programs: the last lines, the times of lines, and the starts of the program between lines.
+"""Output of environments' programs: the last lines with their times, and the program's starts between the lines.
 
-Where systemd runs, they come from the journal, else from the files that netspace's own supervisor writes. Times and
-starts are never taken from the text that a program wrote. Reads only.
+On a host with systemd, the lines come from the journal; on other hosts, from the files that netspace's own supervisor
+writes. Times and starts never come from the text that a program wrote. Reads only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STARTED = "39f53479d3a045ac8e11786248231fbf"
 class Line(NamedTuple):
     """A line of a program, or a start of the program.
 
-    :param moment: seconds since the epoch; None: it isn't known.
+    :param moment: its time in seconds since the epoch; None if unknown.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Line(NamedTuple):
     start: bool = False
 
     def stamped(self) -> str:
-        """Return the line after its time: ``TIME | text``, or ``TIME = start``. The time is ISO 8601, UTC."""
+        """Return ``TIME | text`` for a line, or ``TIME = start`` for a start. The time is ISO 8601, UTC."""
         stamp = "-"
         if self.moment is not None:
             stamp = datetime.datetime.fromtimestamp(self.moment, datetime.timezone.utc).isoformat("T", "milliseconds")
@@ -55,7 +55,7 @@ class Line(NamedTuple):
 def in_files(log: Path, count: int, starts: bool) -> list[Line]:
     """Return the last *count* lines of a log and of the files that were rotated from it.
 
-    :param starts: whether starts of the program are lines, too.
+    :param starts: whether to return starts of the program, too.
     """
     found: list[Line] = []
     for path in logs.names(log):
@@ -69,7 +69,7 @@ def in_files(log: Path, count: int, starts: bool) -> list[Line]:
 
 
 def _in_file(path: Path, count: int, starts: bool) -> list[Line]:
-    """Return the last *count* lines of one file; read no more of it than needed."""
+    """Return the last *count* lines of one file. Read no more of the file than needed."""
     with files.opened(path) as stream:
         while True:
             end = os.fstat(stream.fileno()).st_size
@@ -88,13 +88,13 @@ def _in_file(path: Path, count: int, starts: bool) -> list[Line]:
 
 
 def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count: int) -> list[Line]:
-    """Return the last *count* lines of a log after the offset *begin*; a start of the program ends a line, too.
+    """Return the last *count* lines of a log after the offset *begin*. A start of the program also ends a line.
 
-    A line's time is that of its last byte. With the time of the first, a program could write the first byte of a line
-    long before the rest, and the line would seem old. The first line, which may have lost its beginning, is left out
-    unless it is the log's first.
+    A line's time is the time of its last byte. (With the time of the first byte, a program could make a line look old
+    by writing its first byte early.) The first line after *begin* may be incomplete, so it is left out if it is not the
+    log's first line.
 
-    It makes no more lines than it returns, because a program may have written nothing but line feeds.
+    The function builds only the lines that it returns, because a program may have written a huge number of empty lines.
     """
     offsets = [entry.offset for entry in entries]
     found: list[Line] = []  # the last first
@@ -119,7 +119,7 @@ def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count:
 
 # -- the journal ---------------------------------------------------------------------
 def in_journal(service: str, count: int, begin: float | None, starts: bool) -> list[Line]:
-    """Return the last *count* lines in the journal of a service's program, none from before *begin*.
+    """Return the last *count* lines of a service's program in the journal, without lines from before *begin*.
 
     :raises NetspaceError: when the journal can't be read.
     """
@@ -148,10 +148,11 @@ def in_journal(service: str, count: int, begin: float | None, starts: bool) -> l
 
 
 def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
-    """Return up to *count* lines of journalctl's output (JSON), and whether it has no more.
+    """Return up to *count* lines of journalctl's output (JSON), and whether the output has no more lines.
 
-    A message may have any size, and if it isn't text, each of its bytes becomes a number in JSON. So this function
-    reads only what it keeps. An entry of more than ``_WIDEST`` bytes is not read: a line says so, and the reading ends.
+    A message may have any size; in a binary message, each byte becomes a number in JSON. So this function limits what
+    it reads. If an entry has more than ``_WIDEST`` bytes, the function returns a line about this in its place, and
+    stops reading.
     """
     found: list[Line] = []
     left = MAX_OUTPUT
@@ -171,7 +172,7 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
 
 
 def _of_journal(raw: bytes) -> Line:
-    """Return the line of a JSON entry; :data:`UNREADABLE` for an entry that can't be understood."""
+    """Return the line of a JSON entry; :data:`UNREADABLE` for an entry that can't be parsed."""
     try:
         entry = json.loads(raw)
         moment = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
@@ -189,8 +190,8 @@ def _of_journal(raw: bytes) -> Line:
 
 # -- both ------------------------------------------------------------------------------
 def shown(lines: Sequence[Line], times: bool) -> list[str]:
-    """Return lines as texts that are harmless to a terminal.
+    """Return lines as texts with escaped control characters.
 
-    :param times: whether each begins with its time.
+    :param times: whether each line begins with its time.
     """
     return [harmless(line.stamped() if times else line.text).replace("\n", " ") for line in lines]

@@ -1,6 +1,6 @@
-"""Comparison of the desired environments with the observed ones, which results in steps. Pure.
+"""Comparison of the desired environments with the observed ones; the result is a list of steps. Pure.
 
-Only a difference makes a step, and the step names it.
+Each step is due to a difference, which the step names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from netspace.plan import Plan, Refusal, Step
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
     """Plan the steps: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
 
-    A ``restart`` names the keys that need it. A ``change`` names them for an environment that doesn't run.
-    An ``update`` changes an environment without a restart. An environment is refused, and left unchanged,
-    if it asks for something that is not available: a folder of another environment, an unreadable system
-    call profile, a runtime or an init that this host lacks, an impossible ``after``, a file system of
-    that size or an image.
+    - ``restart`` names the changed keys that need the restart.
+    - ``change`` names the changed keys of an environment that doesn't run.
+    - ``update`` changes an environment without a restart.
+
+    An environment is refused, and left unchanged, if its declaration can't be met: because of a folder of another
+    environment, an unreadable system call profile, a runtime or an init that this host lacks, an impossible ``after``,
+    an impossible size of a file system, or an image that can't be built.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.claims]
     notes = []
@@ -130,12 +132,12 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 
 
 def _builds(want: DesiredEnvironment, seen: ObservedEnvironment | None) -> bool:
-    """Return whether an environment needs an image that it does not have."""
+    """Return whether an environment is new, or has another image source than its record."""
     return seen is None or unikernel.source(seen.record.spec, seen.record.runtime) != want.image
 
 
 def _failed_before(want: DesiredEnvironment, seen: ObservedEnvironment, observed: Observed) -> Failed | None:
-    """Return the update that was taken back, if the declaration and the image are still the same; else None."""
+    """Return the update that was rolled back, if declaration and image are still the same; otherwise None."""
     failed = seen.record.failed
     if failed is None or records.fingerprint(want.spec, want.profile, want.runtime) != failed.declared:
         return None

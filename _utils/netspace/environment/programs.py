@@ -1,7 +1,8 @@
-"""Programs of declarations: whether an image has the one that its environment is to run.
+"""Check whether an image has the program that its environment is to run.
 
-A missing program is reported only if that is certain. If a volume, a layer or a file system of the environment's own
-may have it, nothing is reported: the start of the program will show it. Nothing is built, mounted or written here.
+A missing program is reported only if it is certainly missing. If a volume, a layer or another file system of the
+environment may have the program, nothing is reported; the start will show whether it exists. This module builds, mounts
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ The second argument: whether a link at the path's end is followed.
 def lacking(
     layout: Layout, store: Store, desired: Mapping[str, DesiredEnvironment], observed: Observed, *, deep: bool
 ) -> dict[str, str]:
-    """Return, by name, the error of each environment that is to be started, and whose image lacks its program.
+    """Return an error, by name, for each environment that is to be started and whose image lacks its program.
 
-    :param deep: also read images that would have to be built. An apply doesn't: it builds them, and starts the program.
+    :param deep: also read the sources of images that are not built yet. An apply doesn't need this, since it builds the
+        images and starts the programs.
     """
     looks: dict[str, tuple[Has, Defaults] | None] = {}
     found = {}
@@ -74,7 +76,7 @@ def lacking(
 
 
 def _starts(want: DesiredEnvironment, seen: ObservedEnvironment | None) -> bool:
-    """Return whether the environment doesn't run yet, or will run another program than it runs now."""
+    """Return whether the environment will be started, or will run another program than now."""
     if seen is None or seen.status is None or seen.status.state != "running":
         return True
     was = seen.record.spec
@@ -84,14 +86,14 @@ def _starts(want: DesiredEnvironment, seen: ObservedEnvironment | None) -> bool:
 
 
 def _layered(name: str, want: DesiredEnvironment, seen: ObservedEnvironment | None, observed: Observed) -> bool:
-    """Return whether a layer, which may have the program, is or stays above the image."""
+    """Return whether a writable layer, which may have the program, is or stays above the image."""
     if want.spec.read_only:
         return False
     return name in observed.unrecorded or (seen is not None and seen.record.spec.image == want.spec.image)
 
 
 def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has, Defaults] | None:
-    """Return a function that looks for names in an image, and the image's settings; None if it can't be read now."""
+    """Return a function that looks for names in an image, and the image's settings; None if the image can't be read."""
     note = store.note(image)
     mounted = note is not None and str(store.mountpoint(note.digest)) in observed.mounted
     if note is not None and mounted and (observed.sources.get(image) or store.seen(image)).identity == note.identity:
@@ -122,7 +124,7 @@ def _listed(tree: Tree) -> Has:
 
 
 def _within(root: str) -> Has:
-    """Return a function that looks for names in a root on this host; the root may be hostile."""
+    """Return a function that looks for names in a folder with a root file system, which may be hostile."""
     from netspace.environment.storage import guest_files
 
     def has(path: str, follow: bool) -> bool:
@@ -147,7 +149,7 @@ def _either(one: Has, other: Has) -> Has:
 
 
 def _lack(spec: Environment, defaults: Defaults, has: Has) -> str:
-    """Return the program that is certainly missing, and where it was looked for; else an empty text."""
+    """Return the certainly missing program and the places where it was looked for; otherwise an empty text."""
     arguments = oci_config.arguments_of(spec, defaults)
     if not arguments or not arguments[0]:
         return ""  # the plan tells of it

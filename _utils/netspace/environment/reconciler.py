@@ -1,8 +1,8 @@
 """Reconciler of environments: observe, plan, apply.
 
-This module joins ``observe``, ``plan`` (pure), ``apply`` and ``builder`` for one host. It knows
-nothing of interfaces, links and trust: an environment's network namespace exists already, and its
-files come as bytes.
+This module joins ``observe``, ``plan`` (pure), ``apply`` and ``builder`` for one host. It does not depend on
+interfaces, links and trust: an environment's network namespace exists already, and the caller supplies the files for
+``/run/netspace`` as bytes.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def _silent(_: str) -> None:
 class Environments:
     """The environments of one host. See ``netspace.plan.Reconciler``.
 
-    :param supervisor: keeps them running.
+    :param supervisor: keeps the environments running.
     :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
     :param remote: fetches images' sources that are not on this host.
-    :param progress: called with a short text while something takes long.
+    :param progress: called with a short text before a step that takes long.
     """
 
     def __init__(
@@ -73,21 +73,24 @@ class Environments:
     # -- seeing ------------------------------------------------------------------
 
     def names(self, among: Iterable[str] | None = None) -> set[str]:
-        """Return the names of the environments (*among* these) that exist, by the records."""
+        """Return the names of the environments that have a record.
+
+        :param among: return only names of this collection.
+        """
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str] | None = None) -> dict[str, Record]:
-        """Return environments' records: ``spec``, ``state`` and how they were made.
+        """Return environments' records (:class:`Record`), by name.
 
-        :param names: of those that may have one; None: of all.
-        :raises StateError: when a record can't be understood.
+        :param names: the environments whose records are read, if they exist; None: all.
+        :raises StateError: when a record can't be read.
         """
         return records.read(self.layout) if names is None else records.some(self.layout, names)
 
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
-        """Return the readable records, and the errors of all other records, by name.
+        """Return the readable records, and the errors of unreadable records, by name.
 
-        For operations that handle each environment separately.
+        This is for operations that handle each environment separately.
         """
         return records.read_each(self.layout)
 
@@ -96,9 +99,10 @@ class Environments:
     ) -> Observed:
         """Observe everything once: records, services, mounts, files, image sources. Changes nothing.
 
-        :param about: the environments that a step may be planned for; None: all.
+        :param about: the environments for which a step may be planned; None: all.
         :param wanted: images that may have to be built.
-        :param sized: a desired environment has file systems of its own (``limits:disk``, a volume's ``size``).
+        :param sized: whether a desired environment has file systems with a declared size (``limits:disk``, a volume's
+            ``size``).
         """
         return observe.observe(
             *(self.layout, self.supervisor, self.store, self._index),
@@ -107,15 +111,15 @@ class Environments:
         )
 
     def with_programs(self, desired: Mapping[str, DesiredEnvironment], observed: Observed, *, deep: bool) -> Observed:
-        """Return *observed* with the desired environments whose image lacks their program.
+        """Return *observed*, completed with the desired environments whose image lacks their program.
 
-        :param deep: also read images that would have to be built.
+        :param deep: also read the sources of images that are not built yet.
         """
         lacking = programs.lacking(self.layout, self.store, desired, observed, deep=deep)
         return msgspec.structs.replace(observed, programless=lacking) if lacking else observed
 
     def note(self, names: Iterable[str]) -> None:
-        """Note the records of these environments in the index, since they may have changed. The caller has the lock."""
+        """Update the index of claims from the records of these environments. The caller has the lock."""
         self._index.note(names)
 
     def list(self) -> dict[str, Any]:
@@ -131,7 +135,7 @@ class Environments:
 
     @staticmethod
     def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Plan what has to change. See :func:`netspace.environment.plan.plan`."""
+        """Plan the changes. See :func:`netspace.environment.plan.plan`."""
         return compare.plan(desired, observed, remove)
 
     # -- doing ---------------------------------------------------------------------
@@ -147,7 +151,7 @@ class Environments:
         """Apply the steps as one batch; an error of one environment doesn't stop the others.
 
         :param purge: also delete the volumes of removed environments, except for folders of the host.
-        :param observed: the observation that the steps were planned from, if the lock was held since.
+        :param observed: the observation from which the steps were planned, if the lock was held since then.
         :param gone: called once the programs of all removed environments have ended.
         """
         try:
@@ -167,7 +171,10 @@ class Environments:
         return outcomes
 
     def plan_purge(self, names: Collection[str]) -> Plan:
-        """Plan the deletion of the volumes that these names have, if no environment of that name exists any more."""
+        """Plan the deletion of the volumes of removed environments.
+
+        :param names: names of environments. If an environment of a name exists, its volumes stay.
+        """
         gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names(names))}
         changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
         return Plan([Step(KIND, name, "purge", change) for name, change in changes.items()])
@@ -178,7 +185,7 @@ class Environments:
         return [Outcome(step, errors.get(step.name, "")) for step in steps]
 
     def sweep(self) -> dict[str, str]:
-        """Remove the second instances that a killed run left; return the errors, by name."""
+        """Remove remaining second instances of a killed run; return the errors, by name."""
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
@@ -186,7 +193,7 @@ class Environments:
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these environments and their second instances; return the errors, by name, once all have ended."""
+        """Stop these environments and their second instances, and wait for their end; return the errors, by name."""
         beside = rolling.erase(self.layout, self.supervisor, names)
         halt(self.layout, names)
         services = {oci_runtime.service_name(name): name for name in names}
@@ -195,7 +202,9 @@ class Environments:
         return {**beside, **{services[service]: error for service, error in errors.items()}}
 
     def withhold(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these environments, and keep boots from starting them, until an apply or an operator starts them.
+        """Stop these environments, and keep them stopped until an apply or an operator starts them.
+
+        A reboot doesn't start them, either.
 
         :return: the errors, by environment.
         """
@@ -206,9 +215,9 @@ class Environments:
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:
         """Rebuild mounts, bundles and files that a reboot removed, before the services start.
 
-        An environment whose record can't be understood is left unchanged.
+        An environment whose record can't be read is left unchanged.
 
-        :param without: environments that are not rebuilt; without a bundle they can't start.
+        :param without: environments that are not rebuilt. They can't start, because they have no OCI bundle.
         :return: the errors, by environment.
         """
         known, _ = self.readable()
@@ -218,9 +227,9 @@ class Environments:
         return errors
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
-        """Show environments the keys and the trusted certificates that exist for them now.
+        """Write environments' current keys and trusted certificates into their ``/run/netspace``.
 
-        :param tell: returns an environment's files, as :meth:`netspace.link.reconciler.Links.handed` does.
+        :param tell: returns the files of an environment, as :meth:`netspace.link.reconciler.Links.handed` does.
         :return: the errors, by environment.
         """
         from netspace.environment.storage import injected_files
@@ -238,7 +247,7 @@ class Environments:
         return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
 
     def purge(self) -> None:
-        """Remove images, mounts, empty cgroups and other remains, once no environment exists any more.
+        """Remove images, mounts, empty cgroups and other remains after all environments were removed.
 
         :raises NetspaceError: when environments still exist.
         """

@@ -1,8 +1,8 @@
-"""Records of applied environments, one each, with all that is needed to rebuild the environment.
+"""Records of applied environments: one file for each, with all data needed to rebuild the environment.
 
-A record is written before anything that it names is made, and removed after all of that is gone. It is
-replaced only while the environment is stopped, or if the change doesn't affect the running program. So
-a running environment always matches its record.
+A record is written before the things in it are made, and removed after they are gone. It is replaced only while the
+environment is stopped, or if the change doesn't affect the running program. So a running environment always matches its
+record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERSION = 1
 
 
 class Previous(msgspec.Struct, frozen=True):
-    """An environment's version before an update, kept until the updated environment is healthy."""
+    """The version of an environment before an update. It is kept until the updated environment is healthy."""
 
     spec: Environment
     image: Image
@@ -41,13 +41,13 @@ class Previous(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """An update that was taken back; it is not tried again until its declaration or its image changes.
+    """An update that was rolled back. It is not tried again until the declaration or the image changes.
 
     :param declared: the :func:`fingerprint` of the declaration.
     :param source: the image's source as the declaration named it.
-    :param identity: the identity of that source's content.
+    :param identity: the identity of the source's content.
     :param digest: the digest of the image that was built from it.
-    :param reason: why it was taken back.
+    :param reason: why the update was rolled back.
     """
 
     declared: str
@@ -58,18 +58,18 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """An environment as it was applied.
+    """The applied configuration of an environment.
 
-    :param state: the state asked for last, by a declaration or an operator.
-    :param base: host id of the id 0 inside.
+    :param state: the desired state that a declaration or an operator set last.
+    :param base: host user id to which the environment's user id 0 is mapped.
     :param config: sha256 of the bundle's ``config.json``.
     :param revision: the revision of the hardening in ``config.json``.
-    :param summary: a summary of its files, for the operator.
-    :param profile: the operator's own system call profile, as it was read; None for a built-in one.
-    :param runtime: the runtime that runs it, and its settings.
-    :param previous: the version to go back to while an update is on trial; else None.
-    :param failed: the last update that was taken back, if the declaration still asks for it.
-    :param confined: the AppArmor profile that ``config.json`` names; empty: none.
+    :param summary: a summary of the files in ``/run/netspace``, for the operator.
+    :param profile: the operator's own system call profile, as it was read; None for a built-in profile.
+    :param runtime: the OCI runtime and its settings.
+    :param previous: while an update is on trial, the version to restore if it fails; otherwise None.
+    :param failed: the last update that was rolled back, if the declaration still asks for it.
+    :param confined: the AppArmor profile that ``config.json`` names; empty if none.
     """
 
     spec: Environment
@@ -91,7 +91,7 @@ _YOUNGER = {"apparmor": "prefer", "image_cache": "shared"}
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Return a digest of an environment's declaration, without what doesn't change its program."""
+    """Return a digest of those keys of an environment's declaration that affect its program."""
     content = {
         "spec": {
             key: value
@@ -106,9 +106,10 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
 
 
 def own(spec: Environment) -> Environment:
-    """Return the part of a declared environment that is recorded here: all but the interface, which has its own record.
+    """Return the part of a declared environment that is recorded here: all keys except the interface.
 
-    The kind of an interface with devices is kept, since the environment's configuration depends on it.
+    The interface has a separate record. Only the kind of an interface with devices is kept, since the environment's
+    configuration depends on it.
     """
     interface = type(spec.interface)() if spec.interface is not None and spec.interface.DEVICES else None
     return msgspec.structs.replace(spec, interface=interface)
@@ -179,9 +180,9 @@ def _profile(profile: Profile | None) -> dict[str, Any]:
 def read(layout: Layout) -> dict[str, Record]:
     """Return every record, by the environment's name.
 
-    For callers that change something: they need the user ids, folders and order of all environments.
+    This is for callers that change something and need the user ids, folders and order of all environments.
 
-    :raises StateError: naming a record that can't be understood.
+    :raises StateError: when a record can't be read; the text names it.
     """
     known, damaged = read_each(layout)
     for error in damaged.values():
@@ -192,16 +193,16 @@ def read(layout: Layout) -> dict[str, Record]:
 def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
     """Return the existing records of *names*, by name.
 
-    :raises StateError: naming a record that can't be understood.
+    :raises StateError: when a record can't be read; the text names it.
     """
     found = ((name, read_one(layout, name)) for name in sorted(files.record_names(layout.records(KIND), names)))
     return {name: record for name, record in found if record is not None}
 
 
 def in_order(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
-    """Return the records of *names* and of all environments that must be up before them.
+    """Return the records of *names*, and of all environments that must be up before these.
 
-    :raises StateError: naming a record that can't be understood.
+    :raises StateError: when a record can't be read; the text names it.
     """
     found: dict[str, Record] = {}
     asked: set[str] = set()
@@ -215,9 +216,9 @@ def in_order(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
 
 
 def read_each(layout: Layout, names: Collection[str] | None = None) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the readable records, and the errors of all other records, both by the environment's name.
+    """Return the readable records, and the errors of unreadable records, both by the environment's name.
 
-    :param names: of those that may have one; None: of all.
+    :param names: the environments whose records are read, if they exist; None: all.
     """
     known: dict[str, Record] = {}
     damaged: dict[str, str] = {}
@@ -233,9 +234,9 @@ def read_each(layout: Layout, names: Collection[str] | None = None) -> tuple[dic
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """Return one environment's record; None if it has none.
+    """Return one environment's record; None if there is none.
 
-    :raises StateError: when it can't be understood.
+    :raises StateError: when the record can't be read.
     """
     data = files.read_json(path(layout, name))
     return None if data is None else _decode(path(layout, name), name, data)

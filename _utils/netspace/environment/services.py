@@ -1,4 +1,4 @@
-"""Services of environments, as the supervisor runs them: one for each, and one that watches their health."""
+"""Services that the supervisor runs for environments: one for each environment, and one that watches their health."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def service(
     mounted: Mapping[str, mounts.Mount],
     controllers: Collection[str],
 ) -> Service:
-    """Return the environment's service.
+    """Return the definition of the environment's service.
 
     :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
     :raises MissingError: when the runtime is not installed.
@@ -60,7 +60,7 @@ def service(
 
 
 def health(layout: Layout) -> Service:
-    """Return the service that watches the health of all environments."""
+    """Return the definition of the service that watches the health of all environments."""
     return Service(
         name=HEALTH,
         description=f"{layout.instance}: the health of environments",

@@ -1,7 +1,8 @@
-"""Reaction of an environment's program to SIGTERM, as ``/proc`` shows it. Sends no signal.
+"""Effect of SIGTERM on an environment's program, read from ``/proc``. No signal is sent.
 
-The kernel withholds a signal from process 1 of a pid namespace that has no handler for it (pid_namespaces(7)). So a
-program without a handler and without an init above it is killed only after all of ``stop_timeout``.
+The kernel doesn't deliver a signal to process 1 of a pid namespace if this process has no handler for it
+(pid_namespaces(7)). So a program without a handler and without an init above it is killed only after the whole
+``stop_timeout``.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ _BIT = 1 << signal.SIGTERM - 1
 
 
 def told(record: Record, pid: int) -> str:
-    """Return the effect of SIGTERM on a running environment's program, with a remedy if there is no effect.
+    """Return the effect of SIGTERM on a running environment's program, with a remedy if it has no effect.
 
     :param pid: the host's process id of the environment's process 1; 0: it doesn't run.
-    :return: ``handled``, ``ends it``, or a text that begins with ``blocked`` or ``ignored``; empty if the effect can't
-        be known: nothing runs, the program just ended, or another kernel runs it.
+    :return: ``handled``, ``ends it``, or a text that begins with ``blocked`` or ``ignored``. The text is empty if the
+        effect can't be known: nothing runs, the program just ended, or another kernel runs it.
     """
     spec = record.spec
     if not pid or spec.kernel is not None or record.runtime.module.OWN_KERNEL:
@@ -40,7 +41,8 @@ def told(record: Record, pid: int) -> str:
 def judge(status: Mapping[str, str], stop_timeout: float, *, first: bool) -> str:
     """Return the text of :func:`told` for a process with this ``/proc/PID/status``. Pure.
 
-    :param first: it is process 1.
+    :param stop_timeout: the seconds between SIGTERM and SIGKILL, for the text.
+    :param first: whether the process is process 1 of its pid namespace.
     """
     try:
         caught, blocked, ignored = (int(status[f"Sig{mask}"], 16) & _BIT for mask in ("Cgt", "Blk", "Ign"))

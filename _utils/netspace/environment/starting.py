@@ -1,9 +1,9 @@
-"""Start of assembled environments, and the first moments of their programs: which of them stay, and which end.
+"""Start of assembled environments, and a watch over the first moments of their programs.
 
-An apply reports a program that ends right after its start. It learns of an end by a descriptor of the process
-(pidfd_open(2)), and it doesn't wait longer than it must: a program whose threads are all asleep, and have not run since
-the previous look, has started and waits for work. One that is still at work is watched for ``PATIENCE`` seconds at
-most. ``settle`` in a declaration makes the apply watch longer.
+An apply reports a program that ends right after its start. It notices an end by a pidfd (pidfd_open(2)). It waits no
+longer than needed: if all threads of a program sleep, and none has run since the previous look, the program has started
+and waits for work. A program that is still at work is watched for at most ``PATIENCE`` seconds. ``settle`` in a
+declaration makes the apply watch longer.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ _DESCRIPTORS = 64  # the most programs whose end is waited for; of more, each lo
 
 @dataclass
 class _Started:
-    """A program that runs since a moment ago.
+    """A program that was just started and is being watched.
 
-    :param until: when it needs no more watching, by the monotonic clock.
-    :param least: from when on it counts as staying, if it sleeps.
-    :param switches: its threads' context switches, by the last look, if all were asleep; else None.
+    :param status: the supervisor's status of its service.
+    :param until: the monotonic time at which the watch over it ends.
+    :param least: the monotonic time before which a sleeping program isn't yet taken as started.
+    :param cgroup: the cgroup of its processes.
+    :param seen: whether the host's kernel can see its threads sleep; false for a program on another kernel.
+    :param pidfd: a descriptor of its process; -1 if there is none.
+    :param switches: the number of its threads' context switches at the last look, if all threads slept; else None.
     """
 
     status: Status
@@ -55,7 +59,7 @@ class _Started:
     switches: int | None = field(default=None)
 
     def open(self) -> None:
-        """Get a descriptor that becomes readable when the program ends. Without one, each look asks the kernel."""
+        """Open a pidfd, which becomes readable when the program ends. If that fails, ``/proc`` is read instead."""
         with contextlib.suppress(OSError):
             self.pidfd = os.pidfd_open(self.status.pid)
 
@@ -72,7 +76,7 @@ class _Started:
         return there is None or there.state in "ZX"
 
     def stays(self, now: float) -> bool:
-        """Return whether the program is known to stay: it sleeps since the last look, or was watched long enough."""
+        """Return whether the watch can end: the program has slept since the last look, or its time is up."""
         if now >= self.until:
             return True
         if not self.seen or now < self.least:
@@ -84,9 +88,9 @@ class _Started:
 def start(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record] | None = None
 ) -> dict[str, str]:
-    """Start assembled environments; return, by name, the error of each environment that doesn't run.
+    """Start assembled environments; return errors, by name, of those that don't run.
 
-    :param known: their records, if the caller has them.
+    :param known: the records of the environments; None: they are read.
     """
     services = {oci_runtime.service_name(name): name for name in names}
     if not services:
@@ -129,9 +133,10 @@ def problems(
     known: Mapping[str, Record],
     failed: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Watch just started environments until each is known to stay or has ended; return the errors, by name.
+    """Watch just started environments until each stays up or has ended; return the errors, by name.
 
-    :param known: their records; one without a record is watched as if it ran on the host's kernel.
+    :param known: the environments' records; an environment without a record is watched as if it ran on the host's
+        kernel.
     :param failed: the supervisor's errors of the start, by service.
     """
     failed = failed or {}
@@ -156,7 +161,7 @@ def problems(
 def _watched(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
 ) -> dict[str, Status]:
-    """Return the statuses, by service, once each program is known to stay or its end is noted."""
+    """Return the supervisor's statuses, by service, once each program has stayed up or its end is recorded."""
     began = time.monotonic()
     statuses = supervisor.observe({oci_runtime.service_name(name) for name in names})
     watched: dict[str, _Started] = {}
@@ -202,7 +207,10 @@ def _watched(
 
 
 def _noted(supervisor: Supervisor, ended: Mapping[str, Status]) -> dict[str, Status]:
-    """Return the statuses of programs that have ended, once the supervisor has noted that (or after ``NOTING``)."""
+    """Return the statuses of programs that have ended.
+
+    It waits until the supervisor has recorded the ends, but at most ``NOTING`` seconds.
+    """
     found: dict[str, Status] = {}
     late, pause = time.monotonic() + NOTING, _FIRST
     while ended.keys() - found.keys():

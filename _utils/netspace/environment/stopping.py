@@ -1,4 +1,4 @@
-"""Stop of environments: the marks that keep them stopped, and the supervisor's answers by environment."""
+"""Stop of environments: the mark files that keep them stopped, and calls of the supervisor by environment."""
 
 from __future__ import annotations
 

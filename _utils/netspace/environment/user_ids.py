@@ -19,12 +19,12 @@ RANGES = (LAST + 1 - FIRST) // COUNT
 
 
 def allocate(names: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
-    """Return the first host id of each of *names*.
+    """Return the first host id of each environment in *names*.
 
     A name in *taken* keeps its ids. For a new name, the search begins at a range that depends only on the name, so the
     name mostly gets the same ids on every host.
 
-    :param taken: first id of every existing environment, also of those that are not in *names*.
+    :param taken: the first id of every existing environment, also of those that are not in *names*.
     :raises NetspaceError: when all ranges are in use.
     """
     used = set(taken.values())

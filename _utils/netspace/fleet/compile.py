@@ -1,11 +1,11 @@
-"""Compiler of a fleet's declaration: the pillar of each host. Pure.
+"""Compiler of a fleet's declaration: makes each host's slice, which is its minion's pillar. Pure.
 
-A host's slice has its own environments and the links that begin or end there. For each other host at an end of such a
-link, it has the facts that are needed to reach or recognise that host. It has nothing else: not even the name of any
-further environment or host.
+A slice has the host's own environments and the links that begin or end on the host. For each other host at an end of
+such a link, the slice has the facts that are needed to reach or recognise that host. A slice names no further
+environment or host.
 
-A host that hasn't joined has no keys yet. Until it has joined, links between it and other hosts are left out, but not
-its environments and the links between these.
+A host that hasn't joined has no keys yet. Until it joins, links between it and other hosts are left out. Its own
+environments, and links between them, are not.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ class Compiled(NamedTuple):
     """The result for a whole fleet.
 
     :param declared: the declaration; None: it can't be parsed.
-    :param slices: for each minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
+    :param slices: for each minion, its pillar: the slice under ``netspace``, and under ``trust`` the facts from
+        ``trust.noted``.
     :param placed: the hosts of each environment.
-    :param missing: the things that the fleet waits for, though its declaration is right.
+    :param moves: the changes of environments' hosts.
+    :param missing: the things that a correct declaration still waits for, such as a host that hasn't joined.
     :param problems: the problems of the declaration. If there are any, the slices must not be used.
-    :param edges: who may reach whom; empty unless :func:`fleet` was asked for it.
+    :param edges: who may reach whom; empty if the caller of :func:`fleet` didn't ask for edges and no assertion needs
+        them.
     """
 
     declared: Fleet | None
@@ -66,9 +69,12 @@ class Compiled(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """One link between two instances.
+    """One link between two instances of environments.
 
-    :param alone: the sender reaches no other instance of the receiver.
+    :param entry: the declared link.
+    :param source: the sender's host.
+    :param target: the receiver's host.
+    :param alone: whether the sender reaches only this instance of the receiver.
     """
 
     entry: LinkEntry
@@ -90,12 +96,12 @@ def fleet(
     """Compile a whole declaration.
 
     :param documents: the rendered content of each file, by the file's name.
-    :param published: what hosts have published, by minion.
+    :param published: the facts that hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
     :param drained: hosts that get an environment only if no other host is possible.
-    :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
+    :param edges: whether to compute who may reach whom. Assertions (``never``) cause this in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
@@ -155,13 +161,17 @@ def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[M
 
 
 def _placeholder(declared: Fleet, host: str) -> Published:
-    """Return an example of the facts that a host publishes. Its links are checked with it until the host joins."""
+    """Return made-up facts of a host that hasn't joined, so that its links can be checked before it joins."""
     key = base64.urlsafe_b64encode(hashlib.sha256(host.encode()).digest()).decode().rstrip("=")
     return Published(minion=declared.minion(host), trust_domain=declared.trust_domain(host), chain="", public_key=key)
 
 
 def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> list[Problem]:
-    """Return the problems that an environment without a host, or its links, would have on every possible host."""
+    """Return the problems of an environment that has no host yet, and of its links.
+
+    The environment is tried on the first hosts of the fleet. If it has problems on all of them, the result is its
+    problems on the first one; otherwise the result is empty.
+    """
     first: list[Problem] = []
     reachable = [host for host, (_, one) in declared.hosts.items() if one.address is not None]
     for host in list(declared.hosts)[:_TRIED]:
@@ -179,7 +189,7 @@ def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> li
 
 
 def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-    """Return the environments of each host."""
+    """Return the names of the environments that run on each host, by host."""
     found: dict[str, list[str]] = {host: [] for host in declared.hosts}
     for name, chosen in placed.items():
         for host in chosen:
@@ -188,7 +198,10 @@ def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[s
 
 
 def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list[Problem]) -> Iterator[_Way]:
-    """Yield each link between two instances."""
+    """Yield each link between two instances of environments.
+
+    A link that is impossible is added to *problems* instead.
+    """
     count = choices = 0
     for entry in declared.links:
         targets = placed.get(entry.target, ())
@@ -220,9 +233,9 @@ def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list
 class _Slice:
     """The slice of one host.
 
-    :param names: its environments.
-    :param ways: the links that begin or end there.
-    :param joined: what joined hosts have published, by host.
+    :param names: the names of the host's environments.
+    :param ways: the links that begin or end on the host.
+    :param joined: the facts that joined hosts have published, by host.
     """
 
     def __init__(
@@ -251,7 +264,7 @@ class _Slice:
         self.pillar = {"netspace": self.section, **({"trust": beside} if beside else {})}
 
     def parsed(self) -> tuple[Declaration | None, list[Problem]]:
-        """Return the slice as its minion parses it, or the problems."""
+        """Return the slice as its minion parses it and no problems, or None and the problems."""
         try:
             return spec.declaration(self.section), []
         except SpecError as err:
@@ -261,7 +274,7 @@ class _Slice:
         return {**getattr(self._fleet.defaults, key), **getattr(self._fleet.hosts[host].spec, key)}
 
     def _link(self, way: _Way) -> dict[str, Any]:
-        """Return one link as this host declares the link: the host's own environments are named without a host."""
+        """Return one link as this host declares it: the host's own environments are named without a host."""
         body = dict(way.entry.body)
         source, target = way.entry.source, way.entry.target
         if way.source == way.target:
@@ -289,7 +302,10 @@ class _Slice:
         return broker
 
     def _remote(self, other: str, leads_there: bool) -> dict[str, Any]:
-        """Return the facts that this host needs about another host."""
+        """Return the facts that this host needs about another host.
+
+        :param leads_there: whether a link leads from this host to that one.
+        """
         host = self._fleet.hosts[other].spec
         found = {"trust_domain": self._fleet.trust_domain(other), "public_key": self._joined[other].public_key}
         if leads_there and host.address is not None:
@@ -302,7 +318,7 @@ class _Slice:
         return found
 
     def located(self, path: str, reason: str) -> Problem:
-        """Return a problem of this slice with its place in the declaration."""
+        """Return a problem of this slice with the file and the path in the fleet's declaration that cause it."""
         _, _, rest = path.partition(":")
         part, _, below = rest.partition(":")
         name, _, more = below.partition(":")
@@ -324,7 +340,7 @@ class _Slice:
 
 
 def _too_many(edges: int, assertions: int) -> str:
-    """Return why assertions can't be proved in bounded time; empty if they can."""
+    """Return why the proof of the assertions would take too long; empty if it doesn't."""
     if edges > MAX_EDGES:
         return f"more than {MAX_EDGES} ways lead from one end to another; declare fewer replicas, links or rules"
     if edges * assertions > MAX_PROOFS:
@@ -333,7 +349,7 @@ def _too_many(edges: int, assertions: int) -> str:
 
 
 def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declaration]) -> Iterator[Edge]:
-    """Yield who may reach whom."""
+    """Yield an edge for each pair of instances of which one may reach the other, by a link or by an interface."""
     interfaces: dict[str, Interface] = {}
     for host, one in parsed.items():
         interfaces |= {f"{name}@{host}": made for name, made in one.interfaces.items() if made is not None}
@@ -351,5 +367,5 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems without repetitions: each replica has the problems of its environment."""
+    """Return the problems without repetitions. All replicas of an environment repeat its problems."""
     return list(dict.fromkeys(problems))

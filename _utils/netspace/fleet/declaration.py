@@ -1,4 +1,4 @@
-"""A fleet's declaration as the master serves it: files are read, compiled, and handed out in slices.
+"""A fleet's declaration on the master: its files are read and compiled, and each minion gets its slice as pillar.
 
 The plugins use the class :class:`FleetDeclaration`, and give it the functions that find and render files. So this
 module never imports Salt.
@@ -36,12 +36,12 @@ SALT = "salt://"
 
 
 class Sources(NamedTuple):
-    """Salt's part in reading a declaration.
+    """Functions of Salt that reading a declaration needs.
 
-    :param find: returns the path of a file on the master's file server, by ``salt://`` name; None if there is none.
+    :param find: returns the path of a file on the master's file server, by its ``salt://`` name; None if there is none.
     :param render: renders a file by Salt's renderers. Any exception is a problem of the file.
     :param tell: reports to the operator why a declaration isn't put in force.
-    :param exposed: returns the reason why a file (by its path) must not be read; empty if it may be read.
+    :param exposed: returns why a file (by its path) must not be read; empty if it may be read.
     :param context: the settings on which the results of *exposed* depend.
     """
 
@@ -53,10 +53,10 @@ class Sources(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to a minion's request.
+    """The answer to a minion's request for its pillar.
 
-    :param pillar: its slice; None: it is no host of the fleet.
-    :param alarm: the report to the operator, if this request refused a declaration; None: there is nothing new.
+    :param pillar: the minion's slice; None: the minion is no host of the fleet.
+    :param alarm: the report for the operator if this request has just refused a declaration; else None.
     """
 
     pillar: dict[str, Any] | None
@@ -64,12 +64,12 @@ class Answer(NamedTuple):
 
 
 class _Now(NamedTuple):
-    """The state of the declaration in its present files.
+    """The state of the declaration by its present files.
 
     :param manifest: the declaration in force: the present one, or the last good one before it.
-    :param refusal: the reason why the present one is refused.
-    :param news: True if it has just been refused.
-    :param changing: True if a file was written a moment ago and may be incomplete, so that compiling waits.
+    :param refusal: why the present declaration is refused.
+    :param news: whether it has just been refused.
+    :param changing: whether a file was written a moment ago and may be incomplete, so that compiling waits.
     """
 
     manifest: Manifest | None
@@ -83,7 +83,8 @@ class FleetDeclaration:
 
     :param root: an absolute path, or ``salt://...``.
     :param folder: where the master keeps the facts about hosts, and the declaration in force.
-    :param nodegroups: the master's.
+    :param sources: Salt's functions.
+    :param nodegroups: the nodegroups in the master's configuration.
     """
 
     def __init__(self, root: str, folder: Path, sources: Sources, nodegroups: Mapping[str, object]) -> None:
@@ -102,10 +103,10 @@ class FleetDeclaration:
         )
 
     def answer(self, minion: str) -> Answer:
-        """Return the pillar of a minion, from the present declaration, or from the last good one.
+        """Return a minion's pillar by the present declaration, or by the last good one.
 
-        Where changes are planned first, it is what the minion was given, and the declaration isn't looked at. It has no
-        links to or from a host that the master distrusts, unless these are declared to stay.
+        With ``apply: planned``, it is the slice that the minion was given, and the declaration isn't looked at. The
+        pillar has no links to or from a host that the master distrusts, unless the declaration says that they stay.
 
         :raises NetspaceError: the declaration is refused, and no earlier one is in force; or the book of trust is
             damaged.
@@ -125,8 +126,9 @@ class FleetDeclaration:
         return Answer(self._trusted(whole, minion), alarm)
 
     def planned_pillar(self, generation: str, minion: str) -> dict[str, Any]:
-        """Return the pillar that a minion would have by a candidate.
+        """Return a minion's pillar by a candidate (a compiled declaration that isn't in force).
 
+        :param generation: the candidate's id.
         :raises NetspaceError: the candidate isn't kept, or the book of trust is damaged.
         """
         return self._trusted(self.given.candidate_slice(generation, minion), minion) or {}
@@ -135,9 +137,11 @@ class FleetDeclaration:
         return None if whole is None else trust.served(whole, minion, self.trust.read().hosts)
 
     def whole(self, minion: str) -> dict[str, Any] | None:
-        """Return the slice of one minion by what is in force, and what is noted beside it; None if it has none.
+        """Return one minion's slice in force and the facts from ``trust.noted``; None if it has no slice.
 
-        :raises StateError: that is damaged.
+        The result has the keys ``netspace`` (the slice) and ``trust`` (the facts).
+
+        :raises StateError: the slices in force are damaged.
         """
         if self.given.active():
             return self.given.pillar(minion)
@@ -145,18 +149,18 @@ class FleetDeclaration:
         return self.store.slice(manifest, minion) if manifest is not None else None
 
     def stamps(self, *, settled: bool = False) -> tuple[Stamp, ...]:
-        """Return stamps that change with every change of what is in force.
+        """Return stamps of the files in force; any change of these files changes a stamp.
 
-        :param settled: whether that is about to be read, so that any later change must change the stamps: then this
-            waits for a tick of the kernel's clock if something changed a moment ago.
+        :param settled: whether to wait until any later change is sure to change a stamp. If a file changed a moment
+            ago, that takes a tick of the kernel's clock. A caller that reads the files next needs this.
         """
         found = in_force.settled if settled else in_force.stamp
         return found(self.given.folder), found(self.store.folder)
 
     def wholes(self) -> dict[str, dict[str, Any]]:
-        """Return the slice of each minion by what is in force, and what is noted beside it.
+        """Return the result of :meth:`whole` for each minion that has a slice.
 
-        :raises StateError: that is damaged.
+        :raises StateError: the slices in force are damaged.
         """
         if self.given.active():
             return self.given.pillars()
@@ -164,7 +168,13 @@ class FleetDeclaration:
         return dict(self.store.pillars(manifest)) if manifest is not None else {}
 
     def _again(self, manifest: Manifest, error: StateError) -> Manifest:
-        """Read again what is in force, after another process has just changed it, or if its slices are damaged."""
+        """Return the manifest in force after its slices could not be read.
+
+        Another process may have just replaced it. If not, the slices are damaged, and the declaration is compiled
+        again.
+
+        :raises StateError: the given *error*, if the declaration can't be compiled now.
+        """
         with self.store.lock():
             current = self.store.current().manifest
             if current is not None and current.generation != manifest.generation:
@@ -190,9 +200,9 @@ class FleetDeclaration:
             return _Now(manifest, None, False)
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Return what each minion has under ``netspace`` by what is in force.
+        """Return the slice in force of each minion, as it stands under ``netspace`` in the pillar.
 
-        :raises StateError: that is damaged.
+        :raises StateError: the slices in force are damaged.
         """
         if self.given.active():
             return self.given.sections()
@@ -200,7 +210,7 @@ class FleetDeclaration:
         return dict(self.store.sections(manifest)) if manifest is not None else {}
 
     def cut(self, change: Change) -> None:
-        """Change the slices in force, without looking at the declaration."""
+        """Change the slices in force by the function *change*, without a look at the declaration."""
         with self.store.lock():
             if self.given.active():
                 self.given.cut(change)
@@ -208,11 +218,11 @@ class FleetDeclaration:
                 self.store.cut(change)
 
     def apply(self) -> Refusal | None:
-        """Compile the declaration if anything has changed, and put it in force; if it is refused, return the refusal.
+        """Put the declaration in force if anything has changed; return the refusal if it is refused.
 
-        With ``apply: planned``, nothing is put in force.
+        With ``apply: planned``, the declaration is only compiled, and nothing is put in force.
 
-        :raises NetspaceError: its files go on changing.
+        :raises NetspaceError: the declaration's files keep changing.
         """
         for _ in range(_TRIES):
             if self.given.active():
@@ -222,12 +232,13 @@ class FleetDeclaration:
             if not now.changing:
                 return now.refusal
             time.sleep(in_force.UNCHANGED / 1e9)
-        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
+        raise NetspaceError(f"{self.root}: it, or a file that it includes, keeps changing; try again later")
 
     def candidate(self) -> tuple[Compiled, Candidate | None]:
-        """Compile the declaration, and keep it as a candidate; None if it has problems.
+        """Compile the declaration, and keep the result as a candidate.
 
-        :raises NetspaceError: its files go on changing.
+        :return: the compiled declaration and the candidate. The candidate is None if the declaration has problems.
+        :raises NetspaceError: the declaration's files keep changing.
         """
         for _ in range(_TRIES):
             with self.store.lock():
@@ -237,13 +248,13 @@ class FleetDeclaration:
                 if self._written(inputs):
                     return compiled, self.given.keep(compiled, inputs)
             time.sleep(in_force.UNCHANGED / 1e9)
-        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
+        raise NetspaceError(f"{self.root}: it, or a file that it includes, keeps changing; try again later")
 
     def check(self, *, edges: bool = False, drained: Collection[str] | None = None) -> Compiled:
         """Compile the present declaration, without putting it in force.
 
         :param edges: whether to compute who may reach whom.
-        :param drained: the hosts that would be drained; None: those that are.
+        :param drained: the hosts to take as drained; None: those that are drained now.
         """
         return self._compile(edges=edges, drained=drained)[0]
 
@@ -276,13 +287,13 @@ class FleetDeclaration:
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _written(self, *of: Inputs) -> bool:
-        """Return whether the files are written to their end, as far as their times tell."""
+        """Return whether the files are complete: by their times of change, nobody has written them just now."""
         return in_force.unchanged(
             {path for one in of for path in one.files} - {str(self.register.folder), str(self.drained.path)}
         )
 
     def _known(self) -> _Now | None:
-        """Return the known state for the present files; None if the files have to be compiled."""
+        """Return the state that is stored for the present files; None if the files have to be compiled."""
         manifest, refusal = self.store.current()
         if refusal is not None and in_force.fresh(refusal.inputs, self._context, self._find):
             return _Now(manifest, refusal, False)
@@ -320,7 +331,10 @@ class FleetDeclaration:
             return Compiled(None, {}, {}, (), (), err.problems), inputs
 
     def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
-        """Yield a problem if no host or environment is left, and no file says that this is intended."""
+        """Yield a problem if the files have lost all hosts, or all environments, by mistake.
+
+        It is no mistake if a file has the empty mapping (``hosts: {}``).
+        """
         manifest = self.store.current().manifest
         planned = self.given.active()
         if (manifest is None and not planned) or found.declared is None:
@@ -338,7 +352,7 @@ class FleetDeclaration:
     def _documents(
         self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]
     ) -> dict[str, Any]:
-        """Return the content of the first file and of all that it includes, by name."""
+        """Return the content of the first file and of all included files, by name."""
         documents: dict[str, Any] = {}
         waiting = [(self.root, 0)]
         while waiting:
@@ -389,7 +403,7 @@ class FleetDeclaration:
         return self._sources.exposed(path)
 
     def _note(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None]) -> str | None:
-        """Note a file as an input; return its path."""
+        """Add a file and its stamp to the inputs of this compilation; return the file's path."""
         names[name] = path = self._find(name)
         if path is not None:
             stamps[path] = in_force.settled(path)
@@ -407,7 +421,10 @@ def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any
 
 
 def _beside(name: str, other: Any, root: str) -> str | None:
-    """Return the name of a file given relative to another one; None unless it lies in the folder of *root* or below."""
+    """Return the full name of a file that the file *name* gives as *other*, relative to itself.
+
+    The result is None if the file doesn't lie in the folder of *root* or below.
+    """
     if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
         return None
     scheme = SALT if name.startswith(SALT) else ""

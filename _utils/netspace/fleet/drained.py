@@ -1,4 +1,4 @@
-"""Drained hosts, on the master's disk: an environment runs there only if no other host is possible."""
+"""Drained hosts, on the master's disk. An environment runs on a drained host only if no other host is possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drained:
-    """The file at *path*, which only the master's user can write."""
+    """The list of drained hosts in the file at *path*, which only the master's user can write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Drained:
         return frozenset(found)
 
     def change(self, hosts: Iterable[str], *, undo: bool) -> bool:
-        """Drain hosts, or, with *undo*, let them have environments again; return whether anything changed.
+        """Drain hosts; with *undo*, let them have environments again. Return whether anything changed.
 
         :raises StateError: the file is damaged.
         """

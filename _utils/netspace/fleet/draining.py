@@ -1,4 +1,4 @@
-"""Draining: a host's environments go elsewhere, as far as their placement allows, before somebody works on the host."""
+"""Draining: moves a host's environments to other hosts, as far as their placement allows, before work on the host."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from netspace.fleet.place import STAYS
 
 
 def drain(declaration: FleetDeclaration, names: Iterable[object], *, undo: bool) -> dict[str, Any]:
-    """Drain hosts, or, with *undo*, let them have environments again; return what moves, and what can't.
+    """Drain hosts; with *undo*, let them have environments again. Return which environments move, and which stay.
 
-    With *undo* nothing moves back by itself: an environment stays where it is.
+    With *undo* nothing moves back by itself: an environment stays on its present host.
 
-    :param names: of hosts, or ids of their minions.
-    :raises NetspaceError: the declaration has problems, or would have some; then nothing is changed.
+    :param names: names of hosts, or ids of their minions.
+    :raises NetspaceError: the declaration has problems, or would have problems after the change; nothing is changed.
     """
     before, fleet = fleet_hosts.compiled(declaration)
     hosts = fleet_hosts.named(fleet, names)
@@ -28,7 +28,7 @@ def drain(declaration: FleetDeclaration, names: Iterable[object], *, undo: bool)
     after = declaration.check(drained=new)
     if after.problems:
         raise NetspaceError(
-            f"nothing is changed, because it would be {len(after.problems)} problems: {after.problems[0]}"
+            f"nothing is changed, because {len(after.problems)} problems would arise: {after.problems[0]}"
         )
     changed = declaration.drained.change(hosts, undo=undo)
     if (refusal := declaration.apply()) is not None:

@@ -1,4 +1,4 @@
-"""One environment of a fleet explained: why it runs on its hosts, and what each of them says of it."""
+"""Explanation of one environment of a fleet: why it runs on its hosts, and each host's own explanation of it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ Ask = Callable[[Collection[str], str, Mapping[str, Any]], Mapping[str, Any]]
 def explain(declaration: FleetDeclaration, name: str, ask: Ask) -> dict[str, Any]:
     """Return why an environment runs where it does, and ``netspace.explain`` of each host where it should run.
 
+    :param ask: calls a function on minions, and returns their answers.
     :raises NetspaceError: there is no such environment, or the declaration can't be parsed.
     """
     compiled = declaration.check()
@@ -48,7 +49,7 @@ def explain(declaration: FleetDeclaration, name: str, ask: Ask) -> dict[str, Any
 
 
 def placement(compiled: Compiled, fleet: Fleet, name: str, why: Reasons) -> dict[str, Any]:
-    """Return the hosts of an environment, and the reasons for and against hosts."""
+    """Return the hosts of an environment, why it runs there, and why other hosts can't have it."""
     placing = fleet.environments[name].placing
     on = compiled.placed.get(name, ())
     wanted = len(why.possible) if placing.replicas == "all" else placing.replicas
@@ -80,7 +81,7 @@ def _told(name: str, minion: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(answer: object) -> int:
-    """Return the size of an answer in bytes; infinite if it isn't a plain value."""
+    """Return the size of an answer in bytes of JSON; infinity if the answer isn't plain data."""
     try:
         return len(msgspec.json.encode(answer))
     except (TypeError, ValueError, RecursionError):

@@ -1,11 +1,11 @@
 """Slices of hosts in a fleet with ``apply: planned``, on the master's disk.
 
-In this mode, a changed declaration has no effect on hosts by itself. A plan makes it a *candidate*. Each host gets its
-slice of the candidate when the plan is applied to that host; until then, it keeps the slice that it has.
+With this setting, a changed declaration has no effect on hosts by itself. A plan makes a *candidate* of it. Each host
+gets its slice of the candidate when the plan is applied to that host. Until then the host keeps its present slice.
 
 ========================  ============================================================================================
-``given/planned``         there is such a file as long as this mode is in force
-``given/<minion>.json``   the slice of one host, and the one before it. Replaced by a rename
+``given/planned``         exists as long as changes wait for a plan
+``given/<minion>.json``   the slice of one host, and its previous slice. Replaced by a rename
 ``candidates/<id>/``      the slices of a candidate; see :mod:`netspace.fleet.in_force`
 ========================  ============================================================================================
 
@@ -40,13 +40,14 @@ _NULL = msgspec.Raw(b"null")
 
 
 class Given(msgspec.Struct, frozen=True):
-    """The slice that one host is given, and the one before.
+    """The slice that the master gives to one host, and the host's previous slice.
 
-    :param digest: of the slice; :data:`NONE`: the host gets none.
+    :param digest: the digest of the slice; :data:`NONE`: the host gets none.
     :param slice: the host's pillar, in JSON.
-    :param before: digest of the slice before; None: there is none to go back to.
+    :param before: the digest of the previous slice; None: there is none to go back to.
+    :param previous: the previous slice, in JSON.
     :param since: when the host was given the slice, in seconds since 1970.
-    :param gone: environments that the host had, and when it lost them.
+    :param gone: names of environments that the host no longer has, with the time when it lost each.
     """
 
     minion: str
@@ -62,6 +63,7 @@ class Given(msgspec.Struct, frozen=True):
 class Candidate(NamedTuple):
     """A compiled declaration that isn't in force.
 
+    :param generation: the candidate's id.
     :param digests: the digest of each minion's slice.
     """
 
@@ -70,7 +72,7 @@ class Candidate(NamedTuple):
 
 
 def encoded(pillar: Mapping[str, Any] | None) -> bytes | None:
-    """Return a slice as it is kept; None if there is none."""
+    """Return a slice as bytes of JSON, as it is stored; None for no slice."""
     return None if pillar is None else msgspec.json.encode(pillar)
 
 
@@ -80,7 +82,7 @@ def digest(raw: bytes | msgspec.Raw) -> str:
 
 
 class GivenSlices:
-    """The files in *folder*, which only the master's user can read."""
+    """The store of given slices and candidates in *folder*, which only the master's user can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "given"
@@ -93,9 +95,11 @@ class GivenSlices:
         return self._marker.exists()
 
     def begin(self, slices: Mapping[str, Mapping[str, Any]]) -> None:
-        """Plan changes from now on; each host has its slice in *slices*. The caller holds the lock.
+        """Let changes wait for plans from now on; each host begins with its slice in *slices*.
 
-        :raises OSError: a file can't be written. Then nothing has begun.
+        The caller holds the lock.
+
+        :raises OSError: a file can't be written. In this case nothing has changed.
         """
         made = {}
         for minion, pillar in slices.items():
@@ -110,12 +114,12 @@ class GivenSlices:
         files.write(self._marker, b"")
 
     def end(self) -> None:
-        """Go back to the mode in which a changed declaration is in force at once. The caller holds the lock."""
+        """End the mode ``apply: planned``: a changed declaration is in force at once. The caller holds the lock."""
         files.remove(self._marker)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self, minion: str) -> Given | None:
-        """Return what a host is given; None: it was never given anything.
+        """Return the slices that are stored for a host; None if it was never given one.
 
         :raises StateError: the file is damaged.
         """
@@ -131,15 +135,15 @@ class GivenSlices:
         return found
 
     def pillar(self, minion: str) -> dict[str, Any] | None:
-        """Return the slice of a minion, and what is noted beside it; None if it gets none.
+        """Return a minion's pillar: its slice, and the facts from ``trust.noted``; None if it has no slice.
 
-        :raises StateError: its file is damaged.
+        :raises StateError: the minion's file is damaged.
         """
         found = self.read(minion)
         return _decoded(found.slice) if found is not None else None
 
     def all(self) -> list[Given]:
-        """Return what all hosts are given, the newest first. A damaged file counts as absent."""
+        """Return the slices that are stored for each host, the newest first. A damaged file counts as absent."""
         found = []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             with contextlib.suppress(OSError, ValueError, StateError):
@@ -149,15 +153,15 @@ class GivenSlices:
         return sorted(found, key=lambda one: -one.since)
 
     def pillars(self) -> dict[str, dict[str, Any]]:
-        """Return the slice of each minion that has one, and what is noted beside it."""
+        """Return the result of :meth:`pillar` for each minion that has a slice."""
         return {one.minion: pillar for one in self.all() if (pillar := _decoded(one.slice)) is not None}
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Return what each minion has under ``netspace``."""
+        """Return the slice of each minion that has one, as it stands under ``netspace`` in the pillar."""
         return {minion: pillar["netspace"] for minion, pillar in self.pillars().items()}
 
     def placed(self) -> dict[str, tuple[str, ...]]:
-        """Return the hosts of each environment, those first that were given it last."""
+        """Return the hosts of each environment. The host whose slice is newest comes first."""
         found: dict[str, list[str]] = {}
         for section in self.sections().values():
             for name in section.get("environments", ()):
@@ -165,7 +169,7 @@ class GivenSlices:
         return {name: tuple(hosts) for name, hosts in found.items()}
 
     def remembered(self) -> dict[str, tuple[str, ...]]:
-        """Return the last hosts of environments that have none any more; for a limited time."""
+        """Return the last hosts of environments that now run nowhere. Each is forgotten after some time."""
         found: dict[str, list[str]] = {}
         placed = self.placed()
         for one in self.all():
@@ -181,37 +185,41 @@ class GivenSlices:
     def promote(self, minion: str, raw: bytes | None, expected: str) -> bool:
         """Give a host another slice; return False if it had that slice already.
 
-        :param raw: the slice; None: the host gets none any more.
-        :param expected: the digest of the slice that it has now.
-        :raises NetspaceError: the host has another one.
+        :param raw: the slice; None: the host gets no slice any more.
+        :param expected: the digest of the host's present slice.
+        :raises NetspaceError: the host's present slice is another.
         """
         old = self._readable(minion)
         new = NONE if raw is None else digest(raw)
         if old.digest == new:
             return False
         if old.digest != expected:
-            raise NetspaceError(f"{minion}: it was given another slice meanwhile; plan again")
+            raise NetspaceError(f"{minion}: the host got another slice in the meantime; plan again")
         self._write(old, new, _NULL if raw is None else msgspec.Raw(raw), old.digest, old.slice)
         return True
 
     def take_back(self, minion: str, given: str, before: str) -> bool:
-        """Give a host its former slice back; return False if it had that slice already.
+        """Give a host its previous slice again; return False if the host has it already.
 
-        :param given: digest of the slice to take back.
-        :raises NetspaceError: the former slice isn't kept, or the host was given another one.
+        :param given: the digest of the slice to take from the host.
+        :param before: the digest of the previous slice.
+        :raises NetspaceError: the previous slice isn't kept, or the host was given another slice meanwhile.
         """
         old = self._readable(minion)
         if old.digest == before:
             return False
         if old.digest != given:
-            raise NetspaceError(f"{minion}: it was given another slice meanwhile, and keeps that; plan again")
+            raise NetspaceError(f"{minion}: the host got another slice in the meantime, and keeps it; plan again")
         if old.before != before:
-            raise NetspaceError(f"{minion}: the slice before isn't kept any more; change the declaration, and plan")
+            raise NetspaceError(f"{minion}: its previous slice was deleted; change the declaration, and plan again")
         self._write(old, before, old.previous, None, _NULL)
         return True
 
     def cut(self, change: Change) -> None:
-        """Change all slices and former slices; delete all candidates, which still have what is to be cut."""
+        """Change all present and previous slices by the function *change*.
+
+        All candidates are deleted, because they still contain what is to be removed.
+        """
         self.forget(())
         known = {one.minion: one for one in self.all()}
         made = dict(known)
@@ -236,18 +244,18 @@ class GivenSlices:
         files.write(self._path(old.minion), msgspec.json.encode(made))
 
     def _readable(self, minion: str) -> Given:
-        """Return what a host is given; nothing if its file is absent or damaged."""
+        """Return the slices that are stored for a host; an empty record if its file is absent or damaged."""
         with contextlib.suppress(StateError):
             if (found := self.read(minion)) is not None:
                 return found
         return Given(minion, NONE, _NULL)
 
     def digest_of(self, minion: str) -> str:
-        """Return the digest of the slice that a host has; :data:`NONE` if it has none, or its file is damaged."""
+        """Return the digest of a host's slice; :data:`NONE` if the host has none, or its file is damaged."""
         return self._readable(minion).digest
 
     def has(self, minion: str, pillar: Mapping[str, Any] | None) -> bool:
-        """Return whether a host has this slice."""
+        """Return whether *pillar* is the host's present slice; None means no slice."""
         return self.digest_of(minion) == (NONE if pillar is None else digest(msgspec.json.encode(pillar)))
 
     # -- candidates -------------------------------------------------------------------
@@ -269,13 +277,13 @@ class GivenSlices:
         return in_force.store(self._candidates / generation).current().manifest
 
     def candidate_slice(self, generation: str, minion: str) -> dict[str, Any] | None:
-        """Return the slice of a candidate for a minion; None if it is no host there.
+        """Return a minion's slice of a candidate; None if the minion is no host of that candidate.
 
         :raises NetspaceError: the candidate isn't kept.
         """
         manifest = self.candidate(generation)
         if manifest is None:
-            raise NetspaceError(f"the candidate {generation:.16} isn't kept; plan again")
+            raise NetspaceError(f"the candidate {generation:.16} was deleted, or never existed; plan again")
         return in_force.store(self._candidates / generation).slice(manifest, minion)
 
     def forget(self, but: Collection[str]) -> None:
@@ -285,9 +293,9 @@ class GivenSlices:
                 shutil.rmtree(path, ignore_errors=True)
 
     def settle(self, generation: str, minions: Iterable[str], store: Store) -> bool:
-        """End this mode if all minions have their slices of a candidate, which then is in force as a whole.
+        """Put a candidate in force as a whole if all minions have their slices of it; return whether they do.
 
-        The caller holds the lock.
+        This also ends the mode ``apply: planned``. The caller holds the lock.
         """
         manifest = self.candidate(generation)
         if manifest is None or set(minions) != manifest.slices.keys():

@@ -1,4 +1,4 @@
-"""Hosts of a fleet, as operators name them and as a rollout acts on them."""
+"""Hosts of a fleet: looked up by the names that operators type, and the actions of a rollout on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ CHECK = "salt-run netspace_fleet.check"
 class Outcome(NamedTuple):
     """The outcome of an action on one host.
 
-    :param reason: in words; empty if there is nothing to say.
+    :param ok: whether the action succeeded.
+    :param reason: an explanation for the operator; may be empty.
     """
 
     ok: bool
@@ -30,33 +31,33 @@ class Hosts(Protocol):
     """
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Give each host the plan's generation, and apply exactly its plan.
+        """Give each host its slice of the plan's candidate, and apply exactly the host's plan.
 
-        A host that has that generation and nothing left to do succeeds.
+        A host that has this slice and nothing left to do succeeds.
         """
 
     def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Give each host its previous generation, and apply it."""
+        """Give each host its previous slice, and apply that."""
 
     def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Tell whether each host's environments are healthy and its trust is as required."""
+        """Check whether each host's environments are healthy and its trust is as required."""
 
 
 def sound(problems: Sequence[Problem]) -> None:
-    """Refuse a declaration with problems.
+    """Raise an error if a declaration has problems.
 
-    :raises NetspaceError: there are some.
+    :raises NetspaceError: *problems* isn't empty.
     """
     if problems:
         raise NetspaceError(f"{len(problems)} problems (the first: {problems[0]}): {CHECK}")
 
 
 def compiled(declaration: FleetDeclaration, but: str = "", *, edges: bool = False) -> tuple[Compiled, Fleet]:
-    """Return the declaration as it is now.
+    """Return the present declaration, compiled and parsed.
 
-    :param but: the path of problems that don't matter.
+    :param but: the path of problems that are ignored; empty: none.
     :param edges: whether to compute who may reach whom.
-    :raises NetspaceError: it has problems.
+    :raises NetspaceError: the declaration has other problems.
     """
     found = declaration.check(edges=edges)
     sound([one for one in found.problems if not but or one.path != but])
@@ -66,16 +67,16 @@ def compiled(declaration: FleetDeclaration, but: str = "", *, edges: bool = Fals
 
 
 def host(fleet: Fleet, name: str) -> str | None:
-    """Return the host that a name or a minion's id means; None if there is none."""
+    """Return the host that is named by its own name or by its minion's id; None if there is none."""
     if name in fleet.hosts:
         return name
     return next((one for one in fleet.hosts if fleet.minion(one) == name), None)
 
 
 def named(fleet: Fleet, names: Iterable[object]) -> list[str]:
-    """Return the hosts that names or minions' ids mean, each once.
+    """Return the hosts for names or minions' ids, each host once.
 
-    :raises NetspaceError: one is no host of the fleet, or none is named.
+    :raises NetspaceError: a name belongs to no host of the fleet, or *names* is empty.
     """
     found = [(str(name), host(fleet, str(name))) for name in names]
     if unknown := [name for name, one in found if one is None]:

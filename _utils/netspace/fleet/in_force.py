@@ -1,13 +1,13 @@
 """The compiled declaration that is in force, on the master's disk.
 
-A declaration is compiled once for all minions and all processes of the master. A request then only compares the times
-of its files, and reads one slice. A declaration with problems replaces nothing: the last good one stays in force, and
-the problems are kept beside it, so that they are reported once and not compiled again for each request.
+A declaration is compiled once for all minions and all processes of the master. After that, a request only compares the
+times of the declaration's files, and reads one slice. A declaration with problems replaces nothing: the last good one
+stays in force. The problems are stored, too, so that they are reported once and not compiled again for each request.
 
 =====================  ==================================================================================
 ``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
 ``slices-<id>``        the slices, one after the other
-``placed-<id>.json``   the hosts of each environment; ``placed-<id>.copy`` has the same
+``placed-<id>.json``   the hosts of each environment; ``placed-<id>.copy`` is a copy of it
 ``gone-<id>.json``     the last hosts of environments that run nowhere any more, for some time
 ``refused.json``       the newest declaration that was refused: its inputs and problems
 =====================  ==================================================================================
@@ -56,8 +56,8 @@ _MOST = 1 << 30
 class Inputs(msgspec.Struct, frozen=True):
     """The files and settings from which a declaration was compiled.
 
-    :param files: the stamp of each file by its path.
-    :param names: the path of each file by its name in the declaration; None: there was no such file.
+    :param files: the stamp of each file, by its path.
+    :param names: the path of each file, by its name in the declaration; None: there was no such file.
     :param context: a digest of all other inputs.
     """
 
@@ -67,9 +67,9 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """The last hosts of an environment that runs nowhere any more.
+    """The last hosts of an environment that now runs nowhere.
 
-    :param since: seconds since 1970.
+    :param since: when it disappeared from the declaration, in seconds since 1970.
     """
 
     hosts: tuple[str, ...]
@@ -79,7 +79,9 @@ class Gone(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """The content of ``in-force.json``.
 
-    :param slices: where each minion's slice begins, and its length.
+    :param generation: the id in the names of the other files.
+    :param inputs: the files and settings that were compiled.
+    :param slices: for each minion, the offset of its slice in ``slices-<id>``, and the length in bytes.
     """
 
     generation: str
@@ -91,7 +93,9 @@ class Manifest(msgspec.Struct, frozen=True):
 class Refusal(msgspec.Struct, frozen=True):
     """The content of ``refused.json``.
 
-    :param count: the number of all problems, of which only the first are kept.
+    :param problems: the first problems; each has a file, a path in the declaration, and a reason.
+    :param count: the number of all problems.
+    :param since: when it was refused, in seconds since 1970.
     """
 
     inputs: Inputs
@@ -102,7 +106,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Current(NamedTuple):
-    """The state of the store."""
+    """The declaration in force and the last refusal; None for each that doesn't exist."""
 
     manifest: Manifest | None
     refusal: Refusal | None
@@ -110,12 +114,12 @@ class Current(NamedTuple):
 
 @functools.lru_cache(8)
 def store(folder: Path) -> Store:
-    """Return this process's store of a folder. The store remembers decoded files."""
+    """Return the store for a folder. A process has one store per folder, which caches decoded files."""
     return Store(folder)
 
 
 class Store:
-    """The compiled declaration in *folder*."""
+    """The compiled declaration that is stored in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,18 +128,18 @@ class Store:
         self.paused = 0.0  # until when nothing is compiled, by time.monotonic
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the right to compile."""
+        """Hold the lock under which a declaration is compiled and stored."""
         return files.locked(self.folder / ".lock")
 
     def current(self) -> Current:
         """Return the declaration in force, and the last refusal.
 
-        A damaged file counts as absent: it is made again by the next compilation.
+        A damaged file counts as absent, since the next compilation makes it again.
         """
         return Current(self._known(self._manifest, Manifest), self._known(self._refused, Refusal))
 
     def slice(self, manifest: Manifest, minion: str) -> dict[str, Any] | None:
-        """Return the slice of a minion, and what is noted beside it; None if it is no host of the fleet.
+        """Return a minion's pillar: its slice, and the facts from ``trust.noted``; None if it is no host.
 
         :raises StateError: the slices are damaged.
         """
@@ -152,7 +156,7 @@ class Store:
         return found
 
     def pillars(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the slice of each minion, and what is noted beside it.
+        """Yield each minion with its pillar: its slice, and the facts from ``trust.noted``.
 
         :raises StateError: the slices are damaged.
         """
@@ -160,7 +164,7 @@ class Store:
             yield minion, self.slice(manifest, minion) or {}
 
     def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what each minion has under ``netspace``.
+        """Yield each minion with its slice, as it stands under ``netspace`` in the pillar.
 
         :raises StateError: the slices are damaged.
         """
@@ -168,9 +172,9 @@ class Store:
             yield minion, pillar["netspace"]
 
     def cut(self, change: Change) -> None:
-        """Change only the slices in force; the caller holds the lock.
+        """Change only the slices in force, by the function *change*; the caller holds the lock.
 
-        :raises StateError: they are damaged.
+        :raises StateError: the slices are damaged.
         """
         manifest = self.current().manifest
         if manifest is not None:
@@ -184,12 +188,12 @@ class Store:
             self._put(slices, placed, self._gone(), manifest.inputs)
 
     def placed(self) -> dict[str, tuple[str, ...]]:
-        """Return the hosts of each environment in the declaration in force; empty if none ever was.
+        """Return the hosts of each environment in the declaration in force; empty if none was ever in force.
 
-        Without it environments would move, so a damaged file is replaced by its copy, also if the rest of what is in
-        force is damaged.
+        Without these hosts, environments would move. So a copy replaces a damaged file, even if the other files in
+        force are damaged, too.
 
-        :raises StateError: both are damaged.
+        :raises StateError: the file and its copy are damaged.
         """
         manifest = self.current().manifest
         if manifest is not None:
@@ -211,7 +215,10 @@ class Store:
         return {name: one.hosts for name, one in self._gone().items()}
 
     def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
-        """Put a compiled declaration in force; the caller holds the lock. If killed, it leaves the old one in force."""
+        """Put a compiled declaration in force; the caller holds the lock.
+
+        If the process is killed meanwhile, the old declaration stays in force.
+        """
         gone = {name: Gone(hosts, time.time()) for name, hosts in self.placed().items()} | self._gone()
         gone = {name: one for name, one in gone.items() if name not in compiled.placed}
         newest = sorted(gone, key=lambda name: gone[name].since, reverse=True)[:MAX_REMEMBERED]
@@ -226,9 +233,11 @@ class Store:
         gone: Mapping[str, Gone],
         inputs: Inputs,
     ) -> Manifest:
-        """Write what is in force.
+        """Write the files of a declaration that comes in force.
 
-        :param placed: None: it is damaged, and stays so.
+        :param placed: the hosts of each environment; None: the present file is damaged, and the new one must count as
+            damaged, too.
+        :param gone: the last hosts of environments that now run nowhere.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         parts, places, at = [], {}, 0
@@ -257,7 +266,10 @@ class Store:
         return {name: one for name, one in found.items() if time.time() - one.since < REMEMBERED}
 
     def _beside(self, what: str, of: type[T]) -> T:
-        """Return the content of a file of the declaration in force; empty if there is none, or it is damaged."""
+        """Return the decoded content of a file (such as ``gone``) of the declaration in force.
+
+        If the file is absent or damaged, the result is empty.
+        """
         manifest = self.current().manifest
         if manifest is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -267,18 +279,21 @@ class Store:
         return of()
 
     def forget(self) -> None:
-        """Forget the declaration in force, which something else has replaced."""
+        """Delete the declaration in force and the last refusal, because something else is in force now."""
         files.remove(self._manifest)
         files.remove(self._refused)
 
     def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
-        """Remember a declaration with problems; the caller holds the lock."""
+        """Store the refusal of a declaration with problems; the caller holds the lock."""
         refusal = refused(problems, inputs)
         files.write(self._refused, msgspec.json.encode(refusal))
         return refusal
 
     def _known(self, path: Path, of: type[Any]) -> Any:
-        """Return the content of a file, decoded once for each state of the file; None if it is absent or damaged."""
+        """Return the decoded content of a file; None if the file is absent or damaged.
+
+        It is decoded again only after the file has changed.
+        """
         now = stamp(path)
         before = self._seen.get(path)
         if before is None or before[0] != now:
@@ -290,13 +305,13 @@ class Store:
 
 
 def refused(problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
-    """Return the refusal of a declaration with problems."""
+    """Make the refusal of a declaration with these problems."""
     kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
     return Refusal(inputs, kept, len(problems), time.time())
 
 
 def stamp(path: Path | str) -> Stamp:
-    """Return the stamp of a file or folder; None if there is none."""
+    """Return the stamp (times, size, inode) of a file or folder; None if it doesn't exist."""
     try:
         found = os.stat(path)
     except OSError:
@@ -305,10 +320,10 @@ def stamp(path: Path | str) -> Stamp:
 
 
 def settled(path: Path | str) -> Stamp:
-    """Return the stamp of a file that is about to be read, once any later change of the file will change its stamp.
+    """Return a file's stamp, at a moment from which every later change of the file is sure to change the stamp.
 
-    A file that changed a moment ago may change again within the same tick of the kernel's clock. So this waits for the
-    next tick.
+    A file that changed a moment ago may change again within the same tick of the kernel's clock. If so, this function
+    waits for the next tick.
     """
     found = stamp(path)
     while found is not None and 0 <= time.time_ns() - found[-1] < SETTLED:
@@ -318,13 +333,16 @@ def settled(path: Path | str) -> Stamp:
 
 
 def unchanged(paths: Iterable[str]) -> bool:
-    """Return whether no file has changed for some time. A time in the future counts as long ago."""
+    """Return whether none of the files has changed within the last ``UNCHANGED`` nanoseconds.
+
+    A time of change in the future counts as long ago.
+    """
     stamps = [stamp(path) for path in paths]
     return not any(one is not None and 0 <= time.time_ns() - one[0] < UNCHANGED for one in stamps)
 
 
 def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bool:
-    """Return whether nothing has changed since a declaration was compiled.
+    """Return whether no input has changed since a declaration was compiled.
 
     :param find: returns the path of a file by its name in the declaration.
     """
@@ -336,5 +354,5 @@ def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bo
 
 
 def context(*parts: Mapping[str, object] | str) -> str:
-    """Return a digest of all inputs of a compilation except its files."""
+    """Return a digest of all inputs of a compilation that aren't files."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

@@ -1,4 +1,4 @@
-"""Several hosts join a fleet: each by itself, then all by the declaration, and sealed links by an exchange of keys."""
+"""Joining of several hosts to a fleet: first each host by itself, then sealed links by an exchange of keys."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Ask = Callable[[Sequence[str], str, Mapping[str, Any]], dict[str, Any]]
 def join(
     declaration: FleetDeclaration, names: Iterable[object], root: Root, minion: Callable[[str], Minion], ask: Ask
 ) -> dict[str, Any]:
-    """Bring hosts into the fleet; return for each ``changes`` and ``missing``, or ``error``.
+    """Bring hosts into the fleet; return for each host its ``changes`` and ``missing``, or an ``error``.
 
-    :param names: of hosts, or ids of their minions.
-    :param minion: returns a minion by its id.
-    :raises NetspaceError: the declaration has problems, or a name is no host's.
+    :param names: names of hosts, or ids of their minions.
+    :param minion: returns the calls to a minion, by its id.
+    :param ask: calls a function on minions, and returns their answers.
+    :raises NetspaceError: the declaration has problems, or a name belongs to no host.
     """
     compiled, fleet = fleet_hosts.compiled(declaration, but=REGISTER)  # which joining repairs
     found: dict[str, Any] = {}
@@ -52,7 +53,7 @@ def join(
 
 
 def _waiting(declaration: FleetDeclaration, compiled: Compiled, fleet: Fleet, host: str) -> list[str]:
-    """Return a text if a host waits for a plan, as with ``apply: planned`` it does."""
+    """Return a text for the operator if a host's declared slice waits for a plan (``apply: planned``); else nothing."""
     minion = fleet.minion(host)
     if not declaration.given.active() or declaration.given.has(minion, compiled.slices.get(minion)):
         return []
@@ -60,7 +61,7 @@ def _waiting(declaration: FleetDeclaration, compiled: Compiled, fleet: Fleet, ho
 
 
 def _missing(compiled: Compiled, fleet: Fleet, host: str, ask: Ask) -> list[str]:
-    """Return what a joined host still lacks, after an exchange of seals with its peers."""
+    """Return what a joined host still lacks, after an exchange of seal keys with the hosts of its sealed links."""
     minion = fleet.minion(host)
     ends = {name for name, placed in compiled.placed.items() if host in placed}
     others = {end for link in fleet.links if {link.source, link.target} & ends for end in (link.source, link.target)}
@@ -75,7 +76,7 @@ def _missing(compiled: Compiled, fleet: Fleet, host: str, ask: Ask) -> list[str]
 
 
 def _exchanged(minions: Sequence[str], ask: Ask) -> tuple[list[str], dict[str, Any]]:
-    """Exchange seals between hosts; return the problems, and the last answers of the minions."""
+    """Exchange seal keys between hosts; return the problems, and the minions' last answers."""
     answers: dict[str, Any] = {}
 
     def bundles() -> dict[str, Any]:

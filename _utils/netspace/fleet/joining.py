@@ -1,7 +1,7 @@
-"""Joining: a host gets what the links of a fleet need, and the master learns what other hosts must know of it.
+"""Joining of a host: sets up the host for the fleet's links, and records the facts that other hosts need about it.
 
-Each step first looks at what is done already. So an interrupted join is continued by the next one, and joining a host
-again changes nothing.
+Each step first checks whether it is already done. So an interrupted join is continued by the next join, and joining a
+host again changes nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MAX_REQUEST = 16 * 1024
 
 
 class Minion(Protocol):
-    """Calls of one minion's functions, and of the master's runners about it."""
+    """Calls of one minion's functions, and of the master's runners for this minion."""
 
     def call(self, function: str, **arguments: Any) -> Any:
         """Return the result of a minion's function.
 
-        :raises NetspaceError: it failed, or the minion didn't answer in time.
+        :raises NetspaceError: the function failed, or the minion didn't answer in time.
         """
 
     def attest(self) -> str:
-        """Enrol the minion's TPM and attest it; return its level.
+        """Enrol the minion's TPM and attest the minion; return its trust level.
 
-        :raises NetspaceError: that failed.
+        :raises NetspaceError: the enrolment or the attestation failed.
         """
 
 
@@ -43,7 +43,7 @@ class Joined(NamedTuple):
     """The result of joining one host.
 
     :param changes: the changes made, as ``{"old": ..., "new": ...}`` by subject.
-    :param missing: what is still missing, with the remedy.
+    :param missing: texts about what is still missing, each with the remedy.
     """
 
     changes: dict[str, dict[str, Any]]
@@ -55,8 +55,8 @@ def join(
 ) -> Joined:
     """Bring one host into the fleet.
 
-    :param settings: the host's slice, under ``netspace``.
-    :raises NetspaceError: the host can't be asked, or the root can't certify it.
+    :param settings: the host's slice, as it stands under ``netspace`` in the pillar.
+    :raises NetspaceError: the minion fails to answer a request, or the root can't certify the host.
     """
     name, domain = fleet.minion(host), fleet.trust_domain(host)
     folder = str(settings.get("broker", {}).get("authority", AUTHORITY))
@@ -112,11 +112,11 @@ def sealed_peers(settings: Mapping[str, Any]) -> set[str]:
 
 
 def unapplied(answers: Mapping[str, Any], minion: str, host: str, peers: Mapping[str, str]) -> list[str]:
-    """Return a text for each host that has not applied its sealed links yet, and so has no keys to exchange.
+    """Return a text for each minion that didn't answer, or hasn't applied its sealed links and so has no keys yet.
 
-    :param answers: of ``netspace_link.seal_bundles``, by minion; an exception where a minion failed.
+    :param answers: the answers to ``netspace_link.seal_bundles``, by minion; an exception where a minion failed.
     :param minion: the minion of the *host* that joins.
-    :param peers: the names of the hosts with which it has sealed links, by their minions.
+    :param peers: the hosts at the other ends of its sealed links, by their minions.
     """
     found = []
     wanted = {minion: set(peers.values()), **{peer: {host} for peer in peers}}
@@ -136,7 +136,11 @@ def _certified(root: Root, request: str, domain: str) -> str:
 
 
 def _kept(request: str, old: Published | None, domain: str, root: Root) -> str | None:
-    """Return the former certificates if they still serve for the host's present key; None if new ones are needed."""
+    """Return the host's present certificates if it can keep them; None if it needs new ones.
+
+    It can keep them if they are for its present key, from the present root, and valid for longer than ``RENEW``
+    seconds.
+    """
     if old is None or old.trust_domain != domain or not old.chain:
         return None
     from cryptography import x509
@@ -154,7 +158,7 @@ def _kept(request: str, old: Published | None, domain: str, root: Root) -> str |
 
 
 def _grain(value: object) -> str | None:
-    """Return a grain's value as a word that a pattern can match; None if there is no value, or one of several words."""
+    """Return a grain's value as a text that a pattern can match; None for an empty value or a list."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         return None
     return str(value)[:MAX_GRAIN]
@@ -168,10 +172,10 @@ def _level(found: str) -> LevelName:
 
 
 def _public_key(said: object, name: str, register: Register) -> str:
-    """Return a host's public key.
+    """Return the public key in a minion's answer.
 
-    :raises NetspaceError: it is not a key, or it is another host's. In both cases the links of the hosts that use it
-        would fail.
+    :raises NetspaceError: the answer is not a key, or is another host's key. In both cases the links of the hosts that
+        use it would fail.
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -182,7 +186,7 @@ def _public_key(said: object, name: str, register: Register) -> str:
         raise NetspaceError(f"{name}: netspace_link.public_key: {said!r:.80} is no key") from err
     if public_keys.canonical(str(said)) != said:
         raise NetspaceError(
-            f"{name}: netspace_link.public_key: {said!r:.80} is another spelling of a key; as it tells it"
+            f"{name}: netspace_link.public_key: {said!r:.80} is another spelling of a key; give the exact output"
         )
     if (owner := register.owner(str(said), name)) is not None:
         raise NetspaceError(register.anothers(name, owner))

@@ -1,7 +1,7 @@
-"""Leaving: a host is cut out of a fleet at once, whatever state the fleet's declaration is in.
+"""Leaving: cuts a host out of a fleet at once, whatever state the fleet's declaration is in.
 
 The host may be under an attacker's control. So nothing here needs a declaration without problems: the facts about the
-host are removed first. If the declaration can't be compiled then, the slices in force are cut.
+host are removed first. If the declaration can't be compiled after that, the slices in force are cut.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from netspace.link.pki.root import Root
 
 
 def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None) -> dict[str, Any]:
-    """Take hosts out of the fleet; return the result for each, by the given name.
+    """Take hosts out of the fleet; return a result for each of the given names.
 
-    :param names: of hosts, or ids of their minions.
-    :param root: releases the hosts' trust domains; None: they are kept.
-    :raises NetspaceError: a name is no host's, and nothing is known of it.
+    :param names: names of hosts, or ids of their minions.
+    :param root: the root, which releases the hosts' trust domains; None: the domains stay reserved.
+    :raises NetspaceError: a name is unknown: no host has it, and nothing is stored about it.
     """
     fleet = _parsed(declaration)
     in_force = hosts_in_force(declaration)
@@ -37,7 +37,7 @@ def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None
 
 
 def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
-    """Return what is in force, by minion, under ``netspace``; empty if nothing is or it is damaged."""
+    """Return the slice in force of each minion; nothing if none is in force, or if the slices are damaged."""
     try:
         return declaration.sections()
     except StateError:
@@ -47,10 +47,11 @@ def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
 def without(
     slices: Mapping[str, Mapping[str, Any]], minion: str, name_of_host: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return slices as if a host had not joined: the links between it and other hosts are left out.
+    """Return slices as if a host had not joined: without the links between it and other hosts.
 
-    :param slices: the pillar of each minion under ``netspace``.
-    :param name_of_host: None: as its slice tells.
+    :param slices: the slice of each minion, as it stands under ``netspace`` in the pillar.
+    :param minion: the host's minion.
+    :param name_of_host: the host's name, for a minion that has no slice.
     """
     host = slices[minion]["broker"]["host"] if minion in slices else name_of_host
     if host is None:
@@ -88,7 +89,7 @@ def _parsed(declaration: FleetDeclaration) -> Fleet | None:
 
 
 def _minion(name: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the minion of the host *name*. If there is no such host, return the name, which may be a minion's id."""
+    """Return the minion of the host *name*; if there is no such host, return *name* itself, taken as a minion's id."""
     if fleet is not None and name in fleet.hosts:
         return fleet.minion(name)
     return next((minion for minion, one in in_force.items() if one["broker"]["host"] == name), name)
@@ -130,11 +131,12 @@ def _left(
 
 
 def _put_in_force(declaration: FleetDeclaration, hosts: Mapping[str, str | None], found: dict[str, Any]) -> None:
-    """Put in force what is declared; if that can't be done, what was, without the hosts.
+    """Put the present declaration in force. If that fails, cut the hosts out of the slices in force.
 
     With ``apply: planned``, changes of the declaration wait for a plan, but the hosts are cut out at once.
 
-    :param hosts: by minion.
+    :param hosts: the hosts' names, by minion.
+    :param found: the results by name, to which errors are added.
     """
     try:
         refusal = declaration.apply()

@@ -1,9 +1,14 @@
 """Proof of a fleet's assertions: a search for a path by which forbidden messages or packets could arrive. Pure.
 
-A path goes from environment to environment, because the program of each could pass on what it gets. Each step is a
-link; or a rule of an interface that lets packets out to a network; or such a rule that covers another host's address,
-and a port that an environment publishes there. A host whose address isn't declared may have any. Steps that only carry
-answers count with ``flow``.
+A path goes from environment to environment, because the program in each could pass on what it gets. A step is one of
+these:
+
+- a link;
+- a rule of an interface that lets packets out to a network;
+- such a rule, if it covers the address of another host and a port that an environment publishes there.
+
+A host without a declared address may have any address. Steps that carry only answers count for assertions with
+``flow``.
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ from netspace.spec.types import Allow, Filtered, Interface, host_of
 def links(ends: Iterable[tuple[str, str, bool, str]]) -> Iterator[Edge]:
     """Yield the edges of links.
 
-    :param ends: sender, receiver, whether it asks for answers, and the link's place in the declaration.
+    :param ends: for each link: sender, receiver, whether it carries requests (which get answers), and its place in the
+        declaration.
     """
     for source, target, asks, rule in ends:
         yield Edge("messages", source, target, False, rule, "requests" if asks else "messages")
@@ -33,7 +39,7 @@ def links(ends: Iterable[tuple[str, str, bool, str]]) -> Iterator[Edge]:
 def packets(fleet: Fleet, interfaces: Mapping[str, Interface]) -> Iterator[Edge]:
     """Yield the edges of interfaces.
 
-    :param interfaces: by ``<environment>@<host>``.
+    :param interfaces: the interface of each instance, by ``<environment>@<host>``.
     """
     world = World(frozenset(interfaces), interfaces)
     doors: dict[IpAddress | None, list[tuple[str, Publication]]] = {}
@@ -72,7 +78,7 @@ def _address(fleet: Fleet, host: str) -> IpAddress | None:
 
 
 def _lets(rule: Allow, door: Publication) -> bool:
-    """Return whether *rule*, which covers the port's address, lets packets out to a published port."""
+    """Return whether *rule* lets packets out to a published port. The rule's networks include the port's address."""
     if rule.protocol != door.host.protocol:
         return False
     if rule.port is None:
@@ -82,8 +88,9 @@ def _lets(rule: Allow, door: Publication) -> bool:
 
 
 class Search:
-    """Searches of one fleet for paths.
+    """Search for paths in one fleet.
 
+    :param edges: all edges of the fleet.
     :param placed: the hosts of each environment.
     """
 
@@ -93,7 +100,7 @@ class Search:
         self._world = World(frozenset(f"{name}@{host}" for name, hosts in placed.items() for host in hosts))
 
     def violation(self, spec: Assertion) -> tuple[Edge, ...]:
-        """Return a shortest path that violates an assertion; empty if there is none."""
+        """Return a shortest path that violates an assertion; empty if the assertion holds."""
         known = [edge for edge in self._edges if spec.by in (None, edge.by) and (spec.flow or not edge.answers)]
         sources, targets = self._ends(spec.source), self._ends(spec.target)
         outside = reach.network(spec.source) is not None
@@ -111,12 +118,12 @@ class Search:
         return reach.shortest(known, self._world.environments, sources, begins, ends)
 
     def _ends(self, end: str) -> frozenset[str]:
-        """Return the replicas that an end means, as ``<environment>@<host>``; none for a network."""
+        """Return the replicas that *end* names, as ``<environment>@<host>``; none if it is a network."""
         return frozenset(f"{end}@{host}" for host in self._placed.get(end, ()))
 
 
 def problems(search: Search, asserted: Iterable[AssertionEntry]) -> list[Problem]:
-    """Return a problem for each assertion that doesn't hold, with a path as the counter-example."""
+    """Return a problem for each assertion that doesn't hold, with a path as the counterexample."""
     found = []
     for file, where, spec in asserted:
         path = search.violation(spec)

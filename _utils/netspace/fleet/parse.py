@@ -1,7 +1,7 @@
-"""Parser of a fleet's declaration: it returns typed values, or every problem with its file and path. Pure.
+"""Parser of a fleet's declaration: returns typed values, or every problem with its file and path. Pure.
 
-One declaration may be in several files. Each environment and each host is declared once; a second declaration of it is
-refused with the names of both files.
+A declaration may be spread over several files. Each environment and each host is declared once. A second declaration
+under the same name is refused, and the error names both files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MAX_REPLICAS = 10_000
 
 
 class _Reading:
-    """The problems of one file, and conversions that add to them."""
+    """The problems found in one file, and conversions that add problems."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file, self._problems = file, problems
@@ -88,7 +88,7 @@ class _Reading:
     def named(self, data: Any, path: str, what: str, owners: dict[str, str]) -> Iterable[tuple[str, str, Any]]:
         """Yield name, path and value of each entry whose name is valid and not yet in *owners*.
 
-        Add its name there, and refuse the other entries.
+        The names are added to *owners*; other entries become problems.
         """
         for name, value in self.mapping(data, path).items():
             where = f"{path}:{name}"
@@ -105,7 +105,7 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
     """Parse a fleet's declaration.
 
     :param documents: the rendered content of each file, by the file's name.
-    :raises FleetError: with every problem.
+    :raises FleetError: there are problems; the error has all of them.
     """
     problems: list[Problem] = []
     owners: tuple[dict[str, str], dict[str, str]] = ({}, {})
@@ -280,7 +280,7 @@ def _check_assertion(reading: _Reading, where: str, spec: Assertion) -> bool:
 def _check_names(found: Fleet, owners: tuple[dict[str, str], dict[str, str]], problems: list[Problem]) -> None:
     """Check names across the parts: each named environment exists; minions and trust domains are unique.
 
-    :param owners: the file of each declared host and environment, also of those that didn't parse.
+    :param owners: the file of each declared host and environment, including those with problems.
     """
     environments = owners[1]
     for link in found.links:

@@ -2,8 +2,8 @@
 
 An environment stays on a host for as long as that host is possible. Replicas without a host get one by rendezvous
 hashing (Thaler and Ravishankar 1998): each host has a score that follows from its name and the environment's, and the
-highest scores win. So a new host moves nothing, a host that is gone moves only what it ran, and without a memory of
-earlier placements the result is the same on every master.
+highest scores win. So a new host moves no environment. If a host is gone, only its environments move. Even without a
+record of earlier placements, the result is the same on every master.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Placement(NamedTuple):
     :param hosts: by environment; an environment without a host is absent.
     :param moves: the changes from the previous placement.
     :param missing: the reasons why environments have fewer hosts than declared, though the declaration is right.
+    :param problems: the reasons why the declaration can't be fulfilled.
     """
 
     hosts: Mapping[str, tuple[str, ...]]
@@ -46,7 +47,7 @@ class _Candidates(NamedTuple):
 
 
 def score(environment: str, host: str) -> bytes:
-    """Return the score by which a host gets an environment; the highest wins."""
+    """Return a host's score for an environment: a hash. The hosts with the highest scores get the environment."""
     return hashlib.sha256(f"{environment}\0{host}".encode()).digest()
 
 
@@ -56,7 +57,7 @@ def choose(key: str, hosts: Iterable[str]) -> str:
 
 
 def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelName | None:
-    """Return the trust level of a host for ``at_least``: the declared level, else the level when it joined."""
+    """Return a host's trust level for ``at_least``: the declared level, or else the level when the host joined."""
     declared = fleet.hosts[host].spec.level
     if declared is not None:
         return declared
@@ -65,11 +66,11 @@ def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelN
 
 
 class Reasons(NamedTuple):
-    """The hosts that one environment could run on, and why others can't have it.
+    """The hosts that one environment could run on, and why other hosts can't run it.
 
-    :param possible: the hosts that match and are possible.
-    :param refused: the reason for each host that matches and isn't possible.
-    :param problem: why no host matches; empty if one does.
+    :param possible: the hosts that match ``on`` and are possible.
+    :param refused: for each host that matches ``on`` but isn't possible, the reason.
+    :param problem: why no host matches ``on``; empty if one does.
     """
 
     possible: tuple[str, ...]
@@ -78,9 +79,9 @@ class Reasons(NamedTuple):
 
 
 def reasons(fleet: Fleet, published: Mapping[str, Published], nodegroups: Mapping[str, object], name: str) -> Reasons:
-    """Return why an environment runs where it does.
+    """Return which hosts an environment could run on, and why others can't run it.
 
-    :param name: one that is declared.
+    :param name: the name of a declared environment.
     """
     placing = fleet.environments[name].placing
     try:
@@ -102,7 +103,7 @@ def place(
 ) -> Placement:
     """Return the hosts of each environment.
 
-    :param published: by minion.
+    :param published: the facts that hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
@@ -179,7 +180,10 @@ def _candidates(
 def _chosen(
     fleet: Fleet, name: str, placing: Placing, possible: tuple[str, ...], wanted: int, previous: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the hosts of one environment, by name: first its present hosts, then the hosts with the highest scores."""
+    """Return the hosts of one environment, sorted by name. Its present hosts are preferred, then the highest scores.
+
+    With ``spread``, the hosts have as many different values of that label as possible.
+    """
     if len(possible) <= wanted:
         return possible
     among = set(possible)

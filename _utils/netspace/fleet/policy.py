@@ -1,4 +1,4 @@
-"""Policy of rollouts: the number of hosts that change at once, and that may fail. Pure."""
+"""Policy of rollouts: how many hosts change at once, how many may fail, and how long to wait. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _EXPECTED = "expected a number of hosts, or a percentage such as 10%"
 
 
 class Policy(Base, frozen=True):
-    """The pace of a rollout, as ``rollout`` in a fleet's declaration.
+    """The policy of a rollout, as in ``rollout`` of a fleet's declaration.
 
     :param canary: the hosts that change first: their number, or their names. If one of them fails, the rollout stops.
     :param step: the most hosts that change at once: a number, or a percentage of the plan's hosts.
-    :param max_fail: the most hosts that may be bad at any time: a number, or a percentage of the plan's hosts. As no
-        host is known to be good before it was looked at, no more hosts than this change at once. If this many have
+    :param max_fail: the most hosts that may be bad at any time: a number, or a percentage of the plan's hosts. A
+        changed host counts as bad until it is found good, so no more hosts than this change at once. If this many have
         failed, the rollout stops.
-    :param settle: seconds between the change of hosts and the first look at them.
-    :param deadline: seconds from the first look on in which a host must become good; it is looked at again and again.
-    :param gate: what must be right with a host that has changed.
+    :param settle: seconds between the change of hosts and the first check of them.
+    :param deadline: seconds from the first check until a host must be good. Until then it is checked repeatedly.
+    :param gate: the conditions that a changed host must meet.
     """
 
     canary: int | tuple[str, ...] = 1
@@ -38,7 +38,7 @@ class Policy(Base, frozen=True):
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A policy in numbers, for the hosts of one plan.
+    """A policy whose percentages are turned into numbers, for one plan.
 
     :param step: the most hosts that change at once.
     :param max_fail: the most hosts that may be bad at any time.
@@ -52,9 +52,9 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def wrong(policy: Policy, known: Iterable[str] | None = None) -> list[tuple[str, str]]:
-    """Return the problems of a policy: the key, and the reason.
+    """Return the problems of a policy, as pairs of key and reason.
 
-    :param known: the hosts that may be named; None: any.
+    :param known: the names that ``canary`` may contain; None: any.
     """
     problems = []
     for key in ("step", "max_fail"):
@@ -76,11 +76,12 @@ def wrong(policy: Policy, known: Iterable[str] | None = None) -> list[tuple[str,
 
 
 def merged(declared: Policy, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a declared policy with the arguments that an operator gave for one rollout, as it would be declared.
+    """Return a declared policy with the operator's arguments for one rollout, in the form of a declaration.
 
-    A command line knows only texts and numbers: a text of names is a list of hosts, and a text of gates a list of them.
+    An argument from a command line is a text or a number. So a text for ``canary`` or ``gate`` is split into a list of
+    names.
 
-    :param arguments: by key; None: as declared.
+    :param arguments: the arguments by key; None: the declared value stays.
     """
     found = msgspec.to_builtins(declared)
     for key, value in arguments.items():
@@ -93,7 +94,7 @@ def merged(declared: Policy, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pace(policy: Policy, hosts: int) -> Pace:
-    """Return a policy in numbers, for a plan with so many hosts."""
+    """Return a policy with numbers instead of percentages, for a plan with so many *hosts*."""
     max_fail = _number(policy.max_fail, hosts)
     step = min(_number(policy.step, hosts), max_fail)
     return Pace(step=step, max_fail=max_fail, settle=policy.settle, gate=policy.gate, deadline=policy.deadline)

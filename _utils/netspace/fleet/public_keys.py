@@ -1,7 +1,7 @@
-"""Public halves of hosts' names keys (X25519), compared by what they mean. Pure.
+"""Canonical form of the X25519 public keys that hosts publish. Two texts may stand for one key. Pure.
 
 X25519 ignores the highest bit of a key, and takes the number in it modulo 2^255 - 19 (RFC 7748, section 5). Base64 of
-32 bytes leaves two bits unused. So one key has several spellings, and all of them give the same shared secrets.
+32 bytes leaves two bits unused. So a key has several spellings, and all of them give the same shared secrets.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _SPELLING = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def canonical(text: str) -> str:
-    """Return the one spelling of a key that ``netspace_link.public_key`` would tell.
+    """Return a key in the spelling that ``netspace_link.public_key`` prints.
 
-    :raises ValueError: it isn't 32 bytes in base64url without padding.
+    :raises ValueError: *text* isn't 32 bytes in base64url without padding.
     """
     if not _SPELLING.fullmatch(text):
         raise ValueError(f"{text!r:.80} isn't {BYTES} bytes in base64url")
@@ -27,7 +27,7 @@ def canonical(text: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Return whether two spellings are of one key; a text that is no key equals only itself."""
+    """Return whether two texts stand for one key; a text that is no key equals only itself."""
     try:
         return canonical(one) == canonical(other)
     except ValueError:

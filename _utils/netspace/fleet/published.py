@@ -1,8 +1,8 @@
-"""Facts about hosts that the master learned when they joined: one small file for each minion.
+"""Facts that the master learned about hosts when they joined: one small file for each minion.
 
-A host's answers are not trusted to be well-formed: what it says is checked before it is stored, and the files are
-checked again when they are read. Each file is replaced by a rename, so the folder's time of change tells whether
-anything is new.
+A host's answers are not trusted to be well-formed. They are checked before they are stored, and the files are checked
+again when they are read. Each file is replaced by a rename. So the folder's time of change shows whether anything is
+new.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class Register:
-    """The files in *folder*, which only the master's user can write."""
+    """The facts about hosts, in files in *folder*, which only the master's user can write."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, minion: str) -> Path:
-        """Return the file of a minion; the name of no minion leads out of the folder."""
+        """Return the path of a minion's file. Whatever the minion's name is, the path is in the folder."""
         return self.folder / file_name(minion)
 
     def read(self, minion: str) -> Published | None:
-        """Return the facts that a minion has published; None if there are none.
+        """Return the facts that a minion has published; None if it has published nothing.
 
         :raises StateError: the file is damaged.
         """
         return _read(self.path(minion))
 
     def read_all(self) -> tuple[dict[str, Published], list[str]]:
-        """Return the published facts, by minion, and the problems of damaged files, which count as absent."""
+        """Return the published facts by minion, and a list of damaged files' problems."""
         found, problems = {}, []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             try:
@@ -60,10 +60,12 @@ class Register:
         return found, problems
 
     def write(self, facts: Published) -> bool:
-        """Store the facts that a minion has published; return whether they differ from before.
+        """Store the facts that a minion has published; return whether they differ from the stored ones.
 
-        :raises NetspaceError: a value is malformed, or the key is another minion's. Two that join at the same moment
-            with one key can't both pass: the lock is held from the check on.
+        The lock is held from the check of the key on. So of two minions that join at the same moment with one key, only
+        one succeeds.
+
+        :raises NetspaceError: a value is malformed, or another minion has the key.
         """
         if reason := check(facts):
             raise NetspaceError(f"{facts.minion:.100}: {reason}")
@@ -79,23 +81,23 @@ class Register:
             return files.write(self.path(facts.minion), msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
     def owner(self, public_key: str, but: str) -> str | None:
-        """Return another minion than *but* that has published this key, however it is spelled; None if none has."""
+        """Return the minion other than *but* that has published this key in any spelling; None if there is none."""
         others = ((minion, facts) for minion, facts in self.read_all()[0].items() if minion != but)
         return next((minion for minion, facts in others if public_keys.same(facts.public_key, public_key)), None)
 
     @staticmethod
     def anothers(minion: str, owner: str) -> str:
-        """Return the message for a minion that shows the key of another one."""
+        """Return the error message for a minion that has published another minion's key."""
         return f"{minion}: netspace_link.public_key: the key is {owner}'s; each host has its own"
 
     def remove(self, minion: str) -> bool:
-        """Forget a minion; return whether anything was stored."""
+        """Delete the facts about a minion; return whether anything was stored."""
         with files.locked(self.folder.parent / ".lock"):
             return files.remove(self.path(minion))
 
 
 def file_name(minion: str) -> str:
-    """Return the name of a file about a minion; it leads out of no folder."""
+    """Return the name of the file about a minion. It contains no slash, whatever the minion's name is."""
     name = urllib.parse.quote(minion, safe="")
     if len(name) > MAX_NAME:
         name = hashlib.sha256(minion.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Reachability in a declared fleet: who may reach whom, over all hosts. Pure.
+"""Reachability in a declared fleet: which environments may reach which, over all hosts. Pure.
 
 An end is an environment (``orders``: all its replicas), one replica (``orders@h2``), or an address or network outside.
 """
@@ -15,8 +15,9 @@ from netspace.text import hint
 
 
 class Reach(NamedTuple):
-    """All edges of a fleet.
+    """The edges between the replicas of a fleet, and queries about them.
 
+    :param edges: each edge says that one end may reach another.
     :param placed: the hosts of each environment.
     """
 
@@ -64,11 +65,11 @@ class Reach(NamedTuple):
         }
 
     def paths_to(self, target: object) -> dict[str, Any]:
-        """Return the paths that lead to an end, the shortest first, as plain values: one from each other end.
+        """Return for each other end a path that leads to *target*, as plain values. The shortest path is first.
 
         The keys are those of ``netspace.paths_to``.
 
-        :raises NetspaceError: the end is unknown.
+        :raises NetspaceError: *target* is unknown.
         """
         world, end = self.world, self._end(target)
         last = [edge for edge in self.edges if end.ends(world, edge)]
@@ -76,7 +77,7 @@ class Reach(NamedTuple):
         return {"paths_to": end.name, "paths": [reach.plain_path(path) for path in paths]}
 
     def _end(self, given: object) -> _End:
-        """Return an end in canonical form.
+        """Return the end that a query names.
 
         :raises NetspaceError: there is no such end.
         """
@@ -96,9 +97,11 @@ class Reach(NamedTuple):
 
 
 class _End(NamedTuple):
-    """One end of a question.
+    """One end that a query names.
 
-    :param replicas: the environment's replicas; none: the end is an address or network outside.
+    :param name: its name in canonical form.
+    :param replicas: the environment's replicas, as ``<environment>@<host>``; empty: the end is an address or network
+        outside.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Replacing: another machine takes the place of a host, under its name.
+"""Replacing: another machine takes the place of a host, under the host's name.
 
-The old machine is cut out first, and what it was certified for is released, so that the new one can join. The
-authority's key tells the machines apart: a machine with the key that the master certified is the one that joined, also
-if its keys come from a backup. So replacing a host again changes nothing, and a call that was interrupted goes on where
-it ended. A machine that doesn't answer counts as gone.
+The old machine is cut out first, and its trust domain is released, so that the new machine can join. The authority's
+key tells the machines apart: a machine whose key the master has certified is the machine that joined, even if its keys
+come from a backup. So replacing a host again changes nothing, and an interrupted call can be repeated. A machine that
+doesn't answer counts as gone.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ def replace(
     release: Callable[[str], None],
     ask: Ask,
 ) -> dict[str, Any]:
-    """Let another machine take the place of a host; return what was done, and what is missing.
+    """Let another machine take the place of a host; return the changes, and what is still missing.
 
-    :param name: of the host, or id of its minion.
-    :param minion: returns a minion by its id.
-    :param release: forgets the TPM that a minion had, if any.
-    :raises NetspaceError: the declaration has problems, the name is no host's, or the old machine can't be cut out.
+    :param name: the host's name, or the id of its minion.
+    :param minion: returns the calls to a minion, by its id.
+    :param release: makes the verifier forget a minion's TPM, if it knows one.
+    :param ask: calls a function on minions, and returns their answers.
+    :raises NetspaceError: the declaration has problems, the name belongs to no host, or the old machine can't be cut
+        out.
     """
     compiled, fleet = fleet_hosts.compiled(declaration, but=REGISTER)
     (host,) = fleet_hosts.named(fleet, [name])
@@ -70,9 +72,9 @@ def replace(
 
 
 def _key(request: object) -> str:
-    """Return the key of a certificate request, as a root lists the keys that it certified.
+    """Return the digest of the key in a certificate request, in the form in which a root lists certified keys.
 
-    :raises NetspaceError: it is no request.
+    :raises NetspaceError: *request* is no certificate request.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -1,8 +1,8 @@
 """Answers of hosts about themselves (``netspace.glance``), parsed strictly, and judged. Pure.
 
-Each answer is a host's own word, with the signature of its minion's Salt key: no other minion made it. A host under an
-attacker's control can report anything of itself. So nothing here decides about trust: a host's level is the verdict of
-the master's verifier wherever there is one, and :class:`Trust` says whose word it is.
+Each answer is signed with the minion's Salt key, so no other minion can have made it. But a host under an attacker's
+control can claim anything about itself. So nothing here decides about trust: a host's level is the verdict of the
+master's verifier wherever there is one, and :class:`Trust` says who stated the level.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENDED = ("failed", "frozen")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One environment in a host's own words. See ``netspace_environment.list``."""
+    """One environment, as its host reports it. See ``netspace_environment.list``."""
 
     state: _Text
     health: _Text = ""
@@ -43,14 +43,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class LinkRow(msgspec.Struct, frozen=True):
-    """One link in a host's own words. See ``netspace_link.list``."""
+    """One link, as its host reports it. See ``netspace_link.list``."""
 
     state: _Text
     why: _Text = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Something that an audited environment was refused. See ``netspace.refused``."""
+    """A thing that was refused to an audited environment, as its host reports it. See ``netspace.refused``."""
 
     kind: _Text
     what: _Text
@@ -59,7 +59,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class HostTrust(msgspec.Struct, frozen=True):
-    """A host's trust level, in its own words."""
+    """A host's trust level, as the host reports it."""
 
     level: Literal["L0", "L1", "L2", "L3", "L4", "L5"]
     verifier: _Text
@@ -69,7 +69,7 @@ class HostTrust(msgspec.Struct, frozen=True):
 
 
 class Glance(msgspec.Struct, frozen=True):
-    """An answer to ``netspace.glance``. Keys of later versions are ignored."""
+    """A host's answer to ``netspace.glance``. Unknown keys (of later versions) are ignored."""
 
     trust: HostTrust
     environments: Annotated[dict[_Name, Row], msgspec.Meta(max_length=MOST)] = {}
@@ -83,8 +83,8 @@ class Glance(msgspec.Struct, frozen=True):
 class Seen(NamedTuple):
     """The outcome of asking one host.
 
-    :param glance: its answer; None: there is none that counts.
-    :param problem: why there is none.
+    :param glance: the host's answer; None: there is no valid answer.
+    :param problem: why there is no valid answer; else empty.
     """
 
     glance: Glance | None
@@ -92,11 +92,15 @@ class Seen(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """A host's trust level, and whose word it is.
+    """A host's trust level, and its source.
 
-    :param level: ``L0`` to ``L5``; empty: nobody has reported one.
-    :param state: that of ``netspace_attestation.status``, if it is the master's word.
+    :param level: ``L0`` to ``L5``; empty: nobody has reported a level.
+    :param mark: the rating of the level for a display: ``well``, ``odd`` or ``bad``, or ``unknown``.
+    :param by: the source of the level: the master's verifier, the host, or nobody.
+    :param why: the reason for the level.
+    :param state: the verifier's state, as in ``netspace_attestation.status``; empty if the host stated the level.
     :param evidence: the time of the evidence, in seconds since 1970.
+    :param remedy: steps by which an operator can raise the level.
     """
 
     level: str
@@ -109,8 +113,9 @@ class Trust(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The state of one replica of an environment.
+    """The state of one replica of an environment, with its rating.
 
+    :param mark: the rating for a display: ``well``, ``odd`` (changing or unusual), ``bad``, ``off`` or ``unknown``.
     :param text: why it isn't well; empty if it is.
     """
 
@@ -126,7 +131,7 @@ def answers(minions: Collection[str], given: Mapping[str, Any], seconds: float) 
     """Return the outcome for each minion that was asked.
 
     :param given: the answers by minion; an exception for a minion that failed.
-    :param seconds: the time limit.
+    :param seconds: the time limit, for the text about a minion that did not answer.
     """
     found = {}
     for minion in minions:
@@ -150,7 +155,7 @@ def _parsed(said: object) -> Seen:
 def standing(name: str, host: str, seen: Seen, *, off: bool = False) -> Standing:
     """Return the state of an environment on a host where it should run.
 
-    :param off: it is declared ``state: stopped``.
+    :param off: whether the environment is declared ``state: stopped``.
     """
     if seen.glance is None:
         return Standing("unknown", "unknown", text=f"{host}: {seen.problem}")
@@ -163,7 +168,7 @@ def standing(name: str, host: str, seen: Seen, *, off: bool = False) -> Standing
 
 
 def of_row(row: Row) -> Standing:
-    """Return the judgement on an environment, from its row."""
+    """Return the state and rating of an environment from its host's report."""
     told = row.problem
     if row.declared_stopped and row.state == "stopped":
         return Standing("off", "stopped", "", None, row.restarts, told)
@@ -186,10 +191,10 @@ _MARKS: Mapping[str, Mark] = {"trusted": "well", "enrolled": "odd", "degraded": 
 
 
 def trust(verdict: Mapping[str, Any] | None, seen: Seen, now: float) -> Trust:
-    """Return a host's trust.
+    """Return a host's trust: by the master's verifier, or else by the host's own report.
 
-    :param verdict: the verdict of the master's verifier, as ``netspace_attestation.status`` returns it; None: there is
-        none.
+    :param verdict: the verifier's verdict, as ``netspace_attestation.status`` returns it; None: there is none.
+    :param now: seconds since 1970.
     """
     if verdict is not None and verdict.get("state") not in (None, "unknown"):
         state = str(verdict["state"])

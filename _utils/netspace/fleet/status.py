@@ -1,7 +1,7 @@
 """State of a fleet: what its declaration expects, and what its hosts report.
 
-Pure but for :func:`expected`, which reads the declaration.
-A host that doesn't answer hides nothing: it is named, with everything that should run there.
+All functions are pure, except :func:`expected`, which reads the declaration. A host that doesn't answer is listed with
+everything that should run there, so nothing is hidden by its silence.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MOST = 20
 
 
 class Expected(NamedTuple):
-    """The part of a declaration that says what should run.
+    """The hosts and environments of a declaration, as far as they say what should run where.
 
     :param hosts: the minion of each host.
-    :param placed: the hosts of each environment; none: it runs nowhere yet.
+    :param placed: the hosts of each environment; an environment with no hosts runs nowhere yet.
     :param off: the environments that are declared stopped.
-    :param waiting: what a host or an environment waits for, by its name.
-    :param notes: what an operator must know about the whole.
+    :param waiting: by a host's or environment's name, what it waits for.
+    :param notes: texts for the operator about the whole fleet.
     """
 
     hosts: Mapping[str, str]
@@ -36,9 +36,9 @@ class Expected(NamedTuple):
 
 
 class Now(NamedTuple):
-    """Everything that is known at one moment.
+    """Everything that is known about the hosts at one moment.
 
-    :param seen: by host.
+    :param seen: the hosts' own answers, by host.
     :param verdicts: the verdicts of the master's verifier, by minion, as ``netspace_attestation.status`` returns them.
     :param time: seconds since 1970.
     """
@@ -53,9 +53,9 @@ class Now(NamedTuple):
 
 
 def expected(declaration: FleetDeclaration) -> Expected:
-    """Return what the declaration's files expect now.
+    """Return which environments should run where, by the declaration's present files.
 
-    If they have problems, or with ``apply: planned``, return what hosts have in force.
+    If the files have problems, or with ``apply: planned``, the hosts' slices in force count instead.
 
     :raises NetspaceError: the files have problems, and nothing is in force.
     """
@@ -111,7 +111,7 @@ def status(fleet: Expected, now: Now) -> dict[str, Any]:
 
 
 def good(found: Mapping[str, Any]) -> bool:
-    """Return whether nothing of a :func:`status` needs attention."""
+    """Return whether nothing in a result of :func:`status` needs attention."""
     return (
         not found["nowhere"] and not found["notes"] and all(one["state"] == "well" for one in found["hosts"].values())
     )
@@ -146,7 +146,7 @@ def _host(fleet: Expected, now: Now, host: str, standings: list[tuple[str, Stand
 def replicas(fleet: Expected, now: Now) -> Iterator[tuple[str, str, Standing]]:
     """Yield each environment, each host where it should run, and its state there.
 
-    The last ones are environments of the fleet that a host runs though they should run elsewhere.
+    After these come environments of the fleet that run on a host where they should not run.
     """
     for name, hosts in fleet.placed.items():
         for host in hosts:
@@ -160,7 +160,7 @@ def replicas(fleet: Expected, now: Now) -> Iterator[tuple[str, str, Standing]]:
 
 
 def listed(fleet: Expected, now: Now) -> dict[str, Any]:
-    """Return a row for each replica of each environment, those that need attention first."""
+    """Return a row for each replica of each environment. Rows that need attention come first."""
     rows: list[dict[str, Any]] = []
     for name, host, one in replicas(fleet, now):
         rows.append({"environment": name, "host": host, **one._asdict()})

@@ -1,9 +1,9 @@
 """Hosts that the terms of an environment's ``on`` match. Pure.
 
 A term matches by a host's name, or by its minion's id, which Salt has authenticated. A grain is a host's claim about
-itself: whoever takes over a host could attract environments to it by a false claim. So a term that matches by a grain
-is refused, unless the declaration names the grain under ``trusted_grains``. Then the grain's value is that of the time
-when the host joined.
+itself: an attacker on a host could attract environments to it by a false grain. So a term that matches by a grain is
+refused, unless the declaration names the grain under ``trusted_grains``. If it does, the grain's value at the time when
+the host joined counts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _GLOB = frozenset("*?[")
 
 
 class Waiting(NetspaceError):
-    """A term that matches no host yet, and may match a host once that host has joined."""
+    """Error: a term matches no host yet, but may match a host once that host has joined."""
 
 
 class Targets:
-    """Matches of terms, each computed once.
+    """Lookup of the hosts that terms of ``on`` match. Each term is looked up once; its result is cached.
 
+    :param published: the facts that hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
-    :param published: by minion.
     """
 
     def __init__(self, fleet: Fleet, published: Mapping[str, Published], nodegroups: Mapping[str, Any]) -> None:
@@ -36,10 +36,10 @@ class Targets:
         self._found: dict[str, tuple[str, ...]] = {}
 
     def match(self, terms: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the hosts that one of *terms* matches, by name.
+        """Return the names of the hosts that at least one of *terms* matches.
 
         :raises NetspaceError: a term is refused, or matches no host.
-        :raises Waiting: none matches yet.
+        :raises Waiting: no host matches yet.
         """
         if len(terms) == 1:
             return self._one(terms[0])
@@ -54,11 +54,11 @@ class Targets:
         return tuple(sorted(found))
 
     def waits(self, terms: tuple[str, ...]) -> bool:
-        """Return whether more hosts may match when they have joined."""
+        """Return whether more hosts may match once they have joined."""
         return any(term.startswith("G@") and self._unknown(term[2:].rpartition(":")[0]) for term in terms)
 
     def _unknown(self, grain: str) -> list[str]:
-        """Return the hosts of which a grain isn't known."""
+        """Return the hosts whose value of a grain isn't known."""
         known = {host: self._published.get(self._fleet.minion(host)) for host in self._fleet.hosts}
         return [host for host, facts in known.items() if facts is None or grain not in facts.grains]
 

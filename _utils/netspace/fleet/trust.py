@@ -1,12 +1,12 @@
-"""Trust in a fleet's hosts: which hosts the master distrusts, and which links slices lack because of it. Pure.
+"""Trust in a fleet's hosts: which hosts the master distrusts, and which links are cut because of that. Pure.
 
-The slices in force have all links, and distrust changes none of them. The links to and from distrusted hosts are left
-out whenever a slice is handed out. So a cut needs no compilation, works whatever state the declaration is in, and ends
-with the distrust. The facts that this needs are noted beside each slice, under ``trust``.
+The slices in force have all links, and distrust doesn't change them. Whenever a minion gets its pillar, the links to
+and from distrusted hosts are left out. So a cut needs no compilation, works whatever state the declaration is in, and
+ends with the distrust. The facts that a cut needs are kept beside each slice, under ``trust`` (:func:`noted`).
 
-Two kinds of distrust are kept apart. *Judged*: the master looked at evidence and refused it, found too low a level, or
-an operator revoked the host's certificate. *Expired*: there is no valid result, and the host doesn't answer. A host
-that the master can't reach for a moment is neither.
+There are two kinds of distrust. *Judged*: the master looked at evidence and refused it, or found too low a level, or an
+operator revoked the host's certificate. *Expired*: there is no valid result, and the host doesn't answer. If the master
+can't reach a host for a moment, neither kind applies.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ MAX_REASON = 1000
 class Distrust(msgspec.Struct, frozen=True):
     """Distrust of one host.
 
-    :param state: its state by its attestation, when the distrust began.
-    :param code: the code of the refusal; empty if there is none.
+    :param kind: ``judged`` or ``expired``.
+    :param state: the host's attestation state when the distrust began.
+    :param code: the code of the verifier's refusal; empty if there is none.
     :param since: seconds since 1970.
     """
 
@@ -44,12 +45,13 @@ class Distrust(msgspec.Struct, frozen=True):
 
 
 class Book(msgspec.Struct, frozen=True):
-    """The master's memory of trust in a fleet.
+    """The master's record of trust in a fleet.
 
     :param hosts: the distrusted hosts, by minion.
-    :param expiring: since when a host's result has expired, by minion: it is asked again until it counts as distrusted.
-    :param looked: when the master last looked at all hosts, if a result had expired.
-    :param late: how many such looks in a row came more than :data:`GRACE` seconds after the look before.
+    :param expiring: the hosts whose result has expired, by minion, with the time when that was seen. They are asked
+        again until they count as distrusted.
+    :param looked: when the master last checked all hosts while a result had expired.
+    :param late: how many such checks in a row came more than :data:`GRACE` seconds after the check before.
     :param waiting: the minions that haven't confirmed a change yet: by minion, the hosts whose trust changed, each with
         the number of the change.
     :param serial: the number of the last change.
@@ -65,9 +67,10 @@ class Book(msgspec.Struct, frozen=True):
 
 
 class HostTrust(NamedTuple):
-    """State of a host by the master's own result.
+    """The state of a host by the master's own result.
 
     :param state: ``trusted``, or another state of an attested host.
+    :param code: the code of a refusal; empty if there is none.
     """
 
     state: str
@@ -76,18 +79,22 @@ class HostTrust(NamedTuple):
 
 
 def verified(fleet: Fleet, host: str) -> bool:
-    """Return whether the master judges a host (``attestation: {verifier: master}``). Others are never distrusted."""
+    """Return whether the master judges a host (``attestation: {verifier: master}``).
+
+    A host that the master doesn't judge is never distrusted.
+    """
     given = {**fleet.defaults.attestation, **fleet.hosts[host].spec.attestation}
     return given.get("verifier") == "master"
 
 
 def noted(fleet: Fleet, host: str, links: Iterable[tuple[LinkEntry, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the facts to note beside a host's slice; empty if the master judges no host at the ends of its links.
+    """Return the facts that a cut of this host's links needs; they are kept beside its slice, under ``trust``.
 
-    The result has ``judged``: the judged hosts among this one and its peers; ``minions``: of all peers; and ``kept``:
-    by a judged host and a kind of distrust, the links that stay nevertheless.
+    The result is empty if the master judges no host at the ends of the links. Otherwise it has ``judged``: which of
+    this host and its peers the master judges; ``minions``: the minions of all peers; and ``kept``: for each judged host
+    and kind of distrust, the links that stay in spite of it.
 
-    :param links: the links of the slice, each with its declaration.
+    :param links: the links of the slice, each with its entry in the declaration.
     """
     minions: dict[str, str] = {}
     kept: dict[str, dict[Kind, list[str]]] = {}
@@ -113,25 +120,27 @@ def noted(fleet: Fleet, host: str, links: Iterable[tuple[LinkEntry, Mapping[str,
 
 
 def far(link: Mapping[str, Any]) -> str:
-    """Return the other host of a link in a slice; empty if both ends are on one host."""
+    """Return the other host of a link in a slice; empty if the link is within one host."""
     return str(link["from"]).partition("@")[2] or str(link["to"]).partition("@")[2]
 
 
 def named(link: Mapping[str, Any]) -> str:
-    """Return the name of a link within a slice, as its host calls it."""
+    """Return the name of a link in a slice: ``<from>.<to>``."""
     return f"{link['from']}.{link['to']}"
 
 
 def judged_host(pillar: Mapping[str, Any]) -> str | None:
-    """Return the name of a slice's own host if the master judges it."""
+    """Return the name of the host whose slice this is, if the master judges it; else None."""
     host = str(pillar["netspace"]["broker"]["host"])
     return host if host in pillar.get("trust", {}).get("judged", ()) else None
 
 
 def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> dict[str, str]:
-    """Return the links that a slice must not have, by name, each with its other host.
+    """Return the links that distrust removes from a slice, by name, each with the host at the other end.
 
-    :param pillar: the slice, and what is noted beside it.
+    :param pillar: the slice under ``netspace``, and the result of :func:`noted` under ``trust``.
+    :param minion: the minion of the slice's host.
+    :param distrusted: the distrusted hosts, by minion.
     """
     beside = pillar.get("trust")
     if not beside or not distrusted:
@@ -148,7 +157,7 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
 
 
 def served(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> dict[str, Any]:
-    """Return what a minion gets: its slice without the links that are cut, and without what is noted beside it."""
+    """Return the pillar that a minion gets: its slice without the links that are cut, and without ``trust``."""
     section = pillar["netspace"]
     gone = cut(pillar, minion, distrusted)
     if not gone:
@@ -178,15 +187,17 @@ def decide(
     linked: Collection[str] = (),
     lost: bool = False,
 ) -> Book:
-    """Return the book after a look at hosts. Hosts that weren't looked at keep their entries.
+    """Return the new book after a check of hosts. Hosts that weren't checked keep their entries.
 
+    :param before: the book until now.
     :param judged: the minions of all hosts that the master judges.
-    :param states: by minion; absent: it isn't looked at.
-    :param whole: whether all judged hosts are looked at.
+    :param states: the states of the checked hosts, by minion.
+    :param whole: whether all judged hosts are checked.
     :param asked: whether hosts whose result has expired were asked again just now.
-    :param linked: minions that have no slice, though others still have links to them. A distrusted one stays
-        distrusted.
-    :param lost: whether the book before is lost, so that a host may have been cut. One that isn't trusted is, at once.
+    :param linked: minions that have no slice, though other hosts still have links to them. A distrusted minion among
+        them stays distrusted.
+    :param lost: whether the old book is lost. Since any host may have been cut in it, each host that isn't trusted is
+        cut at once.
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
@@ -214,13 +225,13 @@ def decide(
 
 
 def changed(before: Mapping[str, Distrust], after: Mapping[str, Distrust]) -> list[str]:
-    """Return the minions whose trust changed, so that links may have to be cut or restored."""
+    """Return the minions whose distrust began, ended or changed its kind."""
     kinds = [{minion: one.kind for minion, one in book.items()} for book in (before, after)]
     return sorted(minion for minion in {*before, *after} if kinds[0].get(minion) != kinds[1].get(minion))
 
 
 def to_wait(book: Book, wanted: Mapping[str, Iterable[str]]) -> Book:
-    """Return the book with more minions to tell.
+    """Return the book with more minions that are to be informed.
 
     :param wanted: for each minion, the hosts whose trust changed.
     """
@@ -234,13 +245,13 @@ def to_wait(book: Book, wanted: Mapping[str, Iterable[str]]) -> Book:
 
 
 def pruned(book: Book, members: Iterable[str]) -> Book:
-    """Return the book without the minions to tell that have left the fleet."""
+    """Return the book without waiting minions that have left the fleet."""
     known = set(members)
     return msgspec.structs.replace(book, waiting={one: hosts for one, hosts in book.waiting.items() if one in known})
 
 
 def confirmed(book: Book, told: Mapping[str, Mapping[str, int]]) -> Book:
-    """Return the book without what minions have confirmed. A change later than the confirmed one stays.
+    """Return the book without the changes that minions have confirmed. A change that came later stays.
 
     :param told: for each minion, the hosts and the numbers of the changes that it confirmed.
     """

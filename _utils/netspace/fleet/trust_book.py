@@ -1,7 +1,7 @@
-"""Book of trust on the master's disk: the hosts that the master distrusts, and the minions still to be told.
+"""Book of trust on the master's disk: the hosts that the master distrusts, and the minions still to be informed.
 
-The file is ``trust.json`` beside what hosts published, replaced by a rename. While it is damaged, the master knows
-nothing about any host. It then hands out no slice, and so grants nothing, until it has looked at all hosts again.
+The file ``trust.json`` lies beside the facts that hosts published, and is replaced by a rename. While the file is
+damaged, no minion gets a slice, until the master has checked all hosts again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_FILE = 64 * 1024**2
 
 @functools.lru_cache(8)
 def book(folder: Path) -> TrustBook:
-    """Return this process's book in a folder. It remembers the decoded file."""
+    """Return the book in a folder. A process has one object per folder, which caches the decoded file."""
     return TrustBook(folder)
 
 
@@ -39,12 +39,12 @@ class TrustBook:
         self._seen: tuple[Stamp, Book] = (None, Book())
 
     def looking(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the right to look at hosts, and to write the book."""
+        """Hold the lock under which hosts are checked and the book is written."""
         return files.locked(self._folder / ".trust.lock")
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[bool]:
-        """Hold the right to tell minions again that didn't confirm; yield False if another process has it."""
+        """Hold the lock under which minions that didn't confirm are informed again; yield whether it was free."""
         fd = os.open(self._folder / ".tell.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,9 +57,9 @@ class TrustBook:
             os.close(fd)
 
     def read(self) -> Book:
-        """Return the book; an empty one if there is none.
+        """Return the book; an empty one if there is no file.
 
-        :raises StateError: it is damaged.
+        :raises StateError: the file is damaged.
         """
         now = stamp(self.path)
         if now is None:
@@ -78,5 +78,5 @@ class TrustBook:
         return self._seen[1]
 
     def write(self, new: Book) -> bool:
-        """Store the book; return whether it is new. The caller holds :meth:`looking`."""
+        """Store the book; return whether it differs from the stored one. The caller holds :meth:`looking`."""
         return files.write(self.path, msgspec.json.format(msgspec.json.encode(new, order="sorted")) + b"\n")

@@ -1,10 +1,11 @@
-"""Look at hosts' trust: the master cuts the links of hosts that it distrusts, and tells all minions concerned.
+"""Checks of hosts' trust (*looks*): the master cuts the links of distrusted hosts, and informs all minions concerned.
 
-A look uses only the master's own results. An event is only a hint that a look may be due: a forged event makes the
-master look at a host, and does nothing else. Requests that wait at the same time share one look.
+A look uses only the master's own results. An event only hints that a look may be due: a forged event makes the master
+look at a host, and has no other effect. Requests that wait at the same time share one look.
 
 A master that doesn't run cuts nothing and restores nothing. After a downtime of the master, results have expired
-through no fault of the hosts. So a host whose result has expired is asked again for :data:`trust.GRACE` seconds first.
+through no fault of the hosts. So a host whose result has expired is asked again for :data:`trust.GRACE` seconds before
+it is cut.
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ MOST_GROUPS = 8
 
 
 class Master(Protocol):
-    """The master's results, and its minions."""
+    """The master's attestation results, and calls to its minions."""
 
     def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
-        """Return what the master's own results say of minions now, without asking them.
+        """Return the states of minions by the master's own results, without asking the minions.
 
         :raises NetspaceError: the results can't be read.
         """
 
     def attest(self, minions: Collection[str]) -> None:
-        """Attest minions again. One without an accepted key is passed over: it is silent.
+        """Attest minions again. A minion without an accepted key is left out; it counts as silent.
 
-        :raises NetspaceError: the minions can't be asked.
+        :raises NetspaceError: no minion can be called.
         """
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the minions' own answers, by minion; an error for a minion that failed.
+        """Call a function on minions; return their answers by minion, with an error for a minion that failed.
 
-        :raises NetspaceError: nobody can be asked.
+        :raises NetspaceError: no minion can be called.
         """
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
-        """Tell the operator of a change."""
+        """Report a change of trust to the operator, as an event."""
 
 
 class Judged:
-    """The hosts in force that the master judges. A slice is read only when it is asked for.
+    """The hosts in force that the master judges. Each slice is read when it is first needed.
 
-    :param hosts: their names, by minion.
+    :param hosts: the hosts' names, by minion.
     """
 
     def __init__(self, declaration: FleetDeclaration, hosts: Mapping[str, str]) -> None:
@@ -71,28 +72,28 @@ class Judged:
         self._pillars: dict[str, Mapping[str, Any]] = {}
 
     def pillar(self, minion: str) -> Mapping[str, Any]:
-        """Return a host's slice, and what is noted beside it."""
+        """Return a host's slice under ``netspace``, and the facts from ``trust.noted`` under ``trust``."""
         if minion not in self._pillars:
             found = self._declaration.whole(minion)
             if found is None or "trust" not in found:
-                raise StateError(f"{minion}: what is in force changed meanwhile; look again")
+                raise StateError(f"{minion}: the declaration in force changed in the meantime; look again")
             self._pillars[minion] = found
         return self._pillars[minion]
 
     def peers(self, minion: str) -> Mapping[str, str]:
-        """Return the minions of a host's peers, by name."""
+        """Return the minions of a host's peers, by the peers' names."""
         found: Mapping[str, str] = self.pillar(minion)["trust"]["minions"]
         return found
 
 
 class _Begun:
-    """The looks that this process has begun, by book and minion."""
+    """The times at which this process has begun to look, by book and minion."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return the minions at which no look has begun since *asked*, and note that one begins now."""
+        """Return the minions at which this process hasn't begun to look since *asked*. Their looks begin now."""
         due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
         self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
         return due
@@ -104,11 +105,12 @@ _known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], froz
 
 
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Look at hosts, cut or restore their links, and tell the minions concerned; return the state as plain values.
+    """Check hosts, cut or restore their links, and inform the minions concerned; return the state as plain values.
 
-    :param names: of hosts, or ids of their minions; other names are ignored. None: all hosts. Only such a look asks
-        hosts with an expired result again, and tells minions again that didn't confirm.
-    :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
+    Only a look at all hosts asks hosts with an expired result again, and informs minions again that didn't confirm.
+
+    :param names: names of hosts, or ids of their minions; other names are ignored. Empty: all hosts.
+    :raises NetspaceError: nothing is in force, or the results can't be read. In this case nothing is changed.
     """
     asked, began = time.monotonic(), time.time()
     hosts = judged(declaration)
@@ -140,9 +142,10 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
 def judged(declaration: FleetDeclaration) -> Judged:
     """Return the hosts in force that the master judges.
 
-    All slices are read once for each state of what is in force, so a forged event costs only one look at a file's time.
+    The slices are read again only after the files in force have changed. So a forged event costs only a look at the
+    files' times.
 
-    :raises NetspaceError: nothing is in force, or it is damaged.
+    :raises NetspaceError: nothing is in force, or the slices are damaged.
     """
     known = _known.get(declaration.trust.path)
     if known is None or known[0] != declaration.stamps():
@@ -167,9 +170,10 @@ def _seen(
     whole: bool,
     asked: float | None,
 ) -> tuple[dict[str, dict[str, int]], Book]:
-    """Look at the *chosen* hosts and write the book; return the minions to tell now, and the book.
+    """Check the *chosen* hosts and write the book; return the minions to inform now, and the book.
 
-    :param asked: when the look was asked for, by a monotonic clock; None: expired hosts were asked again just now.
+    :param whole: whether these are all judged hosts.
+    :param asked: when the look was requested, by the monotonic clock; None: expired hosts were asked again just now.
     """
     book = declaration.trust
     with book.looking():
@@ -209,7 +213,7 @@ def _seen(
 
 
 def concerned(hosts: Judged, minion: str, before: Book, after: Book) -> set[str]:
-    """Return the minions whose links change with the trust in one host, and the host's own."""
+    """Return the host's minion, and the minions of peers whose links are cut or restored with its trust."""
     cuts = [
         trust.cut(hosts.pillar(minion), minion, {minion: book.hosts[minion]}) if minion in book.hosts else {}
         for book in (before, after)
@@ -224,7 +228,7 @@ def _told(
     hosts: Judged,
     waiting: Mapping[str, Mapping[str, int]],
 ) -> dict[str, str]:
-    """Tell minions to revise their links, and note which did; return why others didn't, by minion."""
+    """Let minions revise their links, and record which did; return by minion why others didn't."""
     groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
@@ -251,9 +255,10 @@ def _told(
 def _groups(
     judged_hosts: Mapping[str, str], waiting: Mapping[str, Mapping[str, int]]
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
-    """Return the minions to inform, by the hosts in the message, and whether their own host is one of these.
+    """Return the minions to inform, grouped by message. A message names hosts.
 
-    Peers come first: a distrusted host may keep the master waiting for its answer.
+    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first, because a
+    distrusted host may keep the master waiting for its answer.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):
@@ -269,10 +274,10 @@ def _groups(
 def _exchanged(
     declaration: FleetDeclaration, master: Master, hosts: Judged, changed: Collection[str]
 ) -> dict[str, str]:
-    """Exchange the keys of sealed links that were restored: a host forgets the keys of a peer that is cut.
+    """Exchange keys for restored sealed links, because a host deletes the keys of a peer whose links are cut.
 
-    :param changed: the hosts whose change minions were informed of.
-    :return: what failed, under the runner that does it again.
+    :param changed: the hosts about whose change minions were informed.
+    :return: errors, by the runner function that repeats the failed part.
     """
     distrusted = declaration.trust.read().hosts
     minions = set[str]()
@@ -293,7 +298,7 @@ def _exchanged(
 
 
 def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judged) -> dict[str, Any]:
-    """Return the present state as plain values.
+    """Return the present trust in all judged hosts as plain values.
 
     :param failed: why minions didn't revise their links, by minion.
     """

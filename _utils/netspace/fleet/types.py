@@ -1,7 +1,7 @@
-"""Types of a fleet's declaration, and of what a host has published to the master. Pure.
+"""Types of a fleet's declaration, and of the facts that a host has published to the master. Pure.
 
-Values are immutable; unknown keys are errors. The keys of an environment and of a link that aren't described here are
-those of :mod:`netspace.spec.types`.
+Values are immutable; unknown keys are errors. Keys of an environment and of a link that aren't described here are
+described in :mod:`netspace.spec.types`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Reaction = Literal["cut", "report"]
 class Problem(NamedTuple):
     """One problem of a fleet's declaration.
 
-    :param file: the file, as it is named in the declaration; empty: the fleet as a whole.
+    :param file: the file, as it is named in the declaration; empty: the problem concerns the whole fleet.
     :param path: the path in that file, such as ``links:3:to``.
     """
 
@@ -55,19 +55,20 @@ class FleetError(NetspaceError):
 class Host(Base, frozen=True):
     """One host of a fleet.
 
-    :param address: where other hosts reach its broker: an address, or ``<address>:<port>`` (5671). Absent: no link
-        leads to it from another host.
+    :param address: where other hosts reach its broker: an address, or ``<address>:<port>`` (default port 5671). Absent:
+        no link leads from another host to this one.
     :param minion: the id of its minion; absent: the host's name.
     :param trust_domain: its own trust domain; absent: ``<name>.<domain>``.
     :param instance: the name of its instance (``netspace.instance`` of its minion's configuration).
-    :param level: the trust level that it reaches, for ``at_least``; absent: that of its attestation when it joined.
+    :param level: its trust level for ``at_least``; absent: the level of its attestation when it joined.
     :param labels: words that the operator chooses for it, for ``spread``, such as ``{rack: r1}``.
-    :param attestation: as in a declaration of one host. So are ``broker``, ``network`` and ``runtimes``. Each of the
-        four is merged over the fleet's ``defaults``, key by key.
-    :param broker: without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
-    :param on_distrust: whether links between it and other hosts are cut when the master judges that it isn't trusted;
-        absent: as in ``defaults``.
-    :param on_expiry: whether these links are cut when its last result has expired and it doesn't answer.
+    :param attestation: as in a declaration of one host; merged over the fleet's ``defaults``, key by key.
+    :param broker: likewise, but without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
+    :param network: as in a declaration of one host; merged over ``defaults``.
+    :param runtimes: as in a declaration of one host; merged over ``defaults``.
+    :param on_distrust: ``cut`` or ``report``: what happens to links between it and other hosts when the master judges
+        that it isn't trusted; absent: as in ``defaults``.
+    :param on_expiry: the same for the case that its last result has expired and it doesn't answer.
     """
 
     address: str | None = None
@@ -85,7 +86,7 @@ class Host(Base, frozen=True):
 
 
 class Defaults(Base, frozen=True):
-    """Settings of all hosts, as in a declaration of one host; and what follows for hosts that aren't trusted."""
+    """Settings of all hosts, as in a declaration of one host, and the reactions to hosts that aren't trusted."""
 
     attestation: dict[str, Any] = msgspec.field(default_factory=dict)
     broker: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -96,14 +97,15 @@ class Defaults(Base, frozen=True):
 
 
 class Placing(Base, frozen=True):
-    """The hosts that an environment may run on, and the number of them that it runs on.
+    """The hosts that an environment may run on, and on how many of them it runs.
 
     :param on: a host, a glob of hosts' names or minions' ids, ``E@<regular expression>``, ``L@<id>,<id>``,
         ``N@<nodegroup>``, or a list of these.
-    :param replicas: the number of hosts that it runs on; or ``all`` that match.
-    :param spread: the name of a label: replicas run on hosts with different values of it, as far as there are enough.
-    :param at_least: only hosts of this trust level or a higher one. Unless the environment declares an ``attestation``,
-        it then requires that level when it is started, too.
+    :param replicas: the number of hosts that it runs on; ``all``: all hosts that match.
+    :param spread: the name of a label: replicas run on hosts with different values of this label, as far as there are
+        enough values.
+    :param at_least: only hosts of this trust level or a higher one are possible. Unless the environment declares an
+        ``attestation``, this level is also required whenever it starts.
     """
 
     on: str | tuple[str, ...]
@@ -113,7 +115,7 @@ class Placing(Base, frozen=True):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The terms of ``on``."""
+        """The terms of ``on`` as a tuple, even if there is only one."""
         return (self.on,) if isinstance(self.on, str) else self.on
 
 
@@ -123,7 +125,7 @@ class Assertion(Base, frozen=True):
     :param from: an environment's name, or a network.
     :param to: an environment's name, or a network.
     :param by: ``messages`` or ``packets``; absent: both count.
-    :param flow: true: data that flows in answers counts too.
+    :param flow: whether data that flows in answers counts, too.
     """
 
     source: str = msgspec.field(name="from")
@@ -133,14 +135,14 @@ class Assertion(Base, frozen=True):
 
 
 class HostEntry(NamedTuple):
-    """A host, and the file that declares it."""
+    """A declared host, and the file that declares it."""
 
     file: str
     spec: Host
 
 
 class EnvironmentEntry(NamedTuple):
-    """An environment, and the file that declares it.
+    """A declared environment, and the file that declares it.
 
     :param body: its keys as in a declaration of one host.
     """
@@ -151,11 +153,12 @@ class EnvironmentEntry(NamedTuple):
 
 
 class LinkEntry(NamedTuple):
-    """A link between two environments of a fleet.
+    """A declared link between two environments of a fleet, with its file and path.
 
     :param reach: for a receiver with replicas: each sender reaches ``one`` of them, or ``each``.
     :param body: its keys as in a declaration of one host, without ``from`` and ``to``.
-    :param on_distrust: whether it is cut when a host at one end isn't trusted; None: as the host declares.
+    :param on_distrust: ``cut`` or ``report``: what happens to it when a host at one end isn't trusted; None: as that
+        host declares.
     """
 
     file: str
@@ -168,7 +171,7 @@ class LinkEntry(NamedTuple):
 
 
 class AssertionEntry(NamedTuple):
-    """An assertion, and its place in a file."""
+    """A declared assertion, with its file and path."""
 
     file: str
     path: str
@@ -176,11 +179,13 @@ class AssertionEntry(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """A whole declaration, of one file or several.
+    """A whole declaration, from one file or several.
 
+    :param never: the assertions.
+    :param domain: the domain of trust domains that aren't declared.
     :param settings_file: the file with ``defaults``.
     :param planned: whether changes wait for a plan (``apply: planned``).
-    :param rollout: the policy of rollouts, unless an operator gives another.
+    :param rollout: the policy of rollouts; an operator's arguments override it.
     """
 
     hosts: Mapping[str, HostEntry]
@@ -204,11 +209,12 @@ class Fleet(NamedTuple):
 
 
 class Published(Base, frozen=True):
-    """Facts about a host that the master learned when the host joined. Nothing of it is secret.
+    """Facts about a host that the master learned when the host joined. None of them is secret.
 
-    :param trust_domain: the trust domain that its authority was certified for.
+    :param minion: the id of the host's minion.
+    :param trust_domain: the trust domain for which its authority was certified.
     :param chain: the certificates of its authority and of the fleet's root (PEM).
-    :param public_key: the public half of its names key.
+    :param public_key: its public X25519 key, from which link names are derived.
     :param level: the trust level of its attestation when it joined; None: the master has not attested it.
     :param grains: its values of the grains that the declaration trusts.
     :param joined: seconds since 1970.
@@ -234,9 +240,10 @@ class Move(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Something that the fleet waits for, though its declaration is right.
+    """A thing for which the fleet waits, though its declaration is right.
 
     :param subject: the host or environment that waits.
+    :param text: what is missing, and the remedy.
     """
 
     subject: str
@@ -244,7 +251,7 @@ class Missing(NamedTuple):
 
 
 def broker_address(text: str) -> str | None:
-    """Return the ``<address>:<port>`` of a broker whose port may be left out; None if *text* is neither."""
+    """Return a broker's address with its port; *text* may lack the port. None if *text* is no address."""
     try:
         alone = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
     except ValueError:

@@ -1,1 +1,1 @@
-"""One host: joins attestation, interfaces, links and environments."""
+"""One host: coordinates attestation, interfaces, links and environments."""

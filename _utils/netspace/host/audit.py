@@ -1,7 +1,7 @@
-"""Audit of an environment's isolation: one throw-away twin of it attacks another.
+"""Audit of an environment's isolation: a temporary twin of the environment attacks a second twin, and the host.
 
-This module makes the twins and gives them interfaces of the original's kind, with the same rules and an address of
-their own. A twin never gets an interface on a network beyond this host. The audit holds the instance's lock, so nothing
+This module makes the two twins, and gives them interfaces of the original's kind, with the same rules and their own
+addresses. A twin never gets an interface on a network beyond this host. The audit holds the instance's lock, so nothing
 else changes meanwhile. The next run removes the twins of a killed audit.
 """
 
@@ -32,8 +32,10 @@ OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
 
 @dataclass(frozen=True)
 class Twins:
-    """Two twins of an environment; the first attacks. They have a note and a network, but don't run yet.
+    """Two twins of an environment, before they run: they have a note on disk, and a network. The first twin attacks.
 
+    :param original: the environment's record.
+    :param names: the names of the twins.
     :param interface: the original's interface.
     :param problem: why the twins' interfaces differ from the original's; empty if they don't.
     """
@@ -48,7 +50,7 @@ class Twins:
 def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
     """Yield two twins of an environment, under the instance's lock; remove them afterwards.
 
-    :param network: the ranges that the twins' addresses come from.
+    :param network: the ranges from which the twins get addresses.
     :raises NetspaceError: when there is no such environment, or it must not run now.
     """
     from netspace.environment.audit import twin
@@ -73,7 +75,7 @@ def audit(host: Host, name: str, network: Network) -> Rows:
     """Try to break out of a twin of an environment.
 
     :return: a row per attempt: ``name``, ``group``, ``outcome``, ``detail``.
-    :raises NetspaceError: when there is no such environment, or its twins can't be run; see :func:`twins`.
+    :raises NetspaceError: when there is no such environment, or its twins can't run; see :func:`twins`.
     """
     from netspace.environment.audit import twin
 
@@ -89,7 +91,10 @@ def audit(host: Host, name: str, network: Network) -> Rows:
 
 
 def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:
-    """Give both twins a network namespace and an interface like the original's; return why theirs differ, or ""."""
+    """Give both twins a network namespace and an interface like the original's.
+
+    :return: why their interface differs from the original's; empty if it doesn't.
+    """
     from netspace.interface import kinds
 
     problem = ""
@@ -119,7 +124,7 @@ def _declared(twins: tuple[str, str], interface: Interface, network: Network) ->
 
 
 def _anonymous(interface: Interface) -> Interface:
-    """Return the interface without declared addresses and published ports, which two interfaces can't share."""
+    """Return the interface without declared addresses and published ports, which two environments can't share."""
     own = [key for key in ("ipv4", "ipv6") if getattr(interface, key, None) is not None]
     changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
     return msgspec.structs.replace(changed, publish=()) if isinstance(changed, Routed) else changed
@@ -127,7 +132,7 @@ def _anonymous(interface: Interface) -> Interface:
 
 @contextlib.contextmanager
 def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
-    """Listen at the host's end of a twin's interface; yield the addresses and port, which the twin must not reach."""
+    """Listen at the host's end of a twin's interface; yield the addresses and ports that the twin tries to reach."""
     gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
     port = 0
     with contextlib.ExitStack() as stack:
@@ -152,7 +157,7 @@ def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[d
 
 
 def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
-    """Return whether a rule of the declaration lets the environment reach that address and port of the host."""
+    """Return whether a rule lets the environment reach this address and port of the host."""
     for rule in allow:
         first, _, last = str(rule.port or "0-65535").partition("-")
         if rule.name is not None or rule.cidr is None:

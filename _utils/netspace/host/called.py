@@ -1,4 +1,4 @@
-"""Refused system calls and files of an audited environment, with what would permit them. Changes nothing."""
+"""Refused system calls and files of an audited environment, each with the setting that would permit it. Only reads."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _FULL = "too many different ones were refused to keep each"
 
 
 def refused(layout: Layout, name: str, record: Record) -> tuple[list[Refused], str]:
-    """Return the refused calls of an environment; and why none is recorded, empty if they are.
+    """Return the refused calls of an environment, and why none is recorded (empty if refusals are recorded).
 
-    :param record: its record.
+    :param record: the environment's record.
     """
     from netspace.environment.refusals import reading
 
@@ -52,12 +52,15 @@ def _told(one: Refusal, record: Record) -> Refused:
 
 
 def _quoted(path: str) -> str:
-    """Return a path as one word without control characters: a program can choose one that looks like another row."""
+    """Return a path as one word without control characters.
+
+    A program can choose a path that would look like another row of a table.
+    """
     return printable(path).replace(" ", "\\x20")
 
 
 def _spoken(one: Refusal) -> str:
-    """Return a call with its arguments up to the last one that a profile compares."""
+    """Return a call as text, with its arguments up to the last one that isn't 0."""
     used = max((index for index, value in enumerate(one.arguments, 1) if value), default=0)
     return f"{one.call}({', '.join(_number(value) for value in one.arguments[:used])})" if used else one.call
 
@@ -67,7 +70,7 @@ def _number(value: int) -> str:
 
 
 def _call(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return a call that the profile refused, with the profile that would permit it."""
+    """Return a call that the profile refused, with the built-in profile that would permit it, or why none would."""
     from netspace.environment.container import seccomp
     from netspace.environment.refusals import recording
 
@@ -81,7 +84,7 @@ def _call(one: Refusal, record: Record, told: Refused) -> Refused:
 
 
 def _file(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return a refused file, with the setting that would permit it."""
+    """Return a refused file, with the setting that would permit it, or why none would."""
     import errno
 
     if one.answer != errno.EROFS:
@@ -99,7 +102,7 @@ def _file(one: Refusal, record: Record, told: Refused) -> Refused:
 
 
 def _merged(found: Iterable[Refused]) -> list[Refused]:
-    """Return refusals with the same text as one."""
+    """Return refusals, with those of the same kind and text counted as one."""
     merged: dict[tuple[str, str], Refused] = {}
     for one in found:
         known = merged.get((one.kind, one.what))

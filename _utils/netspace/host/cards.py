@@ -1,6 +1,7 @@
-"""Cards and other files that a host hands to its environments.
+"""Cards and other files that netspace puts into its environments.
 
-A card lists the recorded links. If the whole host is applied with ``test=True``, it lists the links that trust permits.
+A card lists the recorded links of an environment. In a test of the whole host (``test=True``), it lists the links that
+trust permits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Wanted(NamedTuple):
-    """An environment as the host wants it, before its files are known."""
+    """An environment as the host wants it, before its files under ``/run/netspace`` are known."""
 
     spec: Environment
     state: RunState
@@ -37,7 +38,7 @@ class Wanted(NamedTuple):
 
 
 class Cards(TrustGate):
-    """Environments with their cards. A card lists the links of its environment."""
+    """Use cases that need environments with their cards. A card lists the links of its environment."""
 
     def _desired(
         self,
@@ -51,7 +52,8 @@ class Cards(TrustGate):
 
         :param wanted: specification, state, system call profile and runtime of each environment.
         :param links: the links that the cards list.
-        :param kept: environments that go on unchanged, because the host lacks trust.
+        :param access: the environments' access to the broker; None: it is looked up if there are links.
+        :param kept: environments that keep running unchanged, because the host lacks trust.
         :param recorded: whether the specifications come from records, which lack the interfaces.
         """
         from netspace.environment.desired import DesiredEnvironment
@@ -124,16 +126,19 @@ class Cards(TrustGate):
         return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
 
     def _tell_peer(self, test: bool) -> None:
-        """Tell the peer what was applied. It says no more of an environment than the records do."""
+        """Publish to the host's own peer which environments and links are applied.
+
+        An environment about which nothing is recorded can ask the peer for nothing.
+        """
         if not test and any(map(peer.is_link, self._linked().links.values())):
             from netspace.host.peer import publish
 
             publish.publish(self.layout, self.links)
 
     def _peer(self, test: bool, after: Collection[Link]) -> Result:
-        """Start the service that answers requests to the host if a link leads there; else remove it.
+        """Start the service that answers requests to the host if a link leads there; else remove the service.
 
-        :param after: the links after the change; the recorded ones count, except in a test.
+        :param after: the links after the change. They count only in a test; otherwise the recorded links count.
         """
         from netspace.link import host_peer
 
@@ -174,9 +179,9 @@ class Cards(TrustGate):
         return {unikernel.DISK: unikernel.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
-        """Return the links for cards: the recorded ones.
+        """Return the links that cards list: the recorded links.
 
-        If the whole host is applied with ``test=True``, return the links that trust permits.
+        In a test of the whole host, return the links that trust permits.
         """
         if not (whole and test):
             return tuple(self._linked().links.values())
@@ -186,7 +191,7 @@ class Cards(TrustGate):
         return links
 
     def _as_recorded(self, known: Mapping[str, Record], withheld: Collection[str]) -> dict[str, DesiredEnvironment]:
-        """Return recorded environments as desired ones, with the cards for the recorded links.
+        """Return recorded environments as desired ones, with cards for the recorded links.
 
         :param withheld: environments for which the host lacks trust. They are neither started nor changed.
         """
@@ -220,7 +225,7 @@ class Cards(TrustGate):
     ) -> Result:
         """Observe, plan and apply environments. One observation is enough, since the lock is held.
 
-        :param programs: refuse an environment whose image lacks its program.
+        :param programs: whether to refuse an environment whose image lacks its program.
         :param gone: called once the programs of removed environments have ended.
         """
         observed = self.environments.observe(
@@ -239,13 +244,16 @@ class Cards(TrustGate):
 
 
 def _manner(link: Link, name: str) -> str:
-    """Return a short description of a link, for the environment *name*."""
+    """Return a short description of a link, from the point of view of environment *name*."""
     local = f", as {link.local}" if link.local is not None and link.source == name else ""
     return f"{link.pattern}{', sealed' if link.seal else ''}{local}"
 
 
 def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
-    """Return the card of an environment on a host without links. It has no broker and no object names."""
+    """Return the card of an environment on a host without links.
+
+    The card has no broker and no names of broker objects.
+    """
     from netspace.link import card
     from netspace.link.topology import names
 

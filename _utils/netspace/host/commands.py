@@ -1,7 +1,7 @@
 """Commands for callers other than Salt: ``check``, ``plan``, ``apply`` and ``list`` of ``python -m netspace``.
 
-They do the same as Salt's states and functions with a whole declaration; only their output differs. Each returns its
-exit code.
+They do the same as Salt's states and functions with a whole declaration; only their output differs. Each function
+returns the command's exit code.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SECTIONS = {"attestation": "attestation", "interface": "environments", "link": 
 
 
 def check(layout: Layout, file: str, *, as_json: bool, host: bool = True) -> int:
-    """Tell whether a declaration can be applied, like ``netspace.check``.
+    """Print whether a declaration can be applied, like ``netspace.check``; return the exit code.
 
-    :param host: whether to check it against this host, too.
+    :param host: whether to check the declaration against this host, too.
     """
     try:
         declared = declaration_file.read(file)
@@ -46,7 +46,7 @@ def check(layout: Layout, file: str, *, as_json: bool, host: bool = True) -> int
 
 
 def converge(layout: Layout, file: str, *, as_json: bool, test: bool) -> int:
-    """Apply a declaration, like ``state.apply netspace``; with *test*, only tell what an apply would change."""
+    """Apply a declaration, like ``state.apply netspace``; with *test*, only print what an apply would change."""
     host = Host(layout) if as_json else Host(layout, progress=lambda told: print(told, file=sys.stderr))
     try:
         declared = declaration_file.read(file)
@@ -75,7 +75,7 @@ def converge(layout: Layout, file: str, *, as_json: bool, test: bool) -> int:
 
 
 def overview(layout: Layout, *, as_json: bool) -> int:
-    """List the environments, links and trust of this host, like ``netspace.overview``."""
+    """Print the environments, links and trust of this host, like ``netspace.overview``."""
     from netspace.plugin import tables, views
 
     try:
@@ -95,7 +95,7 @@ def overview(layout: Layout, *, as_json: bool) -> int:
 
 
 def _unfetched(declared: Declaration) -> list[Problem]:
-    """Return a problem for each image on Salt's file server."""
+    """Return a problem for each image on Salt's file server, since only Salt can fetch it."""
     message = "only Salt fetches from its file server; copy the file to this host and name its path"
     return [
         Problem(f"netspace:environments:{name}:image", f"{spec.image}: {message}")
@@ -105,7 +105,7 @@ def _unfetched(declared: Declaration) -> list[Problem]:
 
 
 def _converged(host: Host, declared: Declaration, test: bool) -> tuple[Result, list[Problem]]:
-    """Apply each kind in its order, like Salt's states: if one kind can't be applied, the others still are."""
+    """Apply each kind in its order, like Salt's states. If one kind fails, the later ones are still applied."""
     result, problems = Result(Plan()), list[Problem]()
     for kind, apply in host.each_kind(declared, test=test).items():
         try:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Converge(Cards):
-    """The four kinds, applied in their order."""
+    """Use cases that apply the four kinds: attestation, interfaces, links and environments."""
 
     def each_kind(self, declared: Declaration, *, test: bool = False) -> dict[str, Callable[[], Result]]:
-        """Return the functions that apply a whole declaration, one per kind, in the order in which to call them."""
+        """Return a function for each kind that applies its part of a whole declaration; call them in order."""
         return {
             "attestation": lambda: self.converge_attestation(declared.attestation, test=test),
             "interface": lambda: self.converge_interfaces(declared, whole=True, test=test),
@@ -56,7 +56,7 @@ class Converge(Cards):
             return asserted.joined(self._interfaces(declared, whole, test, withheld))
 
     def connect(self, declared: Declaration) -> Result:
-        """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.host.audit`)."""
+        """Create the namespaces of an audit's twins; the caller holds the lock (:mod:`netspace.host.audit`)."""
         return self._interfaces(declared, False, False, {})
 
     def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
@@ -81,9 +81,10 @@ class Converge(Cards):
         return result.joined(Result(told))
 
     def _asserted(self, declared: Declaration, interfaces: Mapping[str, Interface], whole: bool, test: bool) -> Result:
-        """Refuse things declared alone that violate an assertion (``never``). Whole declarations are checked earlier.
+        """Refuse a partial declaration that would violate an assertion (``never``).
 
-        A dry run only notes the violation: other things that take part in it may be removed before the apply.
+        A partial declaration comes from a single state. A whole declaration is checked earlier. A dry run only notes
+        the violation, because things that contribute to it may be removed before the apply.
 
         :raises SpecError: an assertion would be violated.
         """
@@ -118,7 +119,7 @@ class Converge(Cards):
             return attended.joined(result)
 
     def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
-        """Return the conflicts between local names of declared links and local names of recorded links."""
+        """Return the conflicts between the local names (``as``) of declared links and those of recorded links."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
         return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
 
@@ -148,9 +149,9 @@ class Converge(Cards):
         return recorded.broker if recorded.links and recorded.broker is not None else declared.broker
 
     def _host_links(self, declared: Declaration, test: bool) -> Result:
-        """Create and revoke the links to the host itself of environments that are declared alone.
+        """Create and revoke the links to the host itself, for environments in a partial declaration.
 
-        :raises SpecError: to one of them, ``host`` is the local name of another environment.
+        :raises SpecError: one of these environments already uses ``host`` as the local name of another environment.
         """
         names = {peer.link(name).name for name in declared.environments}
         recorded = self._linked()
@@ -173,7 +174,7 @@ class Converge(Cards):
     ) -> Result:
         """Create or change the declared environments, and bring them to *state*.
 
-        :param state: ``running``, ``present`` (don't start or stop), or ``stopped``.
+        :param state: ``running``, ``stopped``, or ``present`` (neither start nor stop them).
         """
         with self._lock(test):
             given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
@@ -235,7 +236,7 @@ class Converge(Cards):
 
 
 def _runtimes(declared: Declaration) -> dict[str, Runtime]:
-    """Return the observed runtime of each declared environment. Each runtime is looked up once."""
+    """Return the runtime of each declared environment. Each runtime is looked up once."""
     from netspace.environment import runtimes
 
     names = {name: checks.used(spec, declared.runtimes) for name, spec in declared.environments.items()}

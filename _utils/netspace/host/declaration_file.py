@@ -1,6 +1,6 @@
 """A declaration in a file, for callers other than Salt: YAML or JSON, with the declaration under ``netspace``.
 
-A pillar file without Jinja is such a file. JSON is read without any library; YAML needs PyYAML.
+A pillar file without Jinja has this form. JSON needs no further library; YAML needs PyYAML.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def read(path: str) -> Declaration:
 
 
 def _yaml(text: str) -> object:
-    """Return the value that the YAML *text* encodes. As in JSON, a key must not be given twice.
+    """Return the value that the YAML *text* encodes. A repeated key is an error, as in JSON.
 
-    :raises ValueError: *text* is not YAML, or has a key twice.
+    :raises ValueError: *text* is not YAML, or repeats a key.
     """
     try:
         import yaml

@@ -1,7 +1,8 @@
 """Drift of a host: its differences from the records of the last apply. Changes nothing.
 
-Drift is the plan of an apply that takes the records as its declaration. So it shows changes by hand, missing things and
-ended programs. It needs neither pillar nor master. A change of the declaration or of an image's source isn't drift.
+Drift is computed as the plan of an apply that takes the records as its declaration. So it shows manual changes, missing
+things and ended programs. It needs neither pillar nor master. A change of the declaration, or of an image's source,
+isn't drift.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from netspace.spec import trust
 
 
 class Drift(Cards):
-    """The comparison of a host with its records."""
+    """Use case: compare a host with its records."""
 
     def drift(self) -> Plan:
-        """Return the steps that lead back to the last apply. A kind with a damaged record is a refusal."""
+        """Return the steps that would restore the state of the last apply.
+
+        If the record of a kind is damaged, the plan has a refusal for this kind.
+        """
         kinds: tuple[tuple[str, Callable[[], Plan]], ...] = (
             ("service", lambda: self._attend(test=True).plan),
             ("attestation", lambda: self.attestations.again(self.attestations.observe())),

@@ -1,9 +1,9 @@
-"""Exhaustion audit of an environment: the shared resources that it can take, and how long it makes others wait.
+"""Exhaustion audit of an environment: how much of shared resources it can take, and how long it makes others wait.
 
-This is the audit's second half. A twin of the environment takes all units that it gets of each pool of
-the kernel. Meanwhile the host's root and a second twin, its neighbour, each ask for a small share, and
-the kernel's count of the whole pool is read. Then the twin runs each storm (a load that makes others
-wait), while operations of others are timed. The twin releases everything after each pool and storm.
+This is the audit's second half. For each of the kernel's resource pools, a twin of the environment takes all units that
+it can get. Meanwhile the host's root and a second twin (the *neighbour*) each ask for a small share, and the kernel's
+count of the whole pool is read. After the pools, the twin runs each *storm* (a load that makes others wait), while
+operations of others are timed. The twin releases everything after each pool and storm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ _TIMES = 3
 
 
 class Share(msgspec.Struct, frozen=True):
-    """Units that a rival got of a small share: before the twin took its units, while it held them, and afterwards."""
+    """Units of a pool that root or the neighbour got.
+
+    :param before: before the twin took its units.
+    :param during: while the twin held its units.
+    :param after: after the twin had released them.
+    """
 
     before: int
     during: int
@@ -48,7 +53,12 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Used(msgspec.Struct, frozen=True):
-    """A host-wide pool: units in use before the taking and after it, and the size of the pool."""
+    """Use of a pool of the whole host, in units.
+
+    :param before: in use before the twin took its units.
+    :param during: in use while the twin held its units.
+    :param most: the size of the pool.
+    """
 
     before: int
     during: int
@@ -74,8 +84,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def judge(
     name: str, taken: int, ended: str, root: Share, neighbour: Share, host: Used | None = None, charged: int = 0
 ) -> Row:
-    """Return the row of a pool, from the units that each rival got. Pure.
+    """Return the row of a pool, from the units that root and the neighbour got. Pure.
 
+    :param taken: the units that the twin took.
+    :param ended: why the twin got no more; empty if it was not refused.
+    :param host: the count of the whole pool, if the kernel has one.
     :param charged: bytes that the taken units added to the twin's memory.
     """
     paid = taken > 0 and name not in ON_DISK and charged >= max(CHARGED, taken * LEAST)
@@ -142,7 +155,7 @@ def _disk(folder: Path, files: bool) -> tuple[int, int]:
 
 
 def readings(state: Path) -> dict[str, Callable[[], tuple[int, int]]]:
-    """Return, by the pool's name, functions that return the units in use and the size of the pool.
+    """Return, by the pool's name, functions that return two numbers: the units in use and the size of the pool.
 
     :param state: netspace's state folder.
     """
@@ -169,12 +182,12 @@ def readings(state: Path) -> dict[str, Callable[[], tuple[int, int]]]:
 
 # -- trying ---------------------------------------------------------------------------------------
 def exhaust(host: Host, name: str, network: Network, waiting: bool = True) -> list[Row]:
-    """Have a twin of an environment take all units that it gets of each pool, and make others wait.
+    """Let a twin of an environment take all units that it gets of each pool, and make others wait.
 
-    :param network: the ranges that the twins' addresses come from.
+    :param network: the ranges from which the twins get addresses.
     :param waiting: whether to run the storms, too.
     :return: a row for each pool and for each storm.
-    :raises NetspaceError: when there is no such environment, or its twins can't be run.
+    :raises NetspaceError: when there is no such environment, or its twins can't run.
     """
     with ExitStack() as stack:
         there = stack.enter_context(audit.twins(host, name, network))
@@ -197,9 +210,9 @@ def exhaust(host: Host, name: str, network: Network, waiting: bool = True) -> li
 
 
 def _surely(three: Rivals, name: str, look: Callable[[], tuple[int, int]] | None, aim: list[str]) -> Row:
-    """Return the row of a pool. If the pool looks open, try it again first.
+    """Return the row of a pool. A pool that looks unbounded is tried a second time first.
 
-    The kernel may give a pool the pages that a former pool left, and then charges nothing for them.
+    The kernel may give a pool pages that an earlier pool left, and charge nothing for them.
     """
     row = _pool(three, name, look, aim)
     return _pool(three, name, look, aim) if row.outcome == "open" else row
@@ -226,7 +239,10 @@ def _read(look: Callable[[], tuple[int, int]] | None) -> tuple[int, int] | None:
 
 
 def _timed(three: Rivals, times: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the seconds of the neighbour's answer (99th percentile) and of each operation in *times* (median)."""
+    """Return the seconds that operations take.
+
+    For the neighbour's answers this is the 99th percentile, for each operation in *times* the median.
+    """
     answers = sorted(_seconds(lambda: three.neighbour.ask(echo=True)) for _ in range(_ANSWERS))
     found = {what: median(_seconds(act) for _ in range(_TIMES)) for what, act in times.items()}
     return {"answer": answers[int(len(answers) * 0.99)], **found}

@@ -1,7 +1,8 @@
-"""One environment explained: why it runs or doesn't, and the one command that would help. Changes nothing.
+"""Explanation of one environment: why it runs or doesn't, and which command would help. Changes nothing.
 
-:func:`causes` decides, from observations only, and is pure. A finding's advice and command are sentences of this
-module, and contain only names and numbers of the declaration. A program's own words are only in ``text`` and ``log``.
+The function :func:`causes` finds the causes. It is pure, and uses only observations. A finding's advice and command are
+sentences of this module, and contain only names and numbers of the declaration. A program's own words appear only in
+``text`` and ``log``.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ APPLY = "state.apply netspace"
 class Finding(NamedTuple):
     """A reason why an environment doesn't run or work.
 
-    :param code: a stable word for programs.
+    :param code: a stable identifier, for programs.
     :param severity: ``error``: the environment doesn't run or isn't healthy; ``warning``: a part of it doesn't work;
         ``note``: its state is intended, or the reason is past.
-    :param command: the function of Salt, with its arguments, that helps or tells more; empty if none does.
-    :param depends_on: the environment that is the cause, if another one is.
+    :param text: the reason as a sentence.
+    :param command: a function of Salt, with its arguments, that helps or shows more; empty if there is none.
+    :param depends_on: the environment that is the cause, if it is another one.
     """
 
     code: str
@@ -48,27 +50,27 @@ class Finding(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """The sentence on the remedy, selected by ``code`` alone: no program can put text into it."""
+        """The sentence on the remedy. It depends on ``code`` alone, so no program can put text into it."""
         return ADVICE[self.code]
 
 
 class Facts(NamedTuple):
-    """Everything that was observed of one environment.
+    """Everything that was observed about one environment.
 
-    :param declared: its declaration in pillar; None if there is none, or pillar can't be read.
+    :param declared: its declaration in the pillar; None if it isn't declared, or the pillar can't be read.
     :param applied: the specification that was applied; None if none was.
-    :param wanted: the state asked for last, by a declaration or an operator.
+    :param wanted: the state that a declaration or an operator requested last.
     :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
     :param withheld: why it is withheld for lack of trust; empty if it isn't.
     :param image_problem: why its image can't be built now; empty if it can.
     :param taken_back: why its last update was taken back; empty if it wasn't.
-    :param after: the environments that it waits for, and whether they are ready.
-    :param interface: its row of ``netspace_interface.inspect``; empty if it has none.
+    :param after: the environments that it waits for, and whether each is ready.
+    :param interface: its row of ``netspace_interface.inspect``; empty if it has no interface.
     :param links: its rows of ``netspace_link.list``.
     :param problems: the problems that some of its links depend on.
-    :param cut_off: see ``link.mail.refused``.
-    :param dead: see ``link.mail.refused``.
-    :param refused: how often it was refused something that ``audit`` records, by kind; without what is permitted now.
+    :param cut_off: how often, and why, the broker cut its connections; see ``link.mail.refused``.
+    :param dead: its dead letters by reason; see ``link.mail.refused``.
+    :param refused: by kind, how many things that ``audit`` records were refused to it and are still not permitted.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Facts(NamedTuple):
 
 
 def causes(facts: Facts) -> list[Finding]:
-    """Return the findings, the most important first: errors, then warnings, then notes."""
+    """Return the findings; the most important come first: errors, then warnings, then notes."""
     found = [*_not_running(facts), *_parts(facts)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda one: order.index(one.severity))
@@ -128,7 +130,10 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
 
 
 def _off(facts: Facts) -> bool:
-    """Return whether the environment is declared stopped, and doesn't run. Then it needs neither trust nor an image."""
+    """Return whether the environment is declared stopped, and doesn't run.
+
+    In this state it needs neither trust nor an image.
+    """
     wanted = facts.declared or facts.applied
     return wanted is not None and wanted.state == "stopped" and facts.row.get("state") in (None, "stopped")
 
@@ -217,8 +222,8 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     """Return the explanation of environment *name*, as plain values.
 
     :param declared: the host's declaration; None: there is none, or it is invalid.
-    :param invalid: why the declaration can't be read; empty if there is no such reason.
-    :raises NetspaceError: there is no such environment, neither declared nor applied.
+    :param invalid: why the declaration can't be read; empty if it can, or if there is none.
+    :raises NetspaceError: no such environment is declared or applied.
     """
     from netspace.environment import observe
 
@@ -322,7 +327,7 @@ def _audited(host: Host, name: str) -> dict[str, int]:
 
 
 def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any]:
-    """Return the explanation for operators and programs."""
+    """Return the explanation as plain values, for the output of a Salt function."""
     found = causes(facts)
     row, spec = facts.row, facts.applied or facts.declared
     worst = found[0] if found and found[0].severity != "warning" else None
@@ -354,7 +359,7 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
 
 
 def _asked(host: Host, facts: Facts) -> dict[str, Any]:
-    """Return what it may ask the host for, and how often it asked, with which result, as the peer counts."""
+    """Return what the environment may ask the host for, and how often it did, as the host's peer counts."""
     from netspace.host.peer import uses
     from netspace.link import host_peer
 

@@ -1,4 +1,4 @@
-"""The state of a host in few words, as a master gathers it from a whole fleet. Changes nothing."""
+"""Short state of the host, which a master gathers from a whole fleet. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOLD = ("state", "health", "since", "restarts", "flapping", "updating", "superv
 def glance(host: Host) -> dict[str, Any]:
     """Return the host's trust, and its environments and links, each with its state.
 
-    What can't be read has its reason under ``problems``, and everything else is told.
+    If a part can't be read, the reason is listed under ``problems``, and the other parts are still returned.
     """
     from netspace.attestation import result
 
@@ -67,7 +67,7 @@ def glance(host: Host) -> dict[str, Any]:
 
 
 def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the newest refusals of each audited environment that nothing permits by now."""
+    """Return, for each audited environment, its newest refusals that are still not permitted."""
     known, _ = host.environments.readable()
     told = {}
     for name in [name for name, one in sorted(known.items()) if one.spec.audit][:AUDITED]:
@@ -81,7 +81,10 @@ def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]
 
 
 def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the newest refusals. A program chooses texts in them, and a master takes no text that is too long."""
+    """Return the newest refusals, with shortened texts.
+
+    A program can influence the texts, and the master refuses an answer with a text that is too long.
+    """
     newest = sorted(rows, key=lambda one: one["last"], reverse=True)[:ROWS]
     keys = ("kind", "count", "last")
     return [{**{key: one[key] for key in keys}, "what": printable(one["what"])[:PROSE]} for one in newest]

@@ -5,7 +5,7 @@ the host lacks trust, and gives each environment its card with its links. The or
 environments. So everything that an environment needs exists before it starts, and its revoked links are gone before it
 is stopped.
 
-Every method holds the instance's lock, except with ``test``, which writes nothing.
+Every method holds the instance's lock, except with ``test``, when nothing is written.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from netspace.host.seals import Seals
 class Host(Planned, Drift, Removal, Seals, Preparation):
     """This host, under one instance's names.
 
+    A whole declaration is applied by the four ``converge_*`` methods in their order, each with ``whole=True``, which
+    removes undeclared things. Without ``whole``, only the things named in the declaration are observed and changed.
+
     :param layout: the instance's paths and names.
-    :param progress: called with a short text while something takes long.
+    :param progress: called with a short text before something that takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
     :param applied: called with the outcomes of each kind's steps, as soon as they are known.
-
-    A whole declaration is applied by the four ``converge_*`` methods in their order, each
-    with ``whole=True``, which removes undeclared things. Without ``whole``, only the things
-    named in the declaration are observed and changed.
     """

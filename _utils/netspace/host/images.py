@@ -1,4 +1,4 @@
-"""Images of a host: built, removed and pruned; and operations on the host's environments."""
+"""Use cases of a host: build, remove and prune images; operate existing environments (start, stop, exec, logs)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Images(TrustGate):
-    """The images, with the environments that use them."""
+    """Use cases around images and the environments that use them."""
 
     @functools.cached_property
     def images(self) -> ImageAdmin:
-        """Operations on images."""
+        """The operations on images."""
         from netspace.environment.images.admin import Images as ImageAdmin
 
         return ImageAdmin(self.environments.store, self._image_users)
@@ -33,15 +33,15 @@ class Images(TrustGate):
 
     @functools.cached_property
     def operations(self) -> Operations:
-        """Operations on existing environments (start, stop, exec, logs...)."""
+        """The operations on existing environments (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
         return Operations(self.layout, self.supervisor, self.withheld)
 
     def converge_images(self, wanted: Mapping[str, Wanted], *, test: bool = False) -> Result:
-        """Build images.
+        """Build images that are missing.
 
-        :param wanted: the images (``images.admin.Wanted``), by the names of the states that ask for them.
+        :param wanted: the images (``images.admin.Wanted``), by the names of the states that need them.
         """
         with self._lock(test):
             plan = self.images.plan(wanted)

@@ -1,8 +1,8 @@
 """Metrics of one host for a monitoring system: environments, links, interfaces, trust, expiries. Changes nothing.
 
-Labels are names of the declaration and words of this module, so their number is bounded by the declaration. The values
-contain no secret, and no text of a program. A call lists each folder once, calls the supervisor and the broker once
-each, and reads a few small files of the kernel for each environment.
+Labels are names from the declaration and words of this module, so their number is bounded by the declaration. The
+values contain no secret, and no text of a program. A call lists each folder once, calls the supervisor and the broker
+once each, and reads a few small files of the kernel for each environment.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _runs(status: Status | None) -> bool:
 
 
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
-    """Return the families with the supervisor's facts. Each has one sample for each environment."""
+    """Return the metrics that the supervisor knows, with one sample for each environment."""
     name = "netspace_environment"
     known = {key: status for key, status in statuses.items() if status is not None}
     yield counted(
@@ -83,7 +83,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
-    """Return the health of environments with a check. The watcher keeps a file for each one, and marks healthy ones."""
+    """Return the health of environments with a health check, as the files of the health service show it."""
     from netspace.environment.health import record as verdict
 
     try:
@@ -174,10 +174,10 @@ def _judged(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
 
 # -- refusals -------------------------------------------------------------------
 def _refused(host: Host, names: Mapping[str, str]) -> Family:
-    """Return the refusals of audited environments by kind, without those of the broker, which would have to be asked.
+    """Return the refusals of audited environments by kind; the broker's are left out, since they need a request.
 
-    Only environments whose calls are recorded are looked at, and a bounded number of these: each look reads its whole
-    record.
+    Only environments whose calls are recorded are looked at, and at most ``MOST_AUDITED``, because the whole record of
+    each is read.
     """
     samples: list[tuple[str, float]] = []
     if os.path.lexists(host.layout.run / "refusals"):  # most hosts audit nothing
@@ -223,12 +223,12 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
 
 # -- the textfile ---------------------------------------------------------------
 def write(host: Host, path: Path) -> int:
-    """Write the metrics for the textfile collector of node_exporter; return the size.
+    """Write the metrics to a file for the textfile collector of node_exporter; return the file's size in bytes.
 
-    The collector's folder may belong to the collector's user. So make the new file under an unused name, and replace
-    only a file that begins with :data:`MARK`.
+    The collector's folder may belong to the collector's user. So the new file is made under an unused name, and only a
+    file that begins with :data:`MARK` is replaced.
 
-    :raises NetspaceError: the path is unsuitable, or its file isn't netspace's.
+    :raises NetspaceError: the path is unsuitable, or the file there isn't netspace's.
     """
     if path.suffix != ".prom" or not paths.straight(path):
         raise NetspaceError(f"{path}: expected an absolute path without links that ends in .prom")

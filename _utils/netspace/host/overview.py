@@ -1,4 +1,4 @@
-"""Overview of a host: a check of a declaration, a table of all kinds, the problems of links. Changes nothing."""
+"""Views of a host that change nothing: check of a declaration, table of everything, problems of links."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Overview(Converge):
     """Read-only views of a host."""
 
     def check(self, declared: Declaration) -> list[Problem]:
-        """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
+        """Return why this host could not apply a declaration: the refusals of a test. Changes nothing."""
         return list(dict.fromkeys(problem_of(refusal) for refusal in self.diff(declared).refusals))
 
     def diff(self, declared: Declaration) -> Plan:
-        """Return the steps of an apply of a whole declaration, by a test of each kind. Changes nothing."""
+        """Return the steps of an apply of a whole declaration, from a test of each kind. Changes nothing."""
         result = Result(Plan())
         for apply in self.each_kind(declared, test=True).values():
             result = result.joined(apply())
         return result.plan
 
     def overview(self) -> dict[str, Any]:
-        """Return, for a table: trust, environments with their interfaces, links, and whether a supervisor watches."""
+        """Return trust, environments with their interfaces, links, and whether a supervisor runs, for a table."""
         known = self.trust()
         interfaces = self.interfaces.list()
         return {
@@ -47,7 +47,10 @@ class Overview(Converge):
 
 
 def problem_of(refusal: Refusal) -> Problem:
-    """Return a refusal as a problem with the path of the refused part. Some messages begin with a path already."""
+    """Return a refusal as a problem whose path names the refused part.
+
+    Some messages begin with a path already; this path is used.
+    """
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):
         return Problem(path, message)

@@ -1,4 +1,4 @@
-"""Parts of a host: the four kinds, its supervisor and its lock, and the upkeep that each use case begins with."""
+"""Parts of a host that all use cases share: the four kinds, the supervisor, the lock, and a clean-up at first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Parts:
     """The parts that all use cases of a host share.
 
     :param layout: the instance's paths and names.
-    :param progress: called with a short text while something takes long.
+    :param progress: called with a short text before something that takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
     :param applied: called with the outcomes of each kind's steps, as soon as they are known.
     """
@@ -100,7 +100,7 @@ class Parts:
     def _lock(self, test: bool) -> Iterator[None]:
         """Hold the lock, except in a test; turn system errors into netspace's errors.
 
-        Within it, the same object may take the lock again.
+        The same object may take the lock again while it holds it.
         """
         with files.refusals_told():
             if test or self._holds:
@@ -122,7 +122,7 @@ class Parts:
             self._guard(plan)
 
     def _applied(self, plan: Plan, apply: Callable[[Sequence[Step]], Sequence[Outcome]]) -> Result:
-        """Apply a plan's steps, and tell of them before and after."""
+        """Apply a plan's steps; report progress before, and the outcomes after."""
         self._permit(plan)
         number = len(plan.steps)
         self.progress(f"{plan.steps[0].kind}: {number} change{'' if number == 1 else 's'} to make")
@@ -139,10 +139,10 @@ class Parts:
         seen: Observed | None = None,
         apply: Callable[[Sequence[Step]], list[Outcome]] | None = None,
     ) -> Result:
-        """Observe and plan; then apply, except in a test.
+        """Observe and plan; apply the plan, except in a test.
 
-        :param seen: the observation, if there is one already.
-        :param apply: applies the steps in place of the kind's ``apply``, with options of its own.
+        :param seen: the observation, if it was already made.
+        :param apply: applies the steps instead of the kind's own ``apply``.
         """
         plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)
         if test or not plan.steps:
@@ -150,7 +150,7 @@ class Parts:
         return self._applied(plan, apply or kind.apply)
 
     def _run_interfaces(self, desired: DesiredInterfaces, remove: Collection[str], test: bool) -> Result:
-        """Apply interfaces, and observe only the concerned ones, because a host may have a thousand others."""
+        """Apply interfaces. Only those concerned are observed, because a host may have a thousand others."""
         seen = self.interfaces.observe(desired, {*desired.interfaces, *remove}, remove)
         plan = self.interfaces.plan(desired, seen, remove)
         if self.interfaces.concerns_all(plan):
@@ -175,12 +175,13 @@ class Parts:
         return record.read(self.layout)
 
     def _names(self, desired: Collection[Interface], others: Collection[str], test: bool) -> Result:
-        """Start the service that looks up names in rules, if any rule has one; else remove it.
+        """Start the service that looks up names in interfaces' rules if a rule has one; else remove it.
 
-        The file of answers is made before the service, and removed after it. So without it there is no service.
+        The file of answers is made before the service, and removed after it. So where the file is missing, there is no
+        service.
 
         :param desired: the interfaces that were applied.
-        :param others: the environments whose recorded interface doesn't count.
+        :param others: the environments whose recorded interfaces don't count.
         """
         from netspace.interface.names import record
 
@@ -232,7 +233,10 @@ class Parts:
 
     # -- upkeep --------------------------------------------------------------------------
     def _attend(self, test: bool) -> Result:
-        """Start the supervisor if it is down, before services are observed: it restarts services that have ended."""
+        """Start the supervisor if it is down.
+
+        Services are observed only after this, because a started supervisor restarts ended services.
+        """
         if self.supervisor.attended():
             return Result(Plan())
         change = {"state": {"old": "down", "new": "running"}}
@@ -246,7 +250,10 @@ class Parts:
         return Result(Plan([step]), [Outcome(step)])
 
     def _tidy(self, test: bool) -> None:
-        """Remove leftovers of a killed audit or update. If an update's leftovers stay, the next run reports that."""
+        """Remove the leftovers of a killed audit or update.
+
+        If an update's leftovers can't be removed, the next run reports that.
+        """
         if test:
             return
         if self.layout.records("audits").is_dir():

@@ -1,4 +1,4 @@
-"""Apply of a plan that was looked at before: exactly that plan, or nothing. And whether a host is well afterwards."""
+"""Apply of a reviewed plan: exactly that plan, or nothing. Also checks whether a host is well afterwards."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from netspace.supervision import restart_policy
 
 
 class PlanChanged(NetspaceError):
-    """Error: the host's plan is no longer the one that was looked at."""
+    """Error: the host's plan is no longer the reviewed plan."""
 
 
 class Planned(Overview):
-    """Apply of a whole declaration if its plan is as expected."""
+    """Use cases around a reviewed plan."""
 
     def apply_planned(self, declared: Declaration, expected: Callable[[Plan], bool] | None) -> Result:
-        """Apply a whole declaration; first compute its plan again, under the lock.
+        """Apply a whole declaration if its plan, computed again under the lock, is still the expected one.
 
-        The lock is held from the comparison to the end. Something else than netspace can still change the host
+        The lock is held from the comparison to the end. Programs other than netspace can still change the host
         meanwhile. So each kind, too, compares the steps that it is about to take with the plan.
 
-        :param expected: tells whether a plan is the one that was looked at; None: any plan is. A plan without steps
-            always is: the host is as declared.
-        :raises PlanChanged: it isn't, and nothing was changed; or a step turned up later, and ``applied`` of the error
-            says what was done before.
+        :param expected: returns whether a plan is the reviewed one; None: any plan is accepted. A plan without steps is
+            always accepted, since the host is as declared.
+        :raises PlanChanged: the plan is another, and nothing was changed. Or a new step appeared later; in this case
+            the error's attribute ``applied`` has the steps that were done before.
         """
         with self._lock(False):
             if expected is not None:
@@ -46,10 +46,10 @@ class Planned(Overview):
                 self._guard = None
 
     def ailing(self, *, health: bool = True, trusted: bool = True) -> list[str]:
-        """Return why this host isn't well: unhealthy environments, and those that lack trust. Changes nothing.
+        """Return why this host isn't well: unhealthy environments, and those that lack trust. Reads only.
 
-        :param health: whether health counts.
-        :param trusted: whether trust counts.
+        :param health: whether unhealthy environments count.
+        :param trusted: whether lack of trust counts.
         """
         found = []
         for name, row in self.environments.list().items() if health else ():
@@ -69,7 +69,7 @@ class Planned(Overview):
 
 
 def _only(plan: Plan) -> Callable[[Plan], None]:
-    """Return a function that refuses a plan with a step that *plan* hasn't."""
+    """Return a function that raises PlanChanged for a plan with a step that *plan* doesn't have."""
     known = {(step.kind, step.name, step.action) for step in plan.steps}
 
     def check(about_to: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Preparation for a declaration that is applied later: its images are built, and the host's trust is compared."""
+"""Preparation for a declaration that is applied later: builds its images, and compares trust with its requirements."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from netspace.spec.types import Declaration
 
 
 class Preparation(Images):
-    """Everything that takes long or can fail before an apply, and changes nothing that runs."""
+    """Use case: do everything before an apply that takes long or can fail, without a change of running programs."""
 
     def prepare(self, declared: Declaration, *, trusted: bool) -> list[str]:
-        """Build the images of a declaration; return why this host isn't ready to apply it. Programs go on unchanged.
+        """Build the images of a declaration; return why this host isn't ready to apply it.
 
-        :param trusted: whether lack of trust for one of its environments is a reason.
+        Running programs don't change.
+
+        :param trusted: whether an environment's lack of trust counts as a reason.
         """
         from netspace.environment.images.admin import Wanted
 

@@ -1,4 +1,7 @@
-"""Reachability on this host: who may reach whom, by the records or by a declaration. Changes nothing."""
+"""Reachability on this host: which ends may reach which, by the records or by a declaration. Changes nothing.
+
+An end is an environment, an address, a network or a host name.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,9 @@ def _world(host: Parts, declared: Declaration | None) -> World:
 def violations(
     host: Parts, asserted: Collection[Never], interfaces: Mapping[str, Interface], links: Iterable[Link]
 ) -> list[Problem]:
-    """Return the assertions that things declared alone would violate by opening a new path.
+    """Return the assertions that a partial declaration would violate by opening a new path.
 
+    :param asserted: the assertions.
     :param interfaces: interfaces that would be applied, by their environments' names.
     :param links: links that would be applied.
     """
@@ -71,8 +75,8 @@ def violations(
 def can(host: Parts, source: object, target: object, declared: Declaration | None = None) -> dict[str, Any]:
     """Return whether one end may reach another, and by which rules, as plain values.
 
-    :param declared: answer for this declaration; None: for what was applied.
-    :raises NetspaceError: an end is unknown, or neither is an environment of this host.
+    :param declared: the declaration to answer for; None: the state that was applied.
+    :raises NetspaceError: an end is unknown, or neither end is an environment of this host.
     """
     world = _world(host, declared)
     first, second = _end(world, source), _end(world, target)
@@ -92,9 +96,9 @@ def can(host: Parts, source: object, target: object, declared: Declaration | Non
 
 
 def paths_to(host: Parts, target: object, declared: Declaration | None = None) -> dict[str, Any]:
-    """Return the paths that lead to an end, the shortest first, as plain values.
+    """Return the paths that lead to an end, as plain values. The shortest path comes first.
 
-    :param declared: answer for this declaration; None: for what was applied.
+    :param declared: the declaration to answer for; None: the state that was applied.
     :raises NetspaceError: the end is unknown.
     """
     world = _world(host, declared)
@@ -106,10 +110,11 @@ def paths_to(host: Parts, target: object, declared: Declaration | None = None) -
 
 
 def graph(host: Parts, form: object, declared: Declaration | None = None) -> str:
-    """Return a picture of who may reach whom, in one of the forms of :mod:`netspace.plugin.graph`.
+    """Return a picture of which ends may reach which, in one of the formats of :mod:`netspace.plugin.graph`.
 
-    :param declared: draw this declaration; None: what was applied.
-    :raises NetspaceError: there is no such form.
+    :param form: the name of the format.
+    :param declared: the declaration to draw; None: the state that was applied.
+    :raises NetspaceError: there is no such format.
     """
     from netspace.plugin.graph import rendered
     from netspace.plugin.picture.model import Arrow, Graph, Node, Sort
@@ -129,7 +134,7 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
 
 
 def _end(world: World, given: object) -> str:
-    """Return an end in canonical form.
+    """Return the canonical form of an end that the caller names.
 
     :raises NetspaceError: there is no such end.
     """

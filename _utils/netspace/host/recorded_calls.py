@@ -1,4 +1,4 @@
-"""Refused system calls and files: counted in the kernel for audited environments, and for no others."""
+"""Recording of refused system calls and files: begun and ended as environments become audited or not."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 def converge(
     kind: Environments, desired: Mapping[str, DesiredEnvironment], remove: Collection[str], test: bool
 ) -> Result:
-    """Repair the record of the audited ones of these environments, and end that of others, after they were applied.
+    """Repair the recording for audited environments after they were applied, and end it for others.
 
-    An environment's own step has begun it already, or will. So a step here means that somebody else has ended it. If
-    the kernel refuses, a note tells it, and the environments work as without.
+    The step that changes an environment begins the recording itself. So a step here means that somebody else has ended
+    the recording. If the kernel refuses to record, a note says so, and the environments run without the recording.
+
+    :param desired: the applied environments.
+    :param remove: names of removed environments.
     """
     audited = [name for name, one in desired.items() if one.spec.audit]
     if not audited and not os.path.lexists(kind.layout.run / "refusals"):
@@ -43,7 +46,7 @@ def converge(
 
 
 def restore(kind: Environments) -> str:
-    """Record the audited environments again, after a reboot; return why that is impossible, empty if it is done."""
+    """Begin the recording for audited environments again after a reboot; return why that failed, or an empty text."""
     known, _ = kind.readable()
     if not any(one.spec.audit for one in known.values()):
         return ""
@@ -57,7 +60,7 @@ def restore(kind: Environments) -> str:
 
 
 def end(layout: Layout) -> None:
-    """Remove what a killed run left."""
+    """Remove the recording program and its maps, if a killed run left them."""
     if os.path.lexists(layout.run / "refusals"):
         from netspace.environment.refusals import recording
 

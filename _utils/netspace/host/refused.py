@@ -1,4 +1,4 @@
-"""Refusals of an audited environment, and the declaration that would permit it. Changes nothing."""
+"""Things refused to an audited environment, and the declaration that would permit them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _OFF = "audit isn't true"
 
 
 class Record(NamedTuple):
-    """The refusals of one environment, as far as they are known.
+    """The refusals of one environment.
 
-    :param refused: the oldest first.
+    :param refused: the refusals, the oldest first.
     :param unseen: for each kind that isn't recorded, the reason.
-    :param interface: its interface as it was applied.
+    :param interface: the environment's interface as it was applied.
     :param host: the host's own addresses, as the environment sees them.
-    :param links: the links as they were applied.
+    :param links: all applied links.
     """
 
     refused: list[Refused]
@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
 
 def record(host: Parts, name: str) -> Record:
-    """Return what *name* was refused.
+    """Return the refusals of environment *name*, of all kinds.
 
     :raises NetspaceError: there is no such environment, or a record can't be read.
     """
@@ -74,9 +74,9 @@ def record(host: Parts, name: str) -> Record:
 
 
 def _message(name: str, one: Vain, known: Collection[str]) -> Refused:
-    """Return a refusal of the broker, with the link that would permit it.
+    """Return a refusal of the broker, with the link that would permit the message.
 
-    Only an attempt to send to a link's exchange has one, and only if the sender is *name* itself.
+    There is such a link only if *name* itself tried to send, and to a link's exchange.
     """
     from netspace.link.topology.names import environments_of
 
@@ -88,7 +88,7 @@ def _message(name: str, one: Vain, known: Collection[str]) -> Refused:
 
 
 def _packets(one: Refusal) -> Refused:
-    """Return a refusal of packets, with the rule that would let them pass."""
+    """Return a refusal of packets, with the rule that would let them pass, or why no rule would."""
     what, way = one.what, "to" if one.direction == "out" else "from"
     if one.why != "rule":
         said = f"{one.direction}: {'protocol ' if what.protocol.isdigit() else ''}{what.protocol}"
@@ -105,7 +105,7 @@ def _packets(one: Refusal) -> Refused:
 
 
 def refused(host: Parts, name: str) -> dict[str, Any]:
-    """Return what *name* was refused, as plain values.
+    """Return the refusals of environment *name*, as plain values.
 
     :raises NetspaceError: see :func:`record`.
     """
@@ -129,7 +129,7 @@ def refused(host: Parts, name: str) -> dict[str, Any]:
 
 
 def counts(host: Parts, name: str) -> dict[str, int]:
-    """Return how often *name* was refused something, by kind. What is permitted by now doesn't count.
+    """Return the number of refusals of environment *name*, by kind, without those that are permitted by now.
 
     :raises NetspaceError: see :func:`record`.
     """
@@ -142,7 +142,7 @@ def counts(host: Parts, name: str) -> dict[str, int]:
 
 
 def suggestion(host: Parts, name: str) -> str:
-    """Return the lines of a declaration that would permit what *name* was refused.
+    """Return the lines of a declaration that would permit what was refused to environment *name*.
 
     :raises NetspaceError: see :func:`record`.
     """

@@ -14,7 +14,7 @@ from netspace.threads import BackgroundTask
 
 
 class Removal(Cards):
-    """Removals of objects, each with everything that belongs to the object."""
+    """Use cases that remove links, environments or interfaces, each with everything that belongs to it."""
 
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Revoke links.
@@ -30,7 +30,8 @@ class Removal(Cards):
     def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
         """Revoke links.
 
-        :param purge: also delete parked messages of *owners*.
+        :param purge: also delete parked messages (kept for removed mailboxes) of *owners*.
+        :param owners: the mailboxes and links whose parked messages are deleted, by name.
         """
         known = self._linked()
         there = set(known.links) & set(names)
@@ -50,7 +51,7 @@ class Removal(Cards):
         return revoked.joined(Result(mail, told))
 
     def _without(self, names: Collection[str]) -> list[Link]:
-        """Return the recorded links without those of these names."""
+        """Return the recorded links except those in *names*."""
         return [link for name, link in self._linked().links.items() if name not in names]
 
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
@@ -114,5 +115,5 @@ class Removal(Cards):
 
 
 def _ends(link: Link) -> set[str]:
-    """Return the environments at a link's ends; the host itself is none."""
+    """Return the environments at a link's ends. The host as an end is left out."""
     return {link.source} if peer.is_link(link) else {link.source, link.target}

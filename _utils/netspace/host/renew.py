@@ -1,9 +1,9 @@
-"""The renewer, run every hour: it replaces certificates that expire soon, and gives the new ones to their environments.
+"""The renewer, run every hour: replaces certificates that expire soon, and gives the new ones to their environments.
 
 It also renews endorsements of keys for sealed links to other hosts.
 
-It reads the records on disk, without Salt or the declaration, like :mod:`netspace.host.restore`. It restarts no program
-and ends no connection: a client reads its certificate whenever it connects.
+Like :mod:`netspace.host.restore`, it works from the records on disk, without Salt or the declaration. It restarts no
+program and ends no connection, because a client reads its certificate whenever it connects.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def run(layout: Layout) -> int:
 def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
     """Replace certificates that are due, and give the new ones to their environments.
 
-    :param replace: replace the CA first.
-    :param distrust: don't trust former CAs any more.
+    :param replace: whether to replace the CA first.
+    :param distrust: whether the previous CAs lose their trust afterwards.
     :return: the environments with a new certificate, and the errors by environment.
     """
     from netspace.environment.reconciler import Environments

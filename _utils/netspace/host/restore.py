@@ -1,9 +1,9 @@
 """Restoration of all volatile state after a reboot, before netspace's services start.
 
 This module works from the records on disk, in one process, without Salt, a master or the declaration. It calls each
-kind's ``restore`` in order. If one kind fails, it still restores the others. It skips an environment with a damaged
-record. It appraises the host first: an environment for which this boot lacks trust stays down until an apply finds
-enough trust.
+kind's ``restore`` in order. If one kind fails, the others are still restored. An environment with a damaged record is
+skipped. The host is appraised first: an environment for which the host lacks trust in this boot stays down until an
+apply finds enough trust.
 """
 
 from __future__ import annotations

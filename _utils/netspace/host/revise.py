@@ -1,4 +1,4 @@
-"""Revision of a host's links to other hosts, after the fleet's master came to trust or distrust these.
+"""Revision of a host's links to other hosts, after the fleet's master began to trust or distrust those hosts.
 
 Only links to and from the named hosts are made or revoked. Other changes of the declaration wait for an apply.
 """
@@ -17,7 +17,7 @@ from netspace.spec.types import Declaration, Link
 def links(host: Host, declared: Declaration, others: Collection[str]) -> Result:
     """Make and revoke links to and from other hosts, as declared.
 
-    :param others: names of the other hosts; none: all.
+    :param others: names of the other hosts; empty: all.
     """
 
     def concerned(link: Link) -> bool:
@@ -40,5 +40,5 @@ def whole(host: Host, declared: Declaration) -> Result:
 
 
 def problems(result: Result) -> list[str]:
-    """Return what failed. What is refused for lack of trust is as it should be, and the next apply tells the rest."""
+    """Return the errors of a result. Refusals for lack of trust are intended here, so they are left out."""
     return [f"{one.step}: {one.error}" for one in result.failures]

@@ -5,12 +5,12 @@ by its id as the whole address. All other addresses match hosts only, as on a ho
 
 Without the patches, once a minion has targets, Salt 3008 (seen in 3008.4) breaks this rule:
 
-- The master adds the targets to each pattern that matches their host. A function that they lack then makes
-  ``salt '*' ...`` fail, and a batch counts them as minions.
-- The minion runs a job in all its targets, and a state function on itself, for any pattern that it receives, whether
-  the pattern matches it or not.
-- A ``T@`` counts as a match of the host: ``h2 or T@netspace:h1-web`` runs on ``h1``, too. So does a state function for
-  ``-L h2,h1-web``.
+- The master adds the targets to each pattern that matches their host. If targets lack the function, ``salt '*' ...``
+  fails, and a batch counts the targets as minions.
+- The minion runs a job in all its targets for any pattern that it receives, whether the pattern matches the minion or
+  not. It also runs a state function on itself.
+- A ``T@`` counts as a match of the host: ``h2 or T@netspace:h1-web`` runs on ``h1``, too, and a state function for ``-L
+  h2,h1-web`` does as well.
 - A grain, a list or a regular expression in a compound matches targets as well.
 - If a state function runs on a host and its targets, the host's own return is lost.
 
@@ -41,7 +41,7 @@ _KEPT = "_netspace_originals"
 def correct(minion: type) -> None:
     """Patch Salt's minion so that it interprets addresses by the rule of this module. Repeated calls are harmless.
 
-    :param minion: ``salt.minion.Minion``, of a Salt that has resources.
+    :param minion: the class ``salt.minion.Minion`` of a Salt that has resources.
     :raises NetspaceError: the class is not as in Salt 3008, so there can be no targets.
     """
     lacking = [name for name in (*_CORRECTED, *_USED) if not hasattr(minion, name)]
@@ -54,7 +54,7 @@ def correct(minion: type) -> None:
     setattr(minion, _KEPT, originals)
 
     def target_load(self: Any, load: dict[str, Any]) -> bool:
-        """Return whether the job is for this host or its targets; note in *load* for which of these it is."""
+        """Return whether the job is for this host or its targets; store in *load* which of them it is for."""
         taken: bool = originals["_target_load"](self, load)
         kind, targets = load.get("tgt_type", "glob"), bool(load.get("resource_targets"))
         # Salt sets no mark in a load that is not a job.
@@ -74,7 +74,10 @@ def correct(minion: type) -> None:
         return [one for one in found if one.get("type") != TYPE or _addressed(one["id"], load)]
 
     def thread_return(cls: type, instance: Any, opts: dict[str, Any], data: dict[str, Any]) -> Any:
-        """Run a state function first on the host, then in its targets: one run would lose the host's return."""
+        """Run a state function first on the host, then in its targets.
+
+        In a single run the host's own return would be lost.
+        """
         run = originals["_thread_return"].__func__
         if _merged(minion, data) and data.get("resource_targets") and not data.get("pure_resource_target"):
             run(cls, instance, opts, {**data, "resource_targets": []})
@@ -91,7 +94,7 @@ def correct(minion: type) -> None:
 
 
 def untold(load: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request that registers resources at the master, without netspace's targets."""
+    """Return the request that registers resources at the master, with netspace's targets removed."""
     resources = {kind: ids for kind, ids in (load.get("resources") or {}).items() if kind != TYPE}
     grains = {name: its for name, its in (load.get("resource_grains") or {}).items() if not name.startswith(f"{TYPE}:")}
     return {**load, "resources": resources, "resource_grains": grains}
@@ -107,10 +110,10 @@ def _addressed(target: str, load: Mapping[str, Any]) -> bool:
 
 
 def _without(opts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the minion's configuration without netspace's targets, so that no ``T@netspace`` matches."""
+    """Return the minion's configuration with netspace's targets removed, so that no ``T@netspace`` matches."""
     return {**opts, "resources": {kind: ids for kind, ids in opts["resources"].items() if kind != TYPE}}
 
 
 def _merged(minion: Any, load: Mapping[str, Any]) -> bool:
-    """Return whether the job's function is a state function, which Salt runs in targets within the host's own job."""
+    """Return whether the job's function is a state function. Salt runs these in targets within the host's own job."""
     return isinstance(load.get("fun"), str) and bool(load["fun"] in minion._MERGE_RESOURCE_FUNS)

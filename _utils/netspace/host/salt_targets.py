@@ -1,11 +1,11 @@
-"""Environments as targets of Salt: the list of targets, and the operations that Salt may use on one.
+"""Environments as targets of Salt: the list of targets, and the operations that Salt may use on a target.
 
-A target's id is ``<minion>-<environment>``. Every environment of this host that is declared with
-``target: true`` and shall run is a target. Ids of other hosts' environments are refused. Each call
-reads the present records, not a list that Salt cached when it started.
+A target's id is ``<minion>-<environment>``. Every environment of this host that is declared with ``target: true`` and
+isn't to be stopped is a target. Ids of other hosts' environments are refused. Each call reads the present records, not
+a list that Salt cached when it started.
 
-An environment's output is untrusted: it is bounded, decoded, and without control characters.
-This module doesn't import Salt; ``_resources/`` and its overlays call it.
+An environment's output is untrusted: it is bounded, decoded, and without control characters. This module doesn't import
+Salt; ``_resources/`` and its overlays call it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def of(opts: Mapping[str, Any]) -> Targets:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a command; ``retcode`` 124 is a timeout."""
+    """The result of a command. After a timeout, ``retcode`` is 124."""
 
     retcode: int
     stdout: str
@@ -70,7 +70,7 @@ class Targets:
         self._host = Host(layout)
 
     def list(self) -> dict[str, str]:
-        """Return every target's environment, by the target's id."""
+        """Return the names of the environments that are targets, by target id."""
         from netspace.environment import record as records
 
         known, _ = records.read_each(self._layout)
@@ -80,16 +80,16 @@ class Targets:
         return f"{self._minion}-{name}"
 
     def environment(self, target: str) -> str:
-        """Return the environment with this target id.
+        """Return the name of the environment with this target id.
 
-        :raises NetspaceError: it is not a target of this host (any more).
+        :raises NetspaceError: it is not (or no longer) a target of this host.
         """
         return self._found(target)[0]
 
     def ping(self, target: str) -> bool:
-        """Return whether the target runs, and its user can read its ``environment.json`` inside.
+        """Return whether the target runs, and its user can read its ``/run/netspace/environment.json``.
 
-        Under a runtime with its own kernel (gVisor), return whether it runs.
+        If the runtime has its own kernel (gVisor), the file isn't read.
         """
         try:
             if not self.has_files(target):
@@ -100,9 +100,9 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Return whether :meth:`files` can access the target's files: whether the target uses the host's kernel.
+        """Return whether :meth:`files` can reach the target's files, which needs a runtime on the host's kernel.
 
-        :raises NetspaceError: it is not a target of this host (any more).
+        :raises NetspaceError: it is not (or no longer) a target of this host.
         """
         return not self._found(target)[1].runtime.module.OWN_KERNEL
 
@@ -121,7 +121,10 @@ class Targets:
 
         :param command: an argument vector, or a text for a shell of the image.
         :param timeout: seconds; None: a minute.
+        :param stdin: the text for the command's standard input.
         :param folder: the working directory inside.
+        :param variables: additional environment variables.
+        :param shell: the shell for a text; None: the default shell.
         :raises NetspaceError: the environment doesn't run, or lacks the program.
         """
         name = self.environment(target)
@@ -154,7 +157,7 @@ class Targets:
         pid = self._process(name)
         if record.runtime.module.OWN_KERNEL:
             raise NetspaceError(
-                f"environment {name}: only its own kernel ({record.runtime.name}) has its files; use cmd there"
+                f"environment {name}: its files are in its own kernel ({record.runtime.name}); use cmd instead"
             )
         uid, gid = (of(record.spec, record.image.defaults) for of in (oci_config.user_of, oci_config.group_of))
         root = str(self._layout.bundle(name) / "rootfs")
@@ -162,7 +165,7 @@ class Targets:
             yield inside
 
     def grains(self, target: str) -> dict[str, Any]:
-        """Return the grains of a target. Those from its image (``os``...) are claims, not facts."""
+        """Return the grains of a target. Grains from its image (``os``...) are claims of the image, not facts."""
         from netspace.environment.container import unikernel
         from netspace.environment.storage import guest_files
         from netspace.interface import kinds
@@ -193,7 +196,7 @@ class Targets:
         }
 
     def _process(self, name: str) -> int:
-        """Return the main process of an environment.
+        """Return the id of the environment's main process, as the host numbers it.
 
         :raises NetspaceError: the environment doesn't run.
         """
@@ -239,7 +242,10 @@ def _seconds(timeout: Any) -> float:
 
 
 def os_grains(release: bytes) -> dict[str, str]:
-    """Return an ``os-release(5)`` file as Salt's grains. Only plain words pass, since templates use them."""
+    """Return Salt's ``os`` grains from an ``os-release(5)`` file.
+
+    Values that aren't plain words are left out, because templates use these grains.
+    """
     found = {}
     for line in release.decode("ascii", errors="replace").splitlines():
         match = _OS_LINE.fullmatch(line)

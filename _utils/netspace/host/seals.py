@@ -1,4 +1,4 @@
-"""Seal keys of a host: renewed, published to other hosts and adopted from them."""
+"""Seal keys (keys of sealed links) of a host: renewed, published to other hosts and adopted from them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from netspace.text import hint
 
 
 class Seals(Cards):
-    """The keys of sealed links, and the cards that list them."""
+    """Use cases around the keys of sealed links, and the cards that list them."""
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and update the cards of their peers.
 
         :param names: the environments; empty: all that have sealed links.
-        :return: the environments with new keys, and the result of the updates.
-        :raises NetspaceError: one of *names* has no sealed link; nothing is renewed.
+        :return: the environments with new keys, and the result of updating the cards.
         """
         from netspace.link.seal import keys as seals
 
@@ -32,9 +31,10 @@ class Seals(Cards):
             return renewed, self._refresh_cards(told, False)
 
     def seal_bundles(self) -> tuple[dict[str, str], Result]:
-        """Renew due keys for sealed links, and update the cards of the peers.
+        """Renew due keys for sealed links, update the cards of the peers, and return this host's bundles.
 
-        :return: this host's bundles for other hosts (``link.seal.bundle``), by host, and the result of the updates.
+        :return: the bundles of public keys for other hosts (``link.seal.bundle``), by host, and the result of updating
+            the cards.
         """
         from netspace.link.seal import keys as seals
 
@@ -44,10 +44,10 @@ class Seals(Cards):
             return bundles, self._refresh_cards(told, False)
 
     def adopt_seals(self, bundles: Iterable[str]) -> tuple[dict[str, bool], list[str], Result]:
-        """Adopt other hosts' bundles of keys for sealed links, and update the cards of the environments concerned.
+        """Adopt other hosts' bundles of public keys for sealed links, and update the cards concerned.
 
         :return: for each host with an accepted bundle, whether the bundle was new; the reasons for refused bundles; and
-            the result of the updates.
+            the result of updating the cards.
         """
         from netspace.link.seal import peers
 

@@ -1,4 +1,4 @@
-"""Trust gate of a host: which declared parts its trust level withholds, and why."""
+"""Trust gate of a host: which declared things are withheld because the host's trust level is too low, and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netspace.spec.types import Declaration, Environment, Link
 
 
 class TrustGate(Parts):
-    """Verdicts on declared parts: whether the host's present trust permits them."""
+    """Verdicts on declared things: whether the host's present trust permits them."""
 
     def trust(self) -> Trust:
         """Return this host's present trust."""
@@ -25,7 +25,7 @@ class TrustGate(Parts):
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Return the applied environments that must not be started, with the reasons.
 
-        Before any is withheld, the host is appraised again: its attestation result may have expired.
+        If there are any, the host is first appraised again, since its attestation result may have expired.
         """
         if not trust.withheld(applied, self.trust()):
             return {}
@@ -59,7 +59,7 @@ class TrustGate(Parts):
         return judge(declared, known)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
-        """Return the desired links: permitted ones, and existing ones for which lost trust is only reported."""
+        """Return the links to have: permitted ones, and existing ones whose loss of trust is only reported."""
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
         for link in declared.links:
@@ -74,7 +74,7 @@ class TrustGate(Parts):
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:
-    """Return *result* with a refusal for each withheld thing, and a note for each other comment."""
+    """Return *result* with a refusal for each withheld thing, and a note for each other verdict with a comment."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
     notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
     plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])

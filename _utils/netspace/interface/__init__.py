@@ -1,1 +1,1 @@
-"""Virtual interfaces: one network namespace per environment, owned by the host, default drop."""
+"""Virtual interfaces: one network namespace per environment, owned by the host. Packets are dropped by default."""

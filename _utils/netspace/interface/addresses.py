@@ -1,12 +1,12 @@
-"""Allocation of interfaces' addresses: pure, and stable.
+"""Allocation of interfaces' addresses. Pure.
 
-An interface keeps its address as long as it exists and the range allows the address. The
-search for a new address starts at a position that only the environment's name decides, and takes the
-first free one. So the same declaration tends to give the same addresses on a new host.
+An interface keeps its address as long as the interface exists and the range allows the address. The search for a new
+address starts at a position that only the environment's name decides, and takes the first free address. So the same
+declaration tends to give the same addresses on a new host.
 
-Three addresses of a range are never given away: the first (IPv4's network, IPv6's subnet-router
-anycast, RFC 4291 section 2.6.1), IPv4's last (broadcast), and the second, the *gateway*, which is
-the host's own address at its end of every interface.
+Three addresses of a range are never allocated: the first (IPv4's network, IPv6's subnet-router anycast, RFC 4291
+section 2.6.1), IPv4's last (broadcast), and the second, the *gateway*, which is the host's own address at its end of
+every interface.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Allocation(msgspec.Struct, frozen=True):
-    """The addresses by name, and the reason for each name that gets none."""
+    """The result of an allocation.
+
+    :param addresses: the addresses by name.
+    :param refused: for each name without an address, the reason.
+    """
 
     addresses: Mapping[str, str]
     refused: Mapping[str, str]
@@ -38,7 +42,7 @@ def gateway(network: Network) -> str | None:
 
 
 def usable(network: Network) -> range:
-    """Return the positions in *network*, counted from its first address, that can be given away."""
+    """Return the positions of addresses in *network*, counted from its first address, that can be allocated."""
     last = network.num_addresses - (1 if network.version == 4 else 0)
     return range(2, max(last, 2)) if network.num_addresses >= 4 else range(0)
 
@@ -46,7 +50,7 @@ def usable(network: Network) -> range:
 def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str]) -> Allocation:
     """Allocate an address of *network* for every name in *wanted*.
 
-    :param wanted: by name, a fixed address, or None for any.
+    :param wanted: by name, a fixed address, or None for any address.
     :param recorded: earlier addresses by name. Names that aren't in *wanted* keep theirs.
     """
     others = dict(recorded)
@@ -67,7 +71,10 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
 def _allocate(
     network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str], held: Mapping[str, str]
 ) -> Allocation:
-    """Allocate once. *held* maps an address to the only name that may have it."""
+    """Allocate addresses in one pass.
+
+    :param held: addresses that are reserved, each with the only name that may have it.
+    """
     places = usable(network)
     given: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -120,7 +127,7 @@ def _place(network: Network, address: str) -> int:
 
 
 def fits(network: Network, address: str) -> bool:
-    """Return whether *address* is one of *network* that can be given away."""
+    """Return whether *address* lies in *network* and can be allocated."""
     return not _unusable(network, usable(network), address)
 
 

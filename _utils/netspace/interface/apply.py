@@ -1,10 +1,9 @@
-"""Application of the steps planned for interfaces, batched, in an order that is safe at every moment.
+"""Execution of the steps planned for interfaces, batched, in an order that is safe at every moment.
 
-The order is: records, removals, the packet filter, the host's forwarding, and then new
-interfaces. So no interface is ever up without the rules that guard it. If this process is
-killed between any two system calls, the next run finds and completes the rest: a record
-is written before its interface is created, and deleted after the interface is gone. A namespace
-counts as set up only once ``Volatile`` says so.
+The order is: records, removals, the packet filter, the host's forwarding, and then new interfaces. So no interface is
+ever up without the rules that guard it. If this process is killed between any two system calls, the next run finds and
+completes the rest: a record is written before its interface is created, and deleted after the interface is gone. A
+namespace counts as set up only once ``Volatile`` says so.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _TOGETHER = 128
 
 
 class ApplyRun:
-    """One application of steps. ``errors`` holds the first error of each step, by the step's name."""
+    """One execution of steps. ``errors`` holds the first error of each step, by the step's name."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -169,7 +168,7 @@ class ApplyRun:
 
     # -- the host as a whole -----------------------------------------------------------
     def _filter(self, steps: Sequence[Step]) -> bool:
-        """Load the packet filter, if a step says so; return whether the desired filter is loaded."""
+        """Load the packet filter if a step asks for it; return False if that failed."""
         for step in steps:
             if isinstance(step.data, Firewall):
                 todo, before = step.data, self.volatile.firewall
@@ -192,7 +191,7 @@ class ApplyRun:
         return True
 
     def _name(self, step: str, table: Table) -> None:
-        """Fill the sets of names from the known answers: in a table that was loaded whole, the sets are empty."""
+        """Fill the sets for names' addresses from the known answers. A table that was loaded whole has none."""
         try:
             if any(one.expiring for one in table.sets.values()):
                 sets.fill_host(self.layout, time.time(), there=table.sets)
@@ -225,7 +224,7 @@ class ApplyRun:
 
     # -- new interfaces -------------------------------------------------------------------
     def _inside(self, work: Mapping[str, InterfaceChange]) -> None:
-        """Create and set up namespaces, and in them the links and their inner ends."""
+        """Create and set up namespaces, and in each the link and its inner end."""
         todo = {
             name: one
             for name, one in self._going_on(work).items()
@@ -248,7 +247,7 @@ class ApplyRun:
             os.close(host)
 
     def _guard_only(self, work: Mapping[str, InterfaceChange]) -> None:
-        """Replace the tables in namespaces where nothing else is changed."""
+        """Replace the packet filter tables in namespaces where nothing else changes."""
 
         def put() -> None:
             for name, one in work.items():
@@ -257,9 +256,9 @@ class ApplyRun:
         in_thread(put)
 
     def _guard(self, name: str, one: InterfaceChange, *, enter: bool = False) -> None:
-        """Load the environment's table in its namespace.
+        """Load the environment's packet filter table in its namespace.
 
-        :param enter: the calling thread isn't in that namespace yet, and enters it.
+        :param enter: whether the calling thread must first enter that namespace.
         """
         assert one.guard is not None
         try:
@@ -290,7 +289,7 @@ class ApplyRun:
             netns.prepare(folder)
 
     def _release_folder(self) -> None:
-        """Undo the changes to the folder of namespaces once netspace's last namespace is gone."""
+        """Unmount the folder of namespaces once netspace's last namespace is gone."""
         if (
             self.volatile.folder
             and not self.volatile.namespaces
@@ -301,8 +300,8 @@ class ApplyRun:
     def _one_by_one(self, todo: Mapping[str, InterfaceChange], host: int, outer: Socket) -> None:
         """Do the work in the calling thread, which enters one namespace after the other.
 
-        :param host: descriptor of the host's namespace.
-        :param outer: socket in the host's namespace.
+        :param host: a descriptor of the host's namespace.
+        :param outer: a socket in the host's namespace.
         """
         far: dict[str, int] = {}  # namespaces, as descriptors, of links that are created from the host in one batch
         for name, one in todo.items():
@@ -325,7 +324,7 @@ class ApplyRun:
         self._from_host(far, todo, outer)
 
     def _from_host(self, far: dict[str, int], work: Mapping[str, InterfaceChange], outer: Socket) -> None:
-        """Create links from the host's namespace in the namespaces of *far*, and set them up. Empties *far*."""
+        """Create links from the host's namespace in other namespaces, and set them up there. Empties *far*."""
         try:
             messages: list[Message] = []
             owners: list[str] = []
@@ -402,7 +401,7 @@ class ApplyRun:
         self._judge(failures, messages, [name] * len(messages), {name: one})
 
     def _outside(self, work: Mapping[str, InterfaceChange]) -> None:
-        """Set up the host's ends in one batch."""
+        """Set up the host's ends of interfaces in one batch."""
         todo = {
             name: one
             for name, one in self._going_on(work).items()

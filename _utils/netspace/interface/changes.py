@@ -1,4 +1,4 @@
-"""Work of the steps that are planned for interfaces, for the packet filter and for the host's forwarding."""
+"""Data of planned steps: for an interface, for the packet filter, and for the host's forwarding."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from netspace.spec.publish import Led
 
 
 class InterfaceChange(msgspec.Struct, frozen=True):
-    """The work of one step on one environment.
+    """The data of a step that changes one environment's interface.
 
     :param record: the record to write; None: remove the interface.
-    :param namespace: ``create`` it, ``settle`` one that isn't set up completely, or ``keep`` it.
-    :param make: create the link.
-    :param drop: delete the present link, or the rest of it, first.
-    :param kind: the module of its kind (see ``kinds``).
-    :param parents: indexes of the host's links that it may need.
-    :param guard: the tables in its namespace; empty: none; None: leave the present ones.
+    :param wanted: the ends that the interface shall have.
+    :param live: the observed interface.
+    :param namespace: what to do with the namespace: ``create`` it, ``settle`` it (it isn't set up completely), or
+        ``keep`` it.
+    :param make: whether to create the link.
+    :param drop: whether to delete the present link, or the rest of it, first.
+    :param kind: the module of the interface's kind (see ``kinds``).
+    :param parents: the indexes of the host's links that the kind may need, by name.
+    :param guard: the packet filter tables for its namespace; empty: none; None: leave the present tables.
     :param guard_before: the present tables, if they are known.
     """
 
@@ -42,34 +45,38 @@ class InterfaceChange(msgspec.Struct, frozen=True):
 
     @property
     def from_host(self) -> bool:
-        """True if the link is created from the host's namespace, not from its own."""
+        """Whether the link is created from the host's namespace, not from the environment's."""
         return bool(getattr(self.kind, "FROM_HOST", False))
 
     @property
     def late(self) -> bool:
-        """True if the kernel may still hold the link of an earlier namespace, which occupies a MAC, VLAN or VNI."""
+        """Whether the kernel may still hold the link of a removed namespace, which occupies a MAC, VLAN or VNI."""
         return self.namespace == "create"
 
     def create(self, far: int) -> list[Message]:
-        """Return the kind's messages that create the link."""
+        """Return the netlink messages that create the link, as the kind makes them.
+
+        :param far: a descriptor of the other namespace.
+        """
         made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
         return made
 
     def change(self, index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
-        """Return the kind's messages that change the end's ``details``."""
+        """Return the netlink messages that change the end's ``details``, as the kind makes them."""
         change = getattr(self.kind, "change", None)
         messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
         return messages
 
 
 class Firewall(msgspec.Struct, frozen=True):
-    """The packet filter to load.
+    """The data of the step that loads the host's packet filter.
 
-    :param before: the table in the kernel, if it is known; then only the difference is changed.
-    :param whole: returns the complete tables, before and after, if *before* and *table* have only the parts that matter
-        for the difference.
+    :param table: the table to load.
+    :param before: the table in the kernel, if it is known; if so, only the difference is changed.
+    :param led: publications that may be missing in the kernel's table, with the addresses to which they lead.
+    :param whole: returns the complete tables, before and after; for the case that *before* and *table* have only the
+        parts that matter for the difference.
     :param notes: see ``host_filter.notes``.
-    :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
     """
 
     table: Table
@@ -80,14 +87,15 @@ class Firewall(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Digest of the complete table; empty if no table is wanted."""
+        """The digest of the complete table; empty if no table is wanted."""
         table = self.table if self.whole is None else self.whole()[-1]
         return table.digest if table.chains else ""
 
 
 class Forwarding(msgspec.Struct, frozen=True):
-    """The address families in which the host forwards packets.
+    """The data of the step that sets in which address families the host forwards packets.
 
+    :param needed: the families that need forwarding.
     :param ours: the names of netspace's existing host ends.
     :param settings: the IPv4 settings to restore on each host end afterwards, by its index.
     """

@@ -1,6 +1,6 @@
 """Claims of one interface: the part of its record that other interfaces must respect, or that the packet filter needs.
 
-A change of one interface needs only the claims of the others. The index (:mod:`netspace.index`) notes them, so that a
+A change of one interface needs only the claims of the others. The index (:mod:`netspace.index`) stores them, so a
 record is decoded only if the index has no valid entry for it.
 """
 
@@ -31,7 +31,14 @@ _MARK = "1"  # raise it whenever `weigh` finds something else: each host then lo
 
 
 class Rare(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The claims that few interfaces have; see :class:`Claims`."""
+    """The claims that few interfaces have.
+
+    :param ports: the published ports of the host.
+    :param alone: the things that only one interface of the host can have; see :meth:`Claims.claims`.
+    :param agreed: the values about which interfaces must agree; see :meth:`Claims.shares`.
+    :param tunnels: the UDP ports of the host that its tunnel uses; see :meth:`Claims.listens`.
+    :param audit: whether its refused packets are recorded.
+    """
 
     ports: tuple[str, ...] = ()
     alone: tuple[tuple[str, str], ...] = ()
@@ -46,17 +53,17 @@ _NOTHING = Rare()
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Names, addresses, ports and rules of one interface that concern the rest of the host.
 
-    A change of one interface reads those of all, so they are as flat as can be. :func:`made` makes them.
+    A change of one interface reads the claims of all, so their structure is flat. :func:`made` makes them.
 
     :param kind: the name of its kind.
-    :param sort: the same text for all interfaces that the packet filters treat alike: same kind, families, gateways,
-        rules, bounds and forms of ports.
+    :param sort: a text that is equal for all interfaces that the packet filters treat alike: same kind, families,
+        gateways, rules, bounds and forms of ports.
     :param ipv4: the environment's address; empty: it has none.
-    :param gateway4: the host's address at its end; empty: it has none.
+    :param gateway4: the host's address at the host's end; empty: it has none.
     :param host_end: the name of the host's end; empty for a kind without one.
     :param rules: the rules of ``allow``, as JSON; empty: there are none.
     :param connections: the most connections that may be open at once; 0: its kind isn't filtered.
-    :param rare: what few interfaces claim; None: nothing.
+    :param rare: the claims that few interfaces have; None: none of them.
     """
 
     kind: str
@@ -79,19 +86,19 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def gateways(self) -> dict[str, str]:
-        """The host's addresses at its end, by family."""
+        """The host's addresses at the host's end, by family."""
         if self.gateway4 and self.gateway6:
             return {"ipv4": self.gateway4, "ipv6": self.gateway6}
         return {"ipv4": self.gateway4} if self.gateway4 else {"ipv6": self.gateway6} if self.gateway6 else {}
 
     @property
     def ports(self) -> tuple[str, ...]:
-        """The declared ports of the host that are forwarded to it (``publish``)."""
+        """The ports of the host that are forwarded to the interface, as text (``publish``)."""
         return (self.rare or _NOTHING).ports
 
     @property
     def audit(self) -> bool:
-        """True if its refused packets are recorded."""
+        """Whether the interface's refused packets are recorded."""
         return (self.rare or _NOTHING).audit
 
     @property
@@ -101,12 +108,12 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def publish(self) -> tuple[Publication, ...]:
-        """The ports of the host that are forwarded to the interface."""
+        """The ports of the host that are forwarded to the interface, parsed."""
         return tuple(map(Publication, self.rare.ports)) if self.rare else ()
 
     @property
     def led(self) -> list[Led]:
-        """The interface's publications, each with the interface's addresses, to which the publication leads."""
+        """The interface's published ports, each with the interface's addresses as the destination."""
         return [(one, self.addresses) for one in self.publish]
 
     @property
@@ -116,13 +123,13 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def exclusive(self) -> bool:
-        """True if another interface can conflict with this interface by more than addresses."""
+        """Whether other interfaces can conflict with this one, for example about ports; addresses aside."""
         rare = self.rare or _NOTHING
         return bool(rare.ports or rare.alone or rare.agreed or rare.tunnels)
 
     # The methods of a declared interface: see netspace.spec.publish.Claimant.
     def claims(self) -> tuple[tuple[str, str], ...]:
-        """Return the things that only one interface of the host can have: (key, thing)."""
+        """Return the things that only one interface of the host can have, as pairs: key, thing."""
         return (self.rare or _NOTHING).alone
 
     def shares(self) -> tuple[tuple[str, str, str], ...]:
@@ -130,7 +137,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return (self.rare or _NOTHING).agreed
 
     def listens(self) -> tuple[tuple[str, int], ...]:
-        """Return the UDP ports of the host that its tunnel uses: (key, port)."""
+        """Return the UDP ports of the host that its tunnel uses, as pairs: key of the declaration, port."""
         return (self.rare or _NOTHING).tunnels
 
 
@@ -143,7 +150,11 @@ def made(
     connections: int = 0,
     rare: Rare = _NOTHING,
 ) -> Claims:
-    """Return the claims of an interface with these addresses and gateways, by family; the rest as in Claims."""
+    """Return the claims of an interface. The parameters are those of :class:`Claims`.
+
+    :param addresses: the environment's addresses, by family.
+    :param gateways: the host's addresses at the host's end, by family.
+    """
     forms = sorted(map(_form, rare.ports)) if rare.ports else []
     alike = kind, rules, connections, sorted(gateways.items()), sorted(addresses), rare.audit, forms
     return Claims(
@@ -161,12 +172,16 @@ def made(
 
 
 def _form(port: str) -> tuple[str, int, bool]:
-    """Return the properties that decide a published port's rules: protocol, whether it names an address, family."""
+    """Return the properties of a published port on which its rules depend.
+
+    They are the protocol, the number of colons (which shows whether an address is given), and whether the address is
+    IPv6.
+    """
     return port.partition("/")[2], port.count(":"), "[" in port
 
 
 def of(record: Record) -> Claims:
-    """Return the claims of an interface."""
+    """Return the claims that follow from an interface's record."""
     spec = record.interface
     allow = spec.allow if isinstance(spec, Filtered) else ()
     return made(
@@ -187,7 +202,7 @@ def of(record: Record) -> Claims:
 
 
 def weigh(name: str, its: Claims) -> int:
-    """Return a number for one interface's part in the host's packet filter; 0 if it has none.
+    """Return a hash, as a number, of one interface's part in the host's packet filter; 0 if it has none.
 
     Equal sums of these numbers mean equal filters (:func:`mark`).
     """
@@ -207,7 +222,10 @@ def weigh(name: str, its: Claims) -> int:
 
 
 def mark(weight: int) -> str:
-    """Return the mark of the host's packet filter, from the sum of :func:`weigh` over all interfaces; empty for 0."""
+    """Return a hash of the sum of :func:`weigh` over all interfaces; empty for 0.
+
+    Equal marks mean equal packet filters of the host.
+    """
     return hashlib.sha256(f"{_MARK} {weight:x}".encode()).hexdigest() if weight else ""
 
 
@@ -230,12 +248,12 @@ def _rules(text: str) -> tuple[Allow, ...]:
 
 
 def numbers(known: Mapping[str, Claims]) -> Sequence[tuple[int, int]]:
-    """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
+    """Return the addresses of all interfaces that the host's table doesn't filter, sorted, as (version, number)."""
     return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
 
 
 def alike(known: Mapping[str, Claims]) -> dict[str, Claims]:
-    """Return one of all interfaces that the packet filters treat alike (``sort``): the first in alphabetical order."""
+    """Return one interface of each ``sort`` (the packet filters treat those of a sort alike): the first by name."""
     return examples(known, operator.attrgetter("sort"))
 
 

@@ -1,9 +1,10 @@
-"""Deletion of stale entries in the kernel's connection tracking table, after publications have changed.
+"""Deletion of stale entries in the kernel's connection tracking table, after published ports have changed.
 
-Only the first packet of a connection is matched against publications. A peer that keeps sending UDP from one port has
-one connection. If that connection began before the port was published, or while the port led to another environment,
-the peer's packets would keep going to the old place. If a packet was sent to the peer from that port before, the peer's
-packets would count as answers. Connections through the host, and those to the right environment, stay unchanged.
+Only the first packet of a connection is matched against published ports. A peer that keeps sending UDP from one port
+has one connection. This connection may have begun before the port was published, or while the port led to another
+environment. If so, the peer's packets would keep going to the old place. If the host itself sent a packet to the peer
+from that port before, the peer's packets would count as answers. Connections through the host, and those to the right
+environment, stay unchanged.
 
 Sources: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
@@ -32,9 +33,9 @@ Tuple = tuple[int, End, End]
 
 
 def forget_stale(published: Sequence[Led]) -> None:
-    """Delete tracked connections to published ports that go elsewhere, in the calling thread's namespace.
+    """Delete tracked connections to published ports that lead to a wrong place, in the calling thread's namespace.
 
-    If the kernel can't list its connections, nothing is done: they end by their timeouts.
+    If the kernel can't list its connections, nothing is done; they end by their timeouts.
     """
     if not published:
         return
@@ -55,7 +56,7 @@ def forget_stale(published: Sequence[Led]) -> None:
 
 
 def _to_port(port: int) -> bytes:
-    """Return the attribute of a destination port."""
+    """Return the netlink attribute of a destination port."""
     return attribute(3, struct.pack(">H", port))
 
 
@@ -64,7 +65,10 @@ def _head(family: int) -> bytes:
 
 
 def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes]) -> bytes:
-    """Return the attributes that identify the connection of *entry* for deletion; empty if it isn't stale."""
+    """Return the netlink attributes that identify the connection in *entry* for deletion; empty if it isn't stale.
+
+    :param own: the host's addresses.
+    """
     values = dict(reading.attributes(entry, 4))
     if not {_ORIGINAL, _REPLY, _ID} <= values.keys():
         return b""
@@ -78,7 +82,11 @@ def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes])
 
 
 def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[Led]) -> bool:
-    """Return whether a connection to one of the host's addresses goes where the publications lead it. Pure."""
+    """Return whether a connection to one of the host's addresses goes to the right environment. Pure.
+
+    The right environment is the one that publishes the port. If none publishes the port, the connection counts as
+    right.
+    """
     found = _taker(family, original[0], original[2], published)
     if found is None:
         return True
@@ -87,12 +95,15 @@ def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[L
 
 
 def answered_at_one(family: str, reply: Tuple, published: Sequence[Led]) -> bool:
-    """Return whether a connection's answers go to a published port, so that users' packets count as answers. Pure."""
+    """Return whether a connection's answers go to a published port. Pure.
+
+    If so, packets of the port's users would count as answers.
+    """
     return _taker(family, reply[0], reply[2], published) is not None
 
 
 def _taker(family: str, protocol: int, target: End, published: Sequence[Led]) -> Led | None:
-    """Return the publication for packets to this address and port of the host."""
+    """Return the published port that takes packets to this address and port, with its environment's addresses."""
     sent_to, port = target
     for one, addresses in published:
         host = one.host

@@ -1,7 +1,7 @@
 """An interface as values: its two ends, desired or observed. Pure.
 
-Each kind of interface returns its desired :class:`Endpoints`. This module describes one end to
-the operator, and returns the messages that change an observed end into the desired one.
+Each kind of interface returns its desired :class:`Endpoints`. This module describes an end to the operator, and returns
+the netlink messages that change an observed end into the desired one.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class EndpointContext(msgspec.Struct, frozen=True):
     """Facts about one interface that its kind needs in addition to the declaration.
 
     :param host_name: the host end's name.
-    :param mac: the pair's MAC.
+    :param mac: the MAC of the interface.
     :param alias: the alias that marks netspace's links.
     :param addresses: the environment's addresses, by family (``ipv4``, ``ipv6``).
-    :param gateways: the host's addresses at its end, by family.
+    :param gateways: the host's addresses at the host's end, by family.
     :param forwarding: whether the host forwards IPv4 packets that arrive at its end.
     :param ipv6: whether the kernel has IPv6.
     :param secret: the file that holds the private key, if the kind has one.
     :param public_key: the public key; empty until the key exists.
-    :param owner: the host's uid of the device's owner, if the kind has a device.
+    :param owner: the host's uid that owns the device, if the kind has a device.
     """
 
     host_name: str
@@ -56,13 +56,13 @@ class EndpointContext(msgspec.Struct, frozen=True):
 class Endpoint:
     """One end of an interface.
 
-    :param mac: empty: netspace doesn't set it.
-    :param kind: the kernel's name of the link's kind.
+    :param mac: the MAC; empty: netspace doesn't set it.
     :param arp: whether the kernel resolves neighbours.
-    :param addresses: sorted, ``address/prefix``.
+    :param addresses: sorted, as ``address/prefix``.
     :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
     :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default applies.
     :param rate: bits per second that it may send; 0: unlimited.
+    :param kind: the kernel's name of the link's kind.
     :param details: settings that only the kind knows, by the names that the operator uses.
     :param secret: the file that holds its key; neither shown nor compared.
     """
@@ -83,7 +83,7 @@ class Endpoint:
     secret: str = field(default="", compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """Return the end as plain values, to be shown and compared."""
+        """Return the end as plain values, to show and compare."""
         facts: dict[str, Any] = {
             "name": self.name,
             "mac": self.mac,
@@ -111,10 +111,12 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Both ends of an interface. A kind may have no end, or an inner end only.
+    """Both ends of an interface. A kind may have no end, or only an inner end.
 
-    :param made_as: the temporary name of a link that is created from the host's namespace, where a link
-        with its final name may exist already.
+    :param inside: the end in the environment's namespace.
+    :param outside: the end on the host.
+    :param made_as: the temporary name of a link that is created from the host's namespace, where a link with its final
+        name may already exist.
     """
 
     inside: Endpoint | None = None
@@ -139,7 +141,7 @@ def host_name(instance: str, environment: str) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def mac(instance: str, environment: str) -> str:
-    """Return the pair's MAC, which the layout derives."""
+    """Return the MAC of the environment's interface, which the layout derives from the names."""
     return Layout(instance).mac(environment)
 
 
@@ -155,7 +157,10 @@ def seen(
     rate: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> Endpoint:
-    """Return *link* as an observed end, with only the settings that *like* (the desired end) sets too."""
+    """Return the kernel's *link* as an observed end. It has only those settings that *like* has, too.
+
+    :param like: the desired end; None: there is none.
+    """
     return Endpoint(
         name=link.name,
         mac=link.mac if like is None or like.mac else "",
@@ -174,7 +179,7 @@ def seen(
 
 
 def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
-    """Return the messages that change the link *index* from *now* (None: just created) to *wanted*.
+    """Return the netlink messages that change link *index* from *now* (None: just created) to *wanted*.
 
     They keep the kernel from adding IPv6 addresses to the host end. At the inner end, the namespace's settings do that.
     """

@@ -1,4 +1,4 @@
-"""Failures of requests for interfaces: told with a remedy, and repeated while an old link is still there."""
+"""Errors of netlink requests for interfaces. Each gets a remedy. A request is repeated while an old link is there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRIES, _PAUSE = 40, 0.05
 
 
 def refusal(failure: Failure, message: Message, one: InterfaceChange) -> Exception:
-    """Return the error for a request that the kernel refused."""
+    """Return the error, with a remedy, for a request that the kernel refused."""
     if failure.code in connection.UNSUPPORTED and requests.makes_link(message) and one.kind is not None:
         return _missing(one.kind.NEEDS, failure, "declare an interface of another kind")
     if failure.code == errno.ENOENT and requests.limits_rate(message):
@@ -29,11 +29,12 @@ def refusal(failure: Failure, message: Message, one: InterfaceChange) -> Excepti
 
 
 def patiently(where: Socket, messages: Sequence[Message], late: Callable[[int], bool]) -> dict[int, Failure]:
-    """Send *messages*; repeat refused ones while an old link still occupies a MAC, VLAN or VNI.
+    """Send *messages*; repeat those that fail because an old link still occupies a MAC, VLAN or VNI.
 
-    The kernel ends a removed namespace some time later; until then its link exists.
+    The kernel removes a namespace's link only some time after the namespace.
 
-    :param late: returns whether the message at this position may be refused for that reason.
+    :param late: returns whether the message at this position may fail for that reason.
+    :return: the failures that remain, by position.
     """
     failures = where.batch(messages)
     for _ in range(_TRIES):
@@ -53,7 +54,7 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
 
 
 def unfiltered(error: OSError) -> Exception:
-    """Return the error for a packet filter that the kernel refused."""
+    """Return the error, with a remedy, for a packet filter that the kernel refused."""
     if isinstance(error, LibraryMissingError):
         return missing(error)
     if error.errno in connection.UNSUPPORTED:

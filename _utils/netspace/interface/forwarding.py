@@ -1,9 +1,8 @@
-"""The host's packet forwarding: switched on only if an ``allow`` rule or a published port needs it.
+"""The host's packet forwarding, which is switched on only if an ``allow`` rule or a published port needs it.
 
-It is a setting of the whole host. So the old values are recorded, and restored when no interface needs
-forwarding any more. A host that learns its own route from router advertisements would lose it with
-IPv6 forwarding (``accept_ra`` 1 means "not if forwarding", kernel's ip-sysctl.rst). So ``accept_ra`` is
-raised to 2 first.
+Forwarding is a setting of the whole host. So the old values are recorded, and restored when no interface needs
+forwarding any more. A host that learns its own route from router advertisements would lose this route with IPv6
+forwarding (``accept_ra`` 1 means "not if forwarding", kernel's ip-sysctl.rst). So ``accept_ra`` is raised to 2 first.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ def write(name: str, value: str) -> None:
 
 
 def switches() -> dict[str, str]:
-    """Return the present value of the switch of each family that the kernel has."""
+    """Return the present value of the forwarding sysctl of each family that the kernel has."""
     values = {family: read(name) for family, name in SWITCH.items()}
     return {family: value for family, value in values.items() if value is not None}
 
 
 def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the changes by sysctl (with dots): ``{"old", "new"}``. Pure.
+    """Return the needed changes of sysctls, by name (with dots), each as ``{"old", "new"}``. Pure.
 
     :param needed: the families in which packets must be forwarded.
     :param now: the result of :func:`switches`.
-    :param before: the recorded values of sysctls that netspace changed.
+    :param before: the recorded old values of sysctls that netspace changed.
     """
     found = {}
     for family, switch in SWITCH.items():
@@ -60,7 +59,7 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each sysctl that :func:`switch_on` must change for *needed*, and its present value.
+    """Yield each sysctl that :func:`switch_on` must change for *needed*, with its present value.
 
     :param ours: names of netspace's host ends, which never accept advertisements.
     """
@@ -82,7 +81,7 @@ def switch_on(values: Mapping[str, str]) -> None:
 
 
 def restore(values: Mapping[str, str]) -> None:
-    """Restore sysctls' old values, the switches first. Settings of interfaces that no longer exist are skipped."""
+    """Restore the old values of sysctls, the forwarding sysctls first. Interfaces that no longer exist are skipped."""
     for name in sorted(values, key=lambda name: name not in SWITCH.values()):
         with contextlib.suppress(FileNotFoundError):
             write(name, values[name])

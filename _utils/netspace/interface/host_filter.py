@@ -1,9 +1,10 @@
 """The host's packet filter as it follows from the claims of all interfaces. Pure.
 
-A host may have thousands of interfaces of which one changes. What the change does to the filter depends on the others
-only by what they share: chains of rules, bounds of connections, the hooks. So :func:`parts` keeps one interface of each
-such class, and the difference of the two small tables is that of the complete ones.
-:func:`netspace.interface.claims.mark` tells, as fast, whether two sets of interfaces have the same table.
+A host may have thousands of interfaces, of which one changes. For this change, only things that interfaces share
+matter: chains of rules, limits of connections, hooks. So :func:`parts` keeps one interface of each class of equal ones,
+and makes two small tables. These differ in the same way as the complete tables would.
+
+To see whether two sets of interfaces have the same table, compare their marks (:func:`netspace.interface.claims.mark`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from netspace.nftables.table import Table
 
 
 def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
-    """Return the host's nftables table for these interfaces, by their environments."""
+    """Return the host's nftables table for these interfaces.
+
+    :param known: the claims of the interfaces, by environment.
+    """
     host = kinds.filtered("host")
     return host_rules.build([
         host_rules.HostFiltered(
@@ -69,7 +73,10 @@ def parts(
 
 
 def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
-    """Return whether an interface filtered by the host has a rule or published port; whether one has such a port."""
+    """Return two answers about the interfaces that the host's table filters.
+
+    The first: whether one of them has a rule or a published port. The second: whether one has a published port.
+    """
     host = kinds.filtered("host")
     every = claims.alike(known).values()
     mine = [its for its in every if its.connections and its.kind in host and (its.rules or its.ports)]
@@ -77,7 +84,7 @@ def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
 
 
 def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
-    """Return the notes by which :func:`loaded` finds out later whether the table of *known* is loaded.
+    """Return facts to record, by which :func:`loaded` later finds out whether the table for *known* is loaded.
 
     :param mark: see ``claims.mark``.
     """
@@ -85,12 +92,14 @@ def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, s
 
 
 def loaded(layout: Layout, known: Mapping[str, Claims], mark: str, noted: Mapping[str, object]) -> bool:
-    """Return whether the noted table is the one that this library makes for *known*, without making all of it.
+    """Return whether the recorded facts are those of the table that this library would make for *known*.
 
-    One version of the library makes equal tables for equal claims, so the claims' mark decides. If another version
-    noted the table, the table of one interface of each class is made and compared.
+    The whole table isn't made for that. One version of the library makes equal tables for equal claims, so the mark of
+    the claims decides. If another version recorded the facts, a table of one interface of each class is made and
+    compared.
 
-    :param mark: of *known*.
+    :param mark: the mark of *known*.
+    :param noted: the facts that :func:`notes` returned.
     """
     if not mark or noted.get("mark") != mark:
         return False

@@ -1,11 +1,11 @@
 """Addresses, gateways and routes of the kinds on an external network. Pure.
 
-netspace doesn't manage such a network. The operator names each address, with the network's prefix,
-and netspace learns nothing from the network (no router advertisement, no DHCP). All routes are
-explicit, even the one to the network itself, so that drift is detected.
+netspace doesn't manage such a network. The operator declares each address, with the network's prefix, and netspace
+takes no configuration from the network (no router advertisement, no DHCP). All routes are explicit, even the route to
+the network itself, so that drift is detected.
 
-With IPv6 an interface has a link-local address, derived from the MAC, since neighbours and routers
-answer to it (RFC 4861). netspace sets that address, not the kernel, and checks it like any other.
+With IPv6 an interface has a link-local address, derived from the MAC, since neighbours and routers answer to it (RFC
+4861). netspace sets that address, not the kernel, and checks it like any other.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Lan(Filtered, frozen=True):
     :param ipv6: the same for IPv6. At least one of ``ipv4`` and ``ipv6`` must be given.
     :param gateway4: the default router for IPv4; absent: only this network and ``routes`` are reached.
     :param gateway6: the default router for IPv6.
-    :param routes: more networks: ``{to, via}``.
-    :param mtu: bytes; at most the parent's, and equal to the bridge's. 1430 for vxlan, so that it fits an
-        outer mtu of 1500.
+    :param routes: more networks: a list of ``{to, via}``.
+    :param mtu: the largest packet in bytes; at most the parent's, and equal to the bridge's. 1430 for vxlan, so that it
+        fits an outer mtu of 1500.
     """
 
     ipv4: Prefixed | None = None
@@ -49,7 +49,10 @@ class Lan(Filtered, frozen=True):
         raise NotImplementedError
 
     def networks(self, direction: Direction) -> tuple[Cidr, ...]:
-        """Return the networks with which the interface exchanges packets: outwards those with a route, inwards all."""
+        """Return the networks with which the interface exchanges packets.
+
+        For outgoing packets these are the networks with a route; for incoming packets, all.
+        """
         if direction == "in":
             return EVERYWHERE
         own = [Cidr(one.interface.network) for one in (self.ipv4, self.ipv6) if one is not None]
@@ -82,7 +85,7 @@ def name_problem(name: str) -> str:
 
 
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
-    """Yield the problems of a declared interface's addresses, gateways and routes: (key, message)."""
+    """Yield the problems of a declared interface's addresses, gateways and routes, as pairs: key, message."""
     if spec.ipv4 is None and spec.ipv6 is None:
         yield "ipv4", "give ipv4 or ipv6 (address/prefix): netspace takes no address from a network of others"
     networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
@@ -154,8 +157,8 @@ def inside(
 ) -> Endpoint:
     """Return the inner end of an interface on an external network.
 
-    :param mac: None: the place's MAC; empty: netspace doesn't set it.
-    :param neighbours: whether it resolves neighbours, and so needs a link-local address.
+    :param mac: the MAC; None: the MAC in *place*; empty: netspace doesn't set it.
+    :param neighbours: whether the end resolves neighbours, and so needs a link-local address.
     :param more: networks that are reached without a router.
     """
     addresses: list[str] = []
@@ -196,9 +199,10 @@ def lacks_parent(
 ) -> str:
     """Return why the host's link *name* can't be a parent; empty if it can.
 
+    :param mtu: the interface's mtu.
     :param room: bytes that encapsulation adds to each packet.
-    :param up: the parent must be up.
-    :param alone: refuse a parent that is a port of a bridge.
+    :param up: whether the parent must be up.
+    :param alone: whether a port of a bridge is refused.
     """
     parent = links.get(name)
     if parent is None:

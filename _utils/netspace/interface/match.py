@@ -1,4 +1,4 @@
-"""Matches that both packet filters share: offsets in a packet, and nft's words for an ``allow`` rule. Pure."""
+"""Matches that both packet filters share: offsets in a packet, and nft expressions for an ``allow`` rule. Pure."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 def family(rule: Allow) -> str:
-    """Return ``ipv4`` or ``ipv6``. The rule is for one family (``Allow.each``)."""
+    """Return the address family of a rule: ``ipv4`` or ``ipv6``. The rule must be for one family (``Allow.each``)."""
     return "ipv6" if ":" in str(rule.cidr) else "ipv4"
 
 
 def name_set(name: str, network: str, fam: str) -> str:
-    """Return the name of the set of the DNS name *name*: its addresses of family *fam* within *network*.
+    """Return the name of the nft set that holds a DNS name's addresses of family *fam* within *network*.
 
     :param network: the ``cidr`` of the rule; the network of a whole family means all public addresses.
     """
@@ -67,12 +67,12 @@ def name_set(name: str, network: str, fam: str) -> str:
 
 
 def errors(of: Family) -> list[str]:
-    """Return a match for each type of ICMP error."""
+    """Return a match for each type of ICMP error of a family."""
     return [f"{of.icmp[0]} type {type_}" for type_ in of.errors]
 
 
 def covers(rule: Allow, peer: str, port: str) -> str:
-    """Return the match for packets which *rule* covers.
+    """Return the match for packets that *rule* covers.
 
     :param peer: the field with the peer's address: ``saddr`` or ``daddr``.
     :param port: the field with the server's port: ``sport`` or ``dport``.

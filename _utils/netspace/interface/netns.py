@@ -1,9 +1,8 @@
 """Network namespaces that the host owns: create, enter, find and remove them. Starts no process.
 
-A bind mount under ``/run/netns`` keeps a namespace, exactly as iproute2 does it
-(ip-netns(8)), so that ``ip netns exec`` works. Other namespaces there, and the propagation of
-their mounts, stay unchanged. A thread does the work inside: it is started for a batch, enters
-one namespace after the other, and ends.
+A bind mount under ``/run/netns`` keeps a namespace, exactly as iproute2 does it (ip-netns(8)), so that ``ip netns
+exec`` works. Other namespaces in that folder, and the propagation of their mounts, stay unchanged. A thread does the
+work inside namespaces: it is started for a batch, enters one namespace after the other, and ends.
 """
 
 from __future__ import annotations
@@ -58,7 +57,9 @@ def _mountinfo() -> str:
 def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
     """Return the inode of each namespace that is kept under *directory*, by file name.
 
-    It takes one read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), however many there are.
+    ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)) is read once, however many namespaces there are.
+
+    :param mountinfo: the content of that file, if the caller has it.
     """
     if mountinfo is None:
         mountinfo = _mountinfo()
@@ -74,7 +75,7 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
 
 
 def among(directory: Path, names: Iterable[str]) -> dict[str, int]:
-    """Return the inode of each of *names* that is a namespace kept under *directory*, by file name."""
+    """Return the inodes of those of *names* that are namespaces kept under *directory*, by name."""
     namespaces: dict[str, int] = {}
     for name in names:
         with contextlib.suppress(OSError):
@@ -120,7 +121,7 @@ def prepare(directory: Path) -> None:
 
 
 def release(directory: Path, made: Mapping[str, bool]) -> bool:
-    """Undo :func:`prepare` if the folder holds no namespace, not even a foreign one; return whether it is undone.
+    """Undo :func:`prepare` if the folder holds no namespace of anybody; return whether that was done.
 
     :param made: the parts that :func:`prepare` created.
     """
@@ -160,7 +161,7 @@ def remove(path: Path) -> None:
 
 
 def write_settings(settings: Iterable[tuple[str, str]]) -> None:
-    """Write sysctls of the calling thread's namespace; sysctls of IPv6 only if the kernel has IPv6."""
+    """Write sysctls of the calling thread's namespace. IPv6 sysctls are skipped if the kernel has no IPv6."""
     by_folder: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings:
         folder, _, file = name.rpartition("/")
@@ -174,9 +175,10 @@ def write_settings(settings: Iterable[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def settings_folder(name: str) -> Iterator[int | None]:
-    """Open a folder of sysctls of the calling thread's namespace; None for IPv6's on a kernel without IPv6.
+    """Open a folder of sysctls of the calling thread's namespace; yield its descriptor.
 
-    Each namespace has its own folder under the same name, so a lookup takes longer the more namespaces there are.
+    Yield None for a folder of IPv6 if the kernel has no IPv6. Each namespace has its own folder under the same name, so
+    a lookup takes longer the more namespaces exist. So look the folder up once for several sysctls.
     """
     try:
         fd = os.open(f"/proc/sys/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -201,7 +203,7 @@ def write_setting(folder: int, name: str, value: str) -> None:
 
 
 def write_end_settings(folder: int | None, name: str, wanted: Endpoint, disabled: bool) -> None:
-    """Write those settings of a host end that only sysctl can change."""
+    """Write those settings of a host's end that can only be changed by sysctl."""
     if wanted.accept_ra is not None and folder is not None:
         write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):

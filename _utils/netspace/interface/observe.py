@@ -1,8 +1,8 @@
 """Observation of netspace's interfaces. Reads, never writes.
 
-For an environment without an interface, the only check is whether its namespace is mounted; one
-file lists all of them. For the others, it reads the links, addresses and (netspace's) routes
-of the host, and the same inside each namespace. Some kinds read more.
+For an environment without an interface, the only check is whether its namespace is mounted; one file lists all mounts.
+For the others, the links, addresses and netspace's routes are read, on the host and inside each namespace. Some kinds
+read more.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FEW = 16
 
 
 class ObservedInterface(msgspec.Struct, frozen=True):
-    """One interface's observed ends, and the indexes of their links (0: no link)."""
+    """The observed ends of one interface, and the indexes of their links (0: no link)."""
 
     ends: Endpoints = msgspec.field(default_factory=Endpoints)
     inside: int = 0
@@ -53,21 +53,23 @@ class ObservedInterface(msgspec.Struct, frozen=True):
 
 
 class Observed(msgspec.Struct, frozen=True, dict=True):
-    """The observed state: all input of planning besides the desired interfaces.
+    """The observed state: everything that planning needs in addition to the desired interfaces.
 
     :param records: the records of the environments whose ends were observed, and that steps may change.
     :param namespaces: the inode of each namespace, by its file name.
+    :param volatile: the recorded changes since the boot.
     :param live: the observed ends, by environment, for those whose record has an interface.
-    :param firewall: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
-    :param forwarding: the host's switch by family, without the families that the kernel lacks.
-    :param links: the host's existing links that interfaces need, by name.
-    :param guards: ``intact`` or ``changed``, by environment, for those with a table in their namespace.
-    :param missing: the missing module and the remedy, by kind, for kinds that the kernel lacks.
-    :param taken: the program that holds the port, for each port that is newly published and in use.
+    :param firewall: the state of the host's table: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
+    :param forwarding: the value of the host's forwarding sysctl, by family; families that the kernel lacks are left
+        out.
+    :param links: those of the host's links that interfaces need, by name.
+    :param missing: for each kind that the kernel lacks, the missing module and the remedy.
+    :param guards: the state of the table in each namespace that has one, by environment: ``intact`` or ``changed``.
+    :param taken: for each port that is newly published but in use, the program that uses it.
     :param others: the claims of all other interfaces.
-    :param weight: the sum of ``claims.weigh`` of all interfaces; None: not known yet.
-    :param names: what is known of the names in rules.
-    :param own: the host's own addresses and networks, if anything is known of names.
+    :param weight: the sum of ``claims.weigh`` of all interfaces; None: it isn't known yet.
+    :param names: the state of each name in rules.
+    :param own: the host's own addresses and networks, if the state of any name is known.
     :param now: the time of the observation, in seconds since the epoch.
     """
 
@@ -94,7 +96,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
 
 
 def place(layout: Layout, name: str, record: Record) -> EndpointContext:
-    """Return the :class:`EndpointContext` of the interface of *name*, from its record."""
+    """Return the :class:`EndpointContext` of an environment's interface, from its record."""
     return EndpointContext(
         host_name=ends.host_name(layout.instance, name),
         mac=ends.mac(layout.instance, name),
@@ -117,7 +119,7 @@ def forwarded(record: Record) -> frozenset[str]:
 
 
 def expected(layout: Layout, name: str, record: Record, at: EndpointContext | None = None) -> Endpoints:
-    """Return the ends that *record* asks for.
+    """Return the ends that an interface should have by its record.
 
     :param at: the interface's :func:`place`, if the caller has it.
     """
@@ -139,9 +141,9 @@ def observe(
 ) -> Observed:
     """Return the observed state.
 
-    :param index: of all interfaces' claims.
-    :param only: the environments whose ends are observed; None: all. Of the others, only the claims are read.
-    :param declared: desired interfaces; the links, modules and ports that they need are observed too.
+    :param index: the index of all interfaces' claims.
+    :param only: the environments whose ends are observed; None: all. Of other environments, only the claims are read.
+    :param declared: desired interfaces; the links, modules and ports that they need are observed, too.
     :param doomed: environments to remove; for these, only the links to delete are observed.
     :raises StateError: a record can't be read.
     """
@@ -157,7 +159,7 @@ def observe(
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
 
     def elements() -> str | None:
-        """Return the digest of the elements of the loaded table, if the records still describe it."""
+        """Return the digest of the elements of the loaded table; None if the records no longer fit it."""
         known_ = sum(claims.weigh(name, its) for name, its in everybody.items())
         same = claims.mark(known_) == volatile.firewall.get("mark")
         return host_filter.table(layout, everybody).elements if same else None
@@ -189,7 +191,7 @@ def _as_noted(known: Mapping[str, Record], noted: Mapping[str, Claims]) -> Itera
 
 
 def _taken(declared: Iterable[Interface], known: Mapping[str, Claims]) -> dict[HostPort, str]:
-    """Return the newly published ports that a program of the host has in use, and that program."""
+    """Return the newly published ports that a program of the host already uses, each with this program."""
     asked = {one.host for spec in declared for one in published(spec)}
     wanted = asked - {one.host for its in known.values() for one in its.publish} if asked else asked
     if not wanted:
@@ -215,7 +217,7 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, ObservedInterface], dict[str, str]]:
-    """Return the host's links (none if nothing needs them), the observed ends, and the states of guards."""
+    """Return the host's links (none if nothing needs them), the observed ends, and the states of the tables inside."""
     if not wanted and not needed:
         return [], {}, {}
     with Socket() as host:
@@ -274,9 +276,10 @@ def _links(
 def _named(
     layout: Layout, host: Socket, wanted: Mapping[str, Endpoints], known: Mapping[str, Record]
 ) -> list[Link] | None:
-    """Return the links of these interfaces' host ends, each looked up by its name; None if any link isn't found so.
+    """Return the links of these interfaces' host ends, each looked up by its name.
 
-    In that case a link was renamed or is gone, or the kind of its interface has no end on the host.
+    None if any of them isn't found by its name: the link was renamed or is gone, or the interface's kind has no end on
+    the host.
     """
     found = []
     for name in wanted:
@@ -300,7 +303,7 @@ def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Map
 
 
 def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
-    """Return the inner end's link, even if it was renamed or still has its temporary name."""
+    """Return the link of the inner end, even if it was renamed or still has its temporary name."""
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link
@@ -309,7 +312,10 @@ def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
 
 
 def _by_index(where: Socket, indexes: Sequence[int] = ()) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
-    """Return the addresses and the routes of the links with these *indexes* (empty: of all links), by index."""
+    """Return the addresses, and the routes, of links by their index.
+
+    :param indexes: the links to look up; empty: all.
+    """
     addresses: dict[int, list[str]] = defaultdict(list)
     routes: dict[int, list[Route]] = defaultdict(list)
     families = [family for name, family in reading.FAMILIES.items() if name == "ipv4" or has_ipv6()]

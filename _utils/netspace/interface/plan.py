@@ -1,7 +1,7 @@
 """Plan of interfaces: the steps that lead from the observed to the desired interfaces. Pure.
 
-The packet filter and the host's forwarding concern all interfaces. They are separate steps, named ``host:firewall`` and
-``host:forwarding`` (no environment can have such a name).
+The packet filter and the host's forwarding concern all interfaces. They have separate steps, named ``host:firewall``
+and ``host:forwarding`` (no environment can have such a name).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _ADDRESS = {family: operator.attrgetter(family) for family in FAMILIES}
 class DesiredInterfaces(msgspec.Struct, frozen=True):
     """The desired interfaces.
 
-    :param network: the ranges that addresses come from.
-    :param interfaces: by the environment's name.
+    :param network: the ranges from which addresses are allocated.
+    :param interfaces: the declared interfaces, by environment.
     """
 
     network: Network = msgspec.field(default_factory=Network)
@@ -53,7 +53,10 @@ class Planner:
         self.layout = layout
 
     def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return the plan. Interfaces that this host can't have are refused; the others are planned."""
+        """Return the plan. Interfaces that this host can't have are refused; the others are planned.
+
+        :param remove: the environments whose interfaces are removed.
+        """
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = without(observed.claims, gone)
@@ -121,7 +124,7 @@ class Planner:
         return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def changes(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
-        """Return the plan that applies *new* and removes *gone*; other records stay as they are."""
+        """Return the plan that applies the records *new* and removes *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         near = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         after = without(observed.claims, gone)
@@ -157,7 +160,7 @@ class Planner:
     ) -> Sequence[Step]:
         """Return steps that update the tables of otherwise unchanged interfaces.
 
-        Such a table lists the addresses of other environments, and these have changed.
+        Such a table lists the addresses of other environments, and these addresses have changed.
         """
         steps = []
         for name, record in sorted(others.items()):
@@ -176,7 +179,10 @@ class Planner:
         return steps
 
     def _guard_before(self, name: str, observed: Observed, everybody: netns_table.Numbers) -> tuple[Table, ...]:
-        """Return the tables in an environment's namespace; empty if they are unknown."""
+        """Return the tables that are loaded in an environment's namespace; empty if they are unknown.
+
+        :param everybody: the addresses that the tables list.
+        """
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
@@ -193,10 +199,10 @@ class Planner:
     def step(
         self, name: str, record: Record, observed: Observed, everybody: netns_table.Numbers, known: netns_table.Numbers
     ) -> Step | None:
-        """Return the step that makes the interface of *name* match *record*; None if it already does.
+        """Return the step that makes an environment's interface match *record*; None if it already matches.
 
         :param everybody: the addresses that tables in namespaces must list after the plan.
-        :param known: the addresses that they list now, by the records.
+        :param known: the addresses that these tables list now, by the records.
         """
         old = observed.records.get(name)
         inode = observed.namespaces.get(self.layout.netns_name(name))
@@ -250,9 +256,10 @@ class Planner:
         return Step("interface", name, action, changes, reason, work)
 
     def _firewall(self, changed: Collection[str], after: Mapping[str, Claims], observed: Observed) -> Step | None:
-        """Return the step that loads the host's table for *after*; None if it is loaded already.
+        """Return the step that loads the host's table for *after*; None if that table is loaded already.
 
         :param changed: the environments whose claims may have changed.
+        :param after: the claims of all interfaces after the plan.
         """
         loaded, intact = observed.volatile.firewall, observed.firewall == "intact"
         known = observed.weight
@@ -317,7 +324,7 @@ class Planner:
         return Step("interface", FORWARDING, "change", changes, reason, Forwarding(frozenset(needed), ours, settings))
 
     def again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
-        """Return the plan for recorded interfaces; interfaces that this host can't have any more are refused."""
+        """Return the plan that restores recorded interfaces. Those that this host can't have are refused."""
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self.changes(possible, (), observed))
@@ -326,7 +333,12 @@ class Planner:
 def _kept(
     range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
 ) -> addresses.Allocation | None:
-    """Return the addresses of a few interfaces that keep theirs; None: all others have to be looked at."""
+    """Return the allocation for a few interfaces that keep their addresses.
+
+    None: an interface needs another address, or there are too many interfaces, so that all others must be looked at.
+
+    :param asking: the interfaces' declared addresses, by environment; None: any address.
+    """
     if not isinstance(kept, Known) or len(asking) > _FEW:
         return None
     found = {}
@@ -346,13 +358,13 @@ def _weight(known: Mapping[str, Claims]) -> int:
 
 
 def _moved(changed: Collection[str], before: Mapping[str, Claims], after: Mapping[str, Claims]) -> int:
-    """Return by how much the weight of all interfaces differs after a change of these."""
+    """Return the number by which a change of the *changed* interfaces changes the sum of all interfaces' weights."""
     of = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     return _weight(of[1]) - _weight(of[0])
 
 
 def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:
-    """Return notes on names in rules that have no good answer now. No resolver is asked."""
+    """Return notes about names in rules that have a problem now. No resolver is asked."""
     found: set[str] = set()
     for record in wanted.values():
         for about in sets.described(record, observed.names, observed.own, observed.now).values():
@@ -362,18 +374,18 @@ def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:
 
 
 def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:
-    """Return *plan* with refusals that were made before planning, and with *notes*."""
+    """Return *plan* with the refusals that were found before planning, and with *notes*."""
     refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
     return Plan(plan.steps, refusals, [*notes, *plan.notes])
 
 
 def _refused(wanted: Mapping[str, Interface], observed: Observed) -> dict[str, str]:
-    """Return, for each interface that this host can't have, the reason."""
+    """Return the interfaces that this host can't have, each with the reason."""
     return {name: reason for name, spec in wanted.items() if (reason := _impossible(spec, observed))}
 
 
 def _impossible(spec: Interface, observed: Observed) -> str:
-    """Return why this host can't have the interface, for the operator; empty if it can."""
+    """Return an operator's text on why this host can't have the interface; empty if it can."""
     kind, name = kinds.of(spec), kinds.name(spec)
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
@@ -388,7 +400,10 @@ def _impossible(spec: Interface, observed: Observed) -> str:
 
 
 def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str, str]:
-    """Return the reason for each name of *new* that conflicts with others of *kept* or with the rest of *new*."""
+    """Return the names in *new* whose interfaces conflict with others, each with the reason.
+
+    The others are those in *kept* and the rest of *new*.
+    """
     found: dict[str, str] = {}
     wanted = {name: its for name, record in new.items() if (its := claims.of(record)).exclusive}
     if not wanted:
@@ -401,7 +416,7 @@ def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str
 
 
 def _unchangeable(spec: Interface, now: Endpoints, wanted: Endpoints) -> str:
-    """Return the differences that the kernel can't change in place, in words; empty if there are none."""
+    """Return a text with the differences that the kernel can't change in place; empty if there are none."""
     fixed = getattr(kinds.of(spec), "FIXED", ())
     pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
     both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
@@ -412,7 +427,7 @@ def _unchangeable(spec: Interface, now: Endpoints, wanted: Endpoints) -> str:
 
 
 def _filter(guard: Sequence[Table], observed: Observed, name: str) -> dict[str, str]:
-    """Return how the table in an environment's namespace differs from *guard* (``old``, ``new``); empty if equal."""
+    """Return the difference of the table in an environment's namespace from *guard* (``old``, ``new``), if any."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
     new = tables.digest(guard)[:12] if guard else "absent"

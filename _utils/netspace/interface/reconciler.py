@@ -1,7 +1,7 @@
-"""The reconciler of interfaces: it compares desired with observed interfaces, and plans the steps.
+"""The reconciler of interfaces: compares desired with observed interfaces, and plans the steps.
 
-``plan`` is pure; ``observe`` reads the host, ``apply`` changes it. Every environment gets
-a network namespace; the interface's kind (``kinds``) adds the rest.
+``plan`` is pure; ``observe`` reads the host, ``apply`` changes it. Every environment gets a network namespace; the
+interface's kind (``kinds``) adds the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Outcomes = list[Outcome]
 
 
 class Interfaces:
-    """The interfaces and namespaces of one instance's environments. See ``netspace.plan.Reconciler``."""
+    """The reconciler of one instance's interfaces and network namespaces. See ``netspace.plan.Reconciler``."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -43,7 +43,7 @@ class Interfaces:
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str]) -> dict[str, Interface]:
-        """Return the applied interfaces of *names*, without names that have none."""
+        """Return the applied interfaces of *names*. Names without an interface are left out."""
         return {name: record.interface for name, record in records.some(self.layout, names).items()}
 
     def observe(
@@ -52,11 +52,11 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """Return the observed state of all interfaces, and of the links, modules and ports that *desired* ones need.
+        """Return the observed state of interfaces, and of the links, modules and ports that *desired* ones need.
 
         :param about: the environments that may change; None: all. Environments with a table in their namespace are
-            observed too, since that table lists the other environments. Of all others, only the claims are read.
-            See :meth:`concerns_all`.
+            observed, too, since that table lists the other environments. Only the claims of the remaining environments
+            are read. See :meth:`concerns_all`.
         :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
         :raises StateError: a record can't be read.
         """
@@ -65,13 +65,19 @@ class Interfaces:
         return observe(self.layout, self._index, only, declared, doomed)
 
     def named(self, without: Collection[str] = ()) -> bool:
-        """Return whether a rule of a recorded interface has a name; interfaces of *without* don't count."""
+        """Return whether a rule of a recorded interface has a name.
+
+        :param without: environments whose interfaces don't count.
+        """
         there = ((name, its) for name, its in self._index.read().items() if name not in without)
         return any(rule.name is not None for _, its in there if '"name":"' in its.rules for rule in its.allow)
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
-        """Return whether *plan* needs all interfaces observed: the host's switch overwrites each host end's setting."""
+        """Return whether *plan* needs all interfaces observed, because it switches the host's forwarding.
+
+        At such a switch, the kernel overwrites the setting of each host end.
+        """
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
@@ -134,7 +140,7 @@ class Interfaces:
 
     # -- applying -------------------------------------------------------------------------
     def apply(self, steps: Sequence[Step]) -> Outcomes:
-        """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
+        """Apply *steps*, batched. An error is stored in its step's outcome, and the other steps are still done."""
         if not steps:
             return []
         try:
@@ -170,5 +176,5 @@ class Interfaces:
         return Result(plan, self.apply(plan.steps))
 
     def again(self, observed: Observed) -> Plan:
-        """Return the plan that makes all interfaces as recorded."""
+        """Return the plan that makes all interfaces match their records."""
         return self._planner.again(observed.records, observed)

@@ -1,8 +1,8 @@
-"""Records of interfaces. The declaration is kept on disk; changes made in the kernel are kept under /run.
+"""Records of interfaces: what was declared is kept on disk; what was changed in the kernel is kept under /run.
 
-``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot. It is written before the
-interface is created, and deleted after the interface is gone. ``<run>/network.json``
-(:class:`Volatile`) describes kernel state, and is gone after a reboot like that state.
+``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot. It is written before the interface is created,
+and deleted after the interface is gone. ``<run>/network.json`` (:class:`Volatile`) describes kernel state, and like
+this state it is gone after a reboot.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ KIND = "interfaces"
 class Record(msgspec.Struct, frozen=True):
     """One environment's interface as it was applied.
 
+    :param interface: the declared interface.
     :param addresses: the environment's addresses, by family.
-    :param gateways: the host's addresses at its end, by family.
+    :param gateways: the host's addresses at the host's end, by family.
     :param host_end: the name of the host's end; empty for a kind without one.
     :param public_key: the public key, for a kind that has a secret.
-    :param owner: the host's uid of the device's owner, for a kind that has a device; 0: no owner yet.
+    :param owner: the host's uid that owns the device, for a kind that has a device; 0: no owner yet.
     """
 
     interface: Interface
@@ -52,7 +53,7 @@ class Record(msgspec.Struct, frozen=True):
         }
 
     def shown(self) -> dict[str, Any]:
-        """Return the values that an operator sees as old and new."""
+        """Return the values that a step shows to an operator as old or new."""
         return self._shown(parse.written(self.interface))
 
     def news(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def secret(layout: Layout, name: str) -> Path:
 
 
 def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
-    """Return the names among *names* with a private key on disk, or with the temporary file of a killed run."""
+    """Return those of *names* with a private key on disk, or with a killed run's temporary file of one."""
     folder = layout.records(KIND)
     return {
         name
@@ -112,10 +113,10 @@ def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
 
 
 def with_key(layout: Layout, name: str, record: Record, make: Callable[[str], str] | None) -> Record:
-    """Create the secret that the interface's kind needs, unless there is one; return the record with its public key.
+    """Return the record with its public key. If the kind needs a secret and there is none, create it.
 
     :param make: creates the secret in a file, unless it exists, and returns the public key; None: the kind needs none.
-    :raises StateError: a recorded key's file is gone.
+    :raises StateError: the record has a public key, but the file of its private key is gone.
     """
     if make is None:
         return record
@@ -142,22 +143,22 @@ def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """Return one environment's record, or None."""
+    """Return one environment's record; None if there is none."""
     value = files.read_json(path(layout, name))
     return None if value is None else Record.decoded(value, path(layout, name))
 
 
 class Volatile(msgspec.Struct):
-    """Changes made since the host started.
+    """Changes in the kernel since the host started.
 
-    :param namespaces: inode of each namespace that was created and set up completely.
+    :param namespaces: the inode of each namespace that was created and set up completely, by its environment.
     :param firewall: facts about the host's nftables table: ``rendered`` (digest of the desired table), ``structure``
-        and ``elements`` (digests of the table that the kernel held after loading), ``generation`` and the
-        ``boot`` in which it was counted; empty: there is no table.
-    :param forwarding: sysctls of the host that were changed, with the value to restore.
-    :param guards: for each table in an environment's namespace ``rendered``, ``listed`` (digests of the table that
-        the kernel held after loading) and ``generation``.
+        and ``elements`` (digests of the table that the kernel held after loading), ``generation``, and the ``boot`` in
+        which the generation was counted. Empty: there is no table.
+    :param forwarding: the sysctls of the host that were changed, each with the value to restore.
     :param folder: the parts of the folder of namespaces that netspace created (``folder``, ``mount``).
+    :param guards: facts about the table in each environment's namespace: ``rendered``, ``listed`` (digests of the table
+        that the kernel held after loading) and ``generation``.
     """
 
     namespaces: dict[str, int] = msgspec.field(default_factory=dict)
@@ -178,7 +179,7 @@ class Volatile(msgspec.Struct):
         )
 
     def write(self, layout: Layout) -> None:
-        """Write the file if its content changed; without content, remove it."""
+        """Write the file if its content changed; remove it if nothing is to be stored."""
         content = {
             "namespaces": self.namespaces,
             "firewall": self.firewall,

@@ -1,8 +1,8 @@
-"""The refused packets of audited interfaces, as the kernel has counted them. Changes nothing.
+"""Reader of an audited interface's refused packets, as the kernel has counted them. Changes nothing.
 
-The sets of :mod:`netspace.interface.firewall.recording` are the record: no file keeps it, and no process. So it ends
-when the host or the interface goes down, or ``audit`` is switched off; and it starts again when the packet filter is
-loaded whole.
+The sets of :mod:`netspace.interface.firewall.recording` in the kernel are the only record: there is no file and no
+process. So the record ends when the host or the interface goes down, or when ``audit`` is switched off. It begins again
+when the packet filter is loaded whole.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Refusal(NamedTuple):
     """Packets of one kind that were refused.
 
     :param why: see ``recording.Place``.
-    :param times: the number of the packets.
-    :param first: the time of the first, in seconds since the epoch.
-    :param last: the time of the last.
-    :param neighbour: the other environment of this host that *what* is about; empty: none.
+    :param what: the packets.
+    :param times: the number of these packets.
+    :param first: the time of the first packet, in seconds since the epoch.
+    :param last: the time of the last packet, in seconds since the epoch.
+    :param neighbour: the environment of this host that has the peer's address; empty: none has.
     """
 
     why: Why
@@ -43,10 +44,10 @@ class Refusal(NamedTuple):
 
 
 class Refusals(NamedTuple):
-    """The refused packets of one interface, as far as they are known.
+    """The refused packets of one interface.
 
-    :param found: by time, the oldest first.
-    :param unseen: why nothing is recorded; empty if it is.
+    :param found: the refusals; the one that began first comes first.
+    :param unseen: why nothing is recorded; empty if refusals are recorded.
     :param record: the interface as it was applied; None: there is none.
     """
 
@@ -84,7 +85,7 @@ def refusals(layout: Layout, name: str) -> Refusals:
 
 
 def _counted(table: str, owner: str) -> list[Refusal]:
-    """Return what the sets in the calling thread's namespace have counted."""
+    """Return the refusals that the sets in the calling thread's namespace have counted."""
     found = []
     with Ruleset() as ruleset:
         for place in recording.places(owner):
@@ -97,7 +98,7 @@ def _counted(table: str, owner: str) -> list[Refusal]:
 
 
 def _named(layout: Layout, found: list[Refusal]) -> list[Refusal]:
-    """Return *found* with the environments whose addresses are in it."""
+    """Return the refusals in *found*, with ``neighbour`` set where the peer's address belongs to an environment."""
     from netspace.interface import claims
 
     if not any(one.what.peer for one in found):

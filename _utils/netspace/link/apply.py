@@ -1,4 +1,4 @@
-"""Application of a plan to the broker: first delete revoked objects, then import all others at once."""
+"""Execution of a plan on the broker: first revoked objects are deleted, then all others are imported at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from netspace.supervision.service import Supervisor
 
 @dataclass(frozen=True)
 class _Left:
-    """Queues with mail to which no declared link delivers.
+    """Queues that stay although no declared link delivers to them, because they hold mail.
 
     :param parked: owners of queues that nobody reads.
     :param former: draining queues, which are read until they are empty (:mod:`netspace.link.topology.draining`).
@@ -47,8 +47,9 @@ class _Naming:
     """The names of the broker's objects before and after a change.
 
     :param used: the recorded names.
-    :param called: the names from now on.
-    :param failed: the reason why objects keep their recorded names and no object is created; None: there is none.
+    :param called: the names after the change.
+    :param failed: the error because of which objects keep their recorded names and no object is created; None: there is
+        none.
     """
 
     used: Names
@@ -68,7 +69,8 @@ class ApplyRun:
     def links(self, work: LinkChange, after: Mapping[str, Link], purge: bool) -> None:
         """Change the broker so that it has exactly the links *after*, and record them.
 
-        :param purge: delete mail to which no link delivers any more.
+        :param work: the data of the planned step.
+        :param purge: whether to delete mail to which no link delivers any more.
         """
         before = self._recorded = work.observed.record
         where = before.broker
@@ -137,7 +139,7 @@ class ApplyRun:
     def _seals(self, work: LinkChange, after: Mapping[str, Link]) -> None:
         """Create and delete keys for sealed links.
 
-        Bundles and the endorser stay for as long as other hosts are declared.
+        Bundles and the endorser's key stay for as long as other hosts are declared.
         """
         now, links = time.time(), after.values()
         others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
@@ -151,10 +153,12 @@ class ApplyRun:
         seals.ensure(self.layout, seals.members(links), now, promises)
 
     def _name(self, work: LinkChange, *, revoking: bool) -> _Naming:
-        """Return the names before and after the change.
+        """Return the names of objects before and after the change.
 
         If the new names can't be computed and links are to be revoked, return the recorded names with the error, so
-        that the revocation can go on.
+        that the links can still be revoked.
+
+        :param revoking: whether links are to be revoked.
         """
         used = names.used(self.layout, work.broker)
         try:
@@ -184,7 +188,8 @@ class ApplyRun:
     ) -> _Left:
         """Delete revoked objects, then import the others; return the queues that stay because they hold mail.
 
-        :param definitions: the broker's, with our account names; None: they must be read, after starting our broker.
+        :param definitions: the broker's definitions, with our account names; None: they are read once the broker is
+            started.
         """
         failed, called = naming.failed, naming.called
         try:
@@ -269,7 +274,7 @@ class ApplyRun:
     ) -> None:
         """Delete revoked objects by the record alone, before the broker's definitions are read.
 
-        No environment can then prevent its revocation by bloating the definitions.
+        So no environment can prevent its revocation by making the definitions too large to read.
         """
         broker = changes.broker
         old, new = (plan.objects(self.layout, broker, links, called) for links in (before, after))
@@ -277,7 +282,7 @@ class ApplyRun:
         changes.delete(access.flooded(self.layout, changes.api, broker, {**before, **after}))
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
-        """Remove renewer, forwarder and our own broker. The broker's data stay if mail is *parked*."""
+        """Remove renewer, forwarder and our own broker. The broker's data stay if there is *parked* mail."""
         renewer.apply(self.layout, self.supervisor, wanted=False)
         process.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):
@@ -292,9 +297,9 @@ class ApplyRun:
     def _serve(
         self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
     ) -> tuple[Collection[str], dict[str, str]]:
-        """Configure the forwarder for the environments *wanted* and the routes that the links *leading* need.
+        """Configure the forwarder for the environments *wanted*, with the routes that the links *leading* need.
 
-        :return: the environments with a network namespace, and the reason for each environment that is left out.
+        :return: the environments with a network namespace, and for each environment that is left out the reason.
         """
         found = process.find(self.layout, broker, wanted, leading.values())
         return found.namespaces, process.apply(self.layout, found, self.supervisor)
@@ -322,7 +327,7 @@ class ApplyRun:
         return renewed
 
     def _tell_trust(self, broker: LocalBroker) -> None:
-        """Have the running broker and forwarder load the new trusted certificates."""
+        """Let the running broker and forwarder load the new trusted certificates."""
         services = self.supervisor.observe([node.NODE, process.NAME])
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
@@ -334,15 +339,16 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints to record during the change: of the names that certainly exist on the broker."""
+    """Return the fingerprints of names to record during the change: those that certainly exist on the broker."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
 def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[str, str]) -> None:
-    """Report environments that the forwarder leaves out; the others are served.
+    """Raise an error if the forwarder leaves out environments. The others are served.
 
+    :param wanted: the environments to serve.
     :param found: the environments with a network namespace.
-    :param refused: for each environment, why its port can't be used.
+    :param refused: for each environment whose port can't be used, the reason.
     :raises NetspaceError: an environment of *wanted* is left out.
     """
     missing = sorted(set(wanted) - set(found))

@@ -35,9 +35,9 @@ def card(
 
     The card of an environment without links contains no mailbox and no broker.
 
-    :param formers: the recorded draining queues.
+    :param formers: the recorded draining queues, which may still hold messages for the environment.
     :param identity: the SPIFFE ID in its certificate; None: it logs in by password.
-    :param broker: the declaration of this host's broker with the other hosts; needed if a link leads to one of them.
+    :param broker: the declaration of this host's broker with the other hosts; needed if a link leads to another host.
     """
     peers = []
     senders = []

@@ -1,6 +1,6 @@
 """Health of links: broker, alarms, accounts that were cut off, forwarder, full or unread mailboxes, dead letters.
 
-Changes nothing. The broker's message counts are up to 5 s old.
+Nothing is changed. The broker's message counts are up to 5 s old.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ TOLD_SECONDS = 3600.0
 
 
 def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:
-    """Return ``{ok, problems, findings, dead, late}``.
+    """Return the health of the links, as ``{ok, problems, findings, dead, late}``.
 
-    ``problems`` are texts, one for each cause. ``findings`` are all problems (``problems.Problem``) as rows, also those
-    that others cause. ``dead`` and ``late`` are the numbers of dead letters and late ones; None if unknown.
+    ``problems`` has one text for each cause. ``findings`` has a row for each problem (``problems.Problem``), even if
+    another problem causes it. ``dead`` is the number of dead letters, ``late`` the number of late ones (expired or
+    dropped); None if unknown.
 
     :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
@@ -79,7 +80,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
 
 
 def _ways(layout: Layout, services: Mapping[str, Status], members: Collection[str]) -> list[Problem]:
-    """Return problems between environments and the broker: of the forwarder, and of single environments."""
+    """Return the problems between environments and the broker: of the forwarder, and of single environments."""
     status = services.get(process.NAME)
     state = None if status is None else status.state
     found = problems.forwarder(state, haproxy.silent(layout) if state == "running" else "")
@@ -91,7 +92,7 @@ def _ways(layout: Layout, services: Mapping[str, Status], members: Collection[st
 
 
 def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Problem]:
-    """Return problems of certificates, of the authority, and of keys for sealed links."""
+    """Return the problems of certificates, of the authority, and of keys for sealed links."""
     broker, now = record.broker, time.time()
     assert broker is not None
     found = []
@@ -106,9 +107,9 @@ def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Prob
 
 
 def _alarms(api: Management, own: bool) -> list[Problem]:
-    """Return problems of the broker's nodes.
+    """Return the problems of the broker's nodes.
 
-    :param own: the broker is netspace's own, which has a guard.
+    :param own: whether the broker is netspace's own, which has a guard.
     """
     found = []
     for one in api.get("nodes", query="columns=name,running,uptime,mem_alarm,disk_free_alarm,applications") or []:
@@ -126,7 +127,7 @@ def _alarms(api: Management, own: bool) -> list[Problem]:
 
 
 def _floods(layout: Layout, record: Record, api: Management) -> list[Problem]:
-    """Return problems: accounts that were cut off in the last hour, with the reasons, and excess bindings."""
+    """Return two kinds of problems: accounts that were cut off in the last hour, and excess bindings."""
     if record.broker is None:
         return []
     found = []
@@ -144,9 +145,9 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[Problem]:
 def _queues(
     layout: Layout, record: Record, api: Management, stopped: Collection[str], known: Collection[str] = ()
 ) -> list[Problem]:
-    """Return problems of queues: a queue is missing, or nearly full, or has mail and no consumer.
+    """Return the problems of queues: a queue is missing, is nearly full, or has mail but no consumer.
 
-    :param known: keys of problems that are known already. An unread mailbox may depend on one.
+    :param known: keys of problems that were already found. One of them may cause an unread mailbox.
     """
     if record.broker is None:
         return []
@@ -180,7 +181,7 @@ def _queues(
 
 
 def _across(layout: Layout, record: Record, api: Management) -> list[Problem]:
-    """Return problems of links to other hosts, as far as this host can observe them."""
+    """Return the problems of links to other hosts, as far as this host can observe them."""
     if record.broker is None:
         return []
     called = names.used(layout, record.broker)

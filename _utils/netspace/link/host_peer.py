@@ -1,4 +1,4 @@
-"""Place of the host's own peer on the host: its folder, its user ids, and its way to the broker.
+"""Resources of the host's own peer on the host: its folder, its user ids, and its connection to the broker.
 
 The peer (``netspace.host.peer``) is a client of the broker like an environment's program. It reaches the broker through
 a socket file in its folder, where the forwarder listens, so it needs no network. Root writes all other files of the
@@ -43,7 +43,10 @@ def ids(layout: Layout) -> int:
 
 
 def ensure(layout: Layout) -> None:
-    """Make the folder. It stays the same one for as long as a link leads to the host: the peer works in it."""
+    """Make the folder, if it is missing.
+
+    The folder isn't replaced as long as a link leads to the host, because it is the peer's working directory.
+    """
     place = folder(layout)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chown(place, 0, ids(layout))
@@ -55,7 +58,7 @@ def ensure(layout: Layout) -> None:
 
 
 def frontend(layout: Layout) -> tuple[str, ...]:
-    """Return the forwarder's frontend for the peer, which alone may connect to its socket file."""
+    """Return the lines of the forwarder's frontend for the peer. Only the peer may connect to its socket file."""
     owner = ids(layout)
     return (
         "frontend host-peer",

@@ -1,8 +1,8 @@
 """State of the links to other hosts, as far as this host can observe it.
 
-A direct link is on the other host's broker only. This host logs in there with the sender's certificate and asks whether
-the link's exchange exists, which any account that knows the name may ask. If it is missing, the link was revoked there
-or isn't applied yet, or the two hosts have different name keys; this host can't tell which.
+A direct link exists only on the other host's broker. This host logs in there with the sender's certificate and asks
+whether the link's exchange exists; any account that knows the exchange's name may ask that. If the exchange is missing,
+the link was revoked there or isn't applied yet, or the two hosts have different name keys; this host can't tell which.
 For a buffered link, this host's own broker reports the state of the shovel.
 """
 
@@ -92,7 +92,7 @@ def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str)
 
 
 def carried(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, str]:
-    """Return, by buffered link to another host, why its shovel doesn't run; empty: it does."""
+    """Return, for each buffered link to another host, why its shovel doesn't run; an empty text if it runs."""
     outboxes = [(link.name, called.outbox(link)) for link in record.links.values() if objects.carried(link)]
     outboxes += [
         (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")

@@ -1,4 +1,4 @@
-"""Plan of the changes that bring links into the desired state. Pure: no broker, no disk."""
+"""Plan of the changes that bring links into the desired state. Pure: neither the broker nor the disk is accessed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BROKER, FORWARDER, SEALS = "broker", "forwarder", "seals"
 
 @dataclass(frozen=True)
 class DesiredLinks:
-    """The desired links and their broker. Other recorded links stay."""
+    """The links to create or change, and their broker. Other recorded links stay as they are."""
 
     broker: Broker
     links: tuple[Link, ...]
@@ -45,24 +45,30 @@ class DesiredLinks:
 class Observed:
     """The links of this host, their broker and its services, as observed.
 
-    :param broker: its state. ``unreachable`` (with ``detail``): a broker that isn't ours doesn't answer, or a broker
-        refuses the request. Our own broker is ``starting`` while it doesn't answer.
-    :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
-        *flooded*.
+    :param record: the broker and the links that were applied last.
+    :param broker: the broker's state. ``unreachable`` (with ``detail``): a broker that isn't netspace's own doesn't
+        answer, or a broker refuses the request. Our own broker is ``starting`` while it doesn't answer.
+    :param definitions: the broker's definitions with netspace's names of accounts; None: it doesn't run, or some
+        objects are *flooded*.
     :param flooded: objects with excess bindings, which must be recreated first (``found_objects.flooded``).
     :param ended: plugins that have ended in a running broker (``access.ended``).
-    :param names: the desired names of objects; None: their key is still to be made.
-    :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
+    :param names: the desired names of objects; None: the key from which names derive is still to be made.
+    :param unnamed: why the desired names can't be computed, so that *names* are the recorded ones; empty if they can.
     :param drained: draining queues that are empty.
-    :param emptied: recorded owners of parked mail that have none any more.
-    :param installed: the files of our node are those of the recorded broker.
-    :param silent: why the forwarder forwards nothing, though its process runs; empty: it forwards.
+    :param emptied: recorded owners of parked mail that no longer have any.
+    :param now: the time of the observation, in seconds since 1970.
+    :param passwords: the passwords of environments' accounts.
+    :param installed: whether our node's files match the recorded broker.
+    :param forwarder: the status of the forwarder's service.
+    :param silent: why the forwarder forwards nothing, though its process runs; empty if it forwards.
     :param config: the forwarder's configuration.
-    :param namespaces: inode numbers of the environments' network namespaces.
-    :param keys: keys for sealed links, by environment.
-    :param others: knowledge of other hosts, for sealed links to and from them.
-    :param pid: process id of our own node; 0: it doesn't run.
-    :param loopback: the table that keeps local users from our own node's ports.
+    :param namespaces: the inode numbers of the environments' network namespaces.
+    :param keys: the keys for sealed links, by environment.
+    :param others: the keys and names of other hosts, for sealed links to and from them.
+    :param identities: the authority and the certificates it issued.
+    :param renewer: the status of the renewer's service.
+    :param pid: the process id of our own node; 0: it doesn't run.
+    :param loopback: the state of the table that keeps local users from our own node's ports.
     """
 
     record: Record = field(default_factory=Record)
@@ -92,10 +98,13 @@ class Observed:
 
 @dataclass(frozen=True)
 class LinkChange:
-    """Input of ``apply``; all steps of a plan have the same one in ``data``.
+    """Input of ``apply``; all steps of a plan have the same object in ``data``.
 
-    :param before: the recorded links; *after*: the desired ones.
-    :param compared: the comparison of the broker's objects with the desired ones; None: there are no definitions.
+    :param before: the recorded links.
+    :param after: the links after the plan.
+    :param observed: the observed state.
+    :param compared: the comparison of the broker's objects with the desired ones; None: the definitions weren't
+        available.
     """
 
     broker: Broker
@@ -106,7 +115,7 @@ class LinkChange:
 
 
 def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """Return the plan of changes. A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``."""
+    """Return the plan of changes. Each step is named after its link, or ``broker``, ``forwarder`` or ``seals``."""
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
@@ -200,9 +209,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
 
 
 def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
-    """Return the groups of objects to rename because their name key changed.
+    """Return the groups of objects to rename because their name key changed, as changes of a step.
 
-    ``names`` are objects of this host alone, ``names:<host>`` are those that it shares with another host.
+    ``names`` is the group of objects of this host alone, ``names:<host>`` the group that it shares with another host.
     """
     record = observed.record
     own = record.named.get("", "")
@@ -215,7 +224,7 @@ def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[st
 
 
 def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
-    """Return all desired objects on *broker* for these links."""
+    """Return all objects that these links need on *broker*."""
     outboxes = {names.outbox(link): link for link in links.values() if model.carried(link)}
     return model.objects(links.values(), names, _shovels(layout, broker, outboxes, names))
 
@@ -232,7 +241,13 @@ def found(layout: Layout, broker: Broker, known: Collection[str], definitions: M
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of the observed objects on the broker (*there*) with the desired ones (*wanted*)."""
+    """Comparison of the objects on the broker with the desired ones.
+
+    :param there: the observed objects.
+    :param wanted: the desired objects.
+    :param after: the links after the plan.
+    :param change: the changes that lead from *there* to *wanted*.
+    """
 
     there: Found
     wanted: model.Objects
@@ -240,7 +255,7 @@ class Comparison:
     change: Difference
 
     def formers(self, observed: Observed) -> list[DrainingQueue]:
-        """Return the draining queues after the change: every draining queue that isn't empty yet."""
+        """Return the draining queues after the change: all those that aren't empty yet."""
         known = observed.record.former
         found = draining.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
@@ -258,7 +273,7 @@ def compare(
 ) -> Comparison:
     """Compare the objects on *broker* with the desired ones.
 
-    :param drained: empty draining queues; an outbox among them needs no shovel any more.
+    :param drained: empty draining queues. An outbox among them no longer needs a shovel.
     """
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
@@ -272,7 +287,7 @@ def compare(
 
 
 def _former_changes(formers: Collection[DrainingQueue], known: Collection[DrainingQueue]) -> dict[str, dict[str, Any]]:
-    """Return the queues that begin or cease to be draining queues."""
+    """Return the queues that become draining queues or cease to be, as changes of a step."""
     old, new = {one.queue for one in known}, {one.queue for one in formers}
     read = "read until it is empty"
     return {
@@ -284,7 +299,10 @@ def _former_changes(formers: Collection[DrainingQueue], known: Collection[Draini
 def _drift(
     comparison: Comparison, before: Mapping[str, Link], observed: Observed
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the objects that differ on the broker although their declaration hasn't changed: by link, and others."""
+    """Return objects that differ on the broker although their declaration hasn't changed.
+
+    :return: two mappings: of objects of links, by link; and of other objects.
+    """
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     change, after = comparison.change, comparison.after
@@ -319,7 +337,7 @@ def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) 
 
 
 def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
-    """Return the changes of the broker itself: declaration, certificates, renewer, configuration and state."""
+    """Return the changes of the broker as a whole: declaration, certificates, renewer, configuration and state."""
     from netspace.spec import parse
 
     observed = work.observed
@@ -346,7 +364,10 @@ def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
 
 
 def _key_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
-    """Return, by environment, the keys for sealed links to make, endorse, renew or delete; and the host's endorser."""
+    """Return changes of keys: by environment, keys for sealed links to make, endorse, renew or delete.
+
+    Changes of the host's endorser are included.
+    """
     observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
     promises = seals.promises(own, work.after.values())
@@ -386,7 +407,7 @@ def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, 
 
 
 def parked_notes(parked: Sequence[str], emptied: Collection[str] = ()) -> list[str]:
-    """Return a text that names the owners of *parked* mail, without owners whose mail is gone."""
+    """Return notes that name the owners of *parked* mail, without those whose mail is gone."""
     left = [owner for owner in parked if owner not in emptied]
     if not left:
         return []

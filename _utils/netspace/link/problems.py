@@ -1,7 +1,7 @@
 """Problems of links as typed values: a stable code, a severity, a subject, and a cause. Pure.
 
 A problem may be the consequence of another one: if the forwarder is down, no environment reaches the broker. Such a
-problem names its cause in ``depends_on``. :func:`causes` leaves consequences out, so that one dead broker is one
+problem names its cause in ``depends_on``. :func:`causes` leaves consequences out, so a dead broker counts as one
 problem. Programs compare codes; texts may change.
 """
 
@@ -63,9 +63,9 @@ _WARNINGS: frozenset[Code] = frozenset(
 class Problem(NamedTuple):
     """One problem of links.
 
-    :param code: a stable word for programs.
+    :param code: a stable identifier, for programs.
     :param text: the problem and its remedy, for an operator.
-    :param subject: the environment, link, host or node that it is about; empty: all links.
+    :param subject: the environment, link, host or node that has the problem; empty: it concerns all links.
     :param depends_on: the :attr:`key` of the problem that causes this one; empty if none does.
     """
 
@@ -80,7 +80,7 @@ class Problem(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The problem's identity: code and subject (``mailbox-full:orders``), without a number that changes."""
+        """The problem's identity: code and subject (``mailbox-full:orders``), without a number that may change."""
         return f"{self.code}:{self.subject}" if self.subject else self.code
 
     def row(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ class Problem(NamedTuple):
 
 
 def causes(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems whose cause is not itself among *problems*, in their order."""
+    """Return the problems whose cause is not itself among *problems*, in their original order."""
     listed = list(problems)
     keys = {one.key for one in listed}
     return [one for one in listed if one.depends_on not in keys]
@@ -141,17 +141,17 @@ def entrance(environment: str, text: str) -> Problem:
 def across(link: str, state: str, why: str, host: str = "") -> Problem:
     """Return the problem of a link to another host.
 
-    :param state: ``missing`` (it isn't on the other broker), ``unknown`` or ``stalled``.
-    :param host: the host that can't be asked, if that is the reason.
+    :param state: ``missing`` (the link isn't on the other broker), ``unknown`` or ``stalled``.
+    :param host: the other host, if the reason is that it can't be asked; else empty.
     """
     code: Code = "link-missing" if state == "missing" else "link-down"
     return Problem(code, f"{link}: {why}", link, f"host-unreachable:{host}" if host else "")
 
 
 def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
-    """Return a problem for each host that can't be asked.
+    """Return one problem for each host that can't be asked.
 
-    :param unreachable: names of hosts, and why they can't be asked. Only the first reason of a host is reported.
+    :param unreachable: pairs: a host's name, and why it can't be asked. Only the first reason of a host is reported.
     """
     first: dict[str, str] = {}
     for host, why in unreachable:
@@ -163,21 +163,24 @@ def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
 
 
 def cause_keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the keys of the causes among rows of problems, sorted. Equal lists mean that no new problem has come."""
+    """Return the keys of those rows of problems that no other row causes, sorted.
+
+    If two lists are equal, no new problem has come between them.
+    """
     return sorted({one.key for one in causes(map(from_row, rows))})
 
 
 def from_row(row: Mapping[str, str]) -> Problem:
-    """Return the problem of a row (:meth:`Problem.row`)."""
+    """Return the problem that a row describes (see :meth:`Problem.row`)."""
     return Problem(cast(Code, row["code"]), row["text"], row["subject"], row["depends_on"])
 
 
 def rows(problems: Collection[Problem]) -> list[dict[str, str]]:
-    """Return *problems* as plain values. ``depends_on`` is empty where the cause is not among *problems*."""
+    """Return *problems* as rows of plain values. ``depends_on`` is empty if the cause is not among *problems*."""
     keys = {one.key for one in problems}
     return [one.row() if one.depends_on in keys else one._replace(depends_on="").row() for one in problems]
 
 
 def told(problems: Collection[Problem]) -> dict[str, object]:
-    """Return *problems* for an operator and for programs: the causes' texts, and all problems as rows."""
+    """Return *problems* in two forms: the causes' texts, for an operator, and all problems as rows, for programs."""
     return {"problems": [one.text for one in causes(problems)], "findings": rows(problems)}

@@ -1,8 +1,8 @@
-"""The links of one host: observe, plan, apply (see ``netspace.plan``).
+"""The reconciler of one host's links: observe, plan, apply (see ``netspace.plan``).
 
 A run records new links in ``<records>/link/applied.json`` before it changes the broker, and removes revoked links from
-the record afterwards. If a run is killed, the next one therefore finishes its work. A run reads the broker's
-definitions once and compares them as a whole. It deletes revoked objects first, then imports the difference at once.
+the record afterwards. So if a run is killed, the next run finishes its work. A run reads the broker's definitions once
+and compares them as a whole. It deletes revoked objects first, then imports all differing objects at once.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def _silent(_: str) -> None:
 
 
 class Links:
-    """The links of one instance.
+    """The reconciler of the links of one instance.
 
-    :param supervisor: runs the forwarder, and the broker if it is ours.
+    :param supervisor: runs the forwarder, and the broker if it is netspace's own.
     :param progress: called with a text that says what a run is doing or waiting for.
     """
 
@@ -63,7 +63,7 @@ class Links:
         return list(read(self.layout).links.values())
 
     def recorded_broker(self) -> Broker:
-        """Return the broker that was applied; by default our own."""
+        """Return the broker that was applied; if none was, netspace's own with default settings."""
         return read(self.layout).broker or LocalBroker()
 
     @property
@@ -76,8 +76,8 @@ class Links:
     ) -> Callable[[str, Collection[Link]], dict[str, Any]]:
         """Return a function that makes an environment's card (``environment.json``) from its name and links.
 
-        :param access: the log-in of environments; by default the current one.
-        :param keys: the keys for sealed links; by default they are read.
+        :param access: the log-in of environments; None: the current one.
+        :param keys: the keys for sealed links; None: they are read.
         """
         record = read(self.layout)
         called = names.used(self.layout, record.broker or LocalBroker())
@@ -95,16 +95,16 @@ class Links:
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for the environments of *environments* that have keys; return the names of these.
+        """Make new keys for those of *environments* that have keys; return the names of these environments.
 
-        The caller must rewrite the cards, which don't have the new keys yet.
+        The caller must then rewrite the cards, which still have the old keys.
         """
         links = self.recorded()
         own = endorser.read(self.layout)
         return seals.renew(self.layout, environments, time.time(), lead, seals.promises(own, links))
 
     def handed(self) -> Callable[[str], dict[str, bytes]]:
-        """Return a function that returns an environment's files beside its card: its log-in and its seal keys."""
+        """Return a function that returns the files beside an environment's card: its log-in and its seal keys."""
         access, keys = self.access(), self.keys()
         linked: dict[str, list[Link]] = {}
         for link in self.recorded():
@@ -114,10 +114,10 @@ class Links:
 
     # -- keys of other hosts ---------------------------------------------------
     def seal_bundles(self) -> tuple[dict[str, str], list[str]]:
-        """Make this host's bundle for each other host with sealed links to or from here.
+        """Make this host's bundle of keys for each other host with sealed links to or from this one.
 
-        :return: the bundles by the hosts' names, and the environments whose keys were renewed for them. The caller
-            must rewrite the cards, which don't have these keys yet.
+        :return: the bundles by the hosts' names, and the environments whose keys were renewed for them. The caller must
+            then rewrite the cards, which still have the old keys.
         """
         links, broker = self.recorded(), self.recorded_broker()
         if not peers.hosts(links):
@@ -138,9 +138,9 @@ class Links:
     def adopt_seals(self, bundle: str) -> tuple[str, bool]:
         """Check and store the bundle of another host; return that host's name, and whether its content is new.
 
-        The caller must rewrite the cards, which don't have the new keys yet.
+        The caller must then rewrite the cards, which still have the old keys.
 
-        :raises NetspaceError: a check of the bundle failed, or that host has no sealed links to or from here.
+        :raises NetspaceError: a check of the bundle failed, or that host has no sealed links to or from this one.
         """
         links, broker, known = self.recorded(), self.recorded_broker(), authority.read(self.layout)
         if known is None or not isinstance(broker, LocalBroker) or not peers.hosts(links):
@@ -148,7 +148,7 @@ class Links:
         return bundles.adopt(self.layout, broker, peers.hosts(links), known, bundle, time.time())
 
     def access(self, declared: Broker | None = None) -> Access:
-        """Return the log-in of environments at the applied broker, or (for ``test=True``) at the *declared* one."""
+        """Return the log-in of environments at the applied broker, or at the *declared* one, for a test."""
         broker = declared or self.recorded_broker()
         known = authority.read(self.layout) if isinstance(broker, LocalBroker) else None
         return Access(self.layout, broker, reach.vhost(self.layout, broker), known)
@@ -158,8 +158,9 @@ class Links:
 
         No service is started or stopped, and no connection ends.
 
-        :param replace: replace the authority first.
-        :param distrust: trust no previous authority from now on, and delete the endorser, so that a new one is made.
+        :param replace: whether to replace the authority first.
+        :param distrust: whether to stop trusting previous authorities, and to delete the endorser's key, so that a new
+            one is made.
         """
         record = read(self.layout)
         if not record.links or record.broker is None:
@@ -175,7 +176,7 @@ class Links:
     def endorse(self) -> list[str]:
         """Renew the endorsements of signing keys for other hosts; return the environments that got a new one.
 
-        Keys and cards stay.
+        The keys themselves and the cards don't change.
         """
         links, now = self.recorded(), time.time()
         if not peers.hosts(links):
@@ -229,9 +230,9 @@ class Links:
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return the plan of changes. The plan refuses to start our broker if another program has one of its ports.
+        """Return the plan of changes. A step is named after its link, or ``broker``, ``forwarder``, ``seals``.
 
-        A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``.
+        The plan refuses to start our broker if another program uses one of its ports.
         """
         found = planning.plan(self.layout, desired, observed, remove)
         starts = any(step.name == planning.BROKER and step.action != "remove" for step in found.steps)
@@ -243,15 +244,16 @@ class Links:
         return found
 
     def again(self, observed: Observed) -> Plan:
-        """Return the plan that makes all links as recorded."""
+        """Return the plan that makes all links match their record."""
         record = observed.record
         return self.plan(DesiredLinks(record.broker or LocalBroker(), tuple(record.links.values())), observed)
 
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
         """Apply the steps of a plan.
 
-        :param purge: delete mail to which no link delivers any more; otherwise it is parked. If all links are revoked
-            and a broker that isn't ours can't be reached, forget that broker and leave its objects there.
+        :param purge: whether to delete mail to which no link delivers any more; otherwise it is parked. With *purge*, a
+            broker that isn't netspace's own and can't be reached is forgotten once all links are revoked; its objects
+            stay on it.
         """
         if not steps:
             return []
@@ -291,7 +293,7 @@ class Links:
         return parked.plan(self.layout, owners, going)
 
     def apply_purge(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Apply the plan of a purge: drop mail that was parked by an earlier run."""
+        """Apply the plan of a purge: drop mail that an earlier run parked."""
         outcomes = []
         for step in steps:
             error = ""
@@ -303,9 +305,12 @@ class Links:
         return outcomes
 
     def restore(self) -> dict[str, str]:
-        """Rebuild, after a reboot, the forwarder's configuration and the table that guards the broker; return errors.
+        """Restore the forwarder's configuration and the table that guards the broker, after a reboot.
 
-        Starts no service: the supervisor starts forwarder and broker, which may wait for the end of the restoration.
+        No service is started: the supervisor starts forwarder and broker, which may wait for the end of the
+        restoration.
+
+        :return: the errors, by service.
         """
         record = read(self.layout)
         if record.broker is None or not record.links:
@@ -327,8 +332,8 @@ class Links:
     def purge(self) -> None:
         """Remove the renewer, the forwarder, and our own broker with all its mail.
 
-        All link keys and records of this host go as well. Objects on a broker that isn't ours stay; to delete them,
-        remove the links first.
+        All link keys and records of this host are deleted, too. Objects on a broker that isn't netspace's own stay; to
+        delete them, remove the links first.
         """
         renewer.apply(self.layout, self.supervisor, wanted=False)
         process.remove(self.layout, self.supervisor)
@@ -347,7 +352,7 @@ class Links:
         return status.links(self.layout, self.supervisor)
 
     def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:
-        """Return the problems of links: ``{ok, problems: [text], dead: number, late: number}`` (``health.health``).
+        """Return the health of the links, as ``health.health`` does.
 
         :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
         """

@@ -1,7 +1,7 @@
-"""Record of the links that were applied last: ``<records>/link/applied.json``. Asks no broker.
+"""Record of the links that were applied last: ``<records>/link/applied.json``. The broker isn't accessed.
 
-Each run records new links before it changes the broker, and removes revoked links from the record afterwards. If a run
-is killed, the next one therefore finishes its work.
+Each run records new links before it changes the broker, and removes revoked links from the record afterwards. So if a
+run is killed, the next run finishes its work.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from netspace.spec.types import Broker, Link
 class Record(msgspec.Struct, frozen=True):
     """The broker and the links that were applied last.
 
-    :param broker: None: nothing was ever applied.
+    :param broker: the declared broker; None: nothing was ever applied.
+    :param links: the links, by name.
     :param parked: owners of the queues that hold mail and have no link: environments (mailboxes) and links (dedicated
         queues and outboxes), or ``dead``.
-    :param named: fingerprints of the name keys in use (``Names.fingerprints``). If it has only that of this host's own
-        key, all names derive from that key; if it is empty, names are those of netspace's first versions.
+    :param named: fingerprints of the name keys in use (``Names.fingerprints``). If there is only the one of this host's
+        own key, all names derive from that key. If it is empty, names are those of netspace's first versions.
     :param former: the draining queues, which are read until they are empty.
     """
 
@@ -92,7 +93,7 @@ def forget(layout: Layout) -> None:
 
 
 def plain(link: Link | None) -> dict[str, Any] | None:
-    """Return a link as a mapping, in the form for the record and for operators."""
+    """Return a link as a mapping, in the form that the record stores and operators see."""
     if link is None:
         return None
     rights: dict[str, Any] = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}

@@ -19,11 +19,12 @@ from netspace.supervision.service import Supervisor
 
 
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """Return the links with their state (``active``, ``missing``, ``stalled``, ``unknown``), and the mailboxes.
+    """Return the links with their states, and the mailboxes.
 
-    ``missing``: the link isn't on the broker. ``stalled``: it is, but its shovel doesn't run, or an environment of this
-    host can't reach the broker. A link that isn't ``active`` has a ``why`` if the reason is known, and ``depends_on``
-    if a problem in ``findings`` (``problems.Problem``) is the cause.
+    The states are ``active``, ``missing``, ``stalled`` and ``unknown``. ``missing``: the link isn't on the broker.
+    ``stalled``: the link is there, but its shovel doesn't run, or an environment of this host can't reach the broker. A
+    link that isn't ``active`` has a ``why`` if the reason is known. It has ``depends_on`` if a problem in ``findings``
+    (``problems.Problem``) is the cause.
     """
     record = read(layout)
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "findings": [], "parked": list(record.parked)}
@@ -87,8 +88,9 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
 def readers(layout: Layout, environment: str) -> int:
     """Return the number of consumers of an environment's mailbox.
 
-    It counts entries of ``consumer_details``. A new consumer appears there within 5 s; one that has ended disappears at
-    once. The broker's field ``consumers`` would count it for 10 s more, so a restarted program would seem to read.
+    It counts entries of ``consumer_details``. A new consumer appears in that list within 5 s; a consumer that has ended
+    disappears from it at once. The broker's field ``consumers`` would still count it for 10 s, so a restarted program
+    would seem to read.
 
     :raises NetspaceError: the environment has no mailbox, the broker doesn't answer, or programs of the environment
         can't reach the broker.
@@ -111,7 +113,7 @@ def readers(layout: Layout, environment: str) -> int:
 
 
 def _unreachable(layout: Layout, broker: Broker, environment: str) -> str:
-    """Return why programs of an environment can't reach the broker; empty: they can."""
+    """Return why programs of an environment can't reach the broker; empty if they can."""
     deaf = listening.unanswered(layout, broker) if isinstance(broker, LocalBroker) else ""
     silent = deaf or haproxy.silent(layout)
     return silent or entrance.shut(layout, [environment]).get(environment, "")

@@ -50,7 +50,13 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the length modulo 4
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One request without its sequence number; ``protocol`` is the netlink protocol of the socket for it."""
+    """One request without its sequence number.
+
+    :param type: the message's type.
+    :param flags: flags in addition to NLM_F_REQUEST.
+    :param body: the encoded body.
+    :param protocol: the netlink protocol of the socket over which it must be sent.
+    """
 
     type: int
     flags: int
@@ -69,7 +75,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def attribute(type_: int, value: bytes) -> bytes:
-    """Return one attribute, padded to four bytes."""
+    """Return one encoded netlink attribute, padded to four bytes."""
     length = len(value)
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
@@ -84,7 +90,7 @@ def _request(message: Message, number: int, more: int = 0) -> bytes:
 
 
 class Socket:
-    """A netlink socket. It stays in the network namespace of the thread that creates it."""
+    """A netlink socket. It stays in the network namespace in which it was created."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -111,7 +117,7 @@ class Socket:
     def batch(self, messages: Sequence[Message]) -> dict[int, Failure]:
         """Send *messages*; return the failures, by the message's position. All other messages succeeded.
 
-        The kernel processes every message, also after a failed one.
+        The kernel processes every message, even after a failed one.
         """
         failures: dict[int, Failure] = {}
         for start in range(0, len(messages), _BATCH):
@@ -133,7 +139,10 @@ class Socket:
         return failures
 
     def dump(self, message: Message) -> list[bytes]:
-        """Return the payloads of a dump. A dump that was interrupted by a change is requested again, up to 5 times."""
+        """Return the payloads of a dump.
+
+        If a change interrupts the dump, it is requested again, up to 5 times in total.
+        """
         for _ in range(5):
             found, whole = self._dump(message)
             if whole:
@@ -186,12 +195,16 @@ class Socket:
         return reading.parse_link(found)
 
     def addresses(self, index: int = 0) -> list[Address]:
-        """Return every address of the namespace, or of the link with this *index*."""
+        """Return every address of the namespace, or only those of the link with this *index*."""
         body = reading.ADDRESS.pack(0, 0, 0, 0, index)
         return [reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, body))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values(), index: int = 0) -> list[tuple[int, Route]]:
-        """Return netspace's routes in the main table, each with its link's index; of all links, or of link *index*."""
+        """Return netspace's routes in the main table, each with its link's index.
+
+        :param families: the address families to list.
+        :param index: the link whose routes are listed; 0: all links.
+        """
         found = []
         for family in families:
             body = reading.ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, ROUTE_PROTOCOL, 0, 0, 0)
@@ -212,7 +225,7 @@ class Socket:
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """Return the kernel's error text (extended ack), which follows the code and the request's header; empty if none."""
+    """Return the kernel's error text (extended ack), after the code and the request's header; empty without a text."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next(

@@ -1,4 +1,4 @@
-"""Numbers of generic netlink's families. The kernel gives a family its number when it loads the family.
+"""Numbers of generic netlink's families, which the kernel assigns when it loads a family.
 
 Source: the kernel's ``linux/genetlink.h``.
 """
@@ -15,7 +15,7 @@ _CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 
 
 def ask(family: int, command: int, body: bytes) -> Message:
-    """Return the request for a dump by a *command* (version 1) of a family."""
+    """Return the request for a dump by a *command* (version 1) of the family with this number."""
     return Message(family, DUMP, _head(command) + body, NETLINK_GENERIC)
 
 
@@ -25,7 +25,7 @@ def _head(command: int) -> bytes:
 
 @functools.cache
 def family(name: str) -> int | None:
-    """Return the number of a family; None if the kernel doesn't have it."""
+    """Return the number of a family by its name; None if the kernel doesn't have it."""
     body = _head(_GETFAMILY) + attribute(_FAMILY_NAME, name.encode() + b"\0")
     try:
         with Socket(NETLINK_GENERIC) as control:

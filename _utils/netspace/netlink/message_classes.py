@@ -1,11 +1,11 @@
-"""pyroute2's message classes, imported when the first request is made, and only as far as requests need them.
+"""pyroute2's message classes, imported at the first request, and only as far as requests need them.
 
-``import pyroute2`` takes 75 ms within Salt, because the package imports everything that it has; the modules of
-the message classes alone take 8 ms. So they are imported below a package whose own code isn't executed. They
-stay apart from a pyroute2 that other code in this process imports, before or after.
+Within Salt, ``import pyroute2`` takes 75 ms, because the package imports all its modules; the modules of the message
+classes alone take 8 ms. So these modules are imported below a package whose own code isn't executed. They are kept
+apart from any other pyroute2 that code in this process has imported or will import.
 
-Three gaps of pyroute2 are filled: settings of IPv4, which it can only read; the flags of ipvlan; and rates of more
-than 34 Gbit/s.
+The module fills three gaps of pyroute2: settings of IPv4, which it can only read; the flags of ipvlan; and rates of
+more than 34 Gbit/s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 
 class MessageClass(Protocol):
-    """The part of a pyroute2 message class that the requests of this library need."""
+    """The part of a pyroute2 message class that this library's requests need."""
 
     data: bytearray
 
@@ -41,7 +41,7 @@ def _is_of_package(name: str) -> bool:
 
 @contextlib.contextmanager
 def _package_not_executed() -> Iterator[None]:
-    """Replace the process's modules of pyroute2 by those imported here, and restore the former ones at the end."""
+    """Hide the process's modules of pyroute2 for the duration of the context, so that other copies are imported."""
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_of_package(name)}
     try:
         if not _imported:
@@ -59,7 +59,7 @@ def _package_not_executed() -> Iterator[None]:
 
 
 def module(name: str) -> Any:
-    """Return the module *name* of pyroute2. Import the whole package only if a future version needs that."""
+    """Return the module *name* of pyroute2. The whole package is imported only if a future version needs that."""
     with _lock:
         try:
             with _package_not_executed():
@@ -69,7 +69,7 @@ def module(name: str) -> Any:
 
 
 def _derived(base: Any, **members: object) -> Any:
-    """Return a class derived from one of pyroute2's."""
+    """Return a class derived from one of pyroute2's message classes."""
     return type(base.__name__, (base,), members)
 
 
@@ -125,7 +125,7 @@ def rate_limit() -> type[MessageClass]:
 
 @functools.cache
 def wireguard() -> type[MessageClass]:
-    """Return the class of messages about wireguard's devices."""
+    """Return the class of messages about WireGuard devices."""
     return _class("netlink.generic.wireguard", "wgmsg")
 
 

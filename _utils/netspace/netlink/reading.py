@@ -1,4 +1,4 @@
-"""The kernel's answers as plain values: links, addresses, routes, rate limits, as far as interfaces need them.
+"""Parser of the kernel's answers about links, addresses, routes and rate limits, as far as interfaces need them.
 
 Parsing is strict: a malformed value is an error, never a guess. This module parses the answers itself because every
 apply reads all of them: for 500 links, pyroute2's classes take 138 ms, this module takes 9 ms. The tests compare the
@@ -59,14 +59,17 @@ _NOTHING = memoryview(b"")
 
 
 class NetlinkError(OSError):
-    """A request that couldn't be sent, a malformed answer, or a dump that failed."""
+    """Error: a request couldn't be sent, an answer is malformed, or a dump failed."""
 
 
 class Link(msgspec.Struct, frozen=True):
-    """One link as the kernel reports it; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
+    """One link as the kernel reports it.
 
-    :param parent: index of the link below it (IFLA_LINK), possibly in another namespace.
-    :param master: index of the bridge, or similar device, that it is a port of.
+    :param ipv4: its IPv4 settings (``net.ipv4.conf.<name>``).
+    :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``.
+    :param queue: its root qdisc.
+    :param parent: the index of the link below it (IFLA_LINK), possibly in another namespace.
+    :param master: the index of the bridge, or similar device, of which it is a port.
     :param data: attributes special to the link's kind, by number (IFLA_INFO_DATA).
     :param port: attributes of the port, by number, if the link has a master (IFLA_INFO_SLAVE_DATA).
     """
@@ -91,7 +94,7 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """One address of a link; ``text`` is ``address/prefix``."""
+    """One address of a link; ``text`` is in the form ``address/prefix``."""
 
     index: int
     text: str
@@ -100,9 +103,9 @@ class Address(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """One route out of a link, in the main table.
 
-    :param destination: network; ``0.0.0.0/0`` and ``::/0`` are the default route.
-    :param via: gateway, assumed to be on the link.
-    :param source: preferred source address.
+    :param destination: the network; ``0.0.0.0/0`` and ``::/0`` are the default route.
+    :param via: the gateway, which counts as reachable on the link.
+    :param source: the preferred source address.
     """
 
     destination: str
@@ -116,7 +119,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
-    """Return *parse* wrapped so that it raises only :class:`NetlinkError` on a malformed answer."""
+    """Return *parse*, wrapped so that it raises only :class:`NetlinkError` on a malformed answer."""
 
     @functools.wraps(parse)
     def strict(payload: bytes | memoryview) -> T:
@@ -129,7 +132,7 @@ def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memor
 
 
 def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, memoryview]]:
-    """Yield the attributes in *data* from *offset* on; stop at a truncated one."""
+    """Yield the attributes in *data* from *offset* on, as pairs of type and value; stop at a truncated one."""
     view = memoryview(data)
     end = len(view)
     while offset + 4 <= end:
@@ -158,7 +161,7 @@ def _by_type(data: bytes | memoryview, offset: int = 0) -> dict[int, memoryview]
 
 
 def text(value: memoryview) -> str:
-    """Return a string of the kernel without the NUL at its end."""
+    """Return a string from the kernel without the NUL at its end."""
     return bytes(value).rstrip(b"\0").decode(errors="replace")
 
 
@@ -167,13 +170,13 @@ def _values(nested: memoryview | None) -> dict[int, bytes]:
 
 
 def number(value: bytes | memoryview) -> int:
-    """Return an unsigned number in the host's byte order, of any length; 0 for no bytes."""
+    """Return an unsigned number of any length in the host's byte order; 0 for no bytes."""
     return int.from_bytes(value, sys.byteorder)
 
 
 @bounded
 def parse_link(payload: bytes | memoryview) -> Link:
-    """Return the link in an RTM_NEWLINK."""
+    """Return the link in an RTM_NEWLINK message."""
     _, _, index, flags, _ = LINK.unpack_from(payload)
     found = _by_type(payload, LINK.size)
     addr_gen, accept_ra = 0, None
@@ -212,7 +215,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
 
 @bounded
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
-    """Return the link's index and the rate limit in an RTM_NEWQDISC, in bits per second; 0 if it has no limit."""
+    """Return a link's index, and its rate limit in bits per second (0: no limit), from an RTM_NEWQDISC message."""
     _, index, _, parent, _ = TRAFFIC.unpack_from(payload)
     found = _by_type(payload, TRAFFIC.size)
     if parent != _TC_ROOT or text(found.get(_TCA_KIND, _NOTHING)) != "tbf":
@@ -225,7 +228,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
 
 @bounded
 def parse_address(payload: bytes | memoryview) -> Address:
-    """Return the address in an RTM_NEWADDR."""
+    """Return the address in an RTM_NEWADDR message."""
     family, prefix, _, _, index = ADDRESS.unpack_from(payload)
     found = _by_type(payload, ADDRESS.size)
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
@@ -234,7 +237,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
 
 @bounded
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
-    """Return the outgoing link's index and the route in an RTM_NEWROUTE."""
+    """Return the outgoing link's index, and the route, in an RTM_NEWROUTE message."""
     family, prefix = ROUTE.unpack_from(payload)[:2]
     found = _by_type(payload, ROUTE.size)
     none = bytes(4 if family == socket.AF_INET else 16)

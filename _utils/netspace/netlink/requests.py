@@ -1,7 +1,8 @@
-"""Requests that change links, addresses and routes, each by pyroute2's names.
+"""Requests that change links, addresses and routes, written with pyroute2's names.
 
-pyroute2 encodes each shape of a request once in a process; then only values are filled in: see ``templates``. Shapes
-that every environment needs (a pair, its addresses and routes) are cached by a few values, rarer ones by all words.
+pyroute2 encodes each shape of a request once in a process; after that, only values are filled in (see ``templates``).
+Shapes that every environment needs (a pair, its addresses and routes) are cached by a few values, rarer ones by the
+whole description.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def add_veth(
 ) -> Message:
     """Return the request that creates a veth pair.
 
-    The end *name* is in the socket's namespace, its peer in that of the descriptor *peer_netns*.
+    The end *name* is in the socket's namespace, its peer in the namespace of the descriptor *peer_netns*.
     """
     ours, theirs, size = name.encode(), peer_name.encode(), number(mtu)
     body = _veth(len(ours), len(theirs), arp).fill(
@@ -100,9 +101,9 @@ def add_link(
 ) -> Message:
     """Return the request that creates a link of *kind*, down, in the namespace of the descriptor *namespace*.
 
-    :param parent: index of the link below it, in the socket's namespace. A tunnel sends its packets
-        from that namespace, too.
-    :param data: words special to the kind.
+    :param parent: the index of the link below it, in the socket's namespace. A tunnel sends its packets from that
+        namespace, too.
+    :param data: attributes special to the kind.
     """
     words: list[tuple[str, Value]] = [
         ("flags", 0 if arp else IFF_NOARP),
@@ -120,7 +121,7 @@ def add_link(
 
 
 def change_link(index: int, kind: str, data: Words) -> Message:
-    """Return the request that changes the attributes special to a link's kind."""
+    """Return the request that changes those attributes of a link that are special to its kind."""
     return _of_link(_NEWLINK, index, _information(kind, data))
 
 
@@ -130,13 +131,19 @@ def join(index: int, master: int) -> Message:
 
 
 def change_port(index: int, kind: str, data: Words) -> Message:
-    """Return the request that changes a port; *kind* is its master's kind."""
+    """Return the request that changes a port of a bridge or similar device.
+
+    :param kind: the kind of that device.
+    """
     about: Words = (("IFLA_INFO_SLAVE_KIND", kind), ("IFLA_INFO_SLAVE_DATA", data))
     return _of_link(_NEWLINK, index, ("IFLA_LINKINFO", about))
 
 
 def delete_group(group: int) -> Message:
-    """Return the request that deletes all links of *group*. The kernel then waits for readers once, not per link."""
+    """Return the request that deletes all links of *group*.
+
+    The kernel waits for readers once for the whole group, not once per link.
+    """
     return _of_link(_DELLINK, 0, ("IFLA_GROUP", given_number(group)))
 
 
@@ -162,9 +169,10 @@ def set_link(
     addr_gen_none: bool = False,
     ipv4: Mapping[str, int] | None = None,
 ) -> Message:
-    """Return the request that changes a link; a setting whose parameter is None stays unchanged.
+    """Return the request that changes a link; settings whose parameter is None stay unchanged.
 
-    In one request the kernel sets flags before ``addr_gen_none``. So send ``addr_gen_none`` first, then ``up``.
+    In one request the kernel applies flags before ``addr_gen_none``. So send ``addr_gen_none`` in one request, and
+    ``up`` in a later one.
     """
     flags = change = 0
     if up is not None:
@@ -334,7 +342,10 @@ def _qdisc(type_: int, flags: int, index: int, *words: tuple[str, Value]) -> Mes
 
 # -- wireguard ---------------------------------------------------------------------------------
 def set_wireguard(family: int, index: int, words: Words) -> Message:
-    """Return the request that configures the device *index*; *family* is wireguard's number."""
+    """Return the request that configures the WireGuard device *index*.
+
+    :param family: the number of WireGuard's generic netlink family.
+    """
     head: Words = (("cmd", 1), ("version", 1), ("WGDEVICE_A_IFINDEX", index))
     return Message(family, 0, encode(classes.wireguard, (*head, *words)), NETLINK_GENERIC)
 
@@ -362,7 +373,10 @@ def forgiven(message: Message, failure: Failure) -> bool:
 
 
 def free_group(used: set[int]) -> int:
-    """Return an unused link group."""
+    """Return the number of an unused link group.
+
+    :param used: the numbers in use.
+    """
     group = int.from_bytes(os.urandom(4), "big") | 1 << 30
     while group in used:
         group = int.from_bytes(os.urandom(4), "big") | 1 << 30

@@ -1,10 +1,10 @@
-"""Bodies of requests: pyroute2 encodes each shape once, and from then on only the differing values are filled in.
+"""Templates of requests: pyroute2 encodes each shape once, and from then on only the differing values are filled in.
 
-pyroute2 takes 50 to 200 us to encode a request, as long as the kernel takes to handle it. Filling one in takes 1 to 3
-us.
+pyroute2 takes 50 to 200 us to encode a request, as long as the kernel takes to handle it. Filling in a template takes 1
+to 3 us.
 
 *Words* describe a request by pyroute2's names: a lower-case name is a field of the message's header, any other name is
-an attribute. The value of an attribute may be words, too. A :class:`Hole` stands for a value that differs.
+an attribute. The value of an attribute may be words, too. A :class:`Hole` stands for a value that is filled in later.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ Source = Callable[[], "type[MessageClass]"]
 
 
 class Hole(NamedTuple):
-    """A value to fill in: its size in bytes, and two sample values for pyroute2, by which its place is found."""
+    """The place of a value that is filled in later.
+
+    :param size: the value's size in bytes.
+    :param samples: two sample values, which pyroute2 encodes to find the place.
+    """
 
     size: int
     samples: tuple[int | str, int | str]
 
 
 class Given(NamedTuple):
-    """A hole together with the bytes to fill in."""
+    """A hole together with the bytes that fill it."""
 
     hole: Hole
     value: bytes
@@ -40,7 +44,7 @@ Words = tuple[tuple[str, "Value"], ...]
 
 
 class Items(NamedTuple):
-    """The value of an attribute that holds a list; each item is words."""
+    """The value of an attribute that holds a list. Each item is described by words."""
 
     of: tuple[Words, ...]
 
@@ -56,7 +60,7 @@ _short, _port = struct.Struct("=H").pack, struct.Struct(">H").pack
 
 @functools.cache
 def text(size: int) -> Hole:
-    """Return the hole for a text of *size* bytes; pyroute2 ends it with a NUL."""
+    """Return the hole for a text of *size* bytes. pyroute2 adds a NUL after it."""
     return Hole(size, ("a" * size, "b" * size))
 
 
@@ -69,7 +73,7 @@ def given_short(value: int) -> Given:
 
 
 def given_port(value: int) -> Given:
-    """Return a number of two bytes in the network's order."""
+    """Return a two-byte number in network byte order, with its hole."""
     return Given(SHORT, _port(value))
 
 
@@ -95,16 +99,17 @@ def packed(address: str) -> bytes:
 
 
 class Template(NamedTuple):
-    """The bytes of a request with holes.
+    """The encoded body of a request, with holes.
 
-    :param pattern: the body, with ``%b`` for each hole, for the operator ``%``.
+    :param pattern: the body as a pattern for the operator ``%``, with ``%b`` for each hole.
+    :param size: the bytes of a filled body.
     """
 
     pattern: bytes
     size: int
 
     def fill(self, *values: bytes) -> bytes:
-        """Return the body with *values* in its holes, in their order.
+        """Return the body with *values* in its holes, in order.
 
         :raises ValueError: a value doesn't have the size of its hole.
         """
@@ -115,8 +120,11 @@ class Template(NamedTuple):
 
 
 def template(source: Source, words: Words) -> Template:
-    """Return the template of *words*. A class of pyroute2 encodes them with both samples; bytes that differ are holes.
+    """Return the template of the request that *words* describe.
 
+    A class of pyroute2 encodes the request with both samples of each hole; bytes that differ are the holes.
+
+    :param source: returns that class.
     :raises ValueError: the bytes that differ aren't the holes in their order.
     """
     one, other = (encode(source, words, sample) for sample in (0, 1))
@@ -133,7 +141,10 @@ def template(source: Source, words: Words) -> Template:
 
 
 def encode(source: Source, words: Words, sample: int = 0) -> bytes:
-    """Return the body of the request that *words* describe; in place of a hole, its first or second *sample*."""
+    """Return the body of the request that *words* describe.
+
+    :param sample: the sample (0 or 1) that stands in each hole.
+    """
     message = source()()
     for name, value in _said(words, sample).items():
         message[name] = value
@@ -145,7 +156,7 @@ _HEADER = 16  # nlmsghdr, which the socket writes
 
 
 def fill(source: Source, words: Words) -> bytes:
-    """Return the body of the request that *words* describe; their differing values are :class:`Given`."""
+    """Return the body of the request that *words* describe. Values that vary between requests are :class:`Given`."""
     values: list[bytes] = []
     return _template(source, _shape(words, values)).fill(*values)
 
@@ -154,7 +165,7 @@ _template = functools.lru_cache(maxsize=256)(template)
 
 
 def _shape(words: Words, values: list[bytes]) -> Words:
-    """Return *words* with holes in place of given values, and add these to *values*."""
+    """Return *words* with holes instead of given values; the values are appended to *values*."""
     made: list[tuple[str, Value]] = []
     for name, value in words:
         if isinstance(value, Given):
@@ -181,7 +192,7 @@ def _holes(words: Words) -> list[Hole]:
 
 
 def _said(words: Words, sample: int) -> dict[str, object]:
-    """Return *words* as pyroute2 takes them."""
+    """Return *words* in the form that pyroute2 accepts."""
     attributes: list[tuple[str, object]] = []
     said: dict[str, object] = {"attrs": attributes}
     for name, value in words:

@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def _unlock() -> None:
-    """Give a forked process a new lock: a thread that exists only in the parent may hold the former one."""
+    """Make a new lock in a forked process, since a thread that exists only in the parent may hold the old one."""
     global _lock
     _lock = threading.Lock()
 
@@ -32,15 +32,15 @@ os.register_at_fork(after_in_child=_unlock)
 
 
 class NftablesError(OSError):
-    """A refused text; ``errno`` is the kernel's reason, ``strerror`` has the refused command, too."""
+    """Error: the text was refused. ``errno`` is the kernel's reason; ``strerror`` also names the refused command."""
 
 
 class LibraryMissingError(NftablesError):
-    """libnftables isn't on this host."""
+    """Error: libnftables isn't installed on this host."""
 
 
 def missing(error: LibraryMissingError) -> MissingError:
-    """Return the error for the operator, with its remedy."""
+    """Return the error about missing libnftables for the operator, with its remedy."""
     return MissingError(f"libnftables ({error.strerror})", "install it: salt-call state.apply netspace.packages")
 
 
@@ -88,7 +88,7 @@ def run(text: str, *, removes: bool) -> None:
 
 
 def _need_descriptors() -> None:
-    """Check that a context can open its sockets: if it can't, libnftables ends the whole process.
+    """Check that libnftables can open its sockets. If it couldn't, it would end the whole process.
 
     :raises OSError: this process has no descriptors left.
     """
@@ -102,10 +102,10 @@ def _need_descriptors() -> None:
 
 
 def close(work: Callable[[], object], *, removed: bool) -> None:
-    """Call *work*, which closes a netfilter socket; after a removal, call it in another thread.
+    """Call *work*, which closes a netfilter socket.
 
-    The removal itself is complete before close() is called. But close() then waits 10 ms or more, until no packet in
-    flight can refer to the removed objects.
+    After a removal (*removed*) it is called in another thread. The removal itself is complete before close() is called,
+    but close() waits 10 ms or more, until no packet in flight can refer to the removed objects.
     """
     if removed:
         try:
@@ -117,7 +117,10 @@ def close(work: Callable[[], object], *, removed: bool) -> None:
 
 
 def _explained(said: str) -> NftablesError:
-    """Return the error in libnftables' output: a line with the reason, then all commands, the refused one marked."""
+    """Return the error that libnftables' output describes.
+
+    The output has a line with the reason, then all commands, then a line that marks the refused command.
+    """
     match = _SAID.search(said)
     reason = match[1] if match is not None else said
     commands, _, marks = said[match.end() + 1 :].partition("\n") if match is not None else ("", "", "")

@@ -1,8 +1,8 @@
-"""The nftables ruleset of a network namespace: loading text, and digests of a table as the kernel holds it.
+"""The nftables ruleset of a network namespace: loads text, and computes digests of a table as the kernel holds it.
 
 libnftables loads text. This module sends queries by netlink, for speed. The query for the ruleset's generation, a
 number that the kernel increments at every change, takes 0.04 ms. libnftables would list the whole ruleset, which takes
-longer than an apply that finds nothing to do.
+longer than a whole apply that finds nothing to do.
 
 Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``.
 """
@@ -38,12 +38,12 @@ KEPT = 30 * 24 * 3600
 
 
 class Counted(NamedTuple):
-    """An element of a set that counts.
+    """An element of a set that counts packets.
 
     :param key: the element's key, as the kernel holds it.
-    :param packets: the packets that added it.
-    :param first: milliseconds since the first of them.
-    :param last: milliseconds since the last of them.
+    :param packets: the number of packets with this key.
+    :param first: milliseconds since the first of these packets.
+    :param last: milliseconds since the last of these packets.
     """
 
     key: bytes
@@ -53,7 +53,7 @@ class Counted(NamedTuple):
 
 
 class Ruleset:
-    """The nftables ruleset of one network namespace: that of the thread that creates and uses this object.
+    """The nftables ruleset of one network namespace: the namespace of the thread that creates and uses this object.
 
     :raises OSError: the kernel has no nftables.
     """
@@ -84,8 +84,9 @@ class Ruleset:
 
         libnftables can't bind the transaction to a generation. So the generation is checked afterwards.
 
-        :param since: the ruleset's generation before.
-        :returns: None if somebody else changed the ruleset, too, before the transaction or right after it.
+        :param since: the ruleset's generation before the call.
+        :return: the new generation; None if somebody else also changed the ruleset, before the transaction or right
+            after it.
         :raises NftablesError: the text was refused; nothing has changed.
         """
         removes = any(line.startswith(("delete ", "flush ")) for line in text.split("\n"))
@@ -101,7 +102,7 @@ class Ruleset:
         packets have added are left out.
 
         :param family: list only tables of this family; AF_UNSPEC: of all families.
-        :param elements: False: leave the second digest out.
+        :param elements: whether to compute the second digest.
         """
         structure = hashlib.sha256()
         held: dict[str, list[bytes]] = {}
@@ -143,7 +144,7 @@ class Ruleset:
         return {bytes(one[2]).rstrip(b"\0").decode() for one in found if bytes(one[1]) == named}
 
     def counted(self, table: str, family: str, name: str) -> list[Counted]:
-        """Return the elements of a set that counts; none if there is no such set."""
+        """Return the elements of a set that counts packets; none if there is no such set."""
         body = attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
         found = []
         try:
@@ -200,7 +201,7 @@ def elements_digest(family: str, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 
 def _told(element: memoryview) -> bytes:
-    """Return an element listed by the kernel in the form that :func:`elements_digest` uses."""
+    """Return an element from the kernel in the form that :func:`elements_digest` uses."""
     values = dict(attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:
@@ -213,7 +214,7 @@ def _told(element: memoryview) -> bytes:
 
 
 def _counted(element: memoryview) -> Counted:
-    """Return what a listed element has counted: its expressions are ``counter`` and ``last``."""
+    """Return the count of an element from the kernel, whose expressions are ``counter`` and ``last``."""
     values = dict(attributes(element))
     packets, last = 0, 0
     for _, expression in attributes(values.get(_EXPRESSIONS, b"")):

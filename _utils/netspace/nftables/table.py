@@ -1,9 +1,8 @@
 """One nftables table as a value, and the text that changes one table into another. Pure.
 
-A change touches only the differences: elements are added and removed in place, and a
-chain is refilled only if its rules differ. So the kernel's counts of open connections in the rest
-of the table survive, and the cost depends on the size of the change. The commands are ordered so that all objects in
-rules exist at each moment.
+A change touches only the differences: elements are added and removed in place, and a chain is refilled only if its
+rules differ. So the kernel's counts of open connections in the rest of the table survive, and the cost depends on the
+size of the change. The commands are ordered so that every object exists as long as a rule refers to it.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ Rule = str
 class Base(msgspec.Struct, frozen=True):
     """The hook by which packets enter a chain.
 
+    :param type: nft's type of the chain, such as ``filter``.
+    :param hook: nft's name of the hook.
+    :param priority: the lower, the earlier.
+    :param policy: the verdict for packets that reach the chain's end.
     :param device: the link whose hook it is, in a table of family netdev.
     """
 
@@ -39,22 +42,21 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A chain of rules."""
+    """A chain of rules; packets enter it by ``base``, or by a jump from another chain."""
 
     rules: Sequence[Rule]
     base: Base | None = None
 
 
 class Collection(msgspec.Struct, frozen=True):
-    """A set, or with ``verdicts`` a map to verdicts.
+    """A set, or with ``verdicts`` a map from keys to verdicts.
 
     :param types: nft's names of the types that make up a key.
-    :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
-    :param most: the most elements that packets, or another process, may add; 0: none.
-    :param expiring: its elements may have a time after which the kernel removes them.
-    :param counting: each element counts the packets that add it again. ``times``: it also has the time of the last,
-        and is removed ``ruleset.KEPT`` seconds after the first (``Ruleset.counted``). ``packets``: it is removed so
-        long after the last, if the rules say ``update`` (``Ruleset.counts``).
+    :param elements: the keys in the kernel's form, so that they can be compared with the kernel's.
+    :param most: the greatest number of elements that packets or another process may add; 0: none may be added.
+    :param expiring: whether elements may have a time after which the kernel removes them.
+    :param counting: whether each element counts the packets with its key. Such an element is removed ``ruleset.KEPT``
+        seconds after the first packet. See ``Ruleset.counted``.
     """
 
     types: tuple[str, ...]
@@ -77,7 +79,7 @@ class Collection(msgspec.Struct, frozen=True):
 
 
 class Timeout(msgspec.Struct, frozen=True):
-    """The seconds for which the kernel tracks connections of a protocol, by nft's names of their states."""
+    """The seconds for which the kernel tracks connections of a protocol, by nft's names of the connections' states."""
 
     l3: str
     l4: str
@@ -91,7 +93,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
-    """A table. Objects of the same name in two tables may differ only in elements and rules."""
+    """A table. Objects with the same name in two tables may differ only in elements and rules."""
 
     chains: Mapping[str, Chain] = msgspec.field(default_factory=dict)
     sets: Mapping[str, Collection] = msgspec.field(default_factory=dict)
@@ -100,13 +102,13 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def elements(self) -> str:
-        """Digest of all elements, equal to the one that ``Ruleset.listed`` returns."""
+        """A digest of all elements, equal to the one that ``Ruleset.listed`` returns."""
         sets = {name: one.elements for name, one in self.sets.items() if not one.most}
         return ruleset.elements_digest(self.family, sets)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of the whole table: tables that differ in anything have different digests."""
+        """A digest of the whole table. Tables with any difference have different digests."""
         found = hashlib.sha256(f"{self.family} {self.elements}\n".encode())
         for name, chain in sorted(self.chains.items()):
             found.update("\n".join([f"{name} {chain.base} {len(chain.rules)}", *chain.rules, ""]).encode())
@@ -119,23 +121,23 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return found.hexdigest()
 
     def same_structure(self, other: Table) -> bool:
-        """Return whether both tables differ at most in elements."""
+        """Return whether both tables are equal except for the elements of sets."""
         return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
 
 
 def digest(tables: Iterable[Table]) -> str:
-    """Return a digest of several tables."""
+    """Return one digest of several tables."""
     return hashlib.sha256("".join(table.digest for table in tables).encode()).hexdigest()
 
 
 def removal(family: str, name: str) -> str:
-    """Return the text that removes a table. The text first creates the table, so that a missing one is no error."""
+    """Return the text that removes a table. It first creates the table, so that a missing table is no error."""
     named = f"{family} {words.name(name)}"
     return f"add table {named}\ndelete table {named}\n"
 
 
 def whole(name: str, table: Table) -> str:
-    """Return the text that replaces the table of this name, if there is one, with *table*."""
+    """Return the text that replaces the table *name* with *table*; a missing table is created."""
     return removal(table.family, name) + (creation(name, table) if table.chains else "")
 
 
@@ -171,7 +173,7 @@ def difference(name: str, old: Table, new: Table) -> str:
 
 
 def _made(old: Table, new: Table) -> list[str]:
-    """Return the declarations of all that *old* lacks, and the rules of chains that differ."""
+    """Return the text lines that declare everything that *old* lacks, and the rules of chains that differ."""
     made: list[str] = []
     for which, timeout in new.timeouts.items():
         if which not in old.timeouts:

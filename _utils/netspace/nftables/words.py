@@ -1,7 +1,7 @@
-"""Text for nft(8), written so that nft can't read a value as anything else.
+"""Text for nft(8), written so that nft can't mistake a value for anything else.
 
-Every text in a rule comes from this library; values come as numbers, as parsed addresses, or as names. A name may have
-only letters, digits and a few marks that mean nothing to nft.
+Every text in a rule comes from this library; values are numbers, parsed addresses, or names. A name may have only
+letters, digits and a few marks that mean nothing to nft.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _WRITTEN = 16  # bytes that one statement writes
 
 
 def to_jump(chain: str) -> Verdict:
-    """Return the verdict of a map that leads to *chain* and back."""
+    """Return the map's verdict that jumps to *chain*; after the chain, processing returns."""
     return _JUMP, chain
 
 
 def to_goto(chain: str) -> Verdict:
-    """Return the verdict of a map that leads to *chain*."""
+    """Return the map's verdict that goes to *chain*; processing doesn't return."""
     return _GOTO, chain
 
 
 def name(text: str) -> str:
-    """Return the name of a table, chain, set or object.
+    """Return *text* as the name of a table, chain, set or object.
 
     :raises ValueError: nft might read *text* as something else.
     """
@@ -45,7 +45,7 @@ def name(text: str) -> str:
 
 
 def link(text: str) -> str:
-    """Return the name of a link in quotes.
+    """Return *text* as a link's name, in quotes.
 
     :raises ValueError: nft might read *text* as something else (``*`` is its wildcard).
     """
@@ -56,7 +56,11 @@ def link(text: str) -> str:
 
 @functools.lru_cache(16384)
 def key(types: tuple[str, ...], packed: bytes) -> str:
-    """Return a set's element as nft writes it; *packed* is its key in the kernel, of these types."""
+    """Return a set's element in nft's text form.
+
+    :param types: nft's names of the types that make up the key.
+    :param packed: the key as the kernel holds it.
+    """
     parts, start = [], 0
     for type_ in types:
         parts.append(_part(type_, packed[start : start + _SIZES[type_]]))
@@ -79,7 +83,7 @@ def _part(type_: str, packed: bytes) -> str:
 
 
 def elements(types: tuple[str, ...], of: Mapping[bytes, Verdict | None]) -> str:
-    """Return a set's elements, or a map's, as nft writes them."""
+    """Return the elements of a set or map in nft's text form."""
     written = []
     for packed, said in of.items():
         text = key(types, packed)
@@ -88,17 +92,27 @@ def elements(types: tuple[str, ...], of: Mapping[bytes, Verdict | None]) -> str:
 
 
 def at(header: str, offset: int, value: bytes, *, negate: bool = False) -> str:
-    """Return the match of packets with the bytes *value* at an offset of their ``link`` or ``network`` header."""
+    """Return the match for packets with the bytes *value* at an offset of a header.
+
+    :param header: ``link`` or ``network``.
+    """
     return f"{_place(header, offset, len(value))}{' !=' if negate else ''} 0x{value.hex()}"
 
 
 def longer(header: str, offset: int, size: int, than: int) -> str:
-    """Return the match of packets whose number (*size* bytes) at an offset of their header is above *than*."""
+    """Return the match for packets whose number at an offset of a header is greater than *than*.
+
+    :param header: ``link`` or ``network``.
+    :param size: the bytes of the number.
+    """
     return f"{_place(header, offset, size)} > {than}"
 
 
 def write(header: str, offset: int, data: bytes) -> str:
-    """Return statements that write *data* into a packet. They update no checksum: nft does that for named fields."""
+    """Return statements that write *data* into a packet, at an offset of a header.
+
+    No checksum is updated: nft does that only for named fields.
+    """
     parts = [(start, data[start : start + _WRITTEN]) for start in range(0, len(data), _WRITTEN)]
     return " ".join(f"{_place(header, offset + start, len(part))} set 0x{part.hex()}" for start, part in parts)
 

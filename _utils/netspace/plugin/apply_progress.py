@@ -1,9 +1,9 @@
-"""Progress of an apply for its operator: lines on the terminal of ``salt-call``, and events on Salt's bus.
+"""Progress of an apply, for its operator: lines on the terminal of ``salt-call``, and events on Salt's bus.
 
-Two tags: ``netspace/apply/<minion>/doing`` says what an apply is at (``doing``, a text), and
-``netspace/apply/<minion>/changed`` what it has changed (``changes``, a list of ``kind``, ``name``, ``action`` and
-``error``, which is empty after a success). An apply that changes nothing sends no event. A bus that fails
-stops no apply, and neither does a terminal that is closed.
+There are two tags. ``netspace/apply/<minion>/doing`` has ``doing``, a text on what the apply is doing now.
+``netspace/apply/<minion>/changed`` has ``changes``, a list of the changes made, each with ``kind``, ``name``,
+``action`` and ``error``, which is empty after a success. An apply that changes nothing sends no event. If the bus
+fails, or the terminal is closed, the apply still goes on.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ Say = Callable[[str], object]
 
 
 class Hooks(TypedDict):
-    """The arguments of a ``Host`` that tell of an apply."""
+    """The arguments of a ``Host`` that make it report the progress of an apply."""
 
     progress: Callable[[str], None]
     applied: Callable[[Sequence[Outcome]], None]
 
 
 class Telling:
-    """Teller of one apply.
+    """Reporter of one apply.
 
     :param minion: the id of this host.
-    :param say: shows a line to somebody who waits at a terminal; None: nobody does.
+    :param say: shows a line to somebody who waits at a terminal; None: nobody waits.
     :param send: sends an event with a tag to the master's bus, and returns false if it can't; None: there is no master.
-    :param clock: seconds.
+    :param clock: returns a monotonic time in seconds.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Telling:
             self._fire("doing", {"doing": what[:LONGEST]})
 
     def done(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell which steps have been tried."""
+        """Report the steps that were tried, with their outcomes."""
         failed = sum(bool(one.error) for one in outcomes)
         for kind in dict.fromkeys(one.step.kind for one in outcomes):
             number = sum(one.step.kind == kind and not one.error for one in outcomes)
@@ -112,7 +112,7 @@ class Telling:
 
 
 def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:
-    """Return the arguments of a ``Host`` for a plugin.
+    """Return the arguments with which a plugin makes its ``Host`` report progress.
 
     :param opts: the minion's configuration.
     :param salt: Salt's execution functions.
@@ -128,19 +128,23 @@ def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:
 
 
 def lines(who: str, what: str) -> Iterator[str]:
-    """Yield the lines that tell what somebody does, each at most as wide as a terminal; they may be untrusted."""
+    """Yield the lines that show an activity on a terminal, each at most as wide as a terminal.
+
+    :param who: the actor; may be untrusted.
+    :param what: the activity; may be untrusted.
+    """
     room = tables.WIDTH - len(who[:LONGEST]) - 2
     for number, part in enumerate(tables.wrap(printable(what[:LONGEST]), max(room, 20), 10)):
         yield f"{printable(who[:LONGEST])}{': ' if number == 0 else '  '}{part}"
 
 
 def told(tag: str, event: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a terminal for an event on the master's bus; none for one that isn't of this form.
+    """Yield the lines of a terminal for an event on the master's bus; none for an event of another form.
 
-    Any minion can forge these events, tag and ``id`` alike: Salt passes on a minion's nested events as they are. They
-    are for the eye, and nothing may act on them.
+    Any minion can forge these events, tag and ``id`` alike: Salt passes on a minion's nested events as they are. So
+    they may only be shown, and nothing may act on them.
 
-    :param event: as the master gives it. One whose ``id`` and tag differ is of another form.
+    :param event: the event as the master gives it. If its ``id`` and tag differ, it has another form.
     """
     minion, data = event.get("id"), event.get("data")
     if isinstance(minion, str) and isinstance(data, Mapping) and tag == f"{TAG}/{minion}/doing":
@@ -151,7 +155,7 @@ def told(tag: str, event: Mapping[str, Any]) -> Iterator[str]:
 
 
 def verdicts(tag: str, event: Mapping[str, Any]) -> list[bool]:
-    """Return, for each change that an event tells of, whether it succeeded."""
+    """Return, for each change in an event, whether it succeeded."""
     return [not row.get("error") for row in _changes(tag, event)]
 
 

@@ -21,9 +21,9 @@ ROWS = 100
 
 
 def seconds(timeout: object, most: int = 3600) -> int:
-    """Return the time limit of a command.
+    """Return *timeout* (seconds) if it is a valid time limit of a command.
 
-    :raises NetspaceError: it is no whole number from 1 to *most*.
+    :raises NetspaceError: it is no whole number from 1 to 3600.
     """
     if type(timeout) is not int or not 1 <= timeout <= most:
         raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to {most} whole seconds")
@@ -31,18 +31,18 @@ def seconds(timeout: object, most: int = 3600) -> int:
 
 
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
+    """Return *kwargs* without the keys that Salt adds (``__id__`` and others with this prefix, and ``aggregate``)."""
     return {key: value for key, value in kwargs.items() if not key.startswith("__") and key != "aggregate"}
 
 
 def refuse_others(given: Mapping[str, object]) -> None:
-    """Raise the error that Python raises for unknown keyword arguments; pass over what Salt adds (``__pub_fun``).
+    """Raise Python's error for unknown keyword arguments. Arguments that Salt adds (``__pub_fun``) are ignored.
 
-    Salt 3006 passes a keyword argument that comes after ``*names`` only to a function that takes any (3007 mended it).
-    So such a function takes ``**others``, and hands them to this one.
+    Salt 3006 passes a keyword argument that comes after ``*names`` only to a function that takes arbitrary ones (fixed
+    in 3007). So such a function takes ``**others``, and passes them to this function.
 
     :param given: the keyword arguments without a parameter of their own.
-    :raises TypeError: there are any.
+    :raises TypeError: *given* has an unknown argument.
     """
     if unknown := sorted(key for key in given if not key.startswith("__")):
         raise TypeError(f"unknown arguments: {', '.join(unknown)}")
@@ -78,18 +78,18 @@ def minion(opts: Mapping[str, Any]) -> str:
 
 
 def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
-    """Return whether pillar enables targets, and this process is the minion, not ``salt-call``."""
+    """Return whether the pillar enables targets, and this process is the minion, not ``salt-call``."""
     return opts.get("__cli") != "salt-call" and _looked_for(opts, pillar)
 
 
 def _looked_for(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
-    """Return whether pillar makes Salt 3008 look for netspace's targets on this minion."""
+    """Return whether the pillar makes Salt 3008 look for netspace's targets on this minion."""
     section = pillar.get(_pillar_key(opts))
     return isinstance(section, Mapping) and "netspace" in section
 
 
 def _pillar_key(opts: Mapping[str, Any]) -> str:
-    """Return the pillar key with a minion's types of resources (Salt's ``resource_pillar_key``)."""
+    """Return the pillar key that lists a minion's types of resources (Salt's ``resource_pillar_key``)."""
     return str(opts.get("resource_pillar_key") or "resources")
 
 
@@ -106,7 +106,7 @@ def addressable(opts: Mapping[str, Any]) -> str:
 
 
 def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> None:
-    """Make Salt refresh its list of targets. A Salt before 3008 has neither the function nor targets.
+    """Let Salt refresh its list of targets. Before version 3008, Salt has no targets, and nothing is done.
 
     :param salt: Salt's execution functions.
     """
@@ -115,9 +115,9 @@ def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mappi
 
 
 def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
-    """Return the host's declaration: *given*, or ``pillar:netspace``.
+    """Return the host's declaration: *given*, or the one in ``pillar:netspace``.
 
-    :raises SpecError: there is none, or it is invalid.
+    :raises SpecError: there is no declaration, or it is invalid.
     """
     data = pillar.get("netspace") if given is None else given
     if data is None:
@@ -145,9 +145,9 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
 
 
 def _free(name: str) -> None:
-    """Refuse the name that is reserved for the host.
+    """Check that a name isn't the name that is reserved for the host.
 
-    :raises SpecError: *name* is that name.
+    :raises SpecError: it is that name.
     """
     if name == peer.NAME:
         raise SpecError([Problem(name, peer.RESERVED)])
@@ -207,7 +207,10 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """Return a declaration with the settings of ``pillar:netspace``; *parts* are its other fields."""
+    """Return a declaration with the settings of ``pillar:netspace``.
+
+    :param parts: its other fields, such as ``environments``.
+    """
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}

@@ -1,4 +1,4 @@
-"""Differences of a host, as data and as a table: from its declaration, or from the last apply. Pure.
+"""Differences of a host from its declaration, or from the last apply, as data and as a table. Pure.
 
 As in a state's changes, ``old`` is the value on the host, and ``new`` the value after an apply.
 """
@@ -28,9 +28,10 @@ _MOST = 8
 
 
 def told(plan: Plan, against: Against, now: float) -> dict[str, Any]:
-    """Return the differences for operators and programs.
+    """Return the differences as plain values, for the output of a Salt function.
 
     :param plan: the steps that would remove the differences.
+    :param against: the name of the state with which the host was compared.
     :param now: seconds since the epoch.
     """
     rows = list({(row["kind"], row["name"], row["key"]): row for step in plan.steps for row in _rows(step)}.values())
@@ -53,7 +54,7 @@ def _rows(step: Step) -> Iterable[dict[str, Any]]:
 
 
 def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the screen. Changes that interrupt a program come first.
+    """Return the lines of the screen. Changes that interrupt a program come first.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
@@ -78,7 +79,7 @@ def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def _row(kind: str, name: str, parts: Sequence[Mapping[str, object]]) -> Row:
-    """Return the row of one thing, with the reason and each key below it."""
+    """Return the row of one changed thing, with notes below it: the reason and each changed key."""
     action, reason = text(parts[0]["action"]), prose(parts[0]["reason"])
     interrupts = action in INTERRUPTS
     notes = [Cell(reason, "dim")] if reason else []
@@ -90,7 +91,10 @@ def _row(kind: str, name: str, parts: Sequence[Mapping[str, object]]) -> Row:
 
 
 def as_line(value: object, depth: int = 2) -> str:
-    """Return a value as one line; a nested value is shown by its first parts."""
+    """Return a value as one line. Of a nested value, only the first parts are shown.
+
+    :param depth: how many levels of nesting are shown.
+    """
     if value is None or (isinstance(value, list | tuple | Mapping) and not value):
         return "nothing"
     if depth and isinstance(value, Mapping):

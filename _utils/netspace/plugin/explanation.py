@@ -1,7 +1,7 @@
-"""One screen for ``netspace.explain``: at most 24 lines of 80 columns. Pure.
+"""The screen for ``netspace.explain``: at most 24 lines of 80 columns. Pure.
 
-The explanation comes from another host. An operator might copy a command from it. So :func:`lines` shows only commands
-in the form of netspace's own; for any other command it raises, and the caller shows the return in another way.
+The explanation comes from another host, and an operator might copy a command from it. So :func:`lines` shows only
+commands in the form of netspace's own. For any other command it raises, and the caller shows the return in another way.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ _MOST = 4
 
 
 def lines(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
-    """Return the screen.
+    """Return the lines of the screen.
 
+    :param now: seconds since the epoch.
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
     findings = [tables.mapping(one) for one in tables.sequence(found["findings"])]

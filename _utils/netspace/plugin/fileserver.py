@@ -27,9 +27,12 @@ class SaltFiles:
         self._local = opts.get("file_client") == "local"
 
     def here(self, url: str) -> Path | None:
-        """Return the file's path in file_roots if there is no master; None with a master.
+        """Return the path of the file in ``file_roots`` if there is no master; return None if there is one.
 
         Without a master, Salt doesn't copy the file to its cache.
+
+        :param url: the ``salt://`` URL of the file.
+        :raises NetspaceError: Salt's file server has no such file, or failed.
         """
         if not self._local:
             return None
@@ -39,7 +42,10 @@ class SaltFiles:
         return Path(path)
 
     def hash(self, url: str) -> str:
-        """Return the file's hash from the master, without fetching the file."""
+        """Return the file's hash (``sha256:<hex>``) from Salt's file server, without fetching the file.
+
+        :raises NetspaceError: the server has no such file, or doesn't hash files by SHA-256.
+        """
         found = self._call("cp.hash_file", url)
         if not found:
             raise NetspaceError(f"{url}: Salt's file server has no such file")
@@ -49,7 +55,7 @@ class SaltFiles:
         return f"sha256:{digest}"
 
     def fetch(self, url: str, folder: Path) -> Path:
-        """Fetch the file into *folder*, bypassing Salt's cache, which would keep a second copy."""
+        """Fetch the file into *folder* and return its path there. Salt's cache, a second copy, isn't used."""
         target = folder / "fetched"
         if not self._call("cp.get_file", url, str(target)) or not target.is_file():
             raise NetspaceError(f"{url}: Salt could not fetch it")

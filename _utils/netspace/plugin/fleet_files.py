@@ -1,7 +1,8 @@
-"""A fleet's declaration by Salt's file server and renderers, which the plugins hand in. Imports no Salt.
+"""A fleet's declaration, read by Salt's file server and renderers. The plugins pass these; this module imports no Salt.
 
-A declaration is compiled once for all minions, whichever of them asks first. So it is rendered without anything of that
-minion: no grains, no pillar, no id. Otherwise a minion could decide by its grains what others are.
+A declaration is compiled once for all minions, at the first minion's request. So it is rendered without anything of
+that minion: no grains, no pillar, no id. If it were rendered with them, a minion could decide by its grains how other
+minions are configured.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def declaration(
 
 
 def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -> Any:
-    """Return this process's file server of a configuration: to make one takes longer than all else in a request."""
+    """Return this process's file server for a configuration. It is kept, because making one is slow."""
     key = repr([(name, opts.get(name)) for name in ("conf_file", "cachedir", "file_roots", "fileserver_backend")])
     if key not in _SERVERS:
         _SERVERS[key] = fileserver(opts)
@@ -81,8 +82,9 @@ def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -
 
 
 def folder(opts: Mapping[str, Any]) -> Path:
-    """Return the folder where the master keeps what it knows of the fleet (``netspace.fleet: {folder: ...}``).
+    """Return the folder of the master's data about the fleet (``netspace.fleet: {folder: ...}``).
 
+    :param opts: the master's configuration.
     :raises NetspaceError: the configuration is wrong.
     """
     path = Path(_settings(opts).get("folder", FOLDER))
@@ -101,14 +103,20 @@ def _settings(opts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _served_folders(opts: Mapping[str, Any]) -> list[str] | None:
-    """Return the folders whose files Salt's file server hands to every minion; None: the operator allows any."""
+    """Return the folders that Salt's file server serves to every minion; None if the operator allows these, too.
+
+    None means that no folder is refused for files of the declaration (``netspace.fleet: {served: true}``).
+    """
     if _settings(opts).get("served", False):
         return None
     return [str(one) for listed in (opts.get("file_roots") or {}).values() for one in listed]
 
 
 def _exposed(folders: Iterable[str], file: str) -> str:
-    """Return why a file must not be part of the declaration; empty if it may be."""
+    """Return why a file must not be part of the declaration; empty if it may be.
+
+    A file is refused if it is in one of *folders*, which all minions can read.
+    """
     real = os.path.realpath(file)
     return _REFUSED if any(real.startswith(f"{os.path.realpath(one).rstrip('/')}/") for one in folders) else ""
 
@@ -116,7 +124,7 @@ def _exposed(folders: Iterable[str], file: str) -> str:
 def root(opts: Mapping[str, Any]) -> str:
     """Return the first file of the fleet's declaration, as ``ext_pillar`` of the master's configuration names it.
 
-    :raises NetspaceError: it names none, or several.
+    :raises NetspaceError: the configuration names no such file, or several.
     """
     listed = opts.get("ext_pillar") or []
     found = [one["netspace"] for one in listed if isinstance(one, Mapping) and "netspace" in one]

@@ -1,4 +1,7 @@
-"""Picture of a fleet: hosts, environments, who may reach whom; if wanted their state, and what a plan changes. Pure."""
+"""Picture of a fleet: its hosts, its environments, and who may reach whom. Pure.
+
+The picture can also show the state of hosts, and the changes that a plan would make.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ _WHOSE = {"master": "told by the master's verifier", "host": "told by the host i
 def picture(form: object, compiled: Compiled, now: Now | None = None, planned: Planned | None = None) -> str:
     """Return the picture in one of the forms of :mod:`netspace.plugin.graph`. Equal fleets have equal pictures.
 
+    :param form: ``dot``, ``mermaid`` or ``html``. Only ``html`` shows states and changes.
     :param compiled: a declaration without problems, with its edges.
-    :param now: what hosts say of themselves; None: only what is declared is shown.
-    :param planned: a plan whose changes are shown; None: none is.
+    :param now: the reported state of the hosts; None: show only the declaration.
+    :param planned: a plan whose changes are shown; None: show no changes.
     :raises NetspaceError: there is no such form.
     """
     whole = str(form) == "html"  # the others show neither states nor changes
@@ -72,7 +76,7 @@ def _notes(compiled: Compiled, now: Now | None, planned: Planned | None) -> list
 
 
 class _Live(NamedTuple):
-    """Words of hosts about themselves, beside what is expected of them."""
+    """The states that hosts report, beside the declared ones."""
 
     expected: Expected
     now: Now
@@ -81,7 +85,7 @@ class _Live(NamedTuple):
         return self.now.seen.get(host, Seen(None, "it was not asked"))
 
     def link(self, host: str, name: str) -> tuple[Mark, str]:
-        """Return the state of a link in its sender's words."""
+        """Return the state of a link as its sender's host reports it, with the reason if the link doesn't work."""
         there = self.seen(host)
         if there.glance is None:
             return "unknown", there.problem
@@ -92,7 +96,7 @@ class _Live(NamedTuple):
 
 
 class _Changes:
-    """The changes of a plan, by what they change."""
+    """The changes of a plan, sorted by the environment, link or host that they change."""
 
     def __init__(self, planned: Planned | None) -> None:
         self._environments: dict[str, PlannedChange] = {}
@@ -110,7 +114,7 @@ class _Changes:
             self._links.setdefault((ends[0], ends[1]), one)
 
     def ends(self) -> list[str]:
-        """Return the names of all environments and ends of links that change."""
+        """Return the names of all environments that change, and of the ends of all links that change."""
         return sorted({*self._environments, *(end for ends in self._links for end in ends)})
 
     def environment(self, name: str) -> PlannedChange | None:
@@ -150,7 +154,10 @@ def _node(fleet: Fleet, name: str, environment: str, host: str, live: _Live | No
 
 
 def _declared(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what is declared of an environment and worth a line; not its ``env`` and files, which may be secret."""
+    """Yield the declared values of an environment that the picture shows: (key, value).
+
+    The environment's ``env`` and files are left out, because they may be secret.
+    """
     for key in ("image", "kernel", "runtime", "restart"):
         yield key, _plain(body.get(key))
     if body.get("state") == "stopped":
@@ -170,7 +177,7 @@ def _declared(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _removed(name: str, changes: _Changes) -> Node:
-    """Return an environment that is in no declaration any more, or not yet."""
+    """Return the node of an environment that only the plan names, because the declaration doesn't have it."""
     environment, _, host = name.partition("@")
     planned = changes.environment(name)
     facts: Facts = [] if planned is None else [("plan", planned.text or planned.change)]
@@ -200,7 +207,7 @@ def _arrow(
 
 
 def _new_arrows(arrows: Iterable[Arrow], nodes: set[str], changes: _Changes) -> list[Arrow]:
-    """Return an arrow for each link of a plan that the declaration no longer has."""
+    """Return an arrow for each link that only the plan names, because the declaration doesn't have it."""
     there = {(one.source, one.target) for one in arrows}
     return [
         Arrow(source, target, one.text or "a link", f"plan: {one.host}: {one.name}", change=one.change)
@@ -243,7 +250,7 @@ def _group(fleet: Fleet, host: str, live: _Live | None, changes: _Changes) -> Gr
 
 
 def _moment(seconds: float | None) -> str:
-    """Return a moment as UTC; empty if there is none, or it is no moment."""
+    """Return a time (seconds since the epoch) as text in UTC; empty if there is none, or it is out of range."""
     if not seconds or not 0 < seconds < 253402300800:  # 9999-12-31
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

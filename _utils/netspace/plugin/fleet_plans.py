@@ -1,7 +1,7 @@
-"""Tables of a fleet's plans: what an apply would change, what it did, and what differs between two plans. Pure.
+"""Tables of a fleet's plans: the changes that an apply would make, those that it made, and how two plans differ. Pure.
 
-A table is read in a minute: at most :data:`MAX_ROWS` changes, those that interrupt a program first. Changes that differ
-in their values alone are one row if there are more.
+A table is short enough to read in a minute: it has at most :data:`MAX_ROWS` changes, first those that interrupt a
+program. If more than :data:`MAX_NAMES` changes differ only in their values, one row stands for them all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ _SENTENCES = 5
 
 
 def plan(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the lines of a plan, or of a drift.
+    """Return the lines that show a plan, or a drift.
 
+    :param found: the return of the runner, as a mapping.
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
     counts = mapping(found["counts"])
@@ -53,8 +54,9 @@ def plan(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def applied(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the lines of what an apply did.
+    """Return the lines that show the result of an apply.
 
+    :param found: the return of the runner, as a mapping.
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
     counts = mapping(found["counts"])
@@ -67,8 +69,9 @@ def applied(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def compared(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the lines of what differs between two plans.
+    """Return the lines that show how two plans differ.
 
+    :param found: the return of the runner, as a mapping.
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
     first, second = (text(one) for one in sequence(found["plans"]))
@@ -101,7 +104,7 @@ def _changes(changes: Sequence[Mapping[str, object]], paint: Paint) -> list[str]
 
 
 def _row(same: Sequence[Mapping[str, object]]) -> Row:
-    """Return the row of changes that differ in their values at most."""
+    """Return one row for changes of the same kind and action with the same keys. Their values may differ."""
     places = [mapping(place) for one in same for place in sequence(one["places"])]
     hosts = sorted({text(host) for place in places for host in sequence(place["hosts"])})
     names = sorted({text(name) for place in places for name in sequence(place["names"])})

@@ -34,7 +34,7 @@ def checked(compiled: Compiled) -> dict[str, Any]:
 
 
 def reach(declaration: FleetDeclaration) -> Reach:
-    """Return who may reach whom.
+    """Return an object that answers questions about who may reach whom.
 
     :raises NetspaceError: the declaration has problems.
     """
@@ -45,11 +45,11 @@ def reach(declaration: FleetDeclaration) -> Reach:
 def now(
     declaration: FleetDeclaration, minions: Minions, judged: Callable[[], Mapping[str, Any]], seconds: int
 ) -> tuple[status.Expected, status.Now]:
-    """Return what should run, and what each host and the master's verifier say of it.
+    """Return the declared state of the fleet, and the state that its hosts and the master's verifier report.
 
-    :param judged: returns the verifier's results, as ``netspace_attestation.status`` does.
+    :param judged: a function that returns the verifier's results, in the form of ``netspace_attestation.status``.
     :param seconds: the time limit for the hosts' answers.
-    :raises NetspaceError: nobody can be asked, or there is no declaration.
+    :raises NetspaceError: the master can't ask any minion, or there is no declaration.
     """
     fleet = status.expected(declaration)
     given = minions.ask(list(fleet.hosts.values()), "netspace.glance", {}, seconds)
@@ -63,7 +63,7 @@ def now(
 
 
 def verifies(opts: Mapping[str, Any]) -> bool:
-    """Return whether the master's verifier has a key. Without it, it never judged any host.
+    """Return whether the master's verifier has a key. A verifier without a key has never appraised a host.
 
     :param opts: the master's configuration.
     """

@@ -1,4 +1,4 @@
-"""Tables of a fleet: ``netspace_fleet.status``, ``list`` and ``explain``. Pure."""
+"""Tables for a terminal: the returns of ``netspace_fleet.status``, ``list`` and ``explain``. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOTES = 4
 
 
 def status(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
-    """Return the lines of ``netspace_fleet.status``.
+    """Return the lines that show a return of ``netspace_fleet.status``.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
@@ -52,7 +52,7 @@ def status(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
 
 
 def listed(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
-    """Return the lines of ``netspace_fleet.list``.
+    """Return the lines that show a return of ``netspace_fleet.list``.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
@@ -78,7 +78,7 @@ def listed(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
 
 
 def explained(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
-    """Return the lines of ``netspace_fleet.explain``.
+    """Return the lines that show a return of ``netspace_fleet.explain``.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """

@@ -1,4 +1,4 @@
-"""Pictures of who may reach whom: one graph, rendered as DOT, as Mermaid, or as a page of HTML with SVG. Pure."""
+"""Pictures of who may reach whom, in three forms: DOT, Mermaid, or a page of HTML with SVG. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BRACKETS: Mapping[Sort, tuple[str, str]] = {
 
 
 def dot(graph: Graph) -> str:
-    """Return the graph in Graphviz' language."""
+    """Return the graph in DOT, the language of Graphviz."""
     lines = ["digraph netspace {", "  rankdir=LR;"]
     for number, (group, nodes) in enumerate(_groups(graph).items()):
         inside = [f"  {_quoted(node.name)} [shape={_SHAPES[node.sort]}];" for node in nodes]
@@ -66,7 +66,7 @@ def mermaid(graph: Graph) -> str:
 
 
 def _entities(text: str) -> str:
-    """Return a text in quotes, with Mermaid's numbered entities in place of characters that Mermaid interprets."""
+    """Return *text* in quotes. Each character that Mermaid interprets is replaced by its entity, such as ``#34;``."""
     return '"' + "".join(f"#{ord(one)};" if one in '"#;<>&`\\' else one for one in printable(text)) + '"'
 
 
@@ -75,8 +75,9 @@ FORMS: Mapping[str, Callable[[Graph], str]] = {"dot": dot, "mermaid": mermaid, "
 
 
 def rendered(form: object, graph: Graph) -> str:
-    """Return a picture in one of the forms.
+    """Return a picture of the graph in one of the forms.
 
+    :param form: a key of :data:`FORMS`.
     :raises NetspaceError: there is no such form.
     """
     render = FORMS.get(str(form))

@@ -1,4 +1,4 @@
-"""A master's minions and its fleet's declaration, for runners. Imports no Salt: a runner hands in the import."""
+"""A master's minions, and the declaration of its fleet, for runners. The runner passes a function that imports Salt."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def minions(opts: dict[str, Any], load: Load) -> Minions:
     """Return the master's minions.
 
     :param opts: the master's configuration.
+    :param load: imports a module of Salt by its name.
     """
     return Minions(
         opts,
@@ -32,10 +33,11 @@ def minions(opts: dict[str, Any], load: Load) -> Minions:
 
 
 def declaration(opts: dict[str, Any], load: Load) -> FleetDeclaration:
-    """Return the declaration of the fleet that the master's configuration names.
+    """Return the declaration of the fleet. The master's configuration names its first file.
 
     :param opts: the master's configuration.
-    :raises NetspaceError: it names none, or every minion could read the file.
+    :param load: imports a module of Salt by its name.
+    :raises NetspaceError: the configuration names no file, or every minion could read it.
     """
     return fleet_files.declaration(
         opts,

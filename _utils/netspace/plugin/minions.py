@@ -1,4 +1,7 @@
-"""Minions as a master's runner asks them: by accepted keys, over Salt's bus, with signed answers. Imports no Salt."""
+"""Questions of a master's runner to minions: over Salt's bus, to minions with accepted keys, with signed answers.
+
+Imports no Salt.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
 
 
 class Salt(NamedTuple):
-    """Functions and classes of Salt, which a runner hands in.
+    """Functions and classes of Salt, which the runner imports and passes to this module.
 
     :param client: ``salt.client.get_local_client``.
     :param refused: ``salt.exceptions.SaltException``.
@@ -52,15 +55,19 @@ class Minions:
         self._opts, self._salt = opts, salt
 
     def targeted(self, target: str | Sequence[str], tgt_type: str) -> list[str]:
-        """Return the minions that match one of Salt's targets and whose keys the master accepted."""
+        """Return the minions that match a Salt target and whose keys the master accepted.
+
+        :param tgt_type: Salt's type of the target, such as ``glob`` or ``list``.
+        """
         return bus.hosts(self._salt.known(self._opts), target, tgt_type)
 
     def accepted(self, minions: Collection[str]) -> list[str]:
-        """Return those minions whose keys the master accepted, and those that may be another master's (a syndic's).
+        """Return the given minions, without those whose keys the master did not accept.
 
-        Unlike :meth:`targeted`, it never takes keys that can't be read for keys that are missing.
+        On a master of masters, minions without a key stay in the result: a lower master (syndic) may have accepted
+        them. Unlike :meth:`targeted`, this method fails if a key can't be read, and doesn't count the key as missing.
 
-        :raises NetspaceError: the keys can't be read.
+        :raises NetspaceError: a key can't be read.
         """
         found = list[str]()
         for minion in minions:
@@ -76,10 +83,13 @@ class Minions:
     def ask(
         self, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
     ) -> dict[str, Any]:
-        """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed.
+        """Return each minion's signed answer by its name; the value is an error if the minion failed.
 
-        :param function: one of :data:`own_answers.SIGNED`.
-        :raises NetspaceError: nobody can be asked.
+        A minion that doesn't answer in time is missing from the result.
+
+        :param function: the execution function to call, one of :data:`own_answers.SIGNED`.
+        :param timeout: seconds to wait for all answers.
+        :raises NetspaceError: Salt can't send the question.
         """
         if not minions:
             return {}
@@ -87,7 +97,10 @@ class Minions:
             return own_answers.ask(salt_bus, self._identities(), minions, function, arguments, timeout)
 
     def each(self, function: str, calls: Calls, timeout: float, heard: Callable[[str, Any], None]) -> None:
-        """Call a function on many minions, each at its own speed: :class:`netspace.fleet.planning.work.Minions`."""
+        """Call a function on many minions. No minion waits for another one's answer.
+
+        This is the method of :class:`netspace.fleet.planning.work.Minions`.
+        """
         minions = [minion for some, _ in calls for minion in some]
         if not minions:
             return
@@ -103,7 +116,7 @@ class Minions:
             Window(salt_bus, Pace(CONCURRENCY, JITTER, timeout, MAX_REFUSED)).run(tasks())
 
     def tell(self, function: str, minions: Collection[str]) -> None:
-        """Call a function on minions, without waiting for its end."""
+        """Call a function on minions, and don't wait for their answers."""
         module, _, name = function.partition(".")
         with self._bus(minions, module, ACCEPTED) as salt_bus:
             salt_bus.send(minions, name, {})
@@ -123,9 +136,9 @@ class Minions:
             raise NetspaceError(f"{', '.join(list(minions)[:5])}: can't be asked: {err}") from err
 
     def asked(self, minion: str, function: str, arguments: Mapping[str, Any], timeout: float) -> Any:
-        """Return one minion's own answer.
+        """Return the signed answer of one minion.
 
-        :raises NetspaceError: its key isn't accepted, it failed, or it did not answer.
+        :raises NetspaceError: the minion failed, or did not answer in time.
         """
         if not self.accepted([minion]):
             raise NetspaceError(f"{minion}: the master hasn't accepted its key; compare it, then salt-key -a {minion}")
@@ -142,7 +155,7 @@ class Minions:
 
 
 class OneMinion:
-    """One minion that joins a fleet, and the runners about it.
+    """One minion that joins a fleet, with the runners that enroll and attest it.
 
     :param runners: the master's runners, by name.
     """
@@ -168,7 +181,7 @@ def forget_tpm(runners: Mapping[str, Any], minion: str) -> None:
     """Release the TPM or software key by which a minion was attested, if there is one.
 
     :param runners: the master's runners, by name.
-    :raises NetspaceError: it can't be released.
+    :raises NetspaceError: the runner can't release it.
     """
     found = runners["netspace_attestation.release"](minion)
     error = str(found.get("error", ""))

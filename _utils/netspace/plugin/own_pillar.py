@@ -1,7 +1,7 @@
-"""A minion's own pillar, asked of the master afresh: as it is, or as it would be. Imports no Salt.
+"""A minion's pillar, requested from the master again: the pillar in force, or a candidate's. Imports no Salt.
 
-The master answers a request for pillar with what it encrypts for that minion's key. So a slice that isn't in force yet
-passes by the way that all pillar passes: no other minion, and no job cache, gets anything of it.
+A candidate is a declaration that was planned but not yet applied. The master encrypts each pillar for the minion's own
+key. So no other minion and no job cache sees the minion's part of a candidate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[...,
     """Return the value of ``netspace`` in this minion's pillar; None if there is none.
 
     :param get: ``salt.pillar.get_pillar``.
-    :param generation: of a candidate; empty: the pillar in force.
+    :param generation: the id of a candidate; empty for the pillar in force.
     :raises NetspaceError: the master can't render the pillar, or has no such candidate.
     """
     extra = {ASKED: {"candidate": generation}} if generation else None
@@ -45,8 +45,9 @@ def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[...,
 
 
 def candidate(extra: object) -> str:
-    """Return the candidate that a minion's request for pillar asks for; empty if it asks for none.
+    """Return the id of the candidate that a minion's request for pillar names; empty if it names none.
 
+    :param extra: the request's extra data.
     :raises NetspaceError: the request is malformed.
     """
     asked = extra.get(ASKED) if isinstance(extra, Mapping) else None

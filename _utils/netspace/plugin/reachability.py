@@ -1,4 +1,4 @@
-"""Tables of ``netspace.can`` and ``netspace.paths_to``. Pure."""
+"""Tables for a terminal: the returns of ``netspace.can`` and ``netspace.paths_to``. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST = 8
 
 
 def answer(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the lines of ``netspace.can``.
+    """Return the lines that show a return of ``netspace.can``.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
@@ -36,7 +36,7 @@ def answer(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def paths(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the lines of ``netspace.paths_to``.
+    """Return the lines that show a return of ``netspace.paths_to``.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """

@@ -1,4 +1,4 @@
-"""Errors of functions, as an operator reads them: ``salt-call`` prints an error in one line, however long it is."""
+"""Error texts of execution functions. ``salt-call`` prints an error in one line; here it is broken for a terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from netspace.plugin.tables import WIDTH
 
 
 def told(opts: Mapping[str, Any], error: object) -> str:
-    """Return an error's text. If ``salt-call`` prints it to a terminal, its lines are broken to the terminal's width.
+    """Return an error's text, with line breaks if ``salt-call`` prints it to a terminal.
 
-    Programs get the same text as ever, on one line.
+    A program gets the text in one line.
 
     :param opts: the minion's configuration.
     """

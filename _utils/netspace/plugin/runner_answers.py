@@ -1,4 +1,4 @@
-"""Answers of the runners about a fleet. Salt's command line takes its exit status from them."""
+"""Answers of the fleet's runners. Salt's command line takes its exit status from their key ``retcode``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from netspace.errors import NetspaceError
 
 
 def answer(asked: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:
-    """Return the result of *asked*, with Salt's key for the exit status if it isn't good; never raise."""
+    """Return the result of *asked*. If *asked* fails or its result isn't good, add ``retcode: 1``; never raise.
+
+    An error is returned as ``{"error": <text>, "retcode": 1}``.
+
+    :param good: returns whether a result is good; by default: it isn't empty.
+    """
     try:
         found = asked()
     except (NetspaceError, OSError, ValueError) as err:

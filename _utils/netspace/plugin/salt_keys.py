@@ -1,7 +1,7 @@
-"""Salt's keys, where master and minions keep them. Imports no Salt: the caller passes the needed functions of Salt.
+"""Salt's keys, in the folders of master and minion. Imports no Salt: the caller passes the needed functions of Salt.
 
-Never returns a private key but the minion's own, to the minion. The only key that it writes is a minion's public one,
-when a master accepts it.
+The only private key that this module returns is the minion's own, on the minion. The only key that it writes is a
+minion's public key, when a master accepts it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MAX_KEY = 4096
 def own(opts: Mapping[str, Any]) -> bytes:
     """Return a minion's own Salt key (PEM), which is private.
 
-    :raises NetspaceError: it can't be read.
+    :param opts: the minion's configuration.
+    :raises NetspaceError: the key can't be read.
     """
     path = Path(opts["pki_dir"]) / "minion.pem"
     try:
@@ -35,9 +36,10 @@ def own(opts: Mapping[str, Any]) -> bytes:
 
 
 def minions_master(opts: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the key of the master that a minion accepted.
+    """Return the fingerprint of the master's key that this minion accepted.
 
-    :raises NetspaceError: it has accepted none.
+    :param opts: the minion's configuration.
+    :raises NetspaceError: the minion has accepted no master's key.
     """
     path = Path(opts["pki_dir"]) / "minion_master.pub"
     try:
@@ -47,9 +49,10 @@ def minions_master(opts: Mapping[str, Any]) -> str:
 
 
 def master(opts: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a master's own public key, by which minions know it.
+    """Return the fingerprint of a master's own public key. Minions recognize the master by this key.
 
-    :raises NetspaceError: it can't be read.
+    :param opts: the master's configuration.
+    :raises NetspaceError: the key can't be read.
     """
     path = Path(opts["pki_dir"]) / "master.pub"
     try:
@@ -62,7 +65,9 @@ def master(opts: Mapping[str, Any]) -> str:
 def accepted(
     opts: Mapping[str, Any], minion: str, valid_id: Callable[[Any, str], bool], cache: Callable[..., Any]
 ) -> bytes | None:
-    """Return the Salt key (PEM) that a master accepted for a minion; None below another master (a syndic).
+    """Return the Salt key (PEM) that a master accepted for a minion.
+
+    The result is None if only a lower master (syndic) may have accepted the minion's key.
 
     :param valid_id: ``salt.utils.verify.valid_id``.
     :param cache: ``salt.cache.Cache``.
@@ -83,7 +88,7 @@ def accepted(
 
 
 def pending(opts: Mapping[str, Any], minion: str, valid_id: Callable[[Any, str], bool]) -> bytes | None:
-    """Return the Salt key (PEM) of a minion that waits for a master's acceptance; None if there is none.
+    """Return the Salt key (PEM) of a minion that waits for the master's acceptance; None if no key waits.
 
     :param valid_id: ``salt.utils.verify.valid_id``.
     :raises NetspaceError: the master doesn't keep keys in files.
@@ -100,16 +105,16 @@ def pending(opts: Mapping[str, Any], minion: str, valid_id: Callable[[Any, str],
 
 
 def accept(opts: Mapping[str, Any], minion: str, key: bytes, valid_id: Callable[[Any, str], bool]) -> None:
-    """Accept exactly this key of a minion, which must be the pending one.
+    """Accept exactly *key* of a minion. The master must have it as pending.
 
-    What was compared is written, not what lies in the folder at the end: somebody may replace that between the
-    comparison and the acceptance. A key that was accepted meanwhile is never replaced.
+    The compared bytes are written, so that nobody can replace the pending file between the comparison and the
+    acceptance. A key that was accepted in the meantime is never replaced.
 
-    :raises WrongSaltKey: another key is pending, or none, or one was accepted meanwhile.
+    :raises WrongSaltKey: another key or no key is pending, or a key was accepted in the meantime.
     """
     found = pending(opts, minion, valid_id)
     if found is None or key_fingerprint(found) != key_fingerprint(key):
-        raise WrongSaltKey(f"another key of {minion:.80} is pending by now, or none")
+        raise WrongSaltKey(f"{minion:.80}: the compared key is no longer pending")
     folder = _folder(opts) / "minions"
     fd, aside = tempfile.mkstemp(prefix=".", dir=_folder(opts))  # Salt takes each file in minions for a key
     try:

@@ -1,8 +1,8 @@
-"""Conversion of results to the return values of Salt's states. Pure; knows nothing of the host.
+"""Conversion of results to the return values of Salt's states. Pure: it doesn't read the host.
 
-A state about many things has a row for each of them (Salt's ``sub_state_run``). Salt shows and counts these rows beside
-the state. Requisites see only the state, so the state keeps ``changes``. There the state names the step for each thing;
-the thing's row has the changed keys. So no change is shown twice.
+A state about many things has a row for each thing (Salt's ``sub_state_run``). Salt shows and counts these rows beside
+the state. Requisites such as ``onchanges`` see only the state itself, so the state also has ``changes``. To show no
+change twice, the state's ``changes`` name the action for each thing, and the thing's row has the changed keys.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def state(
 ) -> dict[str, Any]:
     """Return a state's ``{name, result, changes, comment}``.
 
-    :param only: the one thing that the state is about. Its changes are at the top level; changes of other
-        things that it needed (say, the broker) are under their names.
-    :param others: things with states of their own; this state leaves them out.
+    :param only: the name of the one thing that the state is about. Its changes are at the top level of ``changes``;
+        changes of other things (say, the broker) are under their names. None: the state is about many things.
+    :param others: names of things that have states of their own. This state leaves them out.
     """
     found = _Found(
         [step for step in _steps(result, test) if step.name not in others],
@@ -53,9 +53,9 @@ def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: 
     """Return a state's result with a row for each thing.
 
     :param kind: the kind of thing that the state is about.
-    :param things: the names of the declared ones. Other things that a step or a refusal names have a row, too.
-    :param most: the greatest number of rows. If there are more things, failed and changed ones come first, and only the
-        state tells of things without a row; 0: no rows.
+    :param things: the names of the declared things. Other things with a step, a refusal or a failure have a row, too.
+    :param most: the greatest number of rows. If there are more things, failed and changed ones come first. The state's
+        comment counts the things without a row. 0: no rows.
     """
     whole = state(name, result, test=test)
     found: dict[tuple[str, str], _Found] = {(kind, thing): _Found([], [], []) for thing in sorted(things)}
@@ -81,7 +81,7 @@ def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: 
 
 
 class _Found(NamedTuple):
-    """The steps done or planned, the refusals and the failures of one thing, or of all."""
+    """The steps (done or planned), the refusals and the failures of one thing, or of all things."""
 
     steps: list[Step]
     refusals: list[Refusal]
@@ -102,7 +102,7 @@ class _Found(NamedTuple):
 
 
 def _by_error(failures: Iterable[Outcome]) -> dict[str, list[Step]]:
-    """Return the failed steps by their problem: many steps can fail for the same one (say, a broker that is down)."""
+    """Return the failed steps by their error text: many steps can fail for one reason (say, a broker that is down)."""
     found: dict[str, list[Step]] = {}
     for failure in failures:
         found.setdefault(str(failure.error), []).append(failure.step)
@@ -122,10 +122,10 @@ def _steps(result: Result, test: bool) -> list[Step]:
 def _row(
     name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: bool, shared: Collection[str]
 ) -> dict[str, Any]:
-    """Return the row of one thing, in the form that a state about it alone would have.
+    """Return the row of one thing, in the form of a state that is about this thing only.
 
-    :param shared: problems that other things have, too. The state has all lines of such a problem once, the row only
-        the first line.
+    :param shared: error texts that several things have. The state's comment has such a text in full, the row only its
+        first line.
     """
     brief = [
         Outcome(failure.step, failure.error.splitlines()[0]) if failure.error in shared else failure
@@ -154,6 +154,7 @@ def _row(
 def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Iterable[str]:
     """Yield the lines that describe the changes.
 
+    :param test: the steps are planned, not done.
     :param most: the greatest number of steps to list; None: no bound.
     """
     listed = steps[:most]
@@ -170,5 +171,5 @@ def failure(name: str, error: NetspaceError | str) -> dict[str, Any]:
 
 
 def told(*lines: str) -> str:
-    """Return lines as a state's comment, which is no wider than a terminal where Salt shows it."""
+    """Return lines as a state's comment, broken so that Salt's indented output fits a terminal of 80 columns."""
     return text.folded("\n".join(lines), WIDTH)

@@ -31,16 +31,16 @@ Paint = Callable[[str, Tone], str]
 
 
 class Cell(NamedTuple):
-    """A text, and the meaning that its colour shows."""
+    """A text, and its tone: the meaning that its colour shows."""
 
     text: str
     tone: Tone = ""
 
 
 class Row(NamedTuple):
-    """A thing in a table.
+    """A row of a table, about one thing.
 
-    :param rank: rows with lower ranks come first.
+    :param rank: the row's place: rows with lower ranks come first.
     :param notes: sentences below the row.
     :param most: the greatest number of lines of a note.
     """
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 def plain(text: str, tone: Tone) -> str:
-    """Return *text* without a colour."""
+    """Return *text* without a colour, for output that isn't a terminal."""
     return text
 
 
@@ -77,7 +77,7 @@ def sequence(value: object) -> list[object]:
 
 
 def text(value: object) -> str:
-    """Return a value as one line of printable characters; ``?`` if it is not a plain value."""
+    """Return a value as one line of printable characters; ``?`` if it isn't a text, number, boolean or None."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -92,19 +92,19 @@ def text(value: object) -> str:
 
 
 def prose(value: object) -> str:
-    """Return a text as :func:`text` does, with one blank in place of line breaks and of several blanks."""
+    """Return a value as :func:`text` does, with each run of blanks and line breaks as one blank."""
     return text(" ".join(value[: 4 * LONGEST].split()) if isinstance(value, str) else value)
 
 
 def number(value: object) -> float | None:
-    """Return a number as a float; None for any other value, and for a number too large to show."""
+    """Return *value* as a float; None if it isn't a number, or is too large to show."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _LARGEST else None  # false for NaN, too
 
 
 def span(seconds: float) -> str:
-    """Return a duration in its largest unit: ``45 s``, ``5 min``, ``3 h``, ``12 d``, ``2 y``."""
+    """Return a duration in seconds as text in its largest unit: ``45 s``, ``5 min``, ``3 h``, ``12 d``, ``2 y``."""
     if not 0 <= seconds < 1000 * _YEAR:
         return "?"
     for unit, length, most in (("s", 1, 60), ("min", 60, 60), ("h", 3600, 48), ("d", 86400, 730)):
@@ -114,7 +114,10 @@ def span(seconds: float) -> str:
 
 
 def age(since: object, now: float) -> str:
-    """Return the time since a moment; ``?`` if it is too far in the future, empty if there is none."""
+    """Return the time from *since* to *now* as text; empty if *since* is unset, ``?`` if it is far in the future.
+
+    Both are in seconds since the epoch.
+    """
     begin = number(since)
     if begin is None or begin <= 0:
         return ""
@@ -122,7 +125,10 @@ def age(since: object, now: float) -> str:
 
 
 def until(end: object, now: float) -> str:
-    """Return the time to a moment: ``in 3 h``, or ``3 h ago``; empty if there is none."""
+    """Return the time from *now* to *end* as text: ``in 3 h``, or ``3 h ago``; empty if *end* is unset.
+
+    Both are in seconds since the epoch.
+    """
     moment = number(end)
     if moment is None or moment <= 0:
         return ""
@@ -141,13 +147,13 @@ def size(value: object) -> str:
 
 
 def columns(line: str) -> int:
-    """Return the number of terminal columns that a printable text takes at most."""
+    """Return the greatest number of terminal columns that *line* may take. Wide (East Asian) characters take two."""
     wide = 0 if line.isascii() else sum(unicodedata.east_asian_width(one) in "WF" for one in line)
     return len(line) + wide
 
 
 def cut(line: str, room: int) -> str:
-    """Return *line*, or its beginning and three dots if it takes more than *room* columns."""
+    """Return *line*; if it takes more than *room* columns, return its beginning and three dots."""
     if columns(line) <= room:
         return line
     kept = line[: max(room - len(_ELLIPSIS), 0)]
@@ -157,7 +163,7 @@ def cut(line: str, room: int) -> str:
 
 
 def wrap(line: str, room: int, most: int) -> list[str]:
-    """Return *line* in at most *most* lines of *room* columns each; the last ends in three dots if there is more."""
+    """Return *line* in at most *most* lines of *room* columns each. If text is left, the last line ends in dots."""
     lines: list[str] = []
     rest = line
     while rest and len(lines) < most - 1 and columns(rest) > room:
@@ -172,12 +178,16 @@ def wrap(line: str, room: int, most: int) -> list[str]:
 
 
 def sentence(told: Cell, paint: Paint, indent: int = INDENT, most: int = 3) -> list[str]:
-    """Return a text as lines of a screen."""
+    """Return a text as indented lines that fit the terminal.
+
+    :param indent: the number of blanks before each line.
+    :param most: the greatest number of lines.
+    """
     return [" " * indent + paint(line, told.tone) for line in wrap(told.text, WIDTH - indent, most)]
 
 
 def narrow(shown: str, width: int = WIDTH) -> str:
-    """Return lines with each one that is wider than *width* broken between words, and continued where it begins.
+    """Return lines, with each line that is wider than *width* broken between words. Its parts keep its indentation.
 
     A word is never broken, so that it can still be copied.
     """
@@ -199,9 +209,9 @@ def narrow(shown: str, width: int = WIDTH) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, indent: int = INDENT) -> list[str]:
-    """Return the lines of a table. Numbers are aligned right, and columns without a value are left out.
+    """Return the lines of a table, with the rows in the order of their ranks. Columns without a value are left out.
 
-    :param heads: titles of the columns; ``>`` before one aligns its column right.
+    :param heads: titles of the columns; a ``>`` before a title aligns its column right.
     """
     if not rows:
         return []
@@ -220,7 +230,7 @@ def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, inden
 
 
 def _widths(wanted: Sequence[int], room: int) -> list[int]:
-    """Return the widths of the columns. The widest ones are narrowed until all columns fit."""
+    """Return the widths of the columns. The widest columns are narrowed until all columns fit into *room*."""
     widths = list(wanted)
     while sum(widths) + 2 * (len(widths) - 1) > room:
         widest = max(range(len(widths)), key=widths.__getitem__)

@@ -1,6 +1,7 @@
-"""Tables of rows with an outcome: settings of a host, attempts of an audit, pools of an exhaustion. Pure.
+"""Tables of trials: things that were tried or examined, each with an outcome. Pure.
 
-A return comes from another host, and is untrusted; see :mod:`netspace.plugin.views`.
+A trial is, for example, a checked setting of a host, an attack that an audit tries, or a pool that a test exhausts. A
+return comes from another host, and is untrusted; see :mod:`netspace.plugin.views`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MOST = 12
 
 
 def known(rows: object) -> bool:
-    """Return whether these are such rows."""
+    """Return whether *rows* is a list of trials: each has ``name``, ``outcome``, and ``detail`` or ``found``."""
     return (
         isinstance(rows, list)
         and bool(rows)
@@ -31,7 +32,11 @@ def known(rows: object) -> bool:
 
 
 def lines(data: object, paint: Paint) -> list[str]:
-    """Return the lines of a list of rows, or of a summary: ``comment``, and the rows that are not good."""
+    """Return the lines of a table of trials.
+
+    :param data: a list of trials, or a mapping with ``comment`` and ``rows``. These rows are the trials that aren't
+        good.
+    """
     if not isinstance(data, Mapping):
         return _table(sequence(data), paint)
     found = sequence(data["rows"])

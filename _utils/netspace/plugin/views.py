@@ -1,7 +1,7 @@
-"""Tables of the returns of netspace's functions. Each function's return is recognized by its form. Pure.
+"""Tables for a terminal: the returns of netspace's functions. The form of a return shows which function made it. Pure.
 
-A return comes from another host, and is untrusted. A value of an unexpected form raises one of :data:`MALFORMED`, and
-nothing else; then the caller shows the return in another way.
+A return comes from another host, and is untrusted. A value of an unexpected form raises only errors of
+:data:`MALFORMED`. The caller then shows the return in another way.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ _ENDED = ("failed", "frozen")
 
 
 class Screen(NamedTuple):
-    """The things that all tables of one screen share."""
+    """The values that all tables of one screen share."""
 
     now: float
     paint: Paint
 
 
 def render(data: object, screen: Screen) -> list[str] | None:
-    """Return the lines of a function's return; None if it is of no known form.
+    """Return the lines that show a function's return; None if no function makes returns of this form.
 
-    :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value of it has an unexpected form.
+    :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value in the return has an unexpected
+        form.
     """
     if trials.known(data):
         return trials.lines(data, screen.paint)
@@ -107,7 +108,7 @@ def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
 
 
 def _address(interface: object) -> str:
-    """Return the first address, and the number of further ones."""
+    """Return an interface's first address, and the number of its other addresses: ``10.0.0.2 +1``."""
     addresses = [text(one) for one in mapping(mapping(interface).get("addresses") or {}).values()]
     more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
     return f"{addresses[0]}{more}" if addresses else "lo alone"
@@ -169,7 +170,7 @@ def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Pa
 
 # -- trust ----------------------------------------------------------------------
 def _trust(data: object, screen: Screen) -> list[str]:
-    """Return a host's own trust."""
+    """Return the lines about the trust of the host that was asked."""
     trust = mapping(data)
     expires = tables.until(trust.get("expires"), screen.now)
     ended = tables.number(trust.get("expires")) is not None and not expires.startswith("in ")
@@ -186,7 +187,7 @@ def _trust(data: object, screen: Screen) -> list[str]:
 
 
 def _fleet(data: object, screen: Screen) -> list[str]:
-    """Return the hosts that the master's verifier knows."""
+    """Return the table of the hosts that the master's verifier has enrolled or appraised."""
     rows = []
     for name, host in _items(data):
         state = text(host["state"])
@@ -202,7 +203,7 @@ def _fleet(data: object, screen: Screen) -> list[str]:
 
 
 def _enrolled(data: object, screen: Screen) -> list[str]:
-    """Return the hosts whose TPMs the registrar knows."""
+    """Return the table of the hosts whose TPMs the registrar has enrolled."""
     rows = []
     for name, host in _items(data):
         expires = tables.number(host["expires"])

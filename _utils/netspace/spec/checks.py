@@ -1,4 +1,4 @@
-"""Checks beyond types: bounds of single values, and conflicts in a declaration.
+"""Checks of a declaration after its types are checked: bounds of single values, and conflicts between values.
 
 Pure. Every check returns the problems that it finds; an empty result means that there is no problem.
 """
@@ -74,13 +74,13 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
-    """Check the default runtimes."""
+    """Check that each default runtime exists and can run its kind of thing: images or kernels."""
     wrong = {"default": runtime(spec.default, "images"), "kernels": runtime(spec.kernels, "kernels")}
     return [Problem(f"{path}:{key}", message) for key, message in wrong.items() if message]
 
 
 def runtime_settings(spec: Any, path: str) -> list[Problem]:
-    """Check the settings that all runtimes share."""
+    """Check the settings that all runtimes have."""
     if spec.program is not None and not clean(spec.program):
         return [Problem(f"{path}:program", f"{spec.program!r}: expected an absolute path without '..'")]
     return []
@@ -94,7 +94,7 @@ def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
 
 
 def image(text: str) -> str:
-    """Return the problem of an image's ``<source>:<location>``; empty if the text is valid."""
+    """Return the problem of an image's text (``<source>:<location>``); empty if the text is valid."""
     source, _, location = text.partition(":")
     if source not in extensions.image_sources() or not location:
         return f"{text!r}: write <source>:<location> with one of {', '.join(extensions.image_sources())}"
@@ -109,7 +109,7 @@ def image(text: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """Return the problem of a ``sha256:<hex>``; empty if the text is valid."""
+    """Return the problem of a hash text (``sha256:<hex>``); empty if the text is valid."""
     return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
 
 
@@ -194,7 +194,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
 
 
 def _health(spec: Environment, path: str) -> list[Problem]:
-    """Check ``health``, ``after`` and ``update``."""
+    """Check the keys ``health``, ``after`` and ``update`` of an environment."""
     problems: list[Problem] = []
     health = spec.health
     if health is not None:
@@ -220,7 +220,7 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 
 def _host_verbs(spec: Environment, path: str) -> list[Problem]:
-    """Check ``host``: each verb is known, and listed once."""
+    """Check the key ``host`` of an environment: each verb exists, and is listed once."""
     import difflib
 
     known = extensions.host_verbs()
@@ -237,7 +237,7 @@ def _host_verbs(spec: Environment, path: str) -> list[Problem]:
 
 
 def no_environment(name: str, names: Collection[str]) -> str:
-    """Return the problem of a reference to an undeclared environment, with the nearest declared name."""
+    """Return the problem text for a reference to an undeclared environment, with the most similar declared name."""
     import difflib
 
     near = difflib.get_close_matches(name, names, n=1)
@@ -247,7 +247,8 @@ def no_environment(name: str, names: Collection[str]) -> str:
 def circle(after: Mapping[str, Collection[str]]) -> list[str]:
     """Return the names of a cycle in *after*, with the first name repeated at the end; empty if there is no cycle.
 
-    Names that *after* doesn't define can't be part of a cycle.
+    :param after: by each environment's name, the names that its key ``after`` lists. Listed names that aren't keys of
+        *after* are ignored.
     """
     try:
         graphlib.TopologicalSorter(after).prepare()
@@ -257,7 +258,7 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check ``after``: each named environment is declared, and there is no cycle."""
+    """Check ``after`` in all environments: each listed environment is declared, and there is no cycle."""
     problems = [
         Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
@@ -274,7 +275,7 @@ def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Pro
 
 
 def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check references between the parts of a whole declaration.
+    """Check that a whole declaration refers only to parts that it has.
 
     :param names: the names of all environments, including those that didn't parse.
     """
@@ -300,7 +301,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
 def assertions(declared: Declaration, asserted: Mapping[str, Never], names: Collection[str]) -> list[Problem]:
     """Check that a whole declaration violates no assertion, and that all environments in assertions are declared.
 
-    :param asserted: the assertions that concern this host, by their paths.
+    :param asserted: the assertions (``never``) that concern this host, by their paths in the declaration.
     :param names: the names of all environments, including those that didn't parse.
     """
     problems = never.problems(reach.declared(declared), asserted) if asserted else []
@@ -314,7 +315,7 @@ def assertions(declared: Declaration, asserted: Mapping[str, Never], names: Coll
 
 
 def kernel(spec: Environment, path: str) -> list[Problem]:
-    """Check the keys that an environment with a kernel can't have. The parser checks the kind of its interface."""
+    """Check the keys that an environment with a kernel can't have. The parser checks its interface's kind."""
     problems = []
     assert spec.kernel is not None
     if not clean(spec.kernel):
@@ -338,12 +339,15 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
 
 
 def used(spec: Environment, usual: Runtimes) -> str:
-    """Return the runtime that an environment names; by default *usual*, the host's default runtime."""
+    """Return the name of an environment's runtime: the declared one, or else the host's default.
+
+    :param usual: the host's default runtimes.
+    """
     return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
 
 
 def under(spec: Environment, used: str, path: str) -> list[Problem]:
-    """Check the demands of a runtime on an environment.
+    """Check that an environment meets the demands of its runtime.
 
     :param used: the name of the environment's runtime.
     """
@@ -410,7 +414,7 @@ NAMES = 64  # the most names that one environment's rules may have
 
 
 def interface(spec: Interface, path: str) -> list[Problem]:
-    """Check one interface's values, of any kind."""
+    """Check the values of one interface of any kind."""
     problems: list[Problem] = []
     # Below 1280 there is no IPv6 (RFC 8200 section 5).
     _between(problems, f"{path}:mtu", getattr(spec, "mtu", 1500), 1280, 65535)
@@ -436,7 +440,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
 
 
 def _names(spec: Filtered, path: str) -> list[Problem]:
-    """Check the peers in each rule: a network, a name, or a name within a network."""
+    """Check that each rule names its peers by a network, by a name, or by a name within a network."""
     problems = []
     for index, rule in enumerate(spec.allow):
         where = f"{path}:allow:{index}"
@@ -451,8 +455,9 @@ def _names(spec: Filtered, path: str) -> list[Problem]:
 
 
 def together(interfaces: Mapping[str, publish.Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the conflicts among the interfaces of one host, given by their environments' names: (name, key, message).
+    """Return the conflicts among the interfaces of one host: (the environment's name, key, message).
 
+    :param interfaces: the interfaces, by their environments' names.
     :param path: the declaration's path, for messages.
     """
     found: list[tuple[str, str, str]] = []
@@ -473,7 +478,7 @@ def together(interfaces: Mapping[str, publish.Claimant], path: str = "netspace")
 
 
 def ports(value: int | str) -> tuple[int, int] | None:
-    """Return (first, last) of a port or a range; None if *value* is neither."""
+    """Return (first, last) of a port or of a range of ports; None if *value* is neither."""
     match = _PORTS.fullmatch(str(value))
     if match is None:
         return None
@@ -530,10 +535,10 @@ def link(spec: Link, path: str) -> list[Problem]:
 
 
 def local_names(links: Iterable[Link]) -> dict[str, str]:
-    """Return the reason for each link whose local name is refused, by the link's name.
+    """Return the reason for each link whose local name (``as``) is refused, by the link's name.
 
-    Each name must mean one environment to the sender's program. The names of environments that send to the sender
-    count too, because its program receives messages under these names.
+    A local name is refused if it means two environments to the sender's program. The names of environments that send to
+    the sender count, too, because its program receives messages under these names.
     """
     links = list(links)
     others: dict[str, set[str]] = {}
@@ -561,7 +566,7 @@ def clashes(
     """Check for conflicts within a whole declaration.
 
     :param known: names of declared environments that didn't parse.
-    :param places: the path of each link, for messages; None: by its position in the list.
+    :param places: the path of each link, for messages; None: make the path from the link's position in the list.
     """
     problems: list[Problem] = []
     names = {*declared.environments, *known}
@@ -636,9 +641,9 @@ def _published(declared: Declaration, interfaces: Mapping[str, Interface], path:
 
 
 def _volumes(declared: Declaration, path: str) -> list[Problem]:
-    """Check that each volume's source belongs to one environment.
+    """Check that each volume's source belongs to one environment only.
 
-    No other volume may name the same path, or one above or below.
+    Volumes of other environments may not name the same path, a path above it, or a path below it.
     """
     problems = []
     sources = sorted(
@@ -725,7 +730,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
 
 
 def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> list[Problem]:
-    """Check one URL, or a list of the URLs of a cluster's nodes."""
+    """Check one URL, or each URL in a list (one for each node of a cluster)."""
     if isinstance(value, str):
         return _url(value, schemes, path)
     if not value:
@@ -734,9 +739,9 @@ def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> 
 
 
 def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
-    """Check one URL. No message repeats the URL, since it may hold a password.
+    """Check one URL. No message repeats the URL, because it may contain a password.
 
-    :param schemes: the scheme without TLS, allowed for loopback only, and the scheme with TLS.
+    :param schemes: two schemes: the one without TLS, allowed for loopback only, and the one with TLS.
     """
     wanted = f"expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT"
     try:
@@ -768,7 +773,10 @@ def within(path: str, folder: str) -> bool:
 
 
 def quoted(target: str) -> str:
-    """Return the name of the file that keeps a volume without ``source``, made from the volume's *target*."""
+    """Return the name of the file or folder in which netspace keeps a volume that has no ``source``.
+
+    :param target: the path of the volume in the environment, from which the name is made.
+    """
     return urllib.parse.quote(target.strip("/"), safe="")
 
 

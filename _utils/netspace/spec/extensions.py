@@ -1,7 +1,7 @@
-"""Extensions of the declaration: interface kinds, runtimes, image sources and verbs of the host, each in its own file.
+"""Extensions of the declaration: interface kinds, runtimes, image sources and verbs of the host. Each has its own file.
 
-This is the only module of ``netspace.spec`` that imports from the kinds, so an extension needs only a new file.
-The extensions are imported when a function here is called.
+A new extension needs only a new file. No other module of ``netspace.spec`` imports extensions. This module imports them
+when one of its functions is called.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 @functools.cache
 def image_sources() -> tuple[str, ...]:
-    """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
+    """Return the names of the image sources: the modules of ``netspace.environment.images.sources``."""
     folder = Path(__file__).parents[1] / "environment/images/sources"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 
 @functools.cache
 def host_verbs() -> tuple[str, ...]:
-    """Return what a host can be asked for: the names of the modules of ``netspace.host.peer.verbs``."""
+    """Return the verbs that environments may request from their host: the modules of ``netspace.host.peer.verbs``."""
     folder = Path(__file__).parents[1] / "host/peer/verbs"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 
 @functools.cache
 def interface_kinds() -> Any:
-    """Return the union of the interface kinds' types."""
+    """Return the types of all interface kinds as one union type."""
     from netspace.interface import kinds
 
     return Union[tuple(kinds.specs())]  # noqa: UP007 (built at run time)
@@ -51,7 +51,10 @@ def runtimes() -> tuple[str, ...]:
 
 
 def runtime(name: str) -> Any:
-    """Return the module of a runtime, one of :func:`runtimes`."""
+    """Return the module of a runtime.
+
+    :param name: one of the names that :func:`runtimes` returns.
+    """
     from netspace.environment import runtimes
 
     return runtimes.find(name)

@@ -1,8 +1,8 @@
-"""Links between hosts: checks of other hosts' declared values, and the selection of this host's links. Pure.
+"""Links between hosts: checks of the declared values of other hosts, and the selection of this host's links. Pure.
 
 The same list of links may be declared on every host of a fleet, with each end as ``<environment>@<host>``.
 :func:`local` drops the links that don't concern this host, and removes ``@<host>`` from the names of this host's
-environments. After that, an end with an ``@`` is on another host.
+environments. In its result, an end with an ``@`` is on another host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
-    """Return the links that concern this host. In them, this host's environments are named without ``@<host>``."""
+    """Return the links that concern this host, with the names of its environments without ``@<host>``."""
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
@@ -44,7 +44,7 @@ def _named_here(link: Link, suffix: str) -> Link:
 
 
 def address(text: str) -> tuple[str, int] | None:
-    """Return host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None if *text* is malformed."""
+    """Return the host and the port in ``<host>:<port>`` or ``[<IPv6>]:<port>``; None if *text* is malformed."""
     match = _ADDRESS.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -52,7 +52,7 @@ def address(text: str) -> tuple[str, int] | None:
 
 
 def _is_numeric(text: str) -> bool:
-    """Return whether *text* is an IP address (not a name) with a port."""
+    """Return whether *text* is an IP address with a port, and not a host name with a port."""
     found = address(text)
     try:
         return found is not None and bool(ipaddress.ip_address(found[0]))
@@ -61,15 +61,15 @@ def _is_numeric(text: str) -> bool:
 
 
 def within(one: str, other: str) -> bool:
-    """Return whether one of two different trust domains is below the other.
+    """Return whether one of two different trust domains is a subdomain of the other.
 
-    If so, the authority of the upper domain could issue certificates for the lower domain.
+    If it is, the authority of the upper domain could issue certificates for the lower domain.
     """
     return one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
 def settings(broker: LocalBroker, path: str) -> list[Problem]:
-    """Check a broker's settings that concern this host's name and other hosts."""
+    """Check a broker's settings about this host's name and about other hosts."""
     problems = []
     if broker.host is not None and not NAME.fullmatch(broker.host):
         problems.append(Problem(f"{path}:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
@@ -135,7 +135,10 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
 
 
 def _keys(broker: LocalBroker, path: str) -> list[Problem]:
-    """Check the keys from which the names of broker objects between this host and each other host are derived."""
+    """Check the keys for links between hosts: ``names_key``, and each other host's ``public_key``.
+
+    The names of broker objects between this host and another host are derived from these keys.
+    """
     problems = []
     without = [name for name, host in broker.hosts.items() if host.public_key is None]
     if broker.names_key is None:
@@ -162,7 +165,10 @@ def _keys(broker: LocalBroker, path: str) -> list[Problem]:
 
 
 def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
-    """Check one link (see :func:`local`) against the declared settings of other hosts."""
+    """Check one link against the declared settings of other hosts.
+
+    :param spec: a link as :func:`local` returns it.
+    """
     other = spec.to_host or spec.from_host
     if other is None:
         if spec.via != "direct":

@@ -1,7 +1,7 @@
 """Terms that match minions by their ids: globs, and Salt's ``E@``, ``L@`` and ``N@``. Pure.
 
-Salt has authenticated a minion's id. Its grains are the host's claims about itself, and a host that is taken over
-claims what it likes. So no term here matches grains, pillar or addresses.
+Salt has authenticated a minion's id, but a host chooses its own grains, and so does an intruder on it. So no term here
+matches grains, pillar or addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from netspace.spec import regex_work
 
 
 def matches(minion: str, term: str) -> bool:
-    """Return whether an expanded term matches a minion's id."""
+    """Return whether a term matches a minion's id.
+
+    :param term: a glob, or a term with ``E@`` or ``L@``, as :func:`expand` returns it.
+    """
     kind, at, rest = term[:1], term[1:2], term[2:]
     if at != "@":
         return fnmatch.fnmatchcase(minion, term)
@@ -24,9 +27,11 @@ def matches(minion: str, term: str) -> bool:
 
 
 def expand(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
-    """Return *one* as a list of terms: itself, or the terms of the nodegroup that it names.
+    """Return *one* as a list of terms: the term itself, or the terms of the nodegroup that it names.
 
-    :raises NetspaceError: for a term that matches by grains, pillar or addresses, since a host may influence these.
+    :param at: the term's path, for messages.
+    :param depth: the number of nodegroups around the term; nodegroups nested too deep are refused.
+    :raises NetspaceError: the term matches by grains, pillar or addresses, which a host can choose; or it is malformed.
     """
     if one[1:2] != "@":
         return [one]

@@ -1,4 +1,4 @@
-"""Assertions of a declaration: ends that must never reach other ends (``never``), and paths that violate them. Pure."""
+"""Assertions of a declaration (``never``): an end must not reach another end. Finds paths that violate them. Pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def local(spec: Never, broker: Broker) -> Never | None:
 
 
 def unknown(spec: Never, names: Collection[str]) -> list[tuple[str, str]]:
-    """Return the ends that should be environments of this host, but are not declared: (key, name)."""
+    """Return the ends of an assertion that should be environments of this host but aren't declared: (key, name)."""
     ends = (("from", spec.source), ("to", spec.target))
     return [(key, end) for key, end in ends if "@" not in end and end not in names and reach.network(end) is None]
 
@@ -61,7 +61,10 @@ def violation(world: World, known: Iterable[Edge], spec: Never) -> tuple[Edge, .
 
 
 def message(spec: Never, path: Sequence[Edge]) -> str:
-    """Return the text for an operator about an assertion that *path* violates."""
+    """Return the text that tells an operator about a violated assertion.
+
+    :param path: the path that violates it.
+    """
     steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
     what = "data flows" if spec.flow else "it is reached"
     return f"{what} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"
@@ -70,7 +73,7 @@ def message(spec: Never, path: Sequence[Edge]) -> str:
 def problems(world: World, asserted: Mapping[str, Never]) -> list[Problem]:
     """Return a problem for each assertion that *world* violates.
 
-    :param asserted: the assertions, by their paths.
+    :param asserted: the assertions, by their paths in the declaration.
     """
     known = reach.edges(world)
     found = ((where, spec, violation(world, known, spec)) for where, spec in asserted.items())

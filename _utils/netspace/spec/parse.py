@@ -1,8 +1,7 @@
-"""Parser of pillar and state arguments: it returns typed values, or every problem with its path.
+"""Parser of pillar and state arguments. It returns typed values, or every problem with its path.
 
-msgspec checks the types (0.02 s to import, against 0.2 s and more for its peers).
-This module adds help for the operator: the full path in pillar notation, and the nearest
-valid name. All problems are reported at once.
+msgspec checks the types. Its import takes 0.02 s; similar libraries take 0.2 s and more. This module adds the full path
+in pillar notation and the nearest valid name to each problem. It reports all problems at once.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
 
 
 def _asserted(listed: Any, broker: Broker, path: str, problems: list[Problem]) -> dict[str, Never]:
-    """Return the assertions that concern this host, by their paths.
+    """Return the assertions (``never``) that concern this host, by their paths in the declaration.
 
     Add the problems of all assertions to *problems*.
     """
@@ -136,7 +135,7 @@ def _asserted(listed: Any, broker: Broker, path: str, problems: list[Problem]) -
 
 
 def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environment:
-    """Parse one environment from state arguments; messages name the environment as the path.
+    """Parse one environment from state arguments. In messages, the path is the environment's name.
 
     :param usual: the host's default runtimes; None: skip the checks of the runtime's demands.
     """
@@ -147,7 +146,7 @@ def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environm
 
 
 def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tuple[Environment | None, list[Problem]]:
-    """Parse one environment; return it (None if a type is wrong) and all its problems."""
+    """Parse one environment. Return it (None if a type is wrong), and all its problems."""
     problems: list[Problem] = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem(where, f"{name!r} can't be an environment's name: use {NAME_RULE}"))
@@ -170,7 +169,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
 
 
 def interface(data: Any, path: str = "interface") -> Interface:
-    """Parse one interface of any kind. *data* None means the kind ``none``."""
+    """Parse one interface of any kind. If *data* is None, the kind is ``none``."""
     if data is None:
         data = {"kind": "none"}
     if isinstance(data, Mapping) and "publish" in data:
@@ -188,7 +187,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
 
 
 def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
-    """Parse the default runtimes and each runtime's settings. *data* None means all defaults."""
+    """Parse the default runtimes and each runtime's settings. If *data* is None, all have their defaults."""
     if data is None:
         return Runtimes()
     if not isinstance(data, Mapping):
@@ -271,7 +270,7 @@ def _encode(value: Any) -> Any:
 
 
 def convert(data: Any, of: Any, path: str) -> Any:
-    """Convert *data* to the type *of*; errors carry *path* in pillar notation."""
+    """Convert *data* to the type *of*. Problems have *path* before their keys, in pillar notation."""
     try:
         return msgspec.convert(data, of, strict=True, dec_hook=_decode)
     except msgspec.ValidationError as err:
@@ -328,7 +327,10 @@ def _members(of: Any) -> list[Any]:
 
 
 def _chosen(of: Any, data: Any) -> Any:
-    """Return the type that *data* names in a union of kinds. Suggestions then come from this kind only."""
+    """Return the member of a union of kinds that *data* names by its tag; *of* itself if there is none.
+
+    Suggestions then come from this kind only.
+    """
     for one in _members(of):
         tag = one.__struct_config__.tag_field if _is_struct(one) else None
         if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
@@ -341,7 +343,10 @@ def _is_struct(of: Any) -> bool:
 
 
 def _walk(of: Any, keys: list[str]) -> list[Any]:
-    """Return the types that are possible at *keys* below the type *of*."""
+    """Return the types that are possible at a place in a value of the type *of*.
+
+    :param keys: the keys and indexes that lead to the place.
+    """
     current = _members(of)
     for key in keys:
         below: list[Any] = []
@@ -370,7 +375,11 @@ def _fields_at(of: Any, data: Any, keys: list[str]) -> list[str]:
 
 
 def _tags_at(of: Any, keys: list[str]) -> list[str]:
-    """Return the possible tags if the wrong value is the tag (``kind``) of a union of structs; else nothing."""
+    """Return the possible tags (``kind``) of a union of structs at a place; empty if the place isn't for a tag.
+
+    :param of: the type of the whole value.
+    :param keys: the keys and indexes that lead to the place.
+    """
     if not keys:
         return []
     parents = [one for one in _walk(of, keys[:-1]) if _is_struct(one)]

@@ -1,4 +1,4 @@
-"""Checks whether texts and paths in a declaration are safe for the kernel and in a configuration file."""
+"""Checks that texts and paths of a declaration are safe to pass to the kernel and to write into configuration files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ PLAINLY = "without blanks, quotes or control characters"
 
 
 def plain(text: str, most: int = MAX_TEXT) -> bool:
-    r"""Return whether *text* is safe for the kernel: bounded, no NUL, valid Unicode (not YAML's "\ud800")."""
+    r"""Return whether the kernel can take *text*: bounded, no NUL, valid Unicode (YAML's "\ud800" isn't).
+
+    :param most: the greatest length, in bytes.
+    """
     try:
         return "\0" not in text and len(text.encode()) <= most
     except UnicodeEncodeError:
@@ -33,5 +36,8 @@ def clean(path: str) -> bool:
 
 
 def bare(path: str) -> bool:
-    """Return whether *path* is clean and needs no quoting in any configuration file: no blank, quote or variable."""
+    """Return whether *path* is :func:`clean` and needs no quotes in configuration files.
+
+    It contains no blank, no quote, and no character that marks a variable or a comment.
+    """
     return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

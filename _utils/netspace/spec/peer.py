@@ -1,8 +1,8 @@
-"""The host as one more peer of its environments: its reserved name, and the links that lead to it. Pure.
+"""The host as a peer of its environments: its reserved name, and the links that lead to it. Pure.
 
-An environment with ``host: [whoami, ...]`` may send requests to the peer ``host``. Its declaration implies that link,
-so nobody declares it under ``links``. Each such link has a queue of its own, in memory: an environment that floods it
-fills only its own, and a request doesn't outlive the broker.
+An environment with ``host: [whoami, ...]`` may send requests to the peer ``host``. This key implies the link, so nobody
+declares the link under ``links``. Each such link has a queue of its own, in memory. So an environment that floods the
+host fills only its own queue, and a broker that restarts drops the requests.
 """
 
 from __future__ import annotations
@@ -47,22 +47,25 @@ def link(environment: str) -> Link:
 
 
 def is_link(one: Link) -> bool:
-    """Return whether a link leads to the host itself, not to an environment that was named ``host``."""
+    """Return whether a link leads to the host itself.
+
+    Its target is named ``host``. An environment may have this name, too, from an earlier version of netspace.
+    """
     return one.target == NAME and one.content_type == CONTENT_TYPE
 
 
 def links(environments: Mapping[str, Environment]) -> tuple[Link, ...]:
-    """Return the links that the environments' ``host`` implies."""
+    """Return the links to the host that the environments' key ``host`` implies."""
     return tuple(link(name) for name, spec in sorted(environments.items()) if spec.host)
 
 
 def with_links(declared: Declaration) -> Declaration:
-    """Return *declared* with the links that its environments' ``host`` implies."""
+    """Return *declared* with the links to the host that its environments imply."""
     return msgspec.structs.replace(declared, links=(*declared.links, *links(declared.environments)))
 
 
 def misnamed(one: Link) -> Iterator[tuple[str, str]]:
-    """Yield why a declared link may not name one of its ends: (key, message)."""
+    """Yield a problem for each end of a declared link that names the host: (key, message)."""
     for key, end in (("from", one.source), ("to", one.target)):
         if end.partition("@")[0] == NAME:
             yield key, _NO_LINK

@@ -1,4 +1,4 @@
-"""Published ports: ports of the host that are forwarded to ports of environments; their syntax and conflicts. Pure.
+"""Published ports: ports of the host, forwarded to ports of environments. Their syntax and conflicts. Pure.
 
 The syntax is that of docker and podman: ``[<address>:]<port>:<port inside>[/<protocol>]``.
 """
@@ -23,7 +23,8 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 class HostPort(NamedTuple):
     """A port of the host.
 
-    :param address: an address of the host; empty: all addresses of the host.
+    :param protocol: ``tcp`` or ``udp``.
+    :param address: one address of the host; empty: all its addresses.
     """
 
     protocol: str
@@ -34,7 +35,7 @@ class HostPort(NamedTuple):
         return f"{_before(self.address)}{self.port}/{self.protocol}"
 
     def overlaps(self, other: HostPort) -> bool:
-        """Return whether one packet could match both ports."""
+        """Return whether one packet could arrive at both ports."""
         return (
             self.protocol == other.protocol
             and self.port == other.port
@@ -43,9 +44,9 @@ class HostPort(NamedTuple):
 
 
 class Publication(str):
-    """A publication: a port of the host and the environment's port that it leads to, in canonical form.
+    """A published port in canonical form: a port of the host, forwarded to a port of the environment.
 
-    ``443:8443``, ``198.51.100.1:443:8443``, ``[2001:db8::1]:443:8443``, ``53:53/udp``.
+    Examples: ``443:8443``, ``198.51.100.1:443:8443``, ``[2001:db8::1]:443:8443``, ``53:53/udp``.
     """
 
     @classmethod
@@ -104,9 +105,9 @@ def _before(address: str) -> str:
 
 
 def _address(text: str) -> str:
-    """Return one of the host's addresses in canonical form.
+    """Return an address of the host in canonical form.
 
-    :raises ValueError: when other hosts can't reach the address.
+    :raises ValueError: other hosts can't reach such an address, or it means all addresses.
     """
     address = ipaddress.ip_address(text)
     if str(address) in _EVERYWHERE:
@@ -120,18 +121,18 @@ def _address(text: str) -> str:
 
 
 class Routed(Filtered, frozen=True):
-    """Base of the kinds that the host routes to, so that it can forward its own ports to them.
+    """Base of the interface kinds to which the host routes packets, so that it can forward its own ports to them.
 
-    :param publish: ports of the host that are forwarded to ports of the environment, for everybody who reaches
-        the host: ``[<address>:]<port>:<port inside>[/udp]``. They need no ``allow`` rule. Other environments can't
-        use them.
+    :param publish: ports of the host that are forwarded to ports of the environment: ``[<address>:]<port>:<port
+        inside>[/udp]``. Everybody who reaches the host can use them; they need no ``allow`` rule. Other environments of
+        the host can't use them.
     """
 
     publish: tuple[Publication, ...] = ()
 
 
 class Claimant(Protocol):
-    """Claims by which interfaces may conflict: the claims of a declared interface, or those noted in a record."""
+    """An interface, declared or recorded, with the names, addresses and ports that may conflict with others."""
 
     def claims(self) -> Iterable[tuple[str, str]]: ...
 
@@ -141,15 +142,15 @@ class Claimant(Protocol):
 
 
 def published(spec: Claimant) -> tuple[Publication, ...]:
-    """Return the publications of an interface; empty if its kind can't have publications."""
+    """Return the published ports of an interface; empty if its kind can't publish ports."""
     led: tuple[Publication, ...] = getattr(spec, "publish", ())
     return led
 
 
 def ports(interfaces: Mapping[str, Claimant]) -> Iterator[tuple[HostPort, str, str]]:
-    """Yield the ports of the host that interfaces use: the port, the environment's name, the interface's key.
+    """Yield the ports of the host that interfaces use: (port, the environment's name, the interface's key).
 
-    Publications come last.
+    The published ports come last.
     """
     for name, spec in interfaces.items():
         for key, port in spec.listens():
@@ -160,7 +161,9 @@ def ports(interfaces: Mapping[str, Claimant]) -> Iterator[tuple[HostPort, str, s
 
 
 def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the publications whose port another interface or connections outwards use: (name, key, message).
+    """Return the published ports that are already used: (the environment's name, key, message).
+
+    Other interfaces may use the port, or it may be a source port of connections from environments to other hosts.
 
     :param path: the declaration's path, for messages.
     """
@@ -179,7 +182,10 @@ def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> lis
 
 
 def listening(new: Mapping[str, Claimant], there: Mapping[str, Claimant]) -> dict[str, str]:
-    """Return, by name, why interfaces in *new* conflict: they would listen at a port that *there* publishes."""
+    """Return the reason for each interface in *new* that would listen on a published port, by environment.
+
+    :param there: the existing interfaces, which publish ports.
+    """
     led = [(one.host, name) for name, spec in there.items() for one in published(spec)]
     return {
         name: f"{port}: {owner} already publishes it as {host}; choose another port"
@@ -193,9 +199,9 @@ def listening(new: Mapping[str, Claimant], there: Mapping[str, Claimant]) -> dic
 def against_broker(
     interfaces: Mapping[str, Interface], broker: LocalBroker, listen: tuple[str, int] | None, path: str
 ) -> list[tuple[str, str, str]]:
-    """Return the publications whose port is the broker's: (name, key, message).
+    """Return the published ports that the broker uses itself: (the environment's name, key, message).
 
-    :param listen: the address and port at which other hosts reach the broker; None: other hosts don't reach the broker.
+    :param listen: the address and port at which other hosts reach the broker; None: other hosts don't reach it.
     """
     own = [(HostPort("tcp", getattr(broker, key), "127.0.0.1"), key) for key in PORTS]
     if listen is not None:
@@ -210,7 +216,7 @@ def against_broker(
 
 
 def misplaced(kind: str) -> str:
-    """Return why an interface of *kind* can't have ``publish``."""
+    """Return the message that an interface of *kind* can't have ``publish``."""
     return (
         f"the host doesn't route to an interface of kind {kind}, so it can lead no port there; leave publish out and "
         "have users come to its own address (allow, direction in), or take kind veth or tap"

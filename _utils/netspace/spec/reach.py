@@ -1,17 +1,17 @@
 """Reachability on one host: which end may reach which other end, and by which rule. Pure.
 
 An *end* is an environment of this host (``web``), an environment of another host (``orders@h2``), or a network outside
-(``198.51.100.0/24``). A :class:`World` holds what is declared or was applied, and its *edges* are the answer: each edge
-leads from one end to another, and one rule allows it.
+(``198.51.100.0/24``). A :class:`World` holds the declared or the applied links and interfaces. Its *edges* follow from
+them: each edge leads from one end to another, and one rule allows it.
 
 - A link lets its sender send to its receiver. With ``request``, the receiver may answer the sender.
 - A rule of ``allow`` lets one side open connections to the other side. The packets of the other side are answers. An
-  interface with routes or peers of its own exchanges packets only with these.
+  interface with its own routes or peers exchanges packets only with these.
 - A published port lets every network outside open connections.
 - No packet passes between two environments of one host, whatever the rules allow. So there is no such edge.
 
-The host itself is no end, and neither is a relay outside. So no path leads through a network outside, nor through an
-environment of another host: the other host's declaration defines the edges from there.
+The host itself is no end, and neither is a relay outside. A path never leads through a network outside. It doesn't lead
+through an environment of another host either, because that host's declaration defines the edges from there.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 class Edge(NamedTuple):
     """An edge from one end to another, which one rule allows.
 
+    :param by: ``messages`` or ``packets``.
     :param answers: the edge carries only answers to requests or connections that the target began.
-    :param rule: the path of the rule.
+    :param rule: the path of the rule in the declaration.
     :param what: a description of the traffic.
-    :param name: the name in the rule, if an end is an address or network that contains the name's addresses.
+    :param name: the DNS name in the rule, if an end is one of the name's addresses or networks; else empty.
     """
 
     by: By
@@ -62,15 +63,15 @@ class Edge(NamedTuple):
 
 
 class World(msgspec.Struct, frozen=True):
-    """The links and interfaces of one host, as they are declared or as they were applied.
+    """The links and interfaces of one host, either as declared or as applied.
 
     :param environments: the names of this host's environments.
-    :param interfaces: their interfaces, by name.
-    :param owners: the environment that has each known address.
-    :param gateways: the host's own addresses at the ends of interfaces.
-    :param families: the address families of each environment, as far as they are known.
-    :param named: the current addresses of each name in a rule. A name without an entry may have any address within
-        its rule's networks.
+    :param interfaces: the environments' interfaces, by the environment's name.
+    :param owners: the environment's name for each address whose environment is known.
+    :param gateways: the host's own addresses at its ends of interfaces.
+    :param families: the address families (``ipv4``, ``ipv6``) of each environment, as far as they are known.
+    :param named: the current addresses of each DNS name in a rule. A name without an entry may have any address in its
+        rule's networks.
     """
 
     environments: frozenset[str] = frozenset()
@@ -83,7 +84,7 @@ class World(msgspec.Struct, frozen=True):
 
 
 def declared(declaration: Declaration) -> World:
-    """Return the world of a declaration. It knows only the addresses that the declaration names."""
+    """Return the world of a declaration. Its addresses are only those that the declaration contains."""
     interfaces = {name: spec for name, spec in declaration.interfaces.items() if spec is not None}
     owners = {}
     for name, spec in interfaces.items():
@@ -97,7 +98,7 @@ def declared(declaration: Declaration) -> World:
 # -- ends ---------------------------------------------------------------------------
 @functools.lru_cache(16384)
 def network(end: str) -> IpNetwork | None:
-    """Return the network that an end names; None if the end is an environment, or a name of the DNS.
+    """Return the network that an end names; None if the end is an environment or a DNS name.
 
     :raises ValueError: when the text looks like a network but is malformed.
     """
@@ -108,12 +109,12 @@ def network(end: str) -> IpNetwork | None:
 
 @functools.lru_cache(16384)
 def named(end: str) -> bool:
-    """Return whether an end is a name of the DNS, which a rule of ``allow`` may have."""
+    """Return whether an end is a DNS name. A rule of ``allow`` may contain one."""
     return _NAMED.fullmatch(end) is not None
 
 
 def asked(end: str) -> IpNetwork | None:
-    """Return the network that an end of a question or an assertion names; None if the end is an environment.
+    """Return the network that one end of a question or an assertion names; None if the end is an environment.
 
     :raises ValueError: when the network is malformed, or machines outside can't have its addresses.
     """
@@ -124,7 +125,7 @@ def asked(end: str) -> IpNetwork | None:
 
 
 def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
-    """Return the network that both networks include; None if they don't overlap."""
+    """Return the overlap of two networks, which is the smaller of the two; None if they don't overlap."""
     if one.version != other.version:
         return None
     first, second = sorted((one, other), key=lambda each: each.prefixlen)
@@ -132,9 +133,9 @@ def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
 
 
 def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
-    """Return whether *within* has an address that belongs to no environment.
+    """Return whether the network *within* has an address that belongs to no environment.
 
-    :param to_host: count the host's own addresses at the ends of interfaces, too.
+    :param to_host: count the host's own addresses (*gateways*) as outside, too.
     """
     if within.num_addresses > len(world.owners) + len(world.gateways):
         return True
@@ -142,7 +143,7 @@ def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
 
 
 def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
-    """Return whether *end* of an edge is *wanted*, or a network that shares an outside address with *wanted*."""
+    """Return whether *end* of an edge is *wanted*, or is a network that shares an outside address with *wanted*."""
     if end == wanted and network(end) is None:
         return True
     ours, theirs = network(end), network(wanted)
@@ -155,7 +156,7 @@ def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
 
 # -- edges ----------------------------------------------------------------------------
 def edges(world: World) -> list[Edge]:
-    """Return all edges. Edges that only carry answers come after all others."""
+    """Return all edges of a world. Edges that carry only answers come last."""
     found = [*of_links(world.links), *(edge for name in sorted(world.interfaces) for edge in of_interface(world, name))]
     return sorted(found, key=lambda edge: edge.answers)
 
@@ -180,7 +181,7 @@ def of_links(links: Iterable[Link]) -> Iterator[Edge]:
 
 
 def of_interface(world: World, name: str) -> Iterator[Edge]:
-    """Yield the edges of one environment's interface. They lead outside or come from outside."""
+    """Yield the edges of one environment's interface. Each leads to an end outside or comes from one."""
     spec = world.interfaces[name]
     if not isinstance(spec, Filtered):
         return
@@ -205,14 +206,15 @@ def of_interface(world: World, name: str) -> Iterator[Edge]:
 
 
 def families(world: World, name: str) -> frozenset[str]:
-    """Return the address families in which an environment has an address, or gets one."""
+    """Return the address families in which an environment has an address or will get one."""
     return world.families.get(name, world.interfaces[name].families())
 
 
 def pieces(world: World, name: str, rule: Allow) -> list[IpNetwork]:
     """Return the networks with which *rule* really lets an environment exchange packets.
 
-    A rule for a name or for more than one address never includes the host. Addresses of other environments never count.
+    The addresses of other environments don't count. The host's own addresses don't count if the rule is for a DNS name
+    or for more than one address.
     """
     found: list[IpNetwork] = []
     for network in rule.networks if rule.name is None else world.named.get(rule.name, rule.networks):
@@ -229,7 +231,7 @@ def _collapsed(networks: Iterable[IpNetwork], version: int) -> Iterator[IpNetwor
 
 
 def traffic(rule: Allow) -> str:
-    """Return the protocol and ports that a rule names."""
+    """Return the protocol and the ports of a rule as text, such as ``tcp 443``."""
     return rule.protocol if rule.port is None else f"{rule.protocol} {rule.port}"
 
 
@@ -238,9 +240,9 @@ class Answer(NamedTuple):
     """The answer to the question whether one end may reach another.
 
     :param edges: the edges that lead directly to the target.
-    :param through: the shortest path by way of other environments, whose programs would have to forward the data; empty
-        if an edge leads directly to the target, or there is no path.
-    :param why_not: for each kind of traffic without an edge to the target, the reason.
+    :param through: the shortest path through other environments, whose programs would have to forward the data. Empty
+        if an edge leads directly to the target, or if there is no path.
+    :param why_not: the reason for each kind of traffic (messages, packets) that has no edge to the target.
     """
 
     edges: tuple[Edge, ...]
@@ -249,7 +251,7 @@ class Answer(NamedTuple):
 
     @property
     def begins(self) -> bool:
-        """True if the source may send a message or open a connection without a prior request by the target."""
+        """True if the source may send a message or open a connection to the target that isn't an answer."""
         return any(not edge.answers for edge in self.edges)
 
 
@@ -266,7 +268,7 @@ def answer(world: World, source: str, target: str) -> Answer:
 
 
 def leads(world: World, edge: Edge, source: str, target: str) -> bool:
-    """Return whether an edge leads from *source* to *target*."""
+    """Return whether an edge leads from *source* to *target*. An end that is a network needs only to overlap."""
     return touches(world, edge, edge.source, source) and touches(world, edge, edge.target, target)
 
 
@@ -297,11 +299,11 @@ def shortest(
     begins: Callable[[Edge], bool],
     ends: Callable[[Edge], bool],
 ) -> tuple[Edge, ...]:
-    """Return a shortest path through environments; empty if there is none.
+    """Return a shortest path through environments from one end to another; empty if there is none.
 
-    :param source: the names of the end that the path begins at; it doesn't come back to them.
-    :param begins: whether an edge leads from that end.
-    :param ends: whether an edge leads to the other end.
+    :param source: all names of the end at which the path begins. The path doesn't return to them.
+    :param begins: returns whether an edge leads from the first end.
+    :param ends: returns whether an edge leads to the last end.
     """
     onwards: dict[str, list[Edge]] = {}
     front: list[tuple[Edge, ...]] = []
@@ -326,10 +328,10 @@ def shortest(
 def leading(
     last: Iterable[Edge], followed: Iterable[Edge], environments: Set[str], target: Set[str]
 ) -> list[tuple[Edge, ...]]:
-    """Return all *last* edges as paths, and a shortest path that ends with one of them from each other end.
+    """Return all *last* edges as paths, and for each other end a shortest path that ends with one of these edges.
 
-    :param followed: the edges that lead to the source of a path.
-    :param target: the names of the end that *last* lead to.
+    :param followed: the edges that may stand earlier in a path.
+    :param target: all names of the end to which the *last* edges lead.
     """
     backwards: dict[str, list[Edge]] = {}
     for edge in followed:
@@ -398,7 +400,7 @@ def _no_packet(world: World, source: str, target: str) -> str:
 
 
 def _apart(world: World, one: str, other: str) -> str:
-    """Return why no packet passes between two environments of this host."""
+    """Return the reason that no packet passes between two environments of this host."""
     if one == other:
         return "both ends are the same environment"
     shared = world.interfaces[one].network()
@@ -411,7 +413,7 @@ def summary(source: str, target: str, found: Sequence[Edge], through: Sequence[E
     """Return a sentence that says whether one end may reach another.
 
     :param found: the edges that lead directly to the target.
-    :param through: the path by way of other environments; empty if there is none.
+    :param through: the path through other environments; empty if there is none.
     """
     if any(not edge.answers for edge in found):
         return f"{source} can reach {target}"
@@ -423,7 +425,7 @@ def summary(source: str, target: str, found: Sequence[Edge], through: Sequence[E
 
 
 def plain(edge: Edge) -> dict[str, object]:
-    """Return an edge as plain values."""
+    """Return an edge as a mapping of plain values."""
     return {
         "by": edge.by,
         "from": edge.source,
@@ -435,7 +437,7 @@ def plain(edge: Edge) -> dict[str, object]:
 
 
 def plain_path(path: Sequence[Edge]) -> dict[str, object]:
-    """Return a path as plain values."""
+    """Return a path as a mapping of plain values."""
     return {
         "from": path[0].source,
         "answers": any(edge.answers for edge in path),

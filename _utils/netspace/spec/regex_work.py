@@ -1,7 +1,8 @@
-"""Bound on the work of a regular expression, found from its parts before it is used. Pure.
+"""Bound on the work of a regular expression, computed from its parts before it is used. Pure.
 
-Python's matcher goes back and tries again. With a repetition inside a repetition, as in ``(a+)+b``, an id of 30
-characters takes it hours, and nothing can stop it. So an expression is refused if it may have to try too many ways.
+Python's matcher tries each way in which the parts of an expression can match. With a repetition inside a repetition, as
+in ``(a+)+b``, it may need hours for an id of 30 characters, and it can't be stopped. So an expression that may have too
+many ways is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_TEXT = 1000
 
 
 def refused(expression: str) -> str:
-    """Return why an expression must not be used; empty if it may be."""
+    """Return the reason that an expression must not be used; empty if it may be used."""
     if len(expression) > MAX_TEXT:
         return f"longer than {MAX_TEXT} characters; name the hosts in several terms"
     try:
@@ -38,7 +39,7 @@ def refused(expression: str) -> str:
 
 
 def _parsed(expression: str) -> Iterable[Any]:
-    """Return the parts of an expression as Python's own parser finds them."""
+    """Return the parts of an expression, as Python's own parser returns them."""
     if sys.version_info >= (3, 11):
         from re import _parser as parser  # type: ignore[attr-defined]
     else:
@@ -57,9 +58,10 @@ def _sequence(parts: Iterable[Any]) -> int:
 
 
 def _ways(name: str, value: Any) -> int:
-    """Return the number of ways in which one part may match.
+    """Return the greatest number of ways in which one part of an expression can match.
 
-    :raises ValueError: it has no bound.
+    :param name: the name of the part's operation, in Python's parser.
+    :raises ValueError: the number has no bound, or the operation isn't supported.
     """
     if name in ("LITERAL", "NOT_LITERAL", "IN", "ANY", "AT", "GROUPREF"):
         return 1

@@ -1,11 +1,11 @@
 """JSON Schema (draft 2020-12) of a declaration, made from its types, for editors. Pure.
 
-It describes the form of a declaration: keys, types, choices, and the syntax of sizes and names. The bounds, references
-and conflicts that ``netspace.spec.checks`` checks are not in the schema. The schema refuses nothing that the parser
-accepts.
+The schema describes the form of a declaration: keys, types, choices, and the syntax of sizes and names. It accepts
+everything that the parser accepts. It doesn't contain the bounds, references and conflicts that
+``netspace.spec.checks`` checks.
 
-No alternative is an ``anyOf`` of objects: a validator could then name only the path of the object, not of the wrong
-key in the object. A kind is chosen by ``if`` and ``then``, and ``type`` is a list where several types are possible.
+No alternative is an ``anyOf`` of objects, because a validator could report only the path of the object, not of the
+wrong key in it. A kind is selected by ``if`` and ``then``; ``type`` is a list if several types are possible.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERS: dict[type[inspect.Type], str] = {
 
 
 def _whole(pattern: str) -> str:
-    """Return *pattern* with anchors, because JSON Schema also accepts a match within a text."""
+    """Return *pattern* with anchors. Without them, JSON Schema accepts a text that only contains a match."""
     return f"^(?:{pattern})$"
 
 
@@ -63,7 +63,7 @@ _CUSTOM: dict[type, Schema] = {
 
 
 def schema() -> Schema:
-    """Return the schema of a file whose key ``netspace`` holds the declaration, such as a pillar file."""
+    """Return the schema of a file that has the declaration under its key ``netspace``, such as a pillar file."""
     writer = _Writer()
     declaration = writer.place(inspect.type_info(types.Declaration))
     return {
@@ -79,13 +79,13 @@ def schema() -> Schema:
 
 
 class _Writer:
-    """The definitions of the structs that were found so far, by name."""
+    """Writer of a schema. It collects the definition of each struct, by the struct's name."""
 
     def __init__(self) -> None:
         self.definitions: Schema = {}
 
     def place(self, of: inspect.Type) -> Schema:
-        """Return the schema of a place that has the type *of*."""
+        """Return the schema of a value of the type *of*."""
         if isinstance(of, inspect.StructType):
             return {"type": "object", "$ref": self._defined(of)}
         if isinstance(of, inspect.UnionType):
@@ -111,7 +111,7 @@ class _Writer:
         return found
 
     def _chosen(self, kinds: Sequence[inspect.StructType]) -> Schema:
-        """Return the schema of one of several structs. The value of a key selects the struct."""
+        """Return the schema of a value that is one of several structs. Its tag (``kind``) selects the struct."""
         key = str(kinds[0].tag_field)
         cases: list[Json] = [
             {"if": {"properties": {key: {"const": one.tag}}, "required": [key]}, "then": {"$ref": self._defined(one)}}
@@ -130,7 +130,7 @@ class _Writer:
         return f"#/$defs/{name}"
 
     def _struct(self, of: inspect.StructType) -> Schema:
-        """Return the keywords for a struct's keys. The keywords allow all other types, so null may be possible, too."""
+        """Return the schema keywords for a struct's keys, without ``type``: the caller may also allow null."""
         properties: Schema = {}
         if of.tag_field is not None:
             properties[of.tag_field] = {"const": of.tag, "description": _summary(of.cls)}
@@ -152,9 +152,9 @@ class _Writer:
         return found
 
     def _settings(self, runtime: str) -> Schema:
-        """Return the schema of the settings of one runtime.
+        """Return the schema of one runtime's settings.
 
-        It can't be a shared definition, because the types of all runtimes' settings have the same name.
+        It isn't a shared definition, because the types of all runtimes' settings have the same name.
         """
         of = inspect.type_info(extensions.runtime(runtime).Settings)
         assert isinstance(of, inspect.StructType)
@@ -174,7 +174,7 @@ class _Writer:
         return found
 
     def _special(self, owner: type, key: str) -> Schema | None:
-        """Return the schema of a key whose allowed values are narrower than its type."""
+        """Return the schema of a key that allows fewer values than its type; None for any other key."""
         if (owner, key) == (types.Environment, "interface"):
             kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
             return self._union([*kinds, inspect.NoneType()])
@@ -206,9 +206,9 @@ def _special_values() -> Mapping[tuple[type, str], Schema]:
 
 
 def _either(one: Schema, other: Schema) -> Schema:
-    """Return the schema of a place where *one* or *other* is possible.
+    """Return the schema of a value that either of two schemas allows.
 
-    Each keyword except ``type`` concerns one type only.
+    The keywords can be merged, because each keyword except ``type`` concerns only one type.
     """
     if not one:
         return other
@@ -224,7 +224,7 @@ def _listed(value: Json) -> list[Json]:
 
 
 def _default(field: inspect.Field) -> Json:
-    """Return the default that an editor shows for a key; None if the key has no default or an empty one."""
+    """Return the default that an editor shows for a key; None if the key has no default, or an empty one."""
     value = field.default
     if isinstance(value, types.Size):
         return value.written if value and value % 1024 == 0 else int(value)
@@ -244,7 +244,7 @@ def _summary(of: type) -> str:
 
 
 def _params(of: type) -> dict[str, str]:
-    """Return the descriptions of a type's keys, from its own docstring and from its bases' docstrings."""
+    """Return the descriptions of a type's keys, from the docstrings of the type and its bases."""
     found: dict[str, str] = {}
     for one in reversed(of.__mro__):
         parts = _PARAM.split(_unindented(one))[1:]

@@ -1,8 +1,8 @@
-"""Lines of a declaration that would permit what an environment was refused, and no more. Pure.
+"""Suggested lines of a declaration that would permit exactly the things that an environment was refused. Pure.
 
-A refused packet becomes a rule for its one peer, protocol and port; ports that follow one another, and were all seen,
-become one rule. A rule is risky if it opens more than a service of the Internet: a comment then says why. The operator
-decides: an intruder's packets are recorded like a program's.
+A refused packet becomes a rule for one peer, protocol and port. Refused ports that follow one another become one rule
+with a range. A rule is risky if it opens more than a service of the Internet; a comment then gives the reason. The
+operator decides, because an intruder's packets are recorded, too.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ Kind = Literal["packets", "messages", "system calls", "files"]
 
 
 class Setting(NamedTuple):
-    """A key of an environment that permits something.
+    """A key of an environment that permits something, such as ``read_only``.
 
-    :param value: as YAML.
-    :param risk: why it is risky.
+    :param value: the value as YAML.
+    :param risk: the reason that it is risky.
     """
 
     key: Literal["seccomp", "read_only"]
@@ -69,14 +69,14 @@ Part = Allow | Link | Setting
 
 
 class Refused(NamedTuple):
-    """One thing that an environment was refused.
+    """A thing that an environment was refused.
 
-    :param what: a short text.
-    :param times: how often.
+    :param what: a short description of the thing.
+    :param times: the number of refusals.
     :param first: the time of the first refusal, in seconds since the epoch.
-    :param last: the time of the last one.
-    :param part: what would permit it; None if nothing does.
-    :param why: why nothing does; empty if something does.
+    :param last: the time of the last refusal, in seconds since the epoch.
+    :param part: the part of a declaration that would permit it; None if no part can.
+    :param why: the reason that no part can permit it; empty if *part* is set.
     """
 
     kind: Kind
@@ -89,16 +89,20 @@ class Refused(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A suggested rule, and the refusals that it would have permitted."""
+    """A suggested rule, and the refusals that it would have prevented."""
 
     part: Allow
     seen: tuple[Refused, ...]
 
 
 def permitted(part: Part, interface: Interface | None, links: Collection[Link] = ()) -> bool:
-    """Return whether what was applied permits *part* now: it was refused before.
+    """Return whether the applied declaration by now permits *part*, which was refused earlier.
 
-    A setting never does: the record begins anew when one changes, so what it holds was refused with the present ones.
+    The result is always False for a setting. A changed setting starts a new record, so recorded refusals happened with
+    the present settings.
+
+    :param interface: the environment's interface as applied.
+    :param links: the links as applied.
     """
     if isinstance(part, Setting):
         return False
@@ -109,7 +113,10 @@ def permitted(part: Part, interface: Interface | None, links: Collection[Link] =
 
 
 def _covers(rule: Allow, part: Allow) -> bool:
-    """Return whether *rule* lets all pass that *part* lets pass. A rule for a name covers nothing for certain."""
+    """Return whether *rule* permits all packets that *part* permits.
+
+    The result is False for a rule by name, because the name's addresses may change.
+    """
     if rule.name is not None or (rule.direction, rule.protocol) != (part.direction, part.protocol):
         return False
     assert rule.cidr is not None and part.cidr is not None
@@ -123,7 +130,7 @@ def _covers(rule: Allow, part: Allow) -> bool:
 
 
 def rules(refused: Iterable[Refused]) -> list[Rule]:
-    """Return the fewest rules that let exactly the refused packets pass."""
+    """Return the smallest list of rules that permits exactly the refused packets."""
     found: dict[tuple[str, str, str], dict[int, list[Refused]]] = {}
     for one in refused:
         if isinstance(part := one.part, Allow):
@@ -142,7 +149,7 @@ def rules(refused: Iterable[Refused]) -> list[Rule]:
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Return the numbers, which are sorted, in runs without a gap."""
+    """Return sorted numbers, split into runs without a gap."""
     found: list[list[int]] = []
     for one in numbers:
         if found and one == found[-1][-1] + 1:
@@ -153,10 +160,10 @@ def _runs(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def risks(part: Allow, host: Collection[str] = (), among: int = 1) -> list[str]:
-    """Return why a rule for one peer is risky; empty if it isn't.
+    """Return the reasons that a rule for one peer is risky; empty if it isn't.
 
     :param host: the host's own addresses, as the environment sees them.
-    :param among: the ports of this peer that were seen.
+    :param among: the number of this peer's ports in the record. A large number may mean a scan.
     """
     assert part.cidr is not None
     peer = part.cidr.network[0]
@@ -189,14 +196,15 @@ def text(
     unseen: Mapping[Kind, str],
     links: Collection[Link] = (),
 ) -> str:
-    """Return the suggestion as YAML, of at most 80 columns. What is permitted by now is left out.
+    """Return the suggestion as YAML of at most 80 columns. Things that are permitted by now are left out.
 
-    In pillar, a list replaces an earlier one. So the existing rules come first.
+    In pillar, a list replaces an earlier list. So the suggestion repeats the existing rules before the new ones.
 
-    :param interface: its interface as it was applied.
+    :param name: the environment's name.
+    :param interface: the environment's interface as applied.
     :param host: the host's own addresses, as the environment sees them.
-    :param unseen: for each kind that isn't recorded, the reason.
-    :param links: the links as they were applied.
+    :param unseen: the reason for each kind of refusal that isn't recorded.
+    :param links: the links as applied.
     """
     open_ = [one for one in refused if one.part is None or not permitted(one.part, interface, links)]
     wanted, asked = rules(open_), [one for one in open_ if isinstance(one.part, Link)]
@@ -225,7 +233,7 @@ def text(
 
 
 def _settings(refused: Sequence[Refused]) -> list[str]:
-    """Return the lines of the environment's own keys."""
+    """Return the lines that suggest settings of the environment itself."""
     found: dict[tuple[str, str], list[Refused]] = {}
     for one in refused:
         if isinstance(part := one.part, Setting):
@@ -277,7 +285,10 @@ def _risky(why: Sequence[str]) -> str:
 
 
 def _comment(said: str, indent: int) -> list[str]:
-    """Return *said* as a comment. Programs choose names in it, so its control characters are escaped."""
+    """Return *said* as lines of a YAML comment.
+
+    Control characters are escaped, because programs choose names in the text.
+    """
     return textwrap.wrap(
         printable(said), WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}# "
     )
@@ -299,7 +310,7 @@ def _link(link: Link) -> dict[str, str]:
 
 
 def _scalar(name: str) -> str:
-    """Return a name as YAML, quoted if it would be read as something else: ``no``, ``123``, ``1e5``."""
+    """Return a name as YAML, in quotes if YAML would read it as another type: ``no``, ``123``, ``1e5``."""
     plain = _PLAIN.fullmatch(name) is not None and name.lower() not in _WORDS
     return name if plain else json.dumps(name, ensure_ascii=False)
 
@@ -310,7 +321,7 @@ def _network(cidr: Cidr) -> str:
 
 
 def _item(values: Mapping[str, str], indent: int) -> list[str]:
-    """Return an element of a list, in one line if it fits."""
+    """Return the lines of one list element. It takes one line if it fits."""
     flow = f"{' ' * indent}- {{{', '.join(f'{key}: {value}' for key, value in values.items())}}}"
     if len(flow) <= WIDTH:
         return [flow]

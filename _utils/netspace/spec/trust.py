@@ -1,8 +1,8 @@
-"""The decision whether a trust level satisfies a requirement. No other module decides that. Pure.
+"""The decision whether a trust level satisfies a requirement. No other module makes this decision. Pure.
 
-The verifier (``netspace.attestation``) appraises the level; the declaration has the requirements.
-An environment without a requirement uses the host's default. A link without a requirement is allowed if
-both of its ends are allowed.
+The verifier (``netspace.attestation``) appraises the host and sets the level; the declaration contains the
+requirements. An environment without a requirement has the host's default requirement. A link without a requirement is
+allowed if both of its ends are allowed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Trust(msgspec.Struct, frozen=True):
     """This host's trust level, and its source.
 
     :param level: 0 to 5 (L0..L5).
-    :param verifier: the verifier that appraised the level: ``self``, or a name.
-    :param reason: one sentence: why the level is not higher.
+    :param verifier: the name of the verifier that appraised the host; ``self``: this host; ``none``: nobody did.
+    :param reason: one sentence that says why the level isn't higher.
     """
 
     level: int = 0
@@ -36,7 +36,7 @@ class TrustVerdict(msgspec.Struct, frozen=True):
     """The decision on one environment or link.
 
     :param comment: a note for the operator; empty if there is nothing to report.
-    :param on_loss: what happens to a running environment or existing link that isn't allowed.
+    :param on_loss: the effect on a running environment or an existing link that isn't allowed (any more).
     """
 
     allowed: bool
@@ -45,7 +45,7 @@ class TrustVerdict(msgspec.Struct, frozen=True):
 
     @property
     def runs_on(self) -> bool:
-        """True if the existing environment or link stays as it is, although the verdict doesn't allow it."""
+        """True if the environment or link isn't allowed, but an existing one stays as it is."""
         return not self.allowed and self.on_loss != "stop"
 
 
@@ -57,7 +57,7 @@ _LOST: Mapping[OnLoss, str] = {
 
 
 def judge(requirement: Requirement, trust: Trust) -> TrustVerdict:
-    """Decide whether *trust* is enough for *requirement*."""
+    """Return the decision whether *trust* satisfies *requirement*."""
     if requirement.policy == "off" or trust.level >= int(requirement.minimum[1:]):
         return TrustVerdict(True)
     has = f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
@@ -68,7 +68,7 @@ def judge(requirement: Requirement, trust: Trust) -> TrustVerdict:
 
 
 def requirement(spec: Environment, default: Requirement) -> Requirement:
-    """Return the requirement of *spec*, or *default*, the host's."""
+    """Return the requirement of an environment: its own, or else *default*, the host's."""
     given = spec.attestation or default
     return Requirement(policy=given.policy, minimum=given.minimum, on_loss=given.on_loss)
 
@@ -79,7 +79,7 @@ def environments(declared: Declaration, trust: Trust) -> dict[str, TrustVerdict]
 
 
 def told(declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> dict[str, TrustVerdict]:
-    """Return the verdicts to report. Environments that are declared as stopped need no trust, so they are allowed."""
+    """Return the verdicts for a report. Environments that are declared as stopped are allowed at any level."""
     found = dict(verdicts)
     for name, verdict in verdicts.items():
         if declared.environments[name].state == "stopped":
@@ -88,19 +88,22 @@ def told(declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> dict[st
 
 
 def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]:
-    """Return the applied environments that must not be started, with the reasons.
+    """Return the reason for each applied environment that must not be started, by its name.
 
-    :param applied: the environments, each with the requirement that was in force when it was applied. A record
-        of an earlier release has no requirement, so the environment may be started.
+    :param applied: the environments, each with the requirement that was in force when it was applied. A record of an
+        earlier release has no requirement, and its environment may be started.
     """
     verdicts = {name: judge(spec.attestation, trust) for name, spec in applied.items() if spec.attestation is not None}
     return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
 
 def narrowed(there: Interface, declared: Interface) -> Interface:
-    """Return the interface to which *there*, the existing one, may change while its environment is withheld.
+    """Return the interface to which an existing interface may change while its environment is withheld.
 
-    Rules and publications may be removed, but not added.
+    Rules and published ports may be removed, but not added.
+
+    :param there: the existing interface.
+    :param declared: the interface as declared now.
     """
     if declared.NONE:
         return declared

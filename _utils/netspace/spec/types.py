@@ -1,7 +1,7 @@
-"""The types of a declaration. Values are immutable; unknown keys are errors.
+"""Types of a host's declaration. Values are immutable; unknown keys are errors.
 
-Field names are the keys of the pillar and the arguments of the states. Parsed sizes are
-in bytes; names match :data:`NAME`.
+The field names are the pillar's keys and the states' arguments. Parsed sizes are in bytes. The declared names match
+:data:`NAME`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Rate(int):
 
 
 class Cidr(str):
-    """An IPv4 or IPv6 network in canonical form; a bare address is a network of one."""
+    """An IPv4 or IPv6 network in canonical form; an address without a prefix length is a network of one address."""
 
     @classmethod
     def parse(cls, value: Any) -> Cidr:
@@ -105,7 +105,7 @@ ADDRESSES_OF_NAME = 256
 
 
 class HostName(str):
-    """A full name of the DNS, in small letters: ``deb.example.org``."""
+    """A fully qualified DNS name in lower case: ``deb.example.org``."""
 
     @classmethod
     def parse(cls, value: Any) -> HostName:
@@ -123,7 +123,7 @@ class Address(str):
         try:
             address = ipaddress.ip_address(value if isinstance(value, str) else repr(value))
             if getattr(address, "scope_id", None):
-                raise ValueError(f"{value!r} has a scope, which means nothing here")
+                raise ValueError(f"{value!r} has a scope, which isn't allowed here")
             return cls(address)
         except ValueError as err:
             raise ValueError(f"expected an address such as 198.51.100.7: {err}") from err
@@ -150,16 +150,16 @@ EVERYWHERE = (Cidr("0.0.0.0/0"), Cidr("::/0"))
 
 
 class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all declared values."""
+    """Base class of all declared values."""
 
 
 class Requirement(Base, frozen=True):
     """The lowest trust level that a host, an environment or a link demands.
 
-    :param policy: ``require``: refuse without the level. ``prefer``: go on without it, with a comment.
-        ``off``: don't check.
-    :param minimum: ``L0`` none, ``L1`` a software key, ``L2`` a TPM, ``L3`` a TPM of a known maker, ``L4`` a good boot,
-        ``L5`` good programs.
+    :param policy: ``require``: the operation is refused below the level. ``prefer``: the operation is done all the
+        same, with a comment. ``off``: the level isn't checked.
+    :param minimum: ``L0`` none, ``L1`` a software key, ``L2`` a TPM, ``L3`` a TPM with the certificate of an accepted
+        maker, ``L4`` a measured boot as expected, ``L5`` measured programs as expected.
     :param on_loss: what happens to a running environment when the host loses the level, under ``require``. ``stop``:
         the environment is stopped. ``revoke-links``: it keeps running without its links. ``report``: it keeps running
         with its links, and is reported. Without the level, nothing new is started, updated or linked.
@@ -173,16 +173,15 @@ class Requirement(Base, frozen=True):
 class Attestation(Requirement, frozen=True):
     """The host's default requirement, and its settings for attestation.
 
-    :param tpm: TCTI of the TPM (``device:/dev/tpmrm0``, ``swtpm:path=/run/x.sock``);
-        without one, the host attests with a software key and reaches at most L1.
-    :param roots: folder of PEM certificates that a TPM's endorsement certificate must
-        chain to for L3.
-    :param references: JSON file of acceptable PCR values for L4:
-        ``{"sha256": {"0": ["<hex>", ...], ...}}``.
+    :param tpm: TCTI of the TPM (``device:/dev/tpmrm0``, ``swtpm:path=/run/x.sock``); absent: the host attests with a
+        software key and reaches at most L1.
+    :param roots: folder of PEM certificates of TPM makers. For L3, the TPM's endorsement certificate must chain to one
+        of them.
+    :param references: JSON file of acceptable PCR values for L4: ``{"sha256": {"0": ["<hex>", ...], ...}}``.
     :param pcrs: PCRs of the SHA-256 bank that the quote covers.
     :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
-    :param verifier_keys: with ``master``, only an attestation result that one of these keys signed counts (RFC 7638
-        thumbprints, as the master's ``netspace_attestation.jwks`` shows them).
+    :param verifier_keys: with ``master``: the keys whose attestation results the host accepts (RFC 7638 thumbprints, as
+        the master's ``netspace_attestation.jwks`` shows them).
     """
 
     tpm: str | None = None
@@ -202,10 +201,10 @@ class RemoteHost(Base, frozen=True):
 
     :param trust_domain: the trust domain that the other host's ``broker`` declares; also the name in its broker's
         certificate.
-    :param address: the ``<address>:<port>`` of the other host's broker, which is its ``broker: {listen: ...}``;
-        absent: no link may lead to this host.
+    :param address: the ``<address>:<port>`` of the other host's broker, equal to its ``broker: {listen: ...}``; absent:
+        no link may lead to this host.
     :param vhost: the virtual host of the other host's links: its instance's name.
-    :param message_size: the most bytes of a message to the other host, which is its ``broker: {message_size: ...}``.
+    :param message_size: the most bytes of a message to the other host, equal to its ``broker: {message_size: ...}``.
     :param public_key: the output of ``netspace_link.public_key`` on that host. The names of broker objects between the
         two hosts are then derived from a key that no third host has.
     """
@@ -224,20 +223,20 @@ PORTS = ("port", "management_port", "distribution_port")
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """netspace's own RabbitMQ node on this host's loopback.
 
-    :param message_size: the most bytes of a message; the sender of a larger one gets an error.
+    :param message_size: the most bytes of a message; the sender of a larger message gets an error.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all of *hosts*, for
-        hosts without a declared ``public_key``. **Each of them can then find out the links between the others.**
+        hosts without a declared ``public_key``. **Each of these hosts can then find out the links between the others.**
     :param port: the port for TLS connections, on loopback.
-    :param management_port: the port of its management API, on loopback.
+    :param management_port: the port of the node's management API, on loopback.
     :param distribution_port: the port of Erlang's distribution, on loopback.
-    :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
-    :param passwords: environments whose clients can't log in by certificate. They get a password instead, and
-        their own port 5672 accepts AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
+    :param epmd_port: ignored: the node has no epmd. Declarations with this key remain valid.
+    :param passwords: environments whose clients can't log in by certificate. They get a password instead, and their own
+        port 5672 accepts AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
     :param trust_domain: the trust domain of each environment's SPIFFE ID; by default the instance's name.
-    :param authority: folder with ``authority.pem`` (readable by root alone): the key, the certificate and the
-        certificates above it of an intermediate CA that issues the certificates; by default the host creates a CA.
+    :param authority: folder with ``authority.pem`` (readable by root alone): the key and the certificate of an
+        intermediate CA that issues the certificates, and the certificates above it; by default the host creates a CA.
     :param host: the name of this host in links (``web@<host>``) and certificates; absent: no links to other hosts.
-    :param listen: the ``<address>:<port>`` of this host for environments of other hosts; absent: **none**.
+    :param listen: the ``<address>:<port>`` at which this host accepts environments of other hosts; absent: **none**.
     :param hosts: the other hosts that links lead to or come from, by name.
     """
 
@@ -256,24 +255,27 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
 
     @property
     def among_hosts(self) -> bool:
-        """True if there may be links between this host and others. Then host, trust_domain and authority are needed."""
+        """True if links to or from other hosts are possible.
+
+        They require host, trust_domain and authority.
+        """
         return bool(self.listen or self.hosts)
 
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     """An external RabbitMQ cluster, by URL.
 
-    :param url: the URL of one node, or a list of several nodes' URLs; environments are connected to one that
+    :param url: the URL of one node, or a list of several nodes' URLs; environments are connected to a node that
         answers. ``amqp`` is accepted for loopback only; other hosts need ``amqps``.
     :param management: the URL of one node's management HTTP API (``http`` or ``https``), or a list of several nodes'
         URLs; the first node that answers is used.
     :param vhost: the virtual host of the links; it must exist.
     :param credentials: file with ``user:password`` for the management API, readable by root.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all hosts. All object
-        names are derived from it, so that nobody can guess them; absent: the host uses its own key, and everybody with
-        a login at the broker can count the dead letters.
-    :param ca: PEM file of the CA certificates that check the broker if a URL is ``amqps`` or ``https``;
-        by default the system's.
+        names are derived from this key, so that nobody can guess them. Absent: the host uses its own key, and everybody
+        with a login at the broker can count the dead letters.
+    :param ca: PEM file of the CA certificates that check the broker if a URL is ``amqps`` or ``https``; by default the
+        system's.
     :param host: the name of this host in links (``web@<host>``); absent: no links to other hosts.
     """
 
@@ -334,8 +336,8 @@ class Limits(Base, frozen=True):
     :param files: open files per process.
     :param shm: bytes of ``/dev/shm``, counted in ``memory`` too.
     :param tmp: bytes of ``/tmp``, counted in ``memory`` too.
-    :param disk: bytes of the writable layer, which then is a separate file system with one file
-        per 16 KiB. **Absent: as much as the host's disk has.**
+    :param disk: bytes of the writable layer, which is then a separate file system with one file per 16 KiB. **Absent:
+        no limit except the free space of the host's disk.**
     """
 
     memory: Size = Size(256 * 1024**2)
@@ -351,13 +353,13 @@ class Limits(Base, frozen=True):
 class Volume(Base, frozen=True):
     """Files that belong to this environment alone, and outlive it.
 
-    A volume is either a folder of the host (``source``), or a file system of limited size that netspace
-    keeps (``size``). Such a file system is removed with the environment only by ``purge``.
+    A volume is either a folder of the host (``source``), or a file system of limited size that netspace keeps
+    (``size``). When the environment is removed, such a file system is kept, unless ``purge`` is set.
 
-    :param source: absolute path on the host; no other environment may name it, a
-        folder above it or one below it.
+    :param source: absolute path on the host. No other environment may name this path, a folder above it, or a folder
+        below it.
     :param target: absolute path inside.
-    :param size: the most bytes it may hold; one file per 16 KiB.
+    :param size: the most bytes of the volume; one file per 16 KiB.
     :param read_only: whether the environment may only read it.
     """
 
@@ -392,7 +394,7 @@ class Allow(Base, frozen=True):
 
     @property
     def each(self) -> tuple[Allow, ...]:
-        """The same rule for each family, with ``cidr`` in each."""
+        """This rule, once for each address family; each copy has a ``cidr``."""
         if self.cidr is not None:
             return (self,)
         return tuple(msgspec.structs.replace(self, cidr=one) for one in EVERYWHERE)
@@ -410,12 +412,12 @@ class Way(Base, frozen=True):
 
 
 class Interface(Base, frozen=True, tag_field="kind"):
-    """Base of the interface kinds (``netspace.interface.kinds``).
+    """Base class of the interface kinds (``netspace.interface.kinds``).
 
     A kind overrides these methods to check its values beyond their types.
 
-    ``DEVICES`` are the host's devices that an environment with such an interface may open; ``NONE`` is true for
-    the kind without an interface.
+    ``DEVICES``: the host's devices that an environment with such an interface may open. ``NONE``: true for the kind
+    without an interface.
     """
 
     DEVICES: ClassVar[tuple[str, ...]] = ()
@@ -426,7 +428,7 @@ class Interface(Base, frozen=True, tag_field="kind"):
         return ()
 
     def claims(self) -> Iterable[tuple[str, str]]:
-        """Return the things that only one interface of the host can have: (key, thing)."""
+        """Return the resources that only one interface of the host can have: (key, resource)."""
         return ()
 
     def shares(self) -> Iterable[tuple[str, str, str]]:
@@ -438,7 +440,7 @@ class Interface(Base, frozen=True, tag_field="kind"):
         return ()
 
     def network(self) -> str:
-        """Return a description of the external network of the interface; empty: the host routes its packets."""
+        """Return a description of the external network of the interface; empty if the host routes its packets."""
         return ""
 
     def networks(self, direction: Direction) -> tuple[Cidr, ...]:
@@ -454,14 +456,14 @@ class Interface(Base, frozen=True, tag_field="kind"):
 
 
 class Filtered(Interface, frozen=True):
-    """Base of the filtered kinds: only connections that ``allow`` names pass.
+    """Base class of the filtered kinds: only connections that an ``allow`` rule permits pass.
 
     :param allow: exceptions to the default drop.
     :param rate: the most bits per second that the environment may send (``10M``); absent: unlimited.
-    :param connections: the most connections that may be open at once, in both directions together; connections by
-        published ports are counted separately, with the same bound.
-    :param audit: refused packets are recorded, and no more pass (``netspace.refused``). An environment's ``audit``
-        sets it.
+    :param connections: the most connections that may be open at once, in both directions together. Connections through
+        published ports are counted separately, with the same limit.
+    :param audit: whether refused packets are recorded (``netspace.refused`` shows the record). Refused packets are
+        still dropped. An environment's ``audit`` sets this value.
     """
 
     allow: tuple[Allow, ...] = ()
@@ -496,7 +498,7 @@ class Update(Base, frozen=True):
     the new one is healthy. Otherwise the old process is stopped first. Messages wait in the mailbox.
 
     :param rolling: false: never run two processes at once.
-    :param deadline: seconds until the new process must be healthy; otherwise the previous one is restored.
+    :param deadline: seconds within which the new process must be healthy; after them the previous process is restored.
     :param rollback: false: the new process stays, healthy or not.
     """
 
@@ -508,46 +510,49 @@ class Update(Base, frozen=True):
 class Environment(Base, frozen=True):
     """One program in an isolated environment.
 
-    :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``.
-        A file may be on Salt's file server: ``tar:salt://images/shop.tar``.
-    :param kernel: a unikernel's file, instead of an image; it excludes ``command``, ``env``, ``working_dir``
-        and ``volumes``, and an interface must be of kind ``tap``.
+    :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``. A file may be on Salt's
+        file server: ``tar:salt://images/shop.tar``.
+    :param kernel: a unikernel's file, instead of an image. It excludes ``command``, ``env``, ``working_dir`` and
+        ``volumes``, and an interface must be of kind ``tap``.
     :param source_hash: sha256 that the image's source, or the kernel, must have (``sha256:<hex>``).
     :param command: argument vector; absent: an OCI image's Entrypoint and Cmd.
     :param args: arguments after ``command``, or after the image's Entrypoint in place of its Cmd; a kernel's arguments.
-    :param env: variables of the program, in addition to a minimal set and an OCI image's.
+    :param env: environment variables of the program, in addition to a minimal set and an OCI image's.
     :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
-    :param limits: memory, processors, processes, files and disk.
-    :param interface: its virtual interface, of the kind that ``kind`` names; absent: loopback alone.
+    :param limits: limits on memory, processors, processes, files and disk.
+    :param interface: the virtual interface, of the kind that its ``kind`` names; absent: loopback alone.
     :param volumes: files that belong to this environment alone, and outlive it.
-    :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
-    :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel;
-        absent: the host's default.
+    :param working_dir: the program's working directory; absent: an OCI image's WorkingDir, else ``/``.
+    :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel; absent: the host's default.
     :param seccomp: the profile of allowed system calls: ``strict``, ``standard`` or ``file:/profile.json``.
-    :param apparmor: ``prefer``: confined by netspace's AppArmor profile where this host can do that. ``require``: it
-        doesn't start without. ``off``: without.
-    :param image_cache: ``shared``: environments on one image share its pages in memory. ``own``: this environment has
-        a copy of the image on the disk, and pages of its own, so that time tells nothing of what others read.
-    :param read_only: true: the root can't be written; false: writes go to a layer of its own.
-    :param state: ``running``, or ``stopped``: the environment exists and its mailbox receives, but its program
-        doesn't run.
+    :param apparmor: ``prefer``: netspace's AppArmor profile confines the environment where the host supports AppArmor.
+        ``require``: the environment doesn't start without the profile. ``off``: no profile.
+    :param image_cache: ``shared``: environments with the same image share its pages in memory. ``own``: this
+        environment has its own copy of the image on the disk, so that access times don't reveal which pages other
+        environments read.
+    :param read_only: true: the root can't be written; false: writes go to a layer that only this environment has.
+    :param state: ``running``, or ``stopped``: the environment exists and its mailbox receives, but its program doesn't
+        run.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
-    :param settle: seconds that the program must stay up before an apply counts it as started; the apply waits so long.
+    :param settle: seconds that the program must stay up before an apply counts it as started; the apply waits for this
+        time.
     :param init: whether process 1 is a small init from the host, which forwards signals to the program and reaps
-        orphans. The program then ends at once by a SIGTERM that it doesn't handle.
-    :param health: absent: it is healthy as long as it runs.
-    :param after: environments that must be healthy (or run, without a check) before this one is started.
-    :param attestation: absent: the host's default.
-    :param target: whether Salt may address the environment as ``T@netspace:MINION-NAME``, and so run
-        commands and apply states in it. **The default is no.**
-    :param audit: what it is refused is recorded, and nothing more is permitted: ``netspace.refused`` shows the record,
-        and ``netspace.suggest`` the declaration that would permit it.
-    :param host: what its program may ask the host for, as the peer ``host``: ``whoami``, ``values``, ``who``. **The
-        default is nothing.**
-    :param offers: the services that it offers to those who may send to it: names, by which they find it (``who``).
-    :param values: values for its program, by name: texts, numbers, true or false, lists, mappings. They are in its
-        card, and change without a restart. **They are no secrets.**
+        orphans. A SIGTERM that the program doesn't handle then ends it at once.
+    :param health: the health check; absent: the environment is healthy as long as its program runs.
+    :param after: environments that must be healthy before this one is started; those without a health check must run.
+    :param attestation: the trust that the environment demands; absent: the host's default.
+    :param target: whether Salt may address the environment as ``T@netspace:MINION-NAME``, and so run commands and apply
+        states in it. **The default is no.**
+    :param audit: whether the packets, system calls and messages that the environment is refused are recorded; they are
+        still refused. ``netspace.refused`` shows the record, and ``netspace.suggest`` shows a declaration that would
+        permit them.
+    :param host: the questions that the program may ask the peer ``host``: ``whoami``, ``values``, ``who``. **The
+        default is none.**
+    :param offers: names of services that the environment offers. Environments that may send to it find it by these
+        names (``who``).
+    :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
+        environment's card, and change without a restart. **They are no secrets.**
     """
 
     image: str = ""
@@ -588,7 +593,7 @@ class Environment(Base, frozen=True):
 
     @property
     def audited_interface(self) -> Any:
-        """The environment's interface, with the environment's ``audit``."""
+        """The environment's interface, with ``audit`` set as for the environment."""
         if not self.audit or not isinstance(self.interface, Filtered):
             return self.interface
         return msgspec.structs.replace(self.interface, audit=True)
@@ -597,8 +602,8 @@ class Environment(Base, frozen=True):
 class Link(Base, frozen=True):
     """The right of one environment (``from``) to send to another's mailbox (``to``).
 
-    Either end may be on another host: ``orders@h2``. Both hosts declare the link. Once parsed, this host's
-    environments are named without ``@<host>``.
+    Either end may be on another host: ``orders@h2``. Both hosts declare the link. Once parsed, this host's environments
+    are named without ``@<host>``.
 
     With ``ttl``, ``length`` or ``durable: false`` the link's messages wait in a dedicated queue, not in the receiver's
     mailbox.
@@ -606,22 +611,23 @@ class Link(Base, frozen=True):
     :param from: the sender: an environment's name, or ``<name>@<host>``.
     :param to: the receiver: an environment's name, or ``<name>@<host>``.
     :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
-    :param attestation: the trust that the link demands; absent: that of its two ends.
-    :param ttl: the most seconds that a message may wait to be read; then it becomes a dead letter.
+    :param attestation: the trust that the link demands; absent: the trust that its two ends demand.
+    :param ttl: the most seconds that a message may wait to be read. An older message becomes a dead letter.
     :param length: the most messages that may wait.
-    :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack;
-        ``drop-head``: the oldest message becomes a dead letter.
+    :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
+        oldest message becomes a dead letter.
     :param durable: ``false``: messages wait in the broker's memory, which is faster. **If the broker ends, waiting
         messages are lost, also confirmed ones.**
     :param rate: the most messages per second; needs ``length``. **netspace-client enforces rate, size and
-        content_type**, at both ends. Other programs find them in their card and must enforce them themselves.
+        content_type**, at both ends. Other programs find these limits in their card and must enforce them themselves.
     :param size: the most bytes of a message's body.
     :param content_type: the media type of all messages, such as ``application/json``.
-    :param monitor: the sender is notified when the receiver's program stops and starts.
-    :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
-        broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
-    :param via: for a link to another host. ``direct``: the sender connects to the receiver's broker, and learns at
-        once the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
+    :param monitor: whether the sender is notified when the receiver's program stops and starts.
+    :param seal: whether messages and replies are signed and encrypted end to end with the environments' own keys, so
+        that no broker and no relay can read or change them. **The programs must seal and open**, as netspace-client
+        does.
+    :param via: for a link to another host. ``direct``: the sender connects to the receiver's broker, and learns at once
+        the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
     :param as: the sender's local name for the receiver. The receiver may then move to another host, or be replaced,
         without a change of the sender's program.
     """
@@ -656,7 +662,7 @@ class Link(Base, frozen=True):
 
     @property
     def narrowed(self) -> dict[str, float | int | str]:
-        """The declared bounds of the link's messages, which the programs at both ends enforce."""
+        """The declared limits on the link's messages, which the programs at both ends enforce."""
         wanted = {
             "rate": None if self.rate is None else float(self.rate),
             "size": None if self.size is None else int(self.size),
@@ -686,15 +692,15 @@ class Link(Base, frozen=True):
 
 
 class Never(Base, frozen=True):
-    """An assertion that one end can't reach another. A declaration that allows it is refused.
+    """An assertion that one end can't reach another. A declaration that would allow it is refused.
 
     An end is an environment, ``<environment>@<host>``, or a network outside, such as ``0.0.0.0/0``.
 
     :param from: the end that must not send a message or open a connection.
     :param to: the end that must not be reached.
-    :param by: ``messages`` or ``packets``; absent: neither of the two.
-    :param flow: true: no data may flow either: no answers, and no path by way of other environments of this host, whose
-        programs could forward the data.
+    :param by: ``messages`` or ``packets``: only this way is forbidden; absent: both are forbidden.
+    :param flow: true: data must not flow from one to the other in answers or through other environments of this host
+        either, since their programs could forward the data.
     """
 
     source: str = msgspec.field(name="from")
@@ -709,12 +715,12 @@ def host_of(end: str) -> str | None:
 
 
 class Runtimes(Base, frozen=True):
-    """Runtimes of environments that don't name one, and the settings of each runtime.
+    """Default runtimes, and the settings of each runtime.
 
-    A runtime's name is a key with its settings, such as ``program``.
+    Each further key is the name of a runtime; its value holds the runtime's settings, such as ``program``.
 
-    :param default: the runtime of environments with an image.
-    :param kernels: the runtime of environments with a kernel.
+    :param default: the runtime of environments with an image that name no runtime.
+    :param kernels: the runtime of environments with a kernel that name no runtime.
     """
 
     default: str = "crun"

@@ -1,7 +1,7 @@
-"""Values that a declaration gives to an environment: bounds of their names, types, depth and size. Pure.
+"""Values that a declaration gives to an environment: limits on their names, types, depth and size. Pure.
 
 A value is a text, a number, true or false, a list, or a mapping of names to values. Values are no secrets: they are in
-records, in what an apply reports, and in the environment's card.
+records, in an apply's report, and in the environment's card.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Control groups that a supervisor gives to services, and the host's controllers (cgroups(7))."""
+"""Control groups of services, and the cgroup controllers of the host (cgroups(7))."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
 
 
 def values(root: str, cgroups: Sequence[str], file: str, word: bytes = b"") -> Iterator[bytes | None]:
-    """Yield :func:`file_value` of one file of many control groups.
+    """Yield :func:`file_value` of the same file in each of many control groups.
 
     :param root: where the hierarchy is mounted.
-    :param cgroups: their paths from *root*.
+    :param cgroups: the groups' paths from *root*.
     """
     # The kernel walks the path that all have in common only once.
     ends = [os.path.dirname(one) for one in (min(cgroups), max(cgroups))] if cgroups else ["/"]
@@ -71,8 +71,8 @@ def booted() -> bool:
 def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
     """Return the cgroup controllers of this host: ``memory``, ``pids``, ``cpu``...
 
-    A limit can't be enforced without its controller: systemd ignores such a limit silently, and an OCI runtime
-    refuses to start. So the caller must leave such a limit out, and report that.
+    A limit can't be enforced without its controller: systemd ignores such a limit silently, and an OCI runtime refuses
+    to start. So the caller must leave out such a limit and report the omission.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
@@ -85,7 +85,7 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
 
 
 def payload_cgroup(layout: Layout, name: str) -> str:
-    """Return the cgroup, from the hierarchy's root, of the program that the service *name* starts detached.
+    """Return the cgroup, from the hierarchy's root, of the detached program of the service *name*.
 
     The path is an OCI ``cgroupsPath``. Under systemd the cgroup lies in the unit's delegated subtree. So the unit's
     limits apply to the program, and the program ends with the unit.

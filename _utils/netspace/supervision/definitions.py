@@ -5,12 +5,12 @@ There are three kinds of file, owned by root, mode 0600:
 ``<state>/services/<name>.json``
     the definition. The client writes it; the daemon reads it at each start of the service.
 ``<state>/services/.desired.json``
-    ``{"running": [names]}``: the services that shall run, also after a reboot. They are in one file, so that
+    ``{"running": [names]}``: the services that shall run, also after a reboot. One file holds all of them, so that
     starting a thousand services takes one write.
 ``<run>/services/<name>.json``
-    a trace: process, state and the definition that the service was started with. The child writes the first
-    version before it becomes the program, so that no process is ever unrecorded; the daemon writes all later
-    versions. A later daemon reads it to adopt the running services. Gone after a reboot, like the processes.
+    a trace: process, state and the definition that the service was started with. The child writes the first version
+    before it becomes the program, so that no process is ever unrecorded; the daemon writes all later versions. A later
+    daemon reads the trace to adopt the running service. Traces are gone after a reboot, like the processes.
 
 All content is checked strictly. This module doesn't start, stop or signal a process.
 """
@@ -213,8 +213,8 @@ def read(layout: Layout, name: str) -> Service | None:
 def in_order(names: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
     """Return *names* and all their dependencies, each service after its dependencies.
 
-    A service that is not in *after* is left out. If services wait for each other in a
-    cycle, the cycle is cut at the service that is reached first, so that all of them are started.
+    A service that is not in *after* is left out. A cycle of services that wait for each other is cut at the service
+    that is reached first, so that all of them are started.
 
     :param after: the dependencies of each service.
     """
@@ -269,10 +269,10 @@ def desire(layout: Layout, add: Iterable[str] = (), drop: Iterable[str] = ()) ->
 class Trace:
     """The trace of a service that was started since the host booted.
 
-    :param state: as in :class:`~netspace.supervision.service.Status`, and ``launching`` (a
-        detached start is under way; ``pid`` is the launcher's) and ``stopping``.
-    :param ticks: start time of the process *pid*, in clock ticks since boot (proc(5)). PID and ticks together
-        identify a process.
+    :param state: a state of :class:`~netspace.supervision.service.Status`, or ``launching`` (a detached start is under
+        way; ``pid`` is the launcher's), or ``stopping``.
+    :param ticks: start time of the process *pid*, in clock ticks since boot (proc(5)). PID and ticks together identify
+        a process.
     :param service: the definition that the service was started with.
     :param oom_kills: number of the service's processes that the OOM killer killed since the start was requested.
     :param oom_seen: the count of the service's control group when it was last read.
@@ -372,4 +372,4 @@ def unknown(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 class SupervisorError(NetspaceError):
-    """Error: the supervisor can't be reached or doesn't do its work."""
+    """Error: the supervisor can't be reached, or failed to do what was requested."""

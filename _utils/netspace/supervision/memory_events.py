@@ -1,9 +1,9 @@
 """The kernel's OOM kills in control groups: their number, and immediate notices. Kills nothing.
 
-cgroup version 2 counts in ``memory.events`` and notifies by inotify(7); version 1 counts in
-``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``. An eventfd doesn't show
-which group an event came from, and version 1 also notifies when a group is removed. So each group has an eventfd of
-its own: after a removal, only that group is checked instead of all groups.
+cgroup version 2 counts in ``memory.events`` and notifies by inotify(7). Version 1 counts in ``memory.oom_control`` and
+notifies by eventfd(2), through ``cgroup.event_control``. An eventfd doesn't show which group an event came from, and
+version 1 also notifies when a group is removed. So each group has a separate eventfd, and a removal makes this module
+check only the removed group.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Notices:
     def watch(self, name: str, cgroup: str) -> None:
         """Report kills in *cgroup* from now on, as long as the group exists.
 
-        If the kernel can't report them, the kills are only counted.
+        If the kernel can't send notices for the group, kills are only counted.
         """
         with contextlib.suppress(OSError):
             if self._poll is None:
@@ -102,7 +102,10 @@ class Notices:
         self._eventfds[name], self._watched[own] = own, name
 
     def forget(self, name: str) -> None:
-        """Close the descriptor for the ended group of *name*. For version 2, inotify itself forgets the group."""
+        """Close the descriptor for the ended group of *name*.
+
+        Version 2 needs no close: inotify drops a removed group.
+        """
         own = self._eventfds.pop(name, None)
         if own is not None:
             del self._watched[own]

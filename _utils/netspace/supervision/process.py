@@ -1,7 +1,6 @@
 """Facts about processes from the kernel: their identity, state, and the service that they belong to.
 
-Reads ``/proc`` (proc(5)) and makes the few system calls that Python doesn't wrap.
-It starts nothing.
+This module reads ``/proc`` (proc(5)) and makes the few system calls that Python doesn't wrap. It starts nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Stat(NamedTuple):
 
     :param state: a letter (``Z``: zombie).
     :param ticks: start time of the process, in clock ticks since boot.
-    :param bare: whether its environment can't be read: it is a kernel thread, this process may not trace
-        it, or it has no environment. False while it is in execve(2), where that is unknown.
+    :param bare: whether the environment of the process can't be read: it is a kernel thread, this process may not trace
+        it, or it has no environment. False while the process is in execve(2), because the answer isn't known then.
     """
 
     state: str
@@ -67,7 +66,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def state(pid: int, processes: int | None = None) -> tuple[str, int]:
-    """Return the state and the start time of *pid*, as :class:`Stat` has them; an empty state if there is no such one.
+    """Return the state and the start time of *pid*, as in :class:`Stat`; the state is empty if there is no process.
 
     :param processes: a descriptor of ``/proc``, which makes many calls cheaper.
     """
@@ -152,13 +151,12 @@ def frozen(pid: int) -> bool:
 
 
 def asleep(pid: int, cgroup: str) -> int | None:
-    """Return the number of context switches of the threads of *pid* and of its cgroup if all are asleep; else None.
+    """Return the number of context switches of all threads of *pid* and its cgroup; None unless all are asleep.
 
-    If two calls return the same number, no thread has run between the calls. A thread that waits for a disk isn't
-    asleep, nor is a thread that could run and waits for a processor. So a program with the same number in two calls
-    waits for something else.
+    If two calls return the same number, no thread has run between the calls. A thread counts as awake if it waits for a
+    disk or for a processor. So if two calls return the same number, the program waits for something else.
 
-    :param cgroup: of the program and all its children. If it can't be read, *pid* alone counts.
+    :param cgroup: the cgroup of the program and all its children. If it can't be read, only *pid* counts.
     """
     pids = members(cgroup) or [str(pid)]
     if len(pids) > MOST_ASLEEP:
@@ -184,7 +182,7 @@ def asleep(pid: int, cgroup: str) -> int | None:
 
 
 def members(cgroup: str) -> list[str]:
-    """Return the ids of the processes of a control group, in whatever hierarchy it is; none: there is no such group."""
+    """Return the PIDs in a control group, in any hierarchy; empty if the group doesn't exist."""
     for root in ("", "/memory", "/pids", "/cpu"):
         if found := _read(f"/sys/fs/cgroup{root}{cgroup}/cgroup.procs").split():
             return [pid.decode() for pid in found]
@@ -199,7 +197,10 @@ def thaw(pid: int) -> None:
 
 
 def contained(pid: int) -> bool:
-    """Return whether *pid* is in another PID namespace than this process. If so, the children of *pid* end with it."""
+    """Return whether *pid* is in a PID namespace other than this process's.
+
+    The main process of a container is the first in its PID namespace, so all its children end with it.
+    """
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -220,8 +221,8 @@ class LeftOver(NamedTuple):
     """The result of one pass over ``/proc``.
 
     :param found: ``{pid: ticks}`` of the processes that were searched for.
-    :param complete: False if there may be more such processes: a process was in execve(2), where it has no environment
-        yet, or a process ended during the pass and may have forked another one. The next pass shows it.
+    :param complete: False if the pass may have missed such processes: a process was in execve(2), where it has no
+        environment yet, or a process ended during the pass and may have forked another one. The next pass finds them.
     """
 
     found: dict[int, int]
@@ -233,8 +234,8 @@ def left_over(marks: Iterable[str], sessions: Iterable[int]) -> LeftOver:
 
     Zombies and this process are left out.
 
-    :param sessions: sessions whose leaders have ended. If a live process has such a PID again, the session is a
-        new and unrelated one, and is left out.
+    :param sessions: sessions whose leaders have ended. A session is left out if a live process has its leader's PID,
+        because that PID was reused for a new and unrelated session.
     """
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}
@@ -268,7 +269,7 @@ def _environment(pid: str) -> list[bytes]:
 def weigh(score: int) -> None:
     """Set this process's ``oom_score_adj`` (-1000 to 1000), by which the OOM killer chooses. Children inherit it.
 
-    If *score* isn't permitted (a negative one mostly isn't in a container), it is set to 0.
+    If *score* isn't permitted, as mostly a negative one in a container, 0 is set instead.
     """
     for wanted in (score, 0):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:

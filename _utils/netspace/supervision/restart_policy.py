@@ -31,14 +31,14 @@ def delay(failures: int) -> float:
 
 
 def again(restart: str, end: str) -> bool:
-    """Return whether a service with the policy *restart* is started again after *end*."""
+    """Return whether the policy *restart* demands a restart after the end *end*."""
     return restart == "always" or (restart == "on-failure" and end != "exit 0")
 
 
 def end_of(status: int | None) -> str:
-    """Return the *status* of wait(2) as ``exit`` of :class:`~netspace.supervision.service.Status`.
+    """Return the *status* of wait(2) in the form of ``Status.exit``; ``unknown`` for None.
 
-    None means unknown.
+    See :class:`~netspace.supervision.service.Status`.
     """
     if status is None:
         return "unknown"

@@ -15,29 +15,28 @@ class Service:
     """A program to keep running.
 
     :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
-    :param command: argument vector, absolute program. It stays in the foreground,
-        unless ``pid_file`` is given: then it starts the program, writes the program's PID
-        to that file and exits 0.
-    :param variables: all environment variables (none is inherited). Every user of the host can
-        read them, so they must not hold a secret.
+    :param command: argument vector, absolute program. The program stays in the foreground. With ``pid_file``, the
+        command instead starts another program, writes that program's PID to the file, and exits 0.
+    :param variables: all environment variables (none is inherited). Every user of the host can read them, so they must
+        not hold a secret.
     :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end. They also run before
-        a start if perhaps they didn't run after the last run ended. Their failure is ignored.
-    :param reload: argument vector that makes the program re-read its configuration;
-        ``{pid}`` stands for the main process.
+        a start if perhaps they didn't run after the last end. Their failure is ignored.
+    :param reload: argument vector that makes the program re-read its configuration; ``{pid}`` stands for the main
+        process.
     :param restart: the ends after which the program is started again.
     :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL (to all processes).
     :param user: run as this user (name), else root; not together with ``pid_file``.
     :param after: services that must be started before this one; a start of this service starts them too.
     :param until: files that must exist before the program is started. Until then the service is ``starting``, without a
         time limit. The call that starts the service does not wait for the files.
-    :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
+    :param condemned: a file. If it exists when the service ends, the end counts as a failure even after a long run, so
         that the delay before restarts keeps growing.
     :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
-    :param limits: bounds that systemd sets for the service's unit: ``memory`` (bytes), ``cpus``, ``pids``. An
-        environment's runtime sets the environment's bounds too.
-    :param delegate: the program creates cgroups below its own (a container runtime; implied
-        by ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
-    :param init: the main process is an init. If a signal ends the init's program, the init exits with 128 plus
+    :param limits: limits that systemd sets for the service's unit: ``memory`` (bytes), ``cpus``, ``pids``. For an
+        environment, the container runtime sets its limits too.
+    :param delegate: whether the program creates cgroups below its own, as a container runtime does (implied by
+        ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
+    :param init: whether the main process is an init. If a signal ends the init's program, the init exits with 128 plus
         the signal's number, like a shell.
     """
 
@@ -68,16 +67,16 @@ State = Literal["running", "starting", "stopped", "failed", "frozen"]
 class Status:
     """The state of a service.
 
-    :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
-        (on purpose, or ended without a restart), ``failed``, ``frozen`` (a signal has stopped its main
-        process; a start continues it).
+    :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped`` (on purpose, or ended without a
+        restart), ``failed``, ``frozen`` (a signal has stopped its main process; a start continues it).
     :param pid: main process; 0 if no process runs.
     :param since: time of the last change of state, in seconds since the epoch.
     :param restarts: number of restarts since a start was last requested.
-    :param exit: how the last run ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
-        if no supervisor witnessed it. systemd soon forgets a clean end: then this is ``""`` again.
+    :param exit: how the last run ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown`` if no supervisor saw
+        the end. systemd soon forgets a clean end; the value is then ``""`` again.
     :param oom_kills: number of the service's processes that the OOM killer killed since a start was last requested. If
-        systemd then ends the whole service, that counts once. Only for a service with its own control group.
+        systemd ends the whole service because of a kill, this counts as one. Only for a service with its own control
+        group.
     """
 
     state: State
@@ -99,13 +98,13 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: count the OOM kills that a supervisor has noticed, without those of the last second, where that
-            is less work.
+        :param noticed: whether the count of OOM kills may lack the last second's kills, if such a count takes less
+            work.
         """
         ...
 
     def define(self, services: Sequence[Service]) -> bool:
-        """Write the definitions by which the services are started, now and at boot; return whether anything changed."""
+        """Write the definitions with which services are started, now and at boot; return whether anything changed."""
         ...
 
     def differing(self, services: Sequence[Service]) -> set[str]:
@@ -120,7 +119,7 @@ class Supervisor(Protocol):
         ...
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these services and wait until they have ended; they stay stopped over a reboot."""
+        """Stop these services and wait until they have ended; they stay stopped after a reboot."""
         ...
 
     def reload(self, names: Collection[str]) -> dict[str, str]:
@@ -136,16 +135,16 @@ class Supervisor(Protocol):
         ...
 
     def attend(self) -> None:
-        """Start the supervisor if no supervisor watches.
+        """Start the supervisor if none is running.
 
-        It handles services that ended without it, and starts no others.
+        The supervisor handles services that ended while no supervisor ran, and starts no others.
         """
         ...
 
     def resume(self) -> None:
         """Start and watch all desired services, after a reboot or after the supervisor was killed.
 
-        The call is cheap if they run already. Under systemd it does nothing.
+        The call is cheap if the services run already. Under systemd it does nothing.
         """
         ...
 
@@ -155,7 +154,7 @@ class Supervisor(Protocol):
 
 
 def looked_at(status: Status) -> Status:
-    """Return *status* with the state ``frozen`` if a signal has stopped the running main process; else unchanged."""
+    """Return *status* with the state ``frozen`` if a signal has stopped the running main process; else *status*."""
     if status.state == "running" and process.frozen(status.pid):
         return replace(status, state="frozen")
     return status

@@ -1,8 +1,9 @@
 """Weights of control groups: the share of busy processors and disks that a service gets beside other services.
 
-A limit bounds how much an environment may use, but gives nobody priority. So all environments together weigh
-less than one program of the host: applies, the broker and the forwarder continue however much the environments use. A
-weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS pages.
+A limit restricts how much an environment may use, but gives no other program priority. So all environments together
+weigh less than one program of the host: applies, the broker and the forwarder continue however much the environments
+use. A weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS
+pages.
 
 Without systemd, the common cgroup of all environments gets the weight. With systemd, all of netspace's services are in
 one slice, which gets a weight. In the slice, a drop-in file for the units of environments gives each of them less
@@ -34,11 +35,10 @@ _HIERARCHIES = ("cpu.shares", "blkio.bfq.weight", "blkio.throttle.read_bps_devic
 
 
 def lower(layout: Layout, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
-    """Give the common cgroup of all environments its weight, on a host without systemd.
+    """Set the weight of the common cgroup of all environments, on a host without systemd.
 
-    Make the cgroup if it is missing.
-
-    A kernel without such a weight is left unchanged. Writes nothing if the weight is already set.
+    The cgroup is made if it is missing. Nothing is written if the weight is already set, or if the kernel doesn't
+    support weights.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     :return: the files that were written.
@@ -82,9 +82,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _differs(file: Path, value: str) -> bool:
-    """Return whether a file of weights has another value than *value*; False if there is no such file.
+    """Return whether a file of weights has a value other than *value*; False if the file doesn't exist.
 
-    :raises OSError: when the file can't be read.
+    :raises OSError: the file can't be read.
     """
     if not os.path.exists(file):
         return False
@@ -93,12 +93,13 @@ def _differs(file: Path, value: str) -> bool:
 
 
 def units(layout: Layout, folder: Path, header: str) -> dict[Path, str]:
-    """Return the files by which systemd gives the weights: one for the slice, and one drop-in for environments' units.
+    """Return the files by which systemd sets the weights: one for the slice, and one drop-in for environments.
 
-    A folder that is named by a prefix of units' names belongs to all these units (systemd.unit(5)).
+    The drop-in's folder has a prefix of the units' names as its name, so systemd applies it to all these units
+    (systemd.unit(5)).
 
     :param folder: systemd's folder of unit files.
-    :param header: their first line.
+    :param header: the files' first line.
     """
 
     def weights(kind: str, weight: int) -> str:

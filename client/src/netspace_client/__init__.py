@@ -7,19 +7,18 @@
             async with message:  # acknowledged at the end
                 ...
 
-``mailbox`` is the interface; it joins the other modules:
+``mailbox`` is the interface, and connects the other modules:
 
-- ``card`` parses ``environment.json``, and ``host`` reads it again when it changes;
+- ``card`` parses ``environment.json``, and ``host`` reads that file again when it changes;
 - ``session`` keeps a connection to a broker, ``outlet`` publishes in order with confirmations, ``ear`` consumes a
   queue, and ``lines`` holds the sessions and outlets; ``wire`` and ``codec`` carry the messages of a channel;
 - ``sending`` prepares outgoing messages, ``batch`` sends many at once;
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
-- ``answers`` receives answers to requests, ``notices`` events about monitored peers;
-- ``host_peer`` asks the environment's own host;
-- ``confinement`` gives up rights that a program doesn't need;
-- ``replicas`` leads each message to one of several replicas;
+- ``answers`` receives answers to requests, ``notices`` receives events about monitored peers;
+- ``host_peer`` sends requests to the environment's own host;
+- ``replicas`` chooses one of several replicas for each message;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
-- ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
+- ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies this to AMQP.
 """
 
 from netspace_client.batch import Batch

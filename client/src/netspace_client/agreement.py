@@ -2,13 +2,13 @@
 
 One key agreement serves a *session* of several messages, because it takes longer than the rest of a seal
 (``docs/adr/0042``). For a session, the sender makes an ephemeral key, agrees with the receiver's key, makes
-``MESSAGES`` content keys, wraps them in the agreed key, and forgets the ephemeral and the agreed key. Each message
-takes one content key, which is forgotten then. So nothing in the sender's memory opens an earlier message.
+``MESSAGES`` content keys, wraps them in the agreed key, and deletes the ephemeral and the agreed key. Each message uses
+one content key, which is then deleted. So nothing in the sender's memory opens an earlier message.
 
-The form of a message is that of any JWE of these algorithms: it is opened by itself, in any order, by every receiver.
-:class:`Agreed` saves a receiver the repetition of an agreement. It decides nothing: what it returns could be computed
-again from the message's header and the receiver's key. An attacker who opens many sessions has nothing remembered
-without a valid signature, and a sender can only displace keys of its own.
+A message has the form of any JWE of these algorithms, so every receiver can open it without the others, in any order.
+:class:`Agreed` caches agreed keys for a receiver. The cache decides nothing: its content can be computed again from the
+message's header and the receiver's key. Only keys of messages with a valid signature are cached, and a sender can only
+displace its own keys.
 
 The JWE is assembled here from primitives of ``cryptography``, because no library lets an agreement be used twice.
 """
@@ -49,10 +49,10 @@ _PURPOSE = len(WRAP).to_bytes(4, "big") + WRAP.encode() + bytes(8) + (256).to_by
 
 @dataclass
 class _Session:
-    """The rest of an agreement.
+    """The state of a session after its key agreement.
 
-    :param header: the encoded header, the same in all of its messages.
-    :param keys: content keys to be used, each with its wrapped and encoded form.
+    :param header: the encoded header, the same in all messages of the session.
+    :param keys: unused content keys, each with its wrapped and encoded form.
     """
 
     header: bytes
@@ -105,18 +105,18 @@ def _begun(reader: Key, now: float) -> _Session:
 
 
 class Agreed:
-    """A receiver's memory of agreed keys, by sender and header, for one ring of its own keys."""
+    """A receiver's cache of agreed keys, by sender and header. All keys were agreed with one ring of own keys."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[str, OrderedDict[bytes, bytes]] = OrderedDict()
 
     def known(self, sender: str, header: bytes) -> bytes | None:
-        """Return the agreed key of an encoded header; None: it isn't remembered."""
+        """Return the cached key for an encoded header; None: no key is cached."""
         theirs = self._of.get(sender)
         return None if theirs is None else theirs.get(header)
 
     def remember(self, sender: str, header: bytes, key: bytes) -> None:
-        """Remember an agreed key. To be called only after a message of *sender* with this header was accepted."""
+        """Cache an agreed key. Call this only after a message of *sender* with this header was accepted."""
         if len(header) > LONGEST:
             return
         theirs = self._of.setdefault(sender, OrderedDict())
@@ -130,9 +130,9 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Decrypted:
-    """The content of an encryption: not yet verified, since anybody can encrypt.
+    """The decrypted content of a message. It isn't verified yet, and any process can encrypt for a public key.
 
-    :param header: the encoded header; *key*: the agreed key that follows from it.
+    :param header: the encoded header; *key*: the key agreed with it.
     """
 
     text: bytes
@@ -143,10 +143,10 @@ class Decrypted:
 def decrypt(raw: bytes, mine: Ring, agreed: Agreed, sender: str) -> Decrypted:
     """Decrypt a message.
 
-    :param mine: our own keys, for which alone *agreed* remembers.
-    :param sender: the sender, as its link names it.
-    :raises SealError: it isn't encrypted for one of our keys, has another form than the accepted one, or was changed.
-    :raises UnknownKey: our key is unknown; newer files of the host might have it.
+    :param mine: our own keys; *agreed* must belong to the same keys.
+    :param sender: the sender's name in its link.
+    :raises SealError: the message isn't encrypted for one of our keys, doesn't have the accepted form, or was changed.
+    :raises UnknownKey: our key is unknown; newer files of the host might contain it.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
@@ -168,7 +168,7 @@ def decrypt(raw: bytes, mine: Ring, agreed: Agreed, sender: str) -> Decrypted:
 
 
 def _agreed(encoded: bytes, mine: Ring) -> bytes:
-    """Check the header of a message, and return the agreed key that follows from it."""
+    """Check the header of a message, and compute the agreed key from the header and our own key."""
     header = jose.decoded(encoded)
     if not header.keys() <= _HEADER or (header.get("alg"), header.get("enc")) != (WRAP, ENCRYPT):
         raise SealError(f"sealed in another way: {sorted(map(str, header))[:12]}"[:200])
@@ -182,7 +182,7 @@ def _agreed(encoded: bytes, mine: Ring) -> bytes:
 
 
 def _ephemeral(key: Any) -> Mapping[str, str]:
-    """Return the members of a public key on P-256; others are ignored (RFC 7518, 4.6.1.1)."""
+    """Return the members of a public key on P-256 and ignore others (RFC 7518, 4.6.1.1)."""
     members = {name: key.get(name) for name in ("kty", "crv", "x", "y")} if isinstance(key, dict) else {}
     texts = {name: one for name, one in members.items() if isinstance(one, str) and len(one) <= 64}
     if len(texts) != 4:

@@ -1,4 +1,4 @@
-"""Receipt of answers to requests: binds the replies queue, and assigns each answer to its question."""
+"""Receipt of answers to requests: binds the replies queue, and assigns each answer to its request."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Answers:
             del self._questions[question.id]
 
     def known(self, question: Question, queue: str) -> str | None:
-        """Return the address for ``reply_to`` if the replies queue is bound already; None: ``way`` has to bind it."""
+        """Return the address for ``reply_to`` if the replies queue is bound; None: call ``way``, which binds it."""
         place = (question.session, question.exchange)
         hearing = self._ears.of(question.session, queue).hearing
         bound = self._bound.get(place)
@@ -100,7 +100,7 @@ class Answers:
     async def wait(self, question: Question, timeout: float) -> Message:
         """Wait for the answer to a question and return it.
 
-        :raises Timeout: there was none in time.
+        :raises Timeout: no answer came in time.
         """
         late = asyncio.get_running_loop().call_later(timeout, self._late, question)
         try:
@@ -114,7 +114,7 @@ class Answers:
             question.answered.set_exception(Timeout(f"{question.peer} didn't answer in time"))
 
     def follow(self, about: Card) -> None:
-        """Close the ears and forget the bindings of replies that are no longer in the card."""
+        """Stop consuming replies queues that are no longer in the card, and forget their bindings."""
         asked = [peer for peer in about.peers.values() if peer.replies]
         wanted = {(session, peer.replies) for peer in asked if (session := self._lines.known(peer.broker))}
         self._ears.forget({(session, replies[0]) for session, replies in wanted if replies})
@@ -137,7 +137,7 @@ class Answers:
         return Ear(self._lines, session, queue, heard)
 
     def judge(self, session: Session, delivery: Delivery) -> None:
-        """Check an answer and give it to its question. Drop it if no question is open, or if a check fails."""
+        """Check an answer and give it to its question. Drop it if the check fails, or no such question is open."""
         question = self._questions.get(delivery.properties.correlation_id or "")
         if question is None or question.answered.done():
             return

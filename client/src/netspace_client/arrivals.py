@@ -1,7 +1,7 @@
 """Incoming messages of this environment's queues: check them in order, hold them until they are received, settle them.
 
-Their number and their bytes are bounded. If a sender is no longer declared, its held messages are not handed out but
-rejected; they become dead letters, like its later messages.
+The number and the bytes of held messages are limited. If a sender is no longer declared, its held messages are rejected
+instead of received; they become dead letters, like its later messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Arrivals:
 
     :param owner: the mailbox to which the messages belong.
     :param capacity: the most unsettled messages.
-    :param memory: bytes of bodies. Above it, no more messages are consumed until all are settled.
+    :param memory: bytes of message bodies. Above this sum, no more messages are consumed until all are settled.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Arrivals:
 
     # -- consuming -------------------------------------------------------------------
     def follow(self) -> None:
-        """Consume exactly the queues in the card; reject held messages of senders that are not in it."""
+        """Consume exactly the queues in the card; reject held messages of senders that are not in the card."""
         about = self._host.card
         if about is self._followed:
             return
@@ -112,7 +112,7 @@ class Arrivals:
         return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed, in_order=True)
 
     def _left(self, delivery: Delivery) -> float | None:
-        """Return the seconds until the declared rate of its link permits a delivery; None: the link has no rate.
+        """Return the seconds until a delivery is within its link's declared rate; None: the link has no rate.
 
         A delayed message is not settled, so the link's dedicated queue fills up, and the broker refuses the sender's
         next messages.
@@ -127,7 +127,7 @@ class Arrivals:
         return left
 
     def _later(self, left: float, queue: str, delivery: Delivery) -> None:
-        """Judge a delivery after *left* seconds."""
+        """Check a delivery after *left* seconds."""
 
         def arrive() -> None:
             self._timers.discard(timer)
@@ -137,7 +137,7 @@ class Arrivals:
         self._timers.add(timer)
 
     def _judge(self, queue: str, delivery: Delivery) -> None:
-        """Judge a delivery now, or leave it to ``sort``, which may wait, after all deliveries that came before."""
+        """Check a delivery now. Queue it for ``sort`` if it has to wait, or if earlier deliveries wait there."""
         behind = bool(self._arrived)
         if behind or not self._take(queue, delivery):
             self._arrived.append((queue, delivery, not behind))
@@ -146,13 +146,13 @@ class Arrivals:
     def _forget_unnamed(self) -> None:
         """Drop held messages without an id whose channel is closed.
 
-        They are delivered again, and without an id they would not be recognized as duplicates.
+        The broker redelivers them; without an id, this program couldn't recognize the duplicates.
         """
         for message in self.inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
             self._gone(message._queue, message._delivery)
 
     def _gone(self, queue: str, delivery: Delivery) -> None:
-        """Remove a message from the counts of its queue and of bytes."""
+        """Subtract a message from the number of its queue and from the sum of bytes."""
         self._here[queue] -= 1
         self._forgotten(delivery)
 
@@ -161,7 +161,7 @@ class Arrivals:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Consume again, if nothing is here any more."""
+        """Consume again, if no unsettled message is left."""
         if self._stopped and not self._here.total() and not self._arrived and not self._timers:
             self._stopped = False
             for ear in self._ears:
@@ -173,7 +173,7 @@ class Arrivals:
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Judge, for ever, the deliveries that have to wait for a newer card, and all later deliveries."""
+        """Check, for ever, the deliveries that have to wait for a newer card, and all later deliveries."""
         while True:
             await self._some.wait()
             self._some.clear()
@@ -186,9 +186,9 @@ class Arrivals:
             self._go_on()
 
     def _take(self, queue: str, delivery: Delivery, again: bool = False) -> bool:
-        """Judge a delivery, and put it into the inbox or settle it. Return False if it must be judged again later.
+        """Check a delivery, and put it into the inbox or settle it. Return False if it must be checked again later.
 
-        :param again: it was tried before.
+        :param again: whether it was checked before.
         """
         if delivery.wire.closed:
             self._forgotten(delivery)
@@ -212,9 +212,9 @@ class Arrivals:
     def _admitted(self, queue: str, delivery: Delivery, again: bool) -> Message | None:
         """Check a delivery and return it as a message.
 
-        Return None if its sender isn't declared, if it is a duplicate, or if it is refused; it is settled then.
+        Settle it and return None if its sender isn't declared, if it is a duplicate, or if it is refused.
 
-        :raises _Later: the key that it is sealed with may be in newer files of the host.
+        :raises _Later: the key for its seal may be in newer files of the host.
         """
         sender = self._host.card.senders.get(delivery.exchange)
         if sender is None:
@@ -256,10 +256,10 @@ class Arrivals:
 
     # -- receiving --------------------------------------------------------------------------
     async def receive(self, wanted: Match, timeout: float | None) -> Message:
-        """Wait for the first message that matches *wanted* and return it. Others stay, in their order.
+        """Wait for the first message that matches *wanted* and return it. Other messages stay, in their order.
 
-        :raises Timeout: none came.
-        :raises InboxFull: none can come, because other messages take up the whole capacity.
+        :raises Timeout: no matching message came in time.
+        :raises InboxFull: no matching message can come, because other messages take up the whole capacity.
         :raises NotDeclared: this environment has no mailbox.
         """
         self.follow()
@@ -321,7 +321,7 @@ class Arrivals:
 
 
 class _Later(Exception):
-    """A delivery can't be judged yet."""
+    """Error: a delivery can't be checked yet."""
 
 
 def _late(waiter: Waiter[Message], timeout: float) -> None:
@@ -330,7 +330,7 @@ def _late(waiter: Waiter[Message], timeout: float) -> None:
 
 
 def _given(waiter: Waiter[Message]) -> Message | None:
-    """Return the message that was given to *waiter* before it was cancelled; None: there is none."""
+    """Return the message that *waiter* got before it was cancelled; None: it got no message."""
     future = waiter.future
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result() if done else None

@@ -1,7 +1,7 @@
 """Many messages to one peer, sent without waiting for each confirmation: ``batch`` and ``send_many``.
 
-Unconfirmed messages are bounded by number and bytes, so a fast sender waits for a slow broker. If the connection is
-lost, the outlet sends all unconfirmed ones again, in their order and with their ids.
+Unconfirmed messages are limited by number and bytes, so a fast sender waits for a slow broker. If the connection is
+lost, the outlet sends all unconfirmed messages again, in their order and with their ids.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ class Batch:
     """Messages to one peer. Use: ``async with mailbox.batch("orders") as batch``, from one task.
 
     ``send`` returns as soon as there is room, before the broker has confirmed the message. The end of the block waits
-    until all are confirmed, and raises :class:`BatchFailed` if some failed. If an error leaves the block, the end waits
-    too, and the ``BatchFailed`` is the error's ``__context__``. If the task is cancelled, or by any other
-    ``BaseException``, it doesn't wait: messages that are unconfirmed may arrive, and are not sent again.
+    until all messages are confirmed, and raises :class:`BatchFailed` if some failed. If the block raises an exception,
+    the end waits too, and the ``BatchFailed`` is the exception's ``__context__``. If the task is cancelled, or the
+    block raises another ``BaseException``, the end doesn't wait: unconfirmed messages may arrive, and are not sent
+    again.
 
-    :ivar failed: by id, the error of each message that failed. Its ``unknown`` tells whether the message may have
-        arrived.
+    :ivar failed: the error of each message that failed, by the message's id. The error's ``unknown`` is true if the
+        message may have arrived.
     :ivar repeated: ids of messages that were sent again because a connection was lost or the link was renamed. The
-        broker may have each of them twice; netspace-client drops the second one, and another receiver recognizes it by
+        broker may have each of them twice. netspace-client drops the second copy; other receivers must recognize it by
         its id.
     """
 
@@ -120,7 +121,7 @@ class Batch:
     async def confirmed(self) -> None:
         """Wait until no message is unconfirmed.
 
-        :raises BatchFailed: some failed, now or earlier.
+        :raises BatchFailed: some messages failed, since the batch began.
         """
         await self._none_open()
         if self.failed:
@@ -158,9 +159,9 @@ class Batch:
     def _begin(
         self, id: str, peer: Peer, content: Content, urgent: bool, deadline: float, former: Parcel | None = None
     ) -> None:
-        """Begin a message.
+        """Begin to send a message.
 
-        :param former: the parcel of the same message that ended before.
+        :param former: the earlier parcel with the same message, if it is sent again.
         """
         outlet, parcel = self._sending.parcel(peer, content, id, urgent)
         parcel.continues(former is not None and _unknown(former.error))
@@ -173,7 +174,7 @@ class Batch:
         outlet.begin(parcel)
 
     def _told(self, parcel: Parcel) -> None:
-        """Record the outcome of a message. If its link has a new exchange by now, send the message again through it."""
+        """Record the outcome of a message. If its link has a new exchange, send the message again through it."""
         one = self._open.pop(parcel, None)
         if one is None:
             return
@@ -196,7 +197,7 @@ class Batch:
             self._free.set()
 
     def _forget(self) -> None:
-        """Stop sending messages again and waiting for them: the block was left, or its task is cancelled."""
+        """Stop resending messages and waiting for them, because the block was left or its task is cancelled."""
         if self._late is not None:
             self._late.cancel()
         for parcel, one in self._open.items():

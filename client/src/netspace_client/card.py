@@ -1,7 +1,7 @@
 """Parser of the card ``/run/netspace/environment.json``, in which the host describes an environment's links.
 
-This library takes all names, addresses and credentials from the card and composes none. It only reads files.
-Unknown keys are ignored, because a newer host may add some; an unknown ``version`` is an error.
+This library takes all names, addresses and credentials from the card, and makes none itself. The module only reads
+files. Unknown keys are ignored, because a newer host may add some; an unknown ``version`` is an error.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Peer:
     :param name: the peer's own name; ``<name>@<host>`` if it is on another host.
     :param broker: the broker of the link: this environment's own, or that of the peer's host.
     :param replies: for ``request``: (own replies queue, exchange to which it is bound).
-    :param monitor: source of notices about the peer: (their exchange, the peer's queue).
+    :param monitor: source of notices about the peer: (the notices' exchange, the peer's queue).
     :param notices: the queue to which these notices are delivered.
     :param message_size: the most bytes of a message, on a link to another host.
-    :param local: the local name of the peer in programs here; None: they use its own name.
+    :param local: the peer's local name in this environment's programs; None: programs use the peer's own name.
     :param durable: False: messages and answers of the link are only in the broker's memory.
-    :param verbs: what this environment may ask for, if the peer is its host.
+    :param verbs: the requests that this environment may make, if the peer is its host.
     """
 
     name: str
@@ -95,12 +95,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Sender:
-    """An environment that may send to this one. The sender alone can publish into *exchange*.
+    """An environment that may send to this one. Only the sender can publish into *exchange*.
 
-    Several may have the same name: when a link's exchange was renamed, messages from the old one are still read.
+    Several may have the same name: after a link's exchange was renamed, messages from the old exchange are still read.
 
-    :param reply_exchange: for ``request``: the exchange for answers to it.
-    :param former: *exchange* is an old one of the link.
+    :param reply_exchange: for ``request``: the exchange for answers to the sender.
+    :param former: whether *exchange* is an old exchange of the link.
     :param durable: False: messages and answers of the link are only in the broker's memory.
     """
 
@@ -119,11 +119,11 @@ class Card:
     """The content of ``environment.json``.
 
     :param queues: all queues that this environment reads.
-    :param peers: by their own names.
-    :param senders: by their exchange.
+    :param peers: the peers, by their own names.
+    :param senders: the senders, by their exchange.
     :param keys: file of this environment's own keys; None: none of its links is sealed.
-    :param audit: the host records what this environment is refused.
-    :param values: the values that its declaration gives to this environment.
+    :param audit: whether the host records refused accesses of this environment.
+    :param values: the values that the declaration gives to this environment.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Card:
 def load(folder: Path = FOLDER) -> Card:
     """Read the card in *folder*.
 
-    :raises CardError: it is missing or invalid.
+    :raises CardError: the card is missing or invalid.
     """
     path = folder / "environment.json"
     try:
@@ -232,7 +232,7 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
 def load_keys(path: Path) -> Ring:
     """Read the environment's own keys.
 
-    :raises CardError: their file is missing or invalid.
+    :raises CardError: the keys' file is missing or invalid.
     """
     try:
         with path.open("rb") as stream:

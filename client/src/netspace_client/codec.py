@@ -1,8 +1,8 @@
 """Frames of AMQP 0-9-1 that carry messages, as bytes: publish, deliver, return, acknowledge. Pure.
 
-Every message needs three frames to send, three to receive and one to acknowledge. aiormq makes an object, a task and
-several entries of queues for each, which took half of the time of a question and its answer. So these frames are
-written and read here; all others stay with aiormq and pamqp. :mod:`netspace_client.wire` uses this.
+Every message needs three frames to send, three to receive and one to acknowledge. For each frame, aiormq makes an
+object, a task and several queue entries, which took half of the time of a question and its answer. So these frames are
+written and read here. aiormq and pamqp handle all other frames. :mod:`netspace_client.wire` uses this module.
 
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf (2.3.5 and 4.2)
 """
@@ -55,10 +55,10 @@ def frame(kind: int, channel: int, payload: bytes) -> bytes:
 
 
 def short(text: str) -> bytes:
-    """Return a short string.
+    """Return *text* encoded as a short string.
 
-    :raises TypeError: it isn't text.
-    :raises ValueError: it has more than 255 bytes, or can't be encoded in UTF-8.
+    :raises TypeError: *text* isn't a str.
+    :raises ValueError: *text* has more than 255 bytes, or can't be encoded in UTF-8.
     """
     if not isinstance(text, str):
         raise TypeError(f"expected a str, got {type(text).__name__}")
@@ -77,10 +77,10 @@ def publish(exchange: str, key: str) -> bytes:
 def message(channel: int, method: bytes, about: spec.Basic.Properties, body: bytes, most: int) -> bytes:
     """Return the frames of a message.
 
-    :param method: from :func:`publish`.
-    :param about: its properties, without headers and timestamp.
+    :param method: the payload from :func:`publish`.
+    :param about: the message's properties, without headers and timestamp.
     :param most: the most bytes of a frame's payload.
-    :raises TypeError: a property isn't of its type.
+    :raises TypeError: a property has the wrong type.
     :raises ValueError: a property can't be encoded.
     """
     flags, parts = 0, []
@@ -117,7 +117,9 @@ def confirmation(payload: bytes) -> tuple[int, bool]:
 
 
 def delivery(payload: bytes) -> tuple[int, bool, str, str]:
-    """Return tag, ``redelivered``, exchange and routing key of a delivery. A sender chooses the key: any bytes.
+    """Return tag, ``redelivered``, exchange and routing key of a delivery.
+
+    The sender chooses the routing key, which may be any bytes.
 
     :raises ValueError: a length is wrong.
     """
@@ -136,9 +138,9 @@ def body_size(payload: bytes) -> int:
 
 
 def properties(payload: bytes) -> spec.Basic.Properties:
-    """Return the properties in a content header. If they can't be decoded, return none of them.
+    """Return the properties in a content header, or no properties if they can't be decoded.
 
-    A sender chooses them, and the broker passes on what is no text and no date.
+    A sender chooses the properties, and the broker passes on values that are not valid text or dates.
     """
     flags = int.from_bytes(payload[12:14], "big")
     if flags & (_HEADERS_OR_TIME | _MORE_FLAGS):
@@ -172,7 +174,7 @@ def _by_pamqp(payload: bytes) -> spec.Basic.Properties:
 def _text(payload: bytes, at: int) -> tuple[bytes, int]:
     """Return the short string that begins *at* this offset, and the offset of its end.
 
-    :raises ValueError: it is longer than the payload.
+    :raises ValueError: the string is longer than the payload.
     """
     end = at + 1 + payload[at]
     if end > len(payload):

@@ -1,4 +1,4 @@
-"""Consumption of queues over lost connections, by one *ear* per queue. Declares nothing."""
+"""Consumption of queues that continues after lost connections, by one *ear* per queue. Declares nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ear:
     """A consumer of *queue* that calls *heard* with each delivery, until ``close``.
 
     :param most: the most unsettled messages (AMQP's prefetch count); 0: no limit.
-    :param begin: called before each new AMQP consumer, when the broker may redeliver unsettled messages.
+    :param begin: function called before each new AMQP consumer, when the broker may redeliver unsettled messages.
     :param in_order: wait up to ``LEFT_SECONDS`` until earlier consumers of the queue are gone.
     """
 
@@ -65,7 +65,7 @@ class Ear:
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Stop consuming until ``go_on``. Deliveries that the broker has already sent still come."""
+        """Stop consuming until ``go_on``. Deliveries that the broker has already sent still arrive."""
         self._more.clear()
         if self._consumer is not None and not self._consumer.stopped:
             self._consumer.stopped = True
@@ -102,7 +102,7 @@ class Ear:
     async def _let_go(self, channel: Channel) -> None:
         """Wait until the queue has no earlier consumer, for up to ``LEFT_SECONDS``.
 
-        A consumer that remains then counts as another program's, and the next call doesn't wait for it.
+        A consumer that still exists after this time counts as another program's, so the next call doesn't wait for it.
         """
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005
@@ -142,7 +142,7 @@ class Ear:
 
 
 async def _elsewhere(delivery: object) -> None:
-    """Do nothing: aiormq gets no deliveries, the wire does."""
+    """Do nothing, because the wire gets the deliveries instead of aiormq."""
 
 
 class _Consumer:
@@ -176,7 +176,7 @@ async def _first(channel: Channel, event: asyncio.Event, timeout: float | None =
 class Ears:
     """A set of ears, one per queue.
 
-    :param make: makes the ear of a queue.
+    :param make: a function that makes the ear of a queue.
     """
 
     def __init__(self, lines: Lines, make: Callable[[Session, str], Ear]) -> None:
@@ -203,7 +203,7 @@ class Ears:
             self.of(session, queue)
 
     def forget(self, wanted: Set[tuple[Session, str]]) -> None:
-        """Close the ears of all queues but the *wanted* ones."""
+        """Close the ears of all queues except the *wanted* queues."""
         for key in self._ears.keys() - wanted:
             self._lines.later(self._ears.pop(key).close())
 

@@ -1,13 +1,14 @@
-"""Endorsements: JWTs by which a sender's host certifies to other hosts that a signing key belongs to this sender.
+"""Endorsements: JWTs in which a sender's host certifies to other hosts that a signing key belongs to this sender.
 
-Each message over a sealed link between hosts carries one (RFC 7519), signed by the *endorser* of the sender's host. The
-card has the endorser's public keys. :func:`checked` accepts an endorsement if, checked in this order,
+Each message over a sealed link between hosts carries an endorsement (RFC 7519), signed by the *endorser* of the
+sender's host. The card contains the endorser's public keys. :func:`checked` accepts an endorsement if, checked in this
+order,
 
 1. it has at most ``MAX`` bytes, three parts, and exactly the header of an endorsement;
-2. a key of that endorser that is valid now has signed it;
+2. a presently valid key of that endorser has signed it;
 3. it has exactly the claims of an endorsement: the issuer is that host, the subject is the message's sender, it has not
-   expired, and it contains a key (RFC 7800);
-4. the key is on P-256, for signing, and its ``kid`` is that of the message's signature.
+  expired, and it contains a key (RFC 7800);
+4. the key is on P-256, for signing, and has the ``kid`` that the message's signature names.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Endorsed:
 
 
 def ends(token: str) -> float:
-    """Return the expiry of our own host's endorsement, in seconds since 1970; 0 if it can't be read."""
+    """Return the expiry of our own host's endorsement, in seconds since 1970; 0 if the endorsement can't be read."""
     try:
         found = jose.decoded(token.split(".")[1].encode()).get("exp")
     except (SealError, IndexError):
@@ -97,7 +98,7 @@ def _key(confirmed: Any, kid: str) -> dict[str, str]:
 def _claims(raw: bytes, key: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Verify a token by *key* and return its claims.
 
-    Valid tokens are cached, because thousands of messages carry the same one.
+    Valid tokens are cached, because thousands of messages carry the same token.
     """
     jose.loaded().verify(raw, dict(key))
     return jose.decoded(raw.split(b".")[1])

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 
 class LinkError(Exception):
-    """Base of all errors of this library.
+    """Base class of all errors of this library.
 
-    :ivar unknown: whether the message arrived is unknown. False: it didn't.
+    :ivar unknown: True: the message may have arrived. False: it didn't arrive.
     """
 
     unknown = False
@@ -25,7 +25,7 @@ class NotDeclared(LinkError):
 class Revoked(LinkError):
     """The link was revoked: the broker refuses the message.
 
-    Messages that were on their way at that moment may have arrived; then ``unknown`` is true.
+    A message that was being sent when the link was revoked may have arrived; ``unknown`` is then true.
     """
 
 
@@ -40,7 +40,7 @@ class Unreachable(LinkError):
 
 
 class NotAdmitted(Unreachable):
-    """The broker answers but refuses our log-in: its host declares no link with this environment (yet)."""
+    """The broker answers but refuses our log-in: the broker's host declares no link with this environment (yet)."""
 
 
 class Timeout(LinkError, TimeoutError):
@@ -52,7 +52,8 @@ class Timeout(LinkError, TimeoutError):
 class Refused(LinkError):
     """This message is refused, for example because it is too large; sending it again won't help.
 
-    If an earlier copy may have arrived (the connection was lost, and the broker takes less since), ``unknown`` is true.
+    ``unknown`` is true if an earlier copy may have arrived, before the connection was lost and the broker's limit was
+    reduced.
     """
 
 
@@ -63,7 +64,8 @@ class TooFast(LinkError):
 class BatchFailed(LinkError):
     """Some messages of a batch failed; all others are confirmed.
 
-    :ivar failed: by id, the error of each, in the order in which they failed. ``unknown`` is true if it is of any.
+    :ivar failed: the error of each failed message by the message's id, in the order of the failures. ``unknown`` is
+        true if any of these errors has it true.
     """
 
     def __init__(self, count: int, failed: Mapping[str, LinkError]) -> None:
@@ -76,7 +78,7 @@ class BatchFailed(LinkError):
 class HostRefused(LinkError):
     """The host refuses a request, and did nothing.
 
-    :ivar code: why, as a word that stays the same: ``verb-not-permitted``, for example.
+    :ivar code: the reason, as a word that never changes, for example ``verb-not-permitted``.
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -85,7 +87,7 @@ class HostRefused(LinkError):
 
 
 class InboxFull(LinkError):
-    """The inbox is full of messages that this ``receive`` doesn't match; receive some of these first."""
+    """The inbox is full of messages that this ``receive`` call doesn't match; receive some of these messages first."""
 
 
 class Closed(LinkError):
@@ -93,8 +95,8 @@ class Closed(LinkError):
 
 
 class SealError(LinkError):
-    """A message can't be sealed, or isn't one that its sender sealed for this receiver."""
+    """A message can't be sealed, or its seal is not from its sender or not for this receiver."""
 
 
 class UnknownKey(SealError):
-    """A message is signed by or encrypted for an unknown key, which may be too new or too old."""
+    """A message is signed by, or encrypted for, an unknown key. The key may be too new or too old."""

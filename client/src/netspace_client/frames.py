@@ -1,8 +1,8 @@
 """Filter for AMQP frames that can't be decoded, so that one message can't end the connection of its receiver.
 
 A sender chooses content type, headers, timestamp and routing key. The broker passes on values that are not UTF-8, not a
-date, or nested without end. pamqp raises at these, or loops for ever at a wrong length. aiormq then ends the
-connection, and the broker redelivers the same message: the receiver would never get another one.
+date, or nested too deep. pamqp raises on such values, or loops for ever at a wrong length. aiormq then ends the
+connection, and the broker redelivers the same message, so the receiver would never get another message.
 
 So each frame is decoded here first. If a content header can't be decoded, its properties are left out. If a delivery
 can't be decoded, non-ASCII bytes in its routing key are replaced.
@@ -28,7 +28,7 @@ _DEEPEST = 16
 
 
 def harmless(head: bytes, payload: bytes) -> bytes:
-    """Return the frame's payload with its end mark. It is changed only if it can't be decoded.
+    """Return the frame's payload with its end mark, changed only if it can't be decoded.
 
     :param head: the frame's header: type, channel and size.
     """
@@ -67,9 +67,9 @@ def _sound(payload: bytes) -> bool:
 def _table(raw: bytes, at: int, end: int, depth: int, named: bool = True) -> int:
     """Return the end of the table that begins *at*.
 
-    :param end: the end must not be beyond this.
-    :param named: False: it is an array, whose values have no names.
-    :raises ValueError: a length is wrong, it is nested too deep, or a value has an unknown type.
+    :param end: the greatest permitted end.
+    :param named: False: the table is an array, whose values have no names.
+    :raises ValueError: a length is wrong, the table is nested too deep, or a value has an unknown type.
     """
     stop = at + 4 + int.from_bytes(raw[at : at + 4], "big")
     at += 4

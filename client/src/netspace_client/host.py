@@ -1,4 +1,4 @@
-"""The host's files in ``/run/netspace``, read again whenever they were replaced. Reads only."""
+"""The host's files in ``/run/netspace``. They are read again whenever they were replaced. Reads only."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Host:
 
     @property
     def known(self) -> Card:
-        """The card as it was read last: for a message whose link was just looked up in ``card``."""
+        """The card as it was read last; used for a message whose link was just looked up in ``card``."""
         return self._card or self.card
 
     @property
     def keys(self) -> Ring:
-        """This environment's own keys, for sealed links, as named by the card that was read last.
+        """This environment's own keys for sealed links, from the file that the last read card names.
 
-        :raises CardError: there are none, or their file is invalid.
+        :raises CardError: the card names no keys, or their file is invalid.
         """
         path = self.known.keys
         if path is None:
@@ -63,7 +63,7 @@ class Host:
     def peer(self, name: str) -> Peer:
         """Return a peer to which this environment may send.
 
-        :param name: its local name, or its own name.
+        :param name: the peer's local name, or its own name.
         :raises NotDeclared: no link leads to a peer of this name.
         """
         about = self.card
@@ -74,7 +74,7 @@ class Host:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return inode, time and size of a file, which change when it is replaced; empty: stat(2) failed."""
+    """Return inode, time and size of a file, which change when it is replaced; empty if stat(2) failed."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,7 +1,7 @@
 """Requests to the host of this environment, as the peer ``host``: ``mailbox.host.whoami()``.
 
-``docs/host-peer.md`` is the specification of requests and answers. An answer is the host's word: nothing in it proves
-what it says.
+``docs/host-peer.md`` is the specification of requests and answers. An answer is only the host's claim: it contains no
+proof.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Trust:
-    """The trust level of the host, as it tells it itself.
+    """The trust level of the host, as the host reports it.
 
     :ivar level: ``L0`` to ``L5``.
-    :ivar verifier: who judged the host's evidence.
-    :ivar told_by: ``host``.
+    :ivar verifier: the verifier that appraised the host's evidence.
+    :ivar told_by: who reports the level: always ``host``.
     """
 
     level: str
@@ -42,12 +42,12 @@ class Trust:
 
 @dataclass(frozen=True)
 class Self:
-    """This environment, as its host knows it.
+    """This environment, as its host describes it.
 
-    :ivar image: digest of its image.
-    :ivar configuration: digest of the configuration by which its runtime runs it.
-    :ivar started: when its program was started, in seconds since 1970; None: the host can't tell.
-    :ivar host: the host's name in links; None: it has none.
+    :ivar image: digest of the environment's image.
+    :ivar configuration: digest of the configuration with which its runtime runs it.
+    :ivar started: when its program was started, in seconds since 1970; None: the host doesn't know.
+    :ivar host: the host's name in links; None: the host has none.
     """
 
     name: str
@@ -62,10 +62,9 @@ class Self:
 class Offer:
     """A peer that offers a service.
 
-    :ivar name: the name by which to send to it.
+    :ivar name: the name to which messages to this peer are sent.
     :ivar pattern: ``send`` or ``request``.
-    :ivar up: whether it has a process.
-    :ivar health: ``healthy``, ``unhealthy`` or ``starting``; None: it has no health check, or no process.
+    :ivar up: whether a process of the peer runs.
     """
 
     name: str
@@ -75,7 +74,7 @@ class Offer:
 
 
 class HostPeer:
-    """The host of this environment. ``mailbox.host`` is one."""
+    """The host of this environment, as the object ``mailbox.host``."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -87,7 +86,7 @@ class HostPeer:
         return () if peer is None else peer.verbs
 
     async def whoami(self, *, timeout: float = TIMEOUT) -> Self:
-        """Return this environment as its host knows it. It raises as :meth:`ask` does."""
+        """Return this environment as its host describes it. The errors are those of :meth:`ask`."""
         found = await self.ask("whoami", timeout=timeout)
         trust = _table(found, "trust")
         return Self(
@@ -100,16 +99,16 @@ class HostPeer:
         )
 
     async def values(self, *, timeout: float = TIMEOUT) -> dict[str, Any]:
-        """Return the values that the declaration gives to this environment. It raises as :meth:`ask` does.
+        """Return the values that the declaration gives to this environment. The errors are those of :meth:`ask`.
 
-        ``mailbox.values`` has them, too, without a message.
+        ``mailbox.values`` has the same values, without a message to the host.
         """
         return dict(_table(await self.ask("values", timeout=timeout), "values"))
 
     async def who(self, service: str, *, timeout: float = TIMEOUT) -> list[Offer]:
-        """Return those of the peers to which this environment may send that offer *service*, by name in order.
+        """Return the peers that offer *service* and to which this environment may send, sorted by name.
 
-        It raises as :meth:`ask` does.
+        The errors are those of :meth:`ask`.
         """
         return _offers(await self.ask("who", {"service": service}, timeout=timeout))
 
@@ -153,13 +152,13 @@ class HostPeer:
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
     ) -> dict[str, Any]:
-        """Ask the host for *verb*, and return the answer.
+        """Send the request *verb* to the host, and return the answer.
 
-        :param arguments: the verb's own; JSON.
+        :param arguments: the arguments of the verb, as JSON values.
         :param timeout: seconds to wait for the answer.
-        :raises NotDeclared: this environment may ask for nothing.
-        :raises HostRefused: the host refuses; its ``code`` tells why.
-        :raises LinkError: as :meth:`Mailbox.call` raises it, or the answer can't be understood.
+        :raises NotDeclared: the declaration permits this environment no requests to its host.
+        :raises HostRefused: the host refuses; the error's ``code`` is the reason.
+        :raises LinkError: the same errors as :meth:`Mailbox.call`, or the answer can't be understood.
         """
         if NAME not in self._mailbox.card.peers:
             about = self._mailbox.card.name
@@ -172,8 +171,8 @@ class HostPeer:
 def parse(body: bytes) -> dict[str, Any]:
     """Return the answer in a message of the host.
 
-    :raises HostRefused: it is a refusal.
-    :raises LinkError: it can't be understood.
+    :raises HostRefused: the message is a refusal.
+    :raises LinkError: the message can't be understood.
     """
     try:
         found = json.loads(body)

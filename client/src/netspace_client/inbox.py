@@ -1,6 +1,6 @@
 """Selective receive, as in Erlang: a waiter gets the first message that it matches. Pure.
 
-Messages without a matching waiter stay, in their order. The caller bounds their number. If the bound is reached, no
+Messages without a matching waiter stay, in their order. The caller limits their number. If the limit is reached, no
 matching message can come any more, and the caller fails the waiters.
 """
 
@@ -16,7 +16,7 @@ Match = Callable[[T], bool]
 
 
 class Waiter(Generic[T]):
-    """A ``receive`` call that waits; ``future`` gets its message, or the error that is the reason for getting none."""
+    """A ``receive`` call that waits. ``future`` gets its message, or the error that explains why it gets none."""
 
     def __init__(self, match: Match[T], future: asyncio.Future[T]) -> None:
         self.match = match
@@ -39,7 +39,7 @@ class Inbox(Generic[T]):
         return sum(not waiter.future.done() for waiter in self._waiters)
 
     def put(self, item: T) -> bool:
-        """Give *item* to the first waiter that matches, or else hold it; return whether it was given."""
+        """Give *item* to the first waiter that matches, else hold *item*; return whether it was given."""
         for index, waiter in enumerate(self._waiters):
             if not waiter.future.done() and _matches(waiter, item):
                 del self._waiters[index]
@@ -49,13 +49,13 @@ class Inbox(Generic[T]):
         return False
 
     def put_back(self, item: T) -> None:
-        """Give an item that was taken to a waiter, or else hold it in first place."""
+        """Give a taken item to the first waiter that matches; if no waiter matches, hold the item in first place."""
         if not self.put(item):
             self._held.remove(item)
             self._held.appendleft(item)
 
     def take(self, match: Match[T]) -> T | None:
-        """Remove and return the first held item that matches; None: none does."""
+        """Remove and return the first held item that matches; None: no item matches."""
         for index, item in enumerate(self._held):
             if match(item):
                 del self._held[index]
@@ -63,7 +63,7 @@ class Inbox(Generic[T]):
         return None
 
     def wait(self, waiter: Waiter[T]) -> None:
-        """Add *waiter*, which gets the next matching item. The caller has tried ``take`` for the held ones."""
+        """Add *waiter*, which gets the next matching item. The caller has searched the held items before."""
         self._waiters.append(waiter)
 
     def leave(self, waiter: Waiter[T]) -> None:
@@ -86,7 +86,7 @@ class Inbox(Generic[T]):
 
 
 def _matches(waiter: Waiter[T], item: T) -> bool:
-    """Return whether *waiter* matches *item*. If its function raises, the waiter gets the exception; return False."""
+    """Return whether *waiter* matches *item*. If its function raises, give it the exception; return False."""
     try:
         return waiter.match(item)
     except Exception as err:

@@ -1,10 +1,10 @@
 """Signatures, keys and base64url of seals, by primitives of ``cryptography``. Encryption is in ``agreement``.
 
-A signature is a JWS in compact form (RFC 7515) by ``ES256``. It is assembled here because a library takes as long for
-the rest of a JWS as for the signature itself. A header is decoded once, by the caller, who checks its algorithm: there
-is no second reading that might see something else.
+A signature is a JWS in compact form (RFC 7515) by ``ES256``. The JWS is assembled here because a library takes as long
+for the rest of a JWS as for the signature itself. The caller decodes a header once and checks its algorithm, so no
+second decoding can give another result.
 
-Verification raises only :class:`SealError`. Sizes of headers and bodies are bounded.
+Verification raises only :class:`SealError`. Sizes of headers and bodies are limited.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ class Jose:
         self._public = functools.lru_cache(maxsize=256)(self._public_key)
 
     def forget(self) -> None:
-        """Forget all private keys. Those that are still used are imported again."""
+        """Forget all private keys. Keys that are still used are imported again."""
         self._private.cache_clear()
 
     def private(self, jwk: Mapping[str, str]) -> EllipticCurvePrivateKey:
-        """Return a private key of ours.
+        """Return one of our private keys, imported from its JWK.
 
-        :raises ValueError: it is not a private key.
+        :raises ValueError: the JWK is not a private key.
         """
         return self._private(jwk["x"], jwk["y"], jwk["d"])
 
     def public(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
         """Return a public key that is used often.
 
-        :raises ValueError: it is not a key, or not on the curve.
-        :raises SealError: it isn't in base64url.
+        :raises ValueError: the JWK is not a key, or not on the curve.
+        :raises SealError: the JWK isn't in base64url.
         """
         return self._public(jwk["x"], jwk["y"])
 
     def imported(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
-        """Return a public key that is used once; the same errors are raised as by :meth:`public`."""
+        """Return a public key that is used once. The errors are those of :meth:`public`."""
         return self._public_key(jwk["x"], jwk["y"])
 
     def _public_key(self, x: str, y: str) -> EllipticCurvePublicKey:
@@ -81,7 +81,7 @@ class Jose:
     def sign(self, header: Mapping[str, Any], body: bytes, key: Mapping[str, str]) -> bytes:
         """Return a JWS by the private key *key*.
 
-        :param header: with the algorithm ``SIGN``.
+        :param header: the encoded header, which must name the algorithm ``SIGN``.
         """
         said = header_of(header) + b"." + encoded(body)
         halves = self._utils.decode_dss_signature(self.private(key).sign(said, self._way))
@@ -122,7 +122,7 @@ def encoded(raw: bytes) -> bytes:
 def segment(text: bytes) -> bytes:
     """Decode base64url, only in its canonical spelling.
 
-    :raises SealError: it is not base64url, or not in canonical spelling.
+    :raises SealError: the text is not base64url, or not in canonical spelling.
     """
     try:
         raw = binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4))
@@ -141,7 +141,7 @@ def header_of(members: Mapping[str, Any]) -> bytes:
 def decoded(text: bytes) -> dict[str, Any]:
     """Decode a header or the claims of a token, without verification.
 
-    :raises SealError: it can't be decoded, or is too long.
+    :raises SealError: the text can't be decoded, or is too long.
     """
     if len(text) > MAX_PART:
         raise SealError("its header is too long")
@@ -173,14 +173,14 @@ def loaded() -> Jose:
 
 
 def is_time(value: Any) -> bool:
-    """Return whether a header member is a time: seconds since 1970, so few that sums and differences are floats."""
+    """Return whether a header member is a time in seconds since 1970, small enough for calculations with floats."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LATEST  # NaN isn't
 
 
 def text(header: Mapping[str, Any], name: str) -> str:
     """Return a header member that must be text.
 
-    :raises SealError: it is missing or not text.
+    :raises SealError: the member is missing or not text.
     """
     value = header.get(name)
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Keys in the host's files: JWKs on P-256, to sign or to encrypt, each with the period of its use."""
+"""Keys in the host's files: JWKs on P-256, for signing or for encryption, each with the period of its use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Key:
     """One key, public or private.
 
     :param use: ``sig`` or ``enc``.
-    :param since: the time from which it is used, in seconds since 1970.
-    :param until: the time from which nothing may be sealed for it.
-    :param endorsement: the endorsement of one of our signing keys, for other hosts.
+    :param since: the time from which the key is used, in seconds since 1970.
+    :param until: the time from which no message may be sealed with the key, in seconds since 1970.
+    :param endorsement: for one of our signing keys: its endorsement, for other hosts.
     """
 
     kid: str
@@ -38,7 +38,7 @@ class Ring:
     keys: tuple[Key, ...] = ()
 
     def current(self, use: str, now: float) -> Key:
-        """Return the unexpired key for *use* that became valid last; if none is valid yet, the first one that will be.
+        """Return the unexpired key for *use* that became valid last; if none is valid yet, the next valid one.
 
         :raises UnknownKey: there is no unexpired key for this use.
         """
@@ -61,8 +61,8 @@ class Ring:
 def ring(keys: Any, where: str, *, private: bool = False) -> Ring:
     """Parse a list of keys from a file of the host.
 
-    :param where: the prefix of errors.
-    :param private: the keys have private parts.
+    :param where: the prefix of error texts.
+    :param private: whether the keys have private parts.
     :raises CardError: the list is invalid.
     """
     if not isinstance(keys, list) or len(keys) > MAX:

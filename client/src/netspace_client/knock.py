@@ -1,7 +1,8 @@
-"""Attempts to send to a peer without a link, which the broker refuses and its host records.
+"""Attempts to send to a peer without a link. The broker refuses them, and its host records the refusals.
 
-Only an environment with ``audit: true`` makes them: its operator then sees which links its programs want. The library
-composes one name for it, ``link.<sender>.<peer>``. No exchange has such a name, and no account may write to it.
+Only an environment with ``audit: true`` makes such attempts, so that its operator sees which links its programs need.
+For an attempt, the library makes the exchange name ``link.<sender>.<peer>``. No exchange has such a name, and no
+account may write to it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PEER = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 
 
 class Knocks:
-    """The peers that this program has asked for, each once."""
+    """The peers to which this program has tried to send without a link, each once."""
 
     def __init__(self, host: Host, lines: Lines) -> None:
         self._host = host
@@ -28,7 +29,7 @@ class Knocks:
         self._asked: set[str] = set()
 
     def knock(self, peer: str) -> None:
-        """Have the broker refuse a message to *peer*, in the background, if the host records refusals."""
+        """Send a message to *peer* that the broker refuses, in the background, if the host records refusals."""
         about = self._host.card
         if not about.audit or about.broker is None or len(self._asked) >= MOST or peer in self._asked:
             return

@@ -1,7 +1,7 @@
 """Checks of an outgoing message, before anything else is done with it. Pure.
 
-AMQP's short strings have at most 255 bytes. Longer ones are refused here, because aiormq notices them only after it has
-counted the message as sent. It would then assign confirmations on that channel to the wrong messages.
+AMQP's short strings have at most 255 bytes. Longer strings are refused here, because aiormq detects them only after it
+has counted the message as sent. aiormq would then assign confirmations on that channel to the wrong messages.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ LONGEST = 255
 def short(value: str, what: str) -> str:
     """Return *value*, after a check that it can be an AMQP short string.
 
-    :param what: its name in errors.
-    :raises TypeError: it is not text.
-    :raises Refused: it is too long, or can't be encoded in UTF-8.
+    :param what: the name of the value in errors.
+    :raises TypeError: *value* is not text.
+    :raises Refused: *value* is too long, or can't be encoded in UTF-8.
     """
     if not isinstance(value, str):
         raise TypeError(f"{what}: expected a str, got {type(value).__name__}")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as err:
-        raise Refused(f"{what} is no text that can be sent: {err}") from None
+        raise Refused(f"{what} can't be sent as text: {err}") from None
     if size > LONGEST:
         raise Refused(f"{what} has {size} bytes; {LONGEST} is the most that a message can carry")
     return value
@@ -39,7 +39,7 @@ def content(body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
         try:
             raw, kind = body.encode(), "text/plain"
         except UnicodeEncodeError as err:
-            raise Refused(f"the body is no text that can be sent: {err}") from None
+            raise Refused(f"the body can't be sent as text: {err}") from None
     elif isinstance(body, bytes | bytearray | memoryview):
         raw, kind = bytes(body), "application/octet-stream"
     else:

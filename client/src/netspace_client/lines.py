@@ -31,7 +31,7 @@ class Lines:
         self._errands: set[asyncio.Task[None]] = set()
 
     def session(self, broker: Broker) -> Session:
-        """Return the session with *broker*; start it if there is none."""
+        """Return the session with *broker*; start a session if there is none."""
         to = place(broker)
         session = self.sessions.get(to)
         if session is None:
@@ -39,13 +39,13 @@ class Lines:
         return session
 
     def known(self, broker: Broker) -> Session | None:
-        """Return the session with *broker*; None: none was started."""
+        """Return the session with *broker*; None if no session was started."""
         return self.sessions.get(place(broker))
 
     def outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
-        """Return the outlet into *exchange*; make it if there is none.
+        """Return the outlet into *exchange*; make an outlet if there is none.
 
-        :param what: its name in errors.
+        :param what: the name of the link in errors.
         """
         session = self.session(broker)
         outlet = self.outlets.get((session, exchange))
@@ -78,7 +78,7 @@ class Lines:
         await asyncio.gather(*self._errands, return_exceptions=True)
 
     def _login(self, to: Place, known: Broker) -> Broker:
-        """Return the broker at this address with its log-in from the newest card; if the card lacks it, *known*."""
+        """Return the broker with its log-in from the newest card; return *known* if the card lacks the broker."""
         return next((one for one in self._host.card.brokers if place(one) == to), known)
 
     def _room(self) -> None:
@@ -95,7 +95,7 @@ def place(broker: Broker) -> Place:
 def settle(delivery: Delivery, how: str) -> None:
     """Settle a message at the broker: ``ack``, ``requeue`` or ``reject``.
 
-    If the connection is lost, nothing is sent: the message is delivered again and recognized by its id.
+    If the connection is lost, nothing is sent. The broker redelivers the message, which is then recognized by its id.
     """
     if not delivery.wire.closed:
         delivery.wire.settle(delivery.delivery_tag, how)

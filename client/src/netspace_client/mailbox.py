@@ -1,7 +1,7 @@
 """A program's mailbox and links: ``send``, ``call``, selective ``receive``, ``reply``, ``links``.
 
-``docs/client.md`` lists the guarantees and the mechanism of each. The only object that this library declares on the
-broker is the binding for answers. It writes nothing to disk.
+``docs/client.md`` lists the guarantees of each, and how they are implemented. The only object that this library
+declares on the broker is the binding for answers. It writes nothing to disk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Link:
     """A declared link of this environment.
 
     :param direction: ``to`` or ``from`` the peer.
-    :param peer: the peer's local name, or its own name if it has no local one.
+    :param peer: the peer's local name, or its own name if it has no local name.
     :param pattern: ``send`` or ``request``.
     """
 
@@ -60,11 +60,11 @@ class Mailbox:
     """This environment's mailbox and links. Use: ``async with Mailbox() as mailbox``.
 
     :param folder: the folder of ``environment.json``.
-    :param capacity: the most unsettled messages in this program; more stay with the broker.
-    :param memory: the bytes of their bodies. Above it, no more messages are consumed until all are settled.
-    :param in_flight: the most ``send`` calls that wait for the broker at once; more wait for their turn.
+    :param capacity: the most unsettled messages in this program; more messages stay with the broker.
+    :param memory: bytes of message bodies. Above this sum, no more messages are consumed until all are settled.
+    :param in_flight: the most ``send`` calls that wait for the broker at once; further calls wait for their turn.
     :param window: the number of ids remembered for each sender, to drop duplicates.
-    :param confirm: seconds to wait for a confirmation. If messages wait and none was confirmed for so long, they are
+    :param confirm: seconds to wait for a confirmation. If messages wait and none was confirmed for this time, they are
         published again over a new connection.
     """
 
@@ -107,7 +107,7 @@ class Mailbox:
 
     @property
     def refused(self) -> int:
-        """The number of refused messages, beyond their link's limits or not validly sealed; they are dead letters."""
+        """The number of dead letters because of their link's limits or an invalid seal."""
         return self._sealing.refused + self._arrivals.refused
 
     # -- life --------------------------------------------------------------------
@@ -178,9 +178,10 @@ class Mailbox:
         return self.card.values
 
     async def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield the values now, and then whenever they have changed: ``async for values in mailbox.value_changes()``.
+        """Yield the present values, and again after each change: ``async for values in mailbox.value_changes()``.
 
-        A change is noticed within a second after an apply. Of several in that time, only the last is yielded.
+        A change is noticed within a second after an apply. Of several changes within this second, only the last is
+        yielded.
         """
         known: Mapping[str, Any] | None = None
         while True:
@@ -192,7 +193,7 @@ class Mailbox:
 
     @property
     def host(self) -> HostPeer:
-        """The host of this environment, as far as the declaration lets the environment ask it (``host: [...]``)."""
+        """The host of this environment. It answers the requests that the declaration permits (``host: [...]``)."""
         return HostPeer(self)
 
     # -- sending ---------------------------------------------------------------------
@@ -212,10 +213,11 @@ class Mailbox:
 
         :param link: the peer's local name, or its own name.
         :param timeout: seconds to try, over lost connections and restarts of the broker.
-        :param urgent: deliver it before other waiting messages: two urgent ones for each one that isn't urgent.
-        :param id: the message's id. To repeat a message after an error that left its arrival unknown, give its id.
+        :param urgent: deliver this message before other waiting messages: two urgent messages for each message that
+            isn't urgent.
+        :param id: the message's id. To repeat a message after an error that left its arrival unknown, give the same id.
         :raises NotDeclared: there is no such link.
-        :raises Revoked: the link was revoked. If its ``unknown`` is true, the broker may have the message.
+        :raises Revoked: the link was revoked. If the error's ``unknown`` is true, the broker may have the message.
         :raises MailboxFull: the peer's mailbox is full.
         :raises Unreachable: the broker can't be reached. It may have the message.
         :raises Timeout: the broker doesn't confirm. It may have the message.
@@ -248,7 +250,7 @@ class Mailbox:
             try:
                 await asyncio.wait_for(self._flight.acquire(), timeout)
             except asyncio.TimeoutError:
-                raise Timeout(f"the link to {peer.called}: earlier ones were unconfirmed for {timeout:g} s") from None
+                raise Timeout(f"the link to {peer.called}: earlier sends were unconfirmed for {timeout:g} s") from None
         else:
             await self._flight.acquire()  # at once
         try:
@@ -296,15 +298,15 @@ class Mailbox:
         timeout: float = TIMEOUT,
         content_type: str | None = None,
     ) -> list[str]:
-        """Send messages to a peer in their order; return their ids after the broker has confirmed them all.
+        """Send messages to a peer in their order; return their ids after the broker has confirmed all messages.
 
-        :param bodies: their bodies; they are taken as fast as the broker confirms.
+        :param bodies: the messages' bodies; read from the iterable only as fast as the broker confirms.
         :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
-        :raises BatchFailed: some messages failed; it has the error of each. All others are confirmed.
-        :raises LinkError: as :meth:`Batch.send`, for the first message that can't be sent; later ones weren't taken.
-            An error that *bodies* itself raises has the same effect. If earlier messages failed, the error's
-            ``__context__`` is their ``BatchFailed``.
+        :raises BatchFailed: some messages failed; the exception has the error of each. All others are confirmed.
+        :raises LinkError: the errors of :meth:`Batch.send`, for the first message that can't be sent; later messages
+            aren't sent. An error that *bodies* itself raises has the same effect. If earlier messages failed, the
+            error's ``__context__`` is a ``BatchFailed``.
         """
         async with self.batch(link, window=window, timeout=timeout) as batch:
             if isinstance(bodies, AsyncIterable):
@@ -322,9 +324,9 @@ class Mailbox:
     ) -> Message:
         """Send a request to a peer, wait for its answer and return it.
 
-        It raises as :meth:`send` does, and:
+        The errors are those of :meth:`send`, and:
 
-        :raises Timeout: no answer came; the peer may have done the work nevertheless.
+        :raises Timeout: no answer came in time; the peer may have done the work nevertheless.
         :raises NotDeclared: there is no such link, or its pattern isn't ``request``.
         """
         self._open()
@@ -373,13 +375,13 @@ class Mailbox:
 
     # -- receiving ----------------------------------------------------------------------
     async def receive(self, match: Match | str | None = None, timeout: float | None = None) -> Message:
-        """Wait for the first message that matches and return it. Others stay, in their order.
+        """Wait for the first message that matches and return it. Other messages stay, in their order.
 
-        :param match: a function that returns whether a message is wanted; or the sender's name, local or its own;
-            None: any message.
+        :param match: a function that returns whether a message is wanted; or the sender's local name or own name; None:
+            any message.
         :param timeout: seconds to wait; None: without limit.
-        :raises Timeout: none came.
-        :raises InboxFull: none can come, because other messages take up the whole capacity.
+        :raises Timeout: no matching message came in time.
+        :raises InboxFull: no matching message can come, because other messages take up the whole capacity.
         """
         self._open()
         return await self._arrivals.receive(self._matcher(match), timeout)
@@ -404,9 +406,9 @@ class Mailbox:
     async def serve(self, work: Work, match: Match | str | None = None) -> None:
         """Call *work* for each message, one after another; its result is the answer to a request.
 
-        A message is acknowledged after its work. If the work raises, the message is delivered again, up to the broker's
-        delivery limit; then it becomes a dead letter. If the answer can't be delivered, for example because the asker's
-        queue is full, the failure is logged and the work is not repeated.
+        A message is acknowledged after its work. If the work raises an exception, the message is delivered again, up to
+        the broker's delivery limit, and then becomes a dead letter. If the answer can't be delivered, for example
+        because the asker's queue is full, the failure is logged and the work is not repeated.
         """
         async for message in self.messages(match):
             try:

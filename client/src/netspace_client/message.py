@@ -19,10 +19,10 @@ class Message:
 
     ``async with message:`` acknowledges it at the end of the block, or requeues it if the block raises.
 
-    :ivar sender: the environment that sent it; can't be forged.
-    :ivar id: the sender's id for it, the same at each repetition; None: the sender gave none.
-    :ivar sealed_at: the time at which its sender sealed it (seconds since 1970); None: the link is not sealed.
-    :ivar redelivered: it may have been delivered before.
+    :ivar sender: the environment that sent the message; can't be forged.
+    :ivar id: the sender's id for the message, the same at each repetition; None: the sender gave no id.
+    :ivar sealed_at: the time at which the sender sealed the message (seconds since 1970); None: the link is not sealed.
+    :ivar redelivered: whether the message may have been delivered before.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Message:
 
     @property
     def wants_reply(self) -> bool:
-        """True if it is a request with an address for the answer."""
+        """True if the message is a request with an address for the answer."""
         back = self._from.reply_exchange
         return bool(back and self.reply_to and self.reply_to.startswith(back + "/"))
 

@@ -19,8 +19,8 @@ MOST = 100
 class Change:
     """A change of a peer's state.
 
-    ``down``: no program reads the peer's mailbox any more: it ended, or lost its connection. ``up``: a program reads
-    it. ``revoked``: the link was revoked, by a change of the declaration or because trust was lost.
+    ``down``: no program reads the peer's mailbox any more, because it ended or lost its connection. ``up``: a program
+    reads the mailbox. ``revoked``: the link was revoked, by a change of the declaration or because trust was lost.
     """
 
     peer: str
@@ -28,18 +28,19 @@ class Change:
 
 
 class Readers:
-    """The known consumers of a peer's mailbox, by the broker's events. Pure.
+    """The known consumers of a peer's mailbox, from the broker's events. Pure.
 
-    Consumers from before the first event are unknown. So if a consumer ends and none is known, the peer counts as down.
+    Consumers from before the first event are unknown. So if a consumer ends and no other is known, the peer counts as
+    down.
     """
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def told(self, came: bool, reader: str) -> State | None:
-        """Process an event about a consumer; return the peer's new state; None: the state stays.
+        """Process an event about a consumer; return the peer's new state, or None if the state stays.
 
-        :param came: the consumer was created; else it ended.
+        :param came: True: the consumer was created; False: it ended.
         :param reader: the consumer's tag.
         """
         if came:
@@ -67,7 +68,7 @@ class Monitor:
         """Wait for the next change and return it.
 
         :param timeout: seconds; None: wait without limit.
-        :raises Timeout: there was no change.
+        :raises Timeout: no change came in time.
         :raises Revoked: an earlier change was ``revoked``.
         """
         while not self._changes:
@@ -81,7 +82,7 @@ class Monitor:
         return self._changes.popleft()
 
     async def down(self, timeout: float | None = None) -> Change:
-        """Wait for the next change to ``down`` or ``revoked`` and return it; raises as :meth:`change` does."""
+        """Wait for the next change to ``down`` or ``revoked`` and return it. Errors as for :meth:`change`."""
         while (change := await self.change(timeout)).state == "up":
             pass
         return change

@@ -1,6 +1,6 @@
 """Declared limits of a link's messages (size, content type, rate), checked at both ends.
 
-The broker can't enforce them. The receiver enforces them too, because a hostile sender may ignore them.
+The broker can't enforce these limits. The receiver checks them too, because a hostile sender may ignore them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ BURST = 1.0
 def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
     """Check a message's size and type against the limits declared for its link.
 
-    :raises Refused: it is too large or of another type.
+    :raises Refused: the message is too large or of another type.
     """
     if narrowed.size is not None and len(body) > narrowed.size:
-        raise Refused(f"{len(body)} bytes; {narrowed.size} are declared at most")
+        raise Refused(f"{len(body)} bytes; the link permits {narrowed.size} at most")
     kind = (content_type or "").partition(";")[0].strip().lower()
     if narrowed.content_type is not None and kind != narrowed.content_type:
-        raise Refused(f"it is {(content_type or 'of no type')[:99]!r}; {narrowed.content_type} is declared")
+        raise Refused(f"the content type is {(content_type or '')[:99]!r}; the link permits {narrowed.content_type}")
 
 
 class Pace:
     """Rate limit of a link, as a bucket with room for the messages of ``BURST`` seconds. Pure: callers pass the time.
 
-    :param rate: messages per second. If none came for ``1 / rate`` seconds, the next one may always come.
+    :param rate: messages per second. After a pause of ``1 / rate`` seconds, the next message is always permitted.
     """
 
     def __init__(self, rate: float) -> None:
@@ -39,7 +39,7 @@ class Pace:
         self._filled = -math.inf
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next message may come."""
+        """Return the seconds until the next message is permitted."""
         return max(0.0, self._filled - self._room - now)
 
     def take(self, now: float) -> None:
@@ -54,7 +54,7 @@ class Paces:
         self._paces: dict[str, Pace] = {}
 
     def of(self, exchange: str, narrowed: Narrowed) -> Pace | None:
-        """Return the rate limit of a link; None: it has none."""
+        """Return the rate limit of a link; None: the link has no rate limit."""
         if narrowed.rate is None:
             self._paces.pop(exchange, None)
             return None
@@ -64,6 +64,6 @@ class Paces:
         return pace
 
     def forget(self, named: set[str]) -> None:
-        """Delete the rate limits of all exchanges but *named*."""
+        """Delete the rate limits of all exchanges except *named*."""
         for exchange in self._paces.keys() - named:
             del self._paces[exchange]

@@ -1,7 +1,7 @@
-"""Publication into one exchange: messages are sent in order, and again until the broker confirms them.
+"""Publication into one exchange: messages are sent in order, and repeated until the broker confirms them.
 
 Each exchange has its own channel, because the broker closes the channel if the exchange is revoked. If the channel or
-its connection is lost, all unconfirmed messages are sent again in their order and with their ids. So the order stays,
+its connection is lost, all unconfirmed messages are sent again in their order and with their ids. So the order is kept,
 and a receiver can recognize duplicates.
 """
 
@@ -24,21 +24,21 @@ CONFIRM_SECONDS = 20.0
 
 
 class Unroutable(LinkError):
-    """The exchange has no binding to a queue."""
+    """Error: the exchange has no binding to a queue."""
 
 
 def _nobody(parcel: Parcel) -> None:
-    """Do nothing."""
+    """Do nothing: the default of ``Parcel.tell``."""
 
 
 class Parcel:
     """One message, until it is confirmed or has failed.
 
-    :ivar tell: called once with the parcel, when it is confirmed or has failed.
-    :ivar error: the reason of its failure; None: it is confirmed.
-    :ivar sent: it was published, and may have arrived. Set it for a parcel that continues such a message.
-    :ivar repeated: it was published again, so the receiver's queue may have it twice.
-    :ivar doubtful: the broker never confirmed or refused an earlier copy.
+    :ivar tell: called once with the parcel, when the message is confirmed or has failed.
+    :ivar error: the reason of the failure; None: the message is confirmed.
+    :ivar sent: whether the message was published, in this parcel or an earlier one, and so may have arrived.
+    :ivar repeated: whether the message was published again, so that the receiver's queue may have it twice.
+    :ivar doubtful: whether the broker never confirmed or refused an earlier copy.
     """
 
     __slots__ = (
@@ -55,9 +55,9 @@ class Parcel:
         self.error: Exception | None = None
 
     def continues(self, unknown: bool) -> None:
-        """Mark this message as a copy of one that was sent to another exchange.
+        """Mark this message as a copy of an earlier message that was sent to another exchange.
 
-        :param unknown: whether that message may have arrived.
+        :param unknown: whether the earlier message may have arrived.
         """
         self.sent = self.doubtful = unknown
 
@@ -70,9 +70,9 @@ class Parcel:
 class Outlet:
     """A publisher into *exchange* with its own channel.
 
-    :param what: its name in errors: ``the link to orders``.
-    :param room: called before a channel is opened, to close idle ones of other outlets.
-    :param confirm: seconds without a confirmation, while messages wait for one, before trying another connection.
+    :param what: the name of the outlet in errors: ``the link to orders``.
+    :param room: function called before a channel is opened, which closes idle channels of other outlets.
+    :param confirm: seconds without a confirmation, while messages wait, after which another connection is tried.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Outlet:
         return self._wire is not None
 
     def begin(self, parcel: Parcel) -> None:
-        """Publish a message, after all messages that were begun before. The parcel reports how the message ended."""
+        """Publish a message, after all messages that were begun before. The parcel's ``tell`` reports the outcome."""
         self._pending[parcel] = None
         if self._wire is None:
             self._reopen()
@@ -111,14 +111,14 @@ class Outlet:
             self._put(self._wire, parcel)
 
     def forget(self, parcel: Parcel) -> None:
-        """Don't send a message again, whether it was confirmed or not."""
+        """Stop sending a message again. Its outcome doesn't matter any more."""
         parcel.settled = True
         self._pending.pop(parcel, None)
 
     async def publish(self, parcel: Parcel, timeout: float) -> None:
         """Publish a message; return after the broker has confirmed it.
 
-        :raises LinkError: the broker refused it, or it is unknown whether the broker has it.
+        :raises LinkError: the broker refused the message, or it is unknown whether the broker has it.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -188,7 +188,11 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """If suspects are sent one at a time and none is unconfirmed, send the next one; after the last, all others."""
+        """Send the next suspect, if suspects are sent one at a time and the last one is confirmed.
+
+        A suspect is a message that may have made the broker close the channel. After the last suspect, send all other
+        messages.
+        """
         if not self._suspects or wire is not self._wire or self._sent:
             return
         first = next((parcel for parcel in self._pending if not parcel.settled), None)
@@ -205,8 +209,8 @@ class Outlet:
     def _overdue(self) -> None:
         """Try another connection if messages wait, and none was confirmed for ``confirm`` seconds.
 
-        As long as confirmations come, the path is only slow: over another connection all would be sent again.
-        The node may have lost the majority of its cluster. Another connection may lead to another node.
+        As long as confirmations come, the path is only slow, and another connection would repeat all messages. Without
+        confirmations, the node may have lost the majority of its cluster; another connection may lead to another node.
         """
         self._look = None
         wire, oldest = self._wire, next(iter(self._sent.values()), None)
@@ -243,7 +247,7 @@ class Outlet:
         self._next(wire)
 
     def _full(self, parcel: Parcel) -> LinkError:
-        """Return the error for a message that the broker didn't take."""
+        """Return the error for a message that the broker didn't accept."""
         if parcel.repeated:  # perhaps its first copy is among those that fill the mailbox
             return Timeout(f"{self.what}: the mailbox took no more; an earlier copy of the message may have arrived")
         return MailboxFull(f"{self.what}: the mailbox took no more")
@@ -255,7 +259,7 @@ class Outlet:
                 return
 
     def _ended(self, wire: Wire, sent: dict[int, Parcel], closing: asyncio.Future[Any]) -> None:
-        """Judge the end of a channel: whether a message is the cause, or the link was revoked."""
+        """Find out why a channel ended: because of one of its messages, or because the link was revoked."""
         if wire is not self._wire:
             return
         err = None if closing.cancelled() else closing.exception()
@@ -289,7 +293,7 @@ class Outlet:
         return error
 
     def _lose(self, wire: Wire) -> None:
-        """Give up a channel, and send unconfirmed messages through another."""
+        """Give up a channel, and send unconfirmed messages through another channel."""
         if wire is self._wire:
             self._wire = None
             for parcel in self._sent.values():

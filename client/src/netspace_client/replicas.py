@@ -1,7 +1,8 @@
-"""Replicas of an environment on several hosts: each message goes to one that works, as far as this program knows.
+"""Replicas of an environment on several hosts: each message goes to a replica that works, as far as this program knows.
 
-In a fleet, a link with ``reach: each`` leads to all replicas, named ``orders@h1`` and ``orders@h2``. What this program
-saw itself decides: errors of its own messages and, if the links have ``monitor: true``, whether a program reads.
+In a fleet, a link with ``reach: each`` leads to all replicas, named ``orders@h1`` and ``orders@h2``. The choice depends
+on this program's own observations: errors of its messages and, if the links have ``monitor: true``, whether the
+replica's program reads.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ AILING = (MailboxFull, NotDeclared, Revoked, Timeout, Unreachable)
 class Replicas:
     """The replicas of one environment. Use: ``orders = Replicas(mailbox, "orders")``, ``await orders.call("tea?")``.
 
-    A replica on the own host comes first. Then it stays with the one that worked last. One that failed is tried again
-    after *pause*, or if no other is left.
+    A replica on the own host is tried first. After that, messages go to the replica that worked last. A replica that
+    failed is tried again after *pause*, or if no other is left.
 
     :param name: the environment's name, without a host.
-    :param pause: seconds for which others are tried before one that failed.
+    :param pause: seconds for which a replica that failed is tried only after all others.
     """
 
     def __init__(self, mailbox: Mailbox, name: str, *, pause: float = PAUSE) -> None:
@@ -42,9 +43,9 @@ class Replicas:
         self._down: set[str] = set()
 
     def names(self) -> list[str]:
-        """Return the names of the replicas to which there are links now, the best one first.
+        """Return the names of the replicas to which there are links now, the best replica first.
 
-        :raises NotDeclared: there is none.
+        :raises NotDeclared: no link leads to a replica.
         """
         peers = {link.peer for link in self._mailbox.links() if link.direction == "to"}
         found = {peer for peer in peers if peer == self._name or peer.startswith(f"{self._name}@")}
@@ -74,8 +75,8 @@ class Replicas:
 
         :param timeout: seconds to try, for all replicas together.
         :param repeat: also try the next replica when it is unknown whether the last one has the message. **Two replicas
-            may get it then**, with the same id.
-        :raises LinkError: as :meth:`Mailbox.send`, for the last replica that was tried.
+            may then get the message**, with the same id.
+        :raises LinkError: an error of :meth:`Mailbox.send` for the last replica that was tried.
         """
         identity = secrets.token_hex(16)
 
@@ -97,7 +98,7 @@ class Replicas:
     ) -> Message:
         """Send a request to one replica, wait for its answer and return it. Parameters are those of :meth:`send`.
 
-        :raises LinkError: as :meth:`Mailbox.call`, for the last replica that was tried.
+        :raises LinkError: an error of :meth:`Mailbox.call` for the last replica that was tried.
         """
 
         def one(peer: str, seconds: float) -> Awaitable[Message]:
@@ -106,9 +107,9 @@ class Replicas:
         return await self._tried(one, timeout, repeat)
 
     async def watch(self) -> None:
-        """Follow the monitors of all replicas, until this is cancelled: run it as a task.
+        """Follow the monitors of all replicas until the call is cancelled. Run it as a task.
 
-        A replica whose program doesn't read is tried last. Links without ``monitor: true`` are passed over.
+        A replica whose program doesn't read is tried last. Links without ``monitor: true`` aren't monitored.
         """
         following: dict[str, asyncio.Task[None]] = {}
         try:

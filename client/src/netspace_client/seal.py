@@ -1,22 +1,24 @@
 """Seals of messages: the sender signs and encrypts a message for the receiver, so that relays can't read or alter it.
 
-A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both in compact form. The
-signature also covers all properties that a relay might change:
+A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both in compact form. The signature also covers
+all properties that a relay might change:
 
-1. sender, receiver, link, and whether it is a message or an answer: so it can't be redirected or returned;
-2. its id and its correlation id: so it can't pass for another message, nor for the answer to another question;
-3. the time of sealing and the expiry: so, with the ids of received messages, it can't be replayed.
+1. sender, receiver, link, and whether it is a message or an answer, so that a relay can't redirect or return the
+  message;
+2. its id and its correlation id, so that it can't pass for another message, nor for the answer to another question;
+3. the time of sealing and the expiry, so that a receiver that remembers ids can detect a replay.
 
 ``open_sealed`` checks all of this in a fixed order and returns an :class:`Opened`, or raises a :class:`SealError`. It
-checks sizes before any cryptographic work. It reads no file, and its result depends on nothing but its arguments: the
-caller recognizes duplicates (``window``). Several messages share a key agreement (``agreement``), each has a signature.
+checks sizes before any cryptographic work. It reads no file, and its result depends only on its arguments; the caller
+recognizes duplicates (``window``). Several messages share a key agreement (``agreement``), but each has its own
+signature.
 
-Keys are JWKs on P-256, made by the host: each environment has a pair to sign and a pair to encrypt. A key is published
-before the time from which it is used (``nbf``), so that all peers have it by then.
+Keys are JWKs on P-256, made by the host: each environment has a key pair for signing and one for encryption. A key is
+published before the time from which it is used (``nbf``), so that all peers have it by then.
 
-On a link between hosts, the receiver's card doesn't have the sender's signing keys. Instead, each message carries an
-endorsement of its signing key by the sender's host (``endorsement``), and both ends are named by their SPIFFE IDs. A
-seal of a local link is not accepted on a link between hosts, nor the reverse.
+On a link between hosts, the receiver's card doesn't contain the sender's signing keys. Instead, each message carries an
+endorsement of its signing key by the sender's host (``endorsement``), and SPIFFE IDs name both ends. A link between
+hosts doesn't accept a seal of a local link, and a local link doesn't accept a seal between hosts.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _ENDORSED = _SIGNED | {"edt"}
 
 @dataclass(frozen=True)
 class Envelope:
-    """The properties of a message outside its seal. The signed properties inside must be equal.
+    """The properties of a message outside its seal. They must equal the signed properties inside.
 
     :param use: ``message`` or ``answer``.
     """
@@ -72,8 +74,9 @@ class Opened:
 class Sealed:
     """The seal of a link, as in the card: the link's name, and the public keys of its other end.
 
-    :param own: only between hosts: the SPIFFE ID of this environment; *peer*: that of the other end.
-    :param endorser: only between hosts: the endorser of the other end's signing keys; *keys* has no signing keys then.
+    :param own: the SPIFFE ID of this environment, and *peer* the SPIFFE ID of the other end; only between hosts.
+    :param endorser: the endorser of the other end's signing keys, in which case *keys* has no signing keys; only
+        between hosts.
     """
 
     link: str
@@ -85,7 +88,7 @@ class Sealed:
     def envelope(self, own: str, other: str, use: str, id: str, correlation: str, *, ours: bool) -> Envelope:
         """Return the envelope of a message over this link.
 
-        :param own: this environment's name in the card; *other*: that of the other end.
+        :param own: this environment's name in the card; *other*: the other end's name.
         :param ours: whether this environment is the sender.
         """
         ends = (self.own or own, self.peer or other)
@@ -104,10 +107,10 @@ def seal(
     afar: bool = False,
     sessions: Sessions | None = None,
 ) -> bytes:
-    """Return *body*, signed with our current signing key and encrypted for their current encryption key.
+    """Return *body*, signed with our current signing key and encrypted for the receiver's current encryption key.
 
-    :param afar: the receiver is on another host, so the endorsement of our key is added.
-    :param sessions: sessions with receivers, which a sender of many messages keeps; None: it has one for this message.
+    :param afar: whether the receiver is on another host, so that the endorsement of our key is added.
+    :param sessions: the sender's sessions with receivers, kept for many messages; None: a new session for this message.
     :raises SealError: the body is too large, or our key has no valid endorsement.
     :raises UnknownKey: there is no key to sign or to encrypt.
     """
@@ -159,9 +162,9 @@ def open_sealed(
 
     :param mine: our own keys; *theirs*: the sender's public keys.
     :param endorser: the endorser of the sender's host, if that is another host.
-    :param agreed: the agreed keys of earlier messages, for just these keys of ours; None: none is known or remembered.
+    :param agreed: the cached agreed keys of earlier messages, agreed with the same *mine*; None: no cache is used.
     :raises SealError: a check failed.
-    :raises UnknownKey: a key is unknown; newer files of the host might have it.
+    :raises UnknownKey: a key is unknown; newer files of the host might contain it.
     """
     if len(raw) > MAX_SEALED:
         raise SealError(f"{len(raw)} bytes are more than a seal may have ({MAX_SEALED})")

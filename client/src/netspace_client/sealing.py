@@ -1,4 +1,4 @@
-"""Sealing of outgoing and opening of incoming AMQP messages, for sealed links. Knows no connection."""
+"""Sealing of outgoing and opening of incoming AMQP messages, for sealed links. Uses no connection."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Sealing:
         urgent: bool = False,
         durable: bool = True,
     ) -> tuple[bytes, spec.Basic.Properties]:
-        """Return the body and the properties of a message for the broker, sealed if the link is.
+        """Return the body and the properties of a message for the broker, sealed if the link is sealed.
 
         :param content: the body and its type, from :func:`letter.content`.
-        :param sealed: the seal of the link; None: it isn't sealed.
+        :param sealed: the seal of the link; None: the link isn't sealed.
         :param to: the receiver.
         :param use: ``message`` or ``answer``.
-        :param durable: False: the broker need not write it to disk before it confirms it.
+        :param durable: False: the broker need not write the message to disk before it confirms it.
         """
         raw, kind = content
         if sealed is not None:
@@ -80,7 +80,7 @@ class Sealing:
     def opened(self, delivery: Delivery, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
         """Open a sealed message and return its content; None: the link isn't sealed.
 
-        :raises LinkError: it isn't a message that *sender* sealed for this environment.
+        :raises LinkError: the message wasn't sealed by *sender* for this environment.
         """
         if sealed is None:
             return None
@@ -96,7 +96,7 @@ class Sealing:
         return found
 
     def _keys(self) -> Ring:
-        """Return our newest keys. If they were replaced, forget the former ones, and what was agreed with them."""
+        """Return our newest keys. If the keys were replaced, forget the old keys, and the keys agreed with them."""
         mine = self._host.keys
         if mine is not self._mine:
             self._mine, self._agreed = mine, Agreed()
@@ -104,10 +104,10 @@ class Sealing:
         return mine
 
     def may_wait(self, sender: Sender) -> bool:
-        """Return whether to wait a second for the host's newer files, because a key of *sender*'s message is unknown.
+        """Return whether to wait a second for newer files of the host that may contain an unknown key of *sender*.
 
-        For each sender that is at most once in ``WAIT_AGAIN`` seconds. Otherwise a sender could block the receiver with
-        invented keys.
+        The answer is True at most once in ``WAIT_AGAIN`` seconds for each sender. Otherwise a sender could block the
+        receiver with invented keys.
         """
         now = asyncio.get_running_loop().time()
         if self._waited.get(sender.name, -WAIT_AGAIN) + WAIT_AGAIN > now:

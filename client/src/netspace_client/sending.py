@@ -1,4 +1,4 @@
-"""Outgoing messages: checked against their link's limits, sealed if the link is, and given to its exchange's outlet."""
+"""Outgoing messages: checked against their link's limits, sealed if the link is sealed, and given to an outlet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Content = tuple[bytes, str]
 
 
 class Sending:
-    """The path of all messages to peers. Nothing in it waits."""
+    """The path of all messages to peers. It never waits."""
 
     def __init__(self, host: Host, lines: Lines, sealing: Sealing) -> None:
         self._host = host
@@ -45,25 +45,25 @@ class Sending:
         pace.take(now)
 
     def parcel(self, peer: Peer, content: Content, id: str, urgent: bool, **more: str) -> tuple[Outlet, Parcel]:
-        """Return a message for the broker, and the outlet to which to give it.
+        """Return a message for the broker, and the outlet that will publish it.
 
-        :param more: ``reply_to`` and ``correlation_id``, as :meth:`Sealing.prepared` takes them.
-        :raises Refused: it is larger than the peer's host accepts.
-        :raises SealError: it can't be sealed.
+        :param more: ``reply_to`` and ``correlation_id``, as for :meth:`Sealing.prepared`.
+        :raises Refused: the message is larger than the peer's host accepts.
+        :raises SealError: the message can't be sealed.
         """
         what = f"the link to {peer.called}"
         raw, properties = self._sealing.prepared(
             content, peer.seal, peer.name, "message", id, urgent=urgent, durable=peer.durable, **more
         )
         if peer.message_size is not None and len(raw) > peer.message_size:
-            raise Refused(f"{what}: {len(raw)} bytes; its host takes {peer.message_size} at most")
+            raise Refused(f"{what}: {len(raw)} bytes; the receiver's host accepts {peer.message_size} at most")
         return self._lines.outlet(peer.broker, peer.exchange, what), Parcel(raw, properties)
 
     def successor(self, peer: Peer) -> Peer | None:
-        """Return the same peer under its link's new exchange, after the old one was revoked; None: there is no new one.
+        """Return the same peer with its link's new exchange, after the old one was revoked; None: there is none.
 
-        It is looked up by the peer's own name: the local name may belong to another environment now, which must not get
-        a message that was meant for this one.
+        The peer is looked up by its own name. Its local name may belong to another environment now, which must not get
+        a message that was meant for this peer.
         """
         again = self._host.card.peers.get(peer.name)
         return None if again is None or again.exchange == peer.exchange else again

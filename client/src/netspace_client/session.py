@@ -52,8 +52,8 @@ aiormq raises pamqp's exceptions if a slow broker sends a heartbeat before the a
 async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
     """Await an operation of aiormq, for *seconds* at most, and return its result.
 
-    When a connection ends, aiormq cancels pending operations. Here that becomes an error, so that the calling task
-    doesn't look cancelled.
+    When a connection ends, aiormq cancels pending operations. This function raises an error instead, so that the
+    calling task doesn't appear to be cancelled.
 
     :raises ConnectionError: the connection ended.
     :raises asyncio.TimeoutError: *seconds* have passed.
@@ -111,7 +111,7 @@ class Session:
     async def channel(self) -> Channel:
         """Wait until there is a connection, and return a new channel with publisher confirms.
 
-        :raises ConnectionError: the connection ended meanwhile; try again.
+        :raises ConnectionError: the connection ended before the channel was open; try again.
         """
         connection = await self.connection()
         try:
@@ -125,10 +125,10 @@ class Session:
         return channel
 
     async def wire(self, delivered: Callable[[Delivery], None] | None = None) -> Wire:
-        """Wait until there is a connection, and return the messages of a new channel.
+        """Wait until there is a connection, and return a :class:`Wire` on a new channel.
 
-        :param delivered: called with each delivery on it.
-        :raises ConnectionError: the connection ended meanwhile; try again.
+        :param delivered: called with each delivery on the channel.
+        :raises ConnectionError: the connection ended before the channel was open; try again.
         """
         channel = await self.channel()
         if self._receiver is None or channel.connection is not self._connection:
@@ -149,7 +149,7 @@ class Session:
     def unreached(self, what: str, seconds: float) -> Unreachable:
         """Return the error for a caller that waited *seconds* for a connection.
 
-        :param what: the purpose, the first words of the error.
+        :param what: the first words of the error, which name the purpose.
         """
         kind, why = self._problem
         return kind(f"{what}: the broker wasn't reached within {seconds:g} s ({why})")

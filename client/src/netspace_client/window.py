@@ -1,7 +1,7 @@
-"""Ids of messages that were received already, to recognize duplicates. Pure, and bounded: the oldest are forgotten.
+"""Ids of messages that were received already, to recognize duplicates. Pure, and limited: the oldest are forgotten.
 
-Delivery on a link is at least once: a sender repeats a message that wasn't confirmed, and the broker redelivers one
-that wasn't acknowledged. A repetition has the id of the original, so sender and id identify a duplicate.
+Delivery on a link is at least once: a sender repeats a message that wasn't confirmed, and the broker redelivers a
+message that wasn't acknowledged. A repetition has the id of the original, so sender and id identify a duplicate.
 
 A sealed message also contains the time of its sealing, which a relay can't change. If that time isn't later than the
 time of a forgotten id, the message counts as a duplicate, so that no duplicate is accepted.
@@ -31,7 +31,7 @@ class Window:
     def add(self, sender: str, identity: str, at: float | None = None) -> None:
         """Remember an id as the newest of its sender.
 
-        :param at: the time at which the message was sealed; None: it wasn't.
+        :param at: the time at which the message was sealed; None: the message isn't sealed.
         """
         seen = self._seen.setdefault(sender, OrderedDict())
         seen[identity] = at
@@ -46,7 +46,7 @@ class Window:
         return identity in self._seen.get(sender, ())
 
     def too_old(self, sender: str, at: float) -> bool:
-        """Return whether a message that *sender* sealed at the time *at* may be one whose id was forgotten."""
+        """Return whether the message that *sender* sealed at the time *at* may have an id that was forgotten."""
         return sender in self._floors and at <= self._floors[sender]
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
-"""Messages of one channel, past aiormq: published, confirmed, delivered and settled without a task for each.
+"""Messages of one channel, without aiormq: published, confirmed, delivered and settled without a task for each.
 
-aiormq opens, closes and supervises connections and channels, and reads the frames that aren't about messages. Its
-reader gets a stream without the frames that a :class:`Wire` takes. Frames to be sent are gathered while the event loop
-works on what has arrived, and then written at once: one record of TLS and one system call for many.
+aiormq opens, closes and supervises connections and channels, and reads the frames that aren't about messages. A
+:class:`Wire` takes the frames about messages out of the stream before aiormq reads it. Outgoing frames are collected
+while the event loop works, and then written at once: one record of TLS and one system call for many frames.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _MADE: ContextVar[list[Receiver] | None] = ContextVar("netspace_client_receivers
 class Delivery:
     """A message from the broker.
 
-    :ivar exchange: the exchange that it came through, which identifies its sender.
-    :ivar redelivered: it may have been delivered before.
+    :ivar exchange: the exchange through which the message came, which identifies its sender.
+    :ivar redelivered: whether the message may have been delivered before.
     """
 
     __slots__ = ("_about", "_header", "body", "delivery_tag", "exchange", "redelivered", "routing_key", "wire")
@@ -72,8 +72,8 @@ class Wire:
     """The messages of *channel*, until it is closed.
 
     :param delivered: called with each delivery.
-    :ivar confirmed: called with tag, ``multiple``, and whether the broker has taken the message.
-    :ivar returned: called with the id of a message that was routed nowhere; its confirmation follows.
+    :ivar confirmed: called with tag, ``multiple``, and whether the broker accepted the message.
+    :ivar returned: called with the id of a message that was not routed to any queue; its confirmation follows.
     """
 
     def __init__(
@@ -96,11 +96,14 @@ class Wire:
 
     @property
     def closed(self) -> bool:
-        """True once nothing more may be sent on the channel; aiormq may know of its end a little later."""
+        """True once nothing more may be sent on the channel. aiormq may notice the channel's end a little later."""
         return self._shut or self.channel.is_closed
 
     def shut(self) -> None:
-        """Send nothing more. Waiting frames are sent at once: frames on a closed channel would end the connection."""
+        """Send nothing more on this channel, after waiting frames were written.
+
+        Frames on a closed channel would make the broker end the connection.
+        """
         self._shut = True
         self._receiver.flush()
 
@@ -108,8 +111,8 @@ class Wire:
     def publish(self, method: bytes, about: spec.Basic.Properties, body: bytes) -> int:
         """Publish a message and return the tag of its confirmation.
 
-        :param method: from :func:`codec.publish`.
-        :raises TypeError: a property isn't of its type; nothing was sent.
+        :param method: the payload from :func:`codec.publish`.
+        :raises TypeError: a property has the wrong type; nothing was sent.
         :raises ValueError: a property can't be encoded; nothing was sent.
         """
         self._receiver.write(codec.message(self._number, method, about, body, self._most))
@@ -117,18 +120,18 @@ class Wire:
         return self._tag
 
     def settle(self, tag: int, how: str) -> None:
-        """Settle a delivery: ``ack``, ``requeue`` or ``reject``; ``flush`` has it written at once."""
+        """Settle a delivery: ``ack``, ``requeue`` or ``reject``. The frame may wait until ``flush``."""
         self._receiver.write(codec.settle(self._number, tag, how), PATIENCE)
 
     def flush(self) -> None:
-        """Write at once all that waits to be written."""
+        """Write all waiting frames at once."""
         self._receiver.flush()
 
     # -- from the broker --------------------------------------------------------------
     def takes(self, kind: int, payload: bytes) -> bool:
-        """Process a frame, and return True; False: the frame is for aiormq.
+        """Process a frame, and return True; return False if the frame is for aiormq.
 
-        :raises AMQPConnectionError: the broker sent something that is no AMQP.
+        :raises AMQPConnectionError: the broker sent something other than AMQP.
         """
         try:
             if kind == METHOD:
@@ -173,7 +176,7 @@ class Wire:
         return None
 
     def _whole(self) -> Callable[[], None]:
-        """Return the function to call for a message, once the whole message is here."""
+        """Return the function that handles the message, or one that does nothing if frames are still missing."""
         if self._left > 0:
             return _nobody
         method, header = self._method, self._header
@@ -193,7 +196,7 @@ class Wire:
 
 
 def _nobody() -> None:
-    """Do nothing: more frames follow."""
+    """Do nothing, because more frames of the message follow."""
 
 
 class Receiver(aiormq.connection.FrameReceiver):
@@ -216,9 +219,9 @@ class Receiver(aiormq.connection.FrameReceiver):
         return await self.get_frame()
 
     async def get_frame(self) -> Any:
-        """Return the next frame that no wire takes: its bytes, its channel, the frame.
+        """Return the next frame for aiormq, which no wire takes: its bytes, its channel, and the frame.
 
-        :raises AMQPError: the connection has ended, or the broker sent something that is no AMQP.
+        :raises AMQPError: the connection has ended, or the broker sent something other than AMQP.
         """
         while True:
             found = self._next()
@@ -238,7 +241,7 @@ class Receiver(aiormq.connection.FrameReceiver):
             self._at = 0
 
     def _next(self) -> Any:
-        """Return the next whole frame that no wire takes; None: more bytes are needed."""
+        """Return the next complete frame that no wire takes; None: more bytes are needed."""
         data, at, size = self._data, self._at, len(self._data)
         if at == 0 and data.startswith(b"AMQP"):
             raise AMQPConnectionError("the broker doesn't speak AMQP 0-9-1")
@@ -271,9 +274,10 @@ class Receiver(aiormq.connection.FrameReceiver):
 
     # -- to the broker ----------------------------------------------------------------
     def write(self, raw: bytes, within: float = 0.0) -> None:
-        """Write whole frames, after all that were written before.
+        """Write complete frames, after all frames that were written before.
 
-        :param within: the most seconds that they may wait for others; 0: until the event loop has done what is due.
+        :param within: the most seconds for which the frames may wait for others; 0: until the event loop has run all
+            ready callbacks.
         """
         self._gathered.append(raw)
         self._size += len(raw)
@@ -290,7 +294,7 @@ class Receiver(aiormq.connection.FrameReceiver):
         self._due, self._soon = due, soon
 
     def flush(self) -> None:
-        """Write at once all that waits to be written."""
+        """Write all waiting frames at once."""
         if self._due is not None:
             self._due.cancel()
         self._due, self._soon = None, False
@@ -306,7 +310,7 @@ class Receiver(aiormq.connection.FrameReceiver):
 
 
 class _Chosen(aiormq.connection.FrameReceiver):
-    """The receiver of any connection of aiormq: a :class:`Receiver` within ``connect``, else aiormq's own."""
+    """The frame receiver of every aiormq connection: a :class:`Receiver` within ``connect``, else aiormq's own."""
 
     def __new__(cls, reader: asyncio.StreamReader) -> Any:
         made = _MADE.get()

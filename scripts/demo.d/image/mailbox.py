@@ -1,7 +1,7 @@
-"""A small client based on pika, with which a program in an environment sends, asks and answers.
+"""A small client based on pika, with which a program in an environment sends messages and requests, and answers.
 
-It reads all names from /run/netspace (see docs/environment-json.md). It declares no object at the broker: those that it
-may use exist already. The exchange of a delivery identifies its sender, and can't be forged.
+It reads all names from /run/netspace (see docs/environment-json.md). It declares no object at the broker: the objects
+that it may use exist already. The exchange of a delivery identifies its sender, and can't be forged.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def log(text):
 def channel(card, to=None):
     """Return a channel that confirms each message, on a new connection with the current credentials.
 
-    It leads to the environment's own broker, or to that of a peer on another host.
+    The connection leads to the environment's own broker, or to the broker of a peer on another host.
     """
     broker = (peer(card, to).get("broker") if to else None) or card["broker"]
     # Read each time: certificates are replaced long before they run out.
@@ -100,7 +100,7 @@ def publish(opened, exchange, text, key="", **properties):
 
 
 def peer(card, name):
-    """Return the card's entry for *name*; if there is none, a made-up one, with the exchange that a link would have."""
+    """Return the card's entry for *name*; without one, an invented entry with the exchange that a link would have."""
     for entry in card["peers"]:
         if entry["to"] == name:
             return entry
@@ -108,7 +108,7 @@ def peer(card, name):
 
 
 def shop(card):
-    """Return the peer with a request link; if there is none, a peer with another link."""
+    """Return the peer with a request link; if no peer has one, a peer with another link."""
     askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
     return next(iter(askable or [entry["to"] for entry in card["peers"]]))
 
@@ -144,7 +144,7 @@ def ask(card, opened, to, text, timeout=5.0):
 
 
 def letters(card, opened):
-    """Yield the messages of all queues in the card, forever."""
+    """Yield the messages of all queues in the card, for ever."""
     waiting = []
     for queue in card["queues"]:
         opened.basic_consume(queue, lambda _, *letter: waiting.append(letter))
@@ -155,7 +155,7 @@ def letters(card, opened):
 
 
 def serve(card, opened, answer):
-    """Read all mail forever; ``answer(sender, text)`` returns the reply to a request."""
+    """Read all messages, for ever; ``answer(sender, text)`` returns the reply to a request."""
     senders = {entry["exchange"]: entry for entry in card["senders"]}
     opened.basic_qos(prefetch_count=16)
     for method, properties, body in letters(card, opened):

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The program of ``web``, with netspace-client: it asks 'orders' its arguments, once; without arguments it waits."""
+"""The program of ``web``, with netspace-client: sends its arguments to 'orders' as a request, or waits without any."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""The demo's till: sends a sale to 'orders' every ten seconds; or, with arguments, sends these once.
+"""The demo's till: sends a sale to 'orders' every ten seconds; with arguments, sends these texts once.
 
 usage: till.py [TO TEXT...]
 """

@@ -1,4 +1,4 @@
-"""The demo's web: sends a request to 'orders' every ten seconds; or, with arguments, sends these once."""
+"""The demo's web: sends a request to 'orders' every ten seconds; with arguments, sends these texts once."""
 
 import sys
 

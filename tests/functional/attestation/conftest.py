@@ -1,4 +1,4 @@
-"""Software TPMs (swtpm), each on a socket of its own. Some are manufactured with a certificate by the test's own CA."""
+"""Software TPMs (swtpm), each on a separate socket. Some are manufactured with a certificate by the test's own CA."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def other_factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
 
 @pytest.fixture
 def make_tpm() -> Iterator[Callable[[Factory | None], SoftwareTpm]]:
-    """Start a TPM from a factory, or a blank TPM without any certificate."""
+    """A function that starts a TPM from a factory, or a blank TPM without any certificate."""
     made: list[SoftwareTpm] = []
 
     def make(origin: Factory | None = None) -> SoftwareTpm:

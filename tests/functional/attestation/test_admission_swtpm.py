@@ -1,6 +1,6 @@
-"""A minion with a software TPM asks the master to accept its pending Salt key.
+"""A minion with a software TPM requests the acceptance of its pending Salt key from the master.
 
-It does so over HTTP, with netspace's execution module.
+The requests go over HTTP, and the minion uses netspace's execution module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from netspace.plugin import arguments
 
 
 class Applying:
-    """A minion whose key is pending at a master, and the module by which it applies."""
+    """A minion whose key is pending at a master, with the execution module that requests its acceptance."""
 
     def __init__(self, folder: Path, name: str, pki: Path) -> None:
         spec = importlib.util.spec_from_file_location("applying", checkout.ROOT / "_modules/netspace_admission.py")

@@ -1,4 +1,4 @@
-"""A host judges itself by a real (software) TPM, and gets the level that the evidence proves."""
+"""A host that appraises its own evidence from a real (software) TPM gets the level that the evidence proves."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_a_certificate_that_chains_to_the_roots_gives_l3(layout: Layout, make_tp
 def test_a_certificate_on_p_256_in_nv_is_taken_before_rsa_and_gives_l3(
     layout: Layout, make_tpm: Callable, factory, tmp_path: Path
 ) -> None:
-    """Issue a P-256 certificate by hand, like makers of hardware.
+    """A TPM with an RSA and a P-256 certificate in its NV memory attests with the P-256 key, and reaches L3.
 
-    The tool of swtpm certifies only RSA-2048 and P-384.
+    The test issues the P-256 certificate, since the tool of swtpm certifies only RSA-2048 and P-384.
     """
     device = make_tpm(factory)
     public = tpm.run(device.tcti, lambda one: one.endorsement("EK-ECC256").public, lock=tmp_path / "lock")
@@ -117,7 +117,7 @@ def test_references_for_a_boot_without_a_log_do_not_give_l4(
 
 @pytest.fixture
 def booted(layout: Layout, make_tpm: Callable, factory, tmp_path: Path):
-    """A host whose TPM has measured a boot, with this boot's log and references that match only this boot."""
+    """A host whose TPM has measured a boot, with the boot's log and with references that match only this boot."""
     from netspace.attestation.logs import eventlog
 
     raw = (Path(__file__).parents[2] / "fixtures/eventlogs/uki/binary_bios_measurements").read_bytes()

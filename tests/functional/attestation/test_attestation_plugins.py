@@ -36,7 +36,7 @@ def load() -> Callable[..., Any]:
 
 @pytest.fixture
 def host() -> Any:
-    """The layout with the real paths of a host; the sandbox gives the test its own folders there."""
+    """The layout with the real paths of a host; in the sandbox, these folders belong to the test."""
     layout = Layout()
     kind = Attestations(layout)
     yield layout

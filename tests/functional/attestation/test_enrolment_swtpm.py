@@ -32,7 +32,7 @@ RIGHTS = "ppwrite|ppread|ownerread|authread|no_da|platformcreate"
 
 
 class Minion:
-    """A minion that answers by the library's own attester."""
+    """A minion that answers with the library's own attester."""
 
     def __init__(self, name: str, tcti: str, lock: Path) -> None:
         self.name, self.tcti, self.lock = name, tcti, lock
@@ -188,13 +188,13 @@ def test_a_chain_that_may_not_be_read_stops_no_enrolment(
 
 
 def made_by(factory: Factory, public: bytes) -> bytes:
-    """Return the certificate (PEM) that a maker publishes for an endorsement key, instead of storing it in the TPM."""
+    """Return an endorsement key's certificate (PEM) that its maker publishes instead of storing it in the TPM."""
     return factory.certify(structures.public(public).key()).public_bytes(serialization.Encoding.PEM)
 
 
 @pytest.fixture
 def handed(make_tpm: Callable, factory: Factory, tmp_path: Path) -> tuple[Minion, Path]:
-    """A TPM without a certificate, like AMD's, and a folder of roots with the certificate of the TPM's maker."""
+    """A TPM without a certificate, as AMD makes them, and a folder of roots with the certificate of the TPM's maker."""
     minion = Minion("web1", make_tpm().tcti, tmp_path / "lock")
     roots = tmp_path / "roots"
     (roots / "ek").mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_a_host_that_judges_itself_takes_a_certificate_by_file(
 def test_a_relayed_tpm_is_not_in_the_inventory(
     registrar: Registrar, minion: Minion, make_tpm: Callable, factory: Factory, tmp_path: Path
 ) -> None:
-    """Refuse another machine's genuine TPM, which root on web1 presents, although all its answers are correct."""
+    """The registrar refuses web1 with a third machine's TPM, and web2 with web1's TPM; web1 with its own gets L3."""
     endorsement = minion.run(lambda device: structures.public(device.endorsement().public).fingerprint)
     registrar.listed = tmp_path / "tpms"
     registrar.listed.write_text(f"# racked by hand\nweb1 {endorsement}\n")

@@ -1,4 +1,4 @@
-"""Evidence of real (software) TPMs, and attacks on the evidence on its way. Each test is a threat."""
+"""Evidence of real (software) TPMs, and attacks that change it on its way. Each test is one attack."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_wrong_pcr_selection(lab: Lab, pcrs: tuple[int, ...]) -> None:
 
 
 def test_pcrs_relabelled(lab: Lab) -> None:
-    """Values of PCRs that were never extended, presented as values of other PCRs."""
+    """A genuine quote of PCRs 8 to 15 is presented as a quote of PCRs 0 to 7, and refused."""
     bound = lab.bind(lab.enrol(), context())
     other = lab.quote(context(), range(8, 16))
     relabelled = dataclasses.replace(other, pcrs={pcr - 8: value for pcr, value in other.pcrs.items()})
@@ -138,7 +138,7 @@ def test_pcrs_relabelled(lab: Lab) -> None:
 
 
 def test_attestation_key_of_another_tpm(lab: Lab, make_tpm: Callable, tmp_path: Path) -> None:
-    """The genuine endorsement key of one TPM, together with the attestation key of another. No TPM has both keys."""
+    """With one TPM's endorsement key and another's attestation key, neither TPM can complete the enrolment."""
     other = Lab(make_tpm().tcti, tmp_path / "other-lock")
     mixed = dataclasses.replace(lab.enrol(), attestation=other.enrol().attestation)
     for one in (lab, other):
@@ -177,7 +177,7 @@ def test_quote_from_before_a_reset(make_tpm: Callable, tmp_path: Path) -> None:
 
 
 def test_what_a_tpm_signs_besides_quotes(lab: Lab) -> None:
-    """TPM2_GetTime makes a genuine signature by the attestation key over data that is not a quote."""
+    """A genuine signature by TPM2_GetTime, made with the attestation key, is refused as a quote."""
 
     def get_time(device: tpm.Device) -> tuple[bytes, bytes]:
         tss = device._tss

@@ -1,4 +1,4 @@
-"""Three verifiers, one TPM: netspace agrees with tpm2_checkquote and Keylime on each quote."""
+"""Three verifiers of one TPM's quotes: netspace's result equals those of tpm2_checkquote and Keylime."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def damaged(path: Path, at: int) -> bytes:
 
 @pytest.fixture
 def quotes(tools: Tools) -> dict[str, dict[str, Any]]:
-    """Quotes by their fault: the files' contents, and the expected nonce."""
+    """Quotes by their fault, each with its files' contents and the expected nonce."""
     tools.key("-G", "ecc", "-g", "sha256", "-s", "ecdsa")
     tools("tpm2_readpublic", "-c", "ak.ctx", "-f", "pem", "-o", "ak.pem")
     nonce = NONCE.encode().hex()

@@ -1,4 +1,4 @@
-"""The master's keys in a hardware module (PKCS#11; here SoftHSM): made and used in the module, and in no file."""
+"""The master's keys in a hardware module (PKCS #11; here SoftHSM): made and used in the module, and in no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host whose TPM has measured a recorded boot and later programs. Its evidence reaches L5, and keeps L5."""
+"""A host whose TPM has measured a recorded boot and later programs. Its evidence reaches L5 repeatedly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Host:
         tpm.run(self.tcti, work, lock=self.lock)
 
     def run(self, until: int) -> None:
-        """Run programs up to this line of the recorded list."""
+        """Measure the programs up to this line of the recorded list."""
         self.extend([(10, ima.measured(entry)) for entry in ENTRIES[self.measured : until]])
         self.measured = until
 

@@ -1,4 +1,4 @@
-"""Results in the store that the master's ``cache`` names: Redis behaves like files."""
+"""Attestation results in the store that the master's ``cache`` names: Redis and files give the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our verifier reads the files that tpm2-tools write, and names the faults in them."""
+"""netspace's verifier reads the files that tpm2-tools write, and names the faults in them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_values_in_the_other_form(tools: Tools, verify: Callable) -> None:
 
 
 def test_a_log_that_leads_to_what_was_quoted(tools: Tools, verify: Callable) -> None:
-    """Extend this TPM with the recorded boot's measurements."""
+    """A boot log is valid if the TPM was extended with its events, and a mismatch after a further extension."""
     from netspace.attestation.logs import eventlog
 
     raw = boot_logs.FIXTURES / "uki/binary_bios_measurements"

@@ -1,4 +1,4 @@
-"""A host whose environments run for real: crun, mounts and cgroups, under our own supervisor."""
+"""A host whose environments really run: crun, mounts and cgroups, under netspace's own supervisor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDERS = ("/usr/lib/python3.*", "/usr/lib/*-linux-gnu/perl-base", "/etc/ssl/ope
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with a static busybox, and a file that only some may read."""
+    """A root with a static busybox, and a file that only some users may read."""
     root = tmp_path_factory.mktemp("image")
     root.chmod(0o755)
     binaries = root / "bin"

@@ -1,4 +1,4 @@
-"""Attacks that once succeeded inside an environment are refused or bounded under each runtime."""
+"""Attacks from inside an environment that once succeeded: each is now refused or limited, under each runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def attacking(tmp_path_factory: pytest.TempPathFactory) -> attackers.Kit:
 
 
 def connect(host: Host, name: str) -> None:
-    """Give an environment's namespace an interface that leads to the host's, as the kind ``veth`` does."""
+    """Give an environment's namespace an interface that leads to the host's namespace, as the kind ``veth`` does."""
     host.namespace(name)
     space = host.layout.netns(name)
     for command in (
@@ -51,7 +51,7 @@ def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])  # gVisor lets no process of the host in
 def test_who_enters_for_the_host_gives_nothing_away(host: Host, attacking: attackers.Kit, runtime: str) -> None:
-    """For a moment of an exec, the runtime's process is in the environment's table of processes, with all rights."""
+    """A program attacks the runtime's process, which has all rights, during each ``exec``, and gets nothing."""
     host.run("web", **attackers.declared(attacking, runtime, "watch"))
 
     def told() -> list[str]:

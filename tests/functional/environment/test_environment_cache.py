@@ -1,4 +1,4 @@
-"""An environment with a page cache of its own: ``image_cache: own``."""
+"""Environments with a page cache of their own: ``image_cache: own``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = 4 * 1024**2
 
 @pytest.fixture
 def large(image: Path, tmp_path: Path) -> Path:
-    """Return a root with a file that no program reads by itself."""
+    """Return a root with a large file that no program reads unless a test makes it."""
     root = tmp_path / "large"
     shutil.copytree(image, root, symlinks=True)
     (root / FILE).write_bytes(os.urandom(SIZE))
@@ -35,7 +35,7 @@ class Pages:
         self._path = f"/proc/{host.pid(name)}/root/{FILE}"
 
     def cached(self):
-        """Return how many pages are in memory, by mincore(2)."""
+        """Return the number of pages that are in memory, by mincore(2)."""
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
         fd = os.open(self._path, os.O_RDONLY)

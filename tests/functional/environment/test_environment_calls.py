@@ -1,4 +1,4 @@
-"""System calls, made inside an environment: the kernel refuses exactly those that the tables refuse."""
+"""System calls, made inside an environment: the kernel refuses exactly the calls that netspace's tables refuse."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ json.dump(answers, sys.stdout)
 
 
 def resolve(name: str) -> int:
-    """Return the number of a system call here, from crun's own library; negative where there is none."""
+    """Return the number of a system call on this machine, from crun's own library; negative if there is none."""
     library = ctypes.CDLL("libseccomp.so.2")
     return int(library.seccomp_syscall_resolve_name(name.encode()))
 
@@ -74,7 +74,7 @@ def call(host, name, calls, script=CALL):
 
 
 def edges():
-    """Calls that pass only with some arguments: the first and last passing value, their neighbours, refused values."""
+    """Yield calls that pass only with some arguments, with values at, beside and outside of the permitted ranges."""
     for name, narrow in NARROWED.items():
         values = {
             *narrow.refused.values(),
@@ -102,7 +102,7 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_no_program_changes_its_limit_on_core_files(host, debian, profile):
-    """The host's crash handler would run as root for a core file (core(5)). A program that sets 0 gets no error."""
+    """A program can't raise its limit on core files, for which the host's crash handler runs as root; it may set 0."""
     host.run("web", image=f"dir:{debian}", seccomp=profile)
     done = host.operations.exec("web", [PYTHON, "-c", LOWER])
     assert done["stdout"].splitlines() == ["-1 1 [7, 7]", "(1, 1)", "(16, 16)"], done
@@ -110,7 +110,10 @@ def test_no_program_changes_its_limit_on_core_files(host, debian, profile):
 
 @pytest.mark.parametrize("profile", todays(list(seccomp.PROFILES), 2))
 def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profile):
-    """The tables' filter gets errors that only a filter gives, so no other error counts as a refusal."""
+    """Every call is made with several arguments, and refused or passed as the tables say.
+
+    The tables' filter gets error numbers that only a filter returns, so no other error counts as a refusal.
+    """
     rules = seccomp.profile(profile)
     rules["defaultErrnoRet"] = DENIED
     for rule in rules["syscalls"]:
@@ -143,7 +146,7 @@ def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profil
 @pytest.mark.parametrize("family", seccomp.NEVER)
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_a_refused_family(host_of, family, profile):
-    """Make each call of *family* by its number: EPERM, or ENOSYS for a call that programs can do without."""
+    """Each call of *family*, made by its number, gets EPERM, or ENOSYS for a call that programs can do without."""
     names = [name for name in seccomp.NEVER[family].calls.split() if resolve(name) >= 0]
     answers = call(host_of(profile), profile, [(resolve(name), [0] * 6) for name in names])
     told_absent = seccomp.ABSENT.split()
@@ -152,7 +155,7 @@ def test_a_refused_family(host_of, family, profile):
 
 @pytest.fixture(scope="module")
 def host_of(debian, disk):
-    """One environment for each profile, which all tests of the profile share."""
+    """A function that returns the one environment of a profile, which all tests of the profile share."""
     from support.environments.environment_host import Host
 
     from netspace.environment.storage import mounts
@@ -348,7 +351,10 @@ json.dump([refused, answers], sys.stdout)
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
-    """A lease makes others wait when they open the file. Huge, merged and cached pages belong to the whole host."""
+    """Arguments for leases and for huge, merged or cached pages are refused; the same calls with others pass.
+
+    A lease delays other processes that open the file. Huge, merged and cached pages belong to the whole host.
+    """
     refused, passed = call(host_of(profile), profile, {}, ARGUMENTS)
     assert len(refused) == 10 and set(refused.values()) == {"EPERM"}, refused
     assert len(passed) == 10 and set(passed.values()) == {"done"}, passed

@@ -54,7 +54,7 @@ def test_a_layer_whose_record_was_lost_gets_its_new_ids_however_deep_it_is(host,
 
 
 def test_a_file_system_that_somebody_still_has_open_is_not_mounted_a_second_time(host):
-    """Two independent mounts of one ext4 file system would destroy the file system."""
+    """An apply fails while a process has a volume's file open, since a second mount would destroy the file system."""
     host.run("web", volumes=[SIZED])
     host.sh("web", "echo kept > /data/file")
     again = {"web": host.desired("web", volumes=[SIZED], limits={"files": 512})}
@@ -133,7 +133,7 @@ def test_more_files_than_a_smaller_layer_can_have_are_refused_by_the_plan(host, 
 
 
 def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_path):
-    """The folder's owner could put a link there to another file of root's, which allows more calls."""
+    """A profile in another user's folder is refused, since the owner could replace it by a link to another file."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as theirs:
         profile = Path(theirs, "profile.json")
         profile.write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')

@@ -19,7 +19,7 @@ SIZED = {"target": "/var/data", "size": "16M"}
 
 
 class Killed(BaseException):
-    """An error that stands for SIGKILL: no handler of errors catches it, and nothing is tidied up afterwards."""
+    """Exception that stands for SIGKILL: no error handler catches it, and nothing is cleaned up."""
 
 
 @pytest.fixture

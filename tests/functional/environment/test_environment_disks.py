@@ -1,4 +1,4 @@
-"""Sizes of writable layers and volumes: exceeded, changed, damaged by hand, interrupted half-way, removed."""
+"""Limits on the size of writable layers and volumes: exceeded, changed, damaged, interrupted, removed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ VOLUME = {"target": "/data", "size": "24M"}
 
 
 def fill(host: Host, name: str, path: str, megabytes: int) -> str:
-    """Write a file of this size; return what ``dd`` reports, and ``whole`` if the file has the full size."""
+    """Write a file of this size; return the output of ``dd``, and ``whole`` if the file has the full size."""
     write = f"busybox dd if=/dev/zero of={path} bs=1048576 count={megabytes} 2>&1 | head -n 1"
     size = f"$(ls -l {path} | busybox awk '{{print $5}}')"
     return host.sh(name, f"{write}; [ {size} = {megabytes * MIB} ] && echo whole")
 
 
 def loops() -> set[str]:
-    """Return the loop devices in use on our files; the machine's other hosts have files under the same paths."""
+    """Return the loop devices for files on this host's disk, since other hosts have files at the same paths."""
     state = os.stat("/var/lib/netspace").st_dev
     wanted = f"{os.major(state)}:{os.minor(state)}"
     columns = ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-MAJ:MIN"]

@@ -1,4 +1,4 @@
-"""Health of real environments: probes, reports, waits, restarts; the order of starts; updates that are taken back."""
+"""Health of real environments: probes, reports, waits, restarts, the order of starts, and rollbacks of updates."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) ->
 
 
 def test_marks_go_with_the_process_that_watches(host: Host) -> None:
-    """Without a watcher, a mark would outlast its program, and an environment that waits for it would start at once."""
+    """When the last health check is removed, the process that watches health ends, and its marks are removed."""
     host.apply({"db": host.desired("db"), "web": host.desired("web", after=["db"])})
     until(verdict.up(host.layout, "db").exists)
     host.apply({"db": host.desired("db"), "web": host.desired("web")})
@@ -317,7 +317,7 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
     bad = host.desired("web", command=NEVER, health=HASTY)
 
     class Killed(BaseException):
-        """An error that stands for SIGKILL: no handler catches it."""
+        """Exception that stands for SIGKILL: no error handler catches it."""
 
     def killed(*_: Any, **__: Any) -> None:
         raise Killed

@@ -43,7 +43,7 @@ def other_store(store: Store, tmp_path: Path) -> Store:
 
 
 def leftovers(store: Store, built: int = 0) -> list[str]:
-    """Return the files in the images' folder, without *built* built images and their notes."""
+    """Return the files in the images' folder, without the images and notes of *built* builds."""
     images = store.file("x").parent
     found = sorted(path.name for path in images.iterdir()) if images.exists() else []
     kept = [name for name in found if not name.startswith(".")]
@@ -483,7 +483,7 @@ def test_a_hash_that_is_declared_later_restarts_nothing(host, tar):
 
 
 def test_what_has_a_hash_is_built_as_it_was_hashed(store, tmp_path, monkeypatch):
-    """The writer of a layout folder exchanges the folder's index while netspace reads it, and puts the old one back."""
+    """The index of an OCI layout is replaced during a build and restored; the built image is still the hashed one."""
     made = OciLayout()
     for tag in ("right", "wrong"):
         made.tag(made.image([tar_of([member("etc/motd", tag.encode())])], {}), tag)
@@ -536,7 +536,7 @@ def test_verity_is_used_where_the_file_system_has_it(host, image):
 
 
 def merkle(content: bytes) -> str:
-    """Return the fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
+    """Return the fs-verity digest, computed as Documentation/filesystems/fsverity.rst defines it."""
     level = [content[at : at + 4096] for at in range(0, len(content), 4096)]
     hashes = [hashlib.sha256(block.ljust(4096, b"\0")).digest() for block in level]
     while len(hashes) > 1:

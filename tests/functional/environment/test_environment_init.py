@@ -1,4 +1,4 @@
-"""``init: true``: signals reach the program, orphans are reaped, nothing is shared; and the effect of SIGTERM."""
+"""``init: true``: signals reach the program, orphans are reaped, nothing is shared, and SIGTERM ends the program."""
 
 from __future__ import annotations
 

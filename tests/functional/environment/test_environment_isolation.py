@@ -1,4 +1,4 @@
-"""An environment has only what its declaration gives to it."""
+"""Isolation of real environments: each has only what its declaration gives to it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ sys.stdin.read()
 
 
 def _free() -> tuple[bool, int]:
-    """Return whether this process can watch files, and how many signals are queued for its user."""
+    """Return whether this process can make an inotify instance, and the number of signals queued for its user."""
     libc = ctypes.CDLL(None, use_errno=True)
     instance = libc.inotify_init1(0)
     if instance >= 0:
@@ -125,7 +125,7 @@ def _free() -> tuple[bool, int]:
 
 
 def test_what_is_counted_by_user_is_taken_from_nobody_else(host, debian):
-    """An environment takes all inotify instances and signals that it can get; root and its neighbour keep theirs."""
+    """An environment takes all inotify instances and timers that it can get; root and its neighbour keep theirs."""
     image = {"image": f"dir:{debian}", "limits": {"files": 4096}}
     _, before = _free()
     host.run("web", **image, command=["/usr/bin/python3", "-c", f"import time\n{TAKE}\ntime.sleep(1000)"])
@@ -203,9 +203,9 @@ print(sorted(told), sorted(set(map(str, answers))))
 
 
 def test_nobody_is_told_which_pages_of_a_shared_image_are_cached(host, debian):
-    """Environments share an image's page cache.
+    """Calls that ask which pages are cached give the same result before and after another environment reads the image.
 
-    Calls that ask for cached pages get no answer; only times may show them.
+    Environments share the image's page cache, so only access times may reveal cached pages.
     """
     for name in ("one", "two"):
         host.run(name, image=f"dir:{debian}")
@@ -225,7 +225,7 @@ def test_a_read_only_root_has_no_lasting_layer(host):
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_what_is_handed_out_lies_in_a_file_system_of_its_own(host, read_only):
-    """A file system of the host would show the host's identity, and by its free space what others do (statfs(2))."""
+    """statfs(2) in an environment shows a small separate file system, and no other environment's use of space."""
     host.run("web", read_only=read_only)
     host.run("orders")
     shown = [("web", "/run/netspace"), ("orders", "/run/netspace"), *([("web", "/")] if read_only else [])]
@@ -245,7 +245,7 @@ def test_what_is_handed_out_lies_in_a_file_system_of_its_own(host, read_only):
 
 
 def test_nothing_of_a_former_declaration_is_in_a_root(host, tmp_path):
-    """A read-only root has the folders for its mounts in a layer of its own, into which no program can write."""
+    """A volume's folder in a read-only root is gone after the volume is removed from the declaration."""
     host.run("web", read_only=True, volumes=[{"source": str(tmp_path / "data"), "target": "/data"}])
     assert host.sh("web", "ls -d /data") == "/data"
     scratch = host.layout.bundle("web") / "layer"
@@ -320,7 +320,7 @@ def test_files_inside_are_root_s_for_the_group_to_read_and_change(host):
 
 
 def test_no_user_of_the_host_reaches_into_an_environment(host):
-    """Keep local users out of the root: files and sockets left there would be an undeclared connection."""
+    """No other user can list an environment's root or netspace's folders (EACCES)."""
     host.run("web")
     bundle, run = host.layout.bundle("web"), host.layout.run
     base = host.kind.recorded()["web"].base
@@ -380,7 +380,7 @@ except OSError as err:
 
 
 def test_a_program_has_no_file_of_the_host_s_to_fill(host, debian):
-    """The program's output is a pipe: in a file, it could reserve a gigabyte without writing it."""
+    """A program can't reserve space in its output (ESPIPE), because the output is a pipe and not a file."""
     host.run("web", image=f"dir:{debian}")
     done = host.operations.exec("web", ["/usr/bin/python3", "-c", RESERVE])
     assert done["stdout"].strip() == "ESPIPE", done

@@ -1,4 +1,4 @@
-"""From nothing to nothing: create, change one thing, start again after a reboot, repair, remove."""
+"""The life of an environment: created, changed in one thing, started again after a reboot, repaired, removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTHING = {"mounts": [], "files": [], "cgroups": [], "processes": []}
 
 
 def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
-    """Return inode, mtime and ctime of every file: they are equal if nothing was written."""
+    """Return inode, mtime and ctime of every file. The result stays equal if nothing was written."""
     found = {}
     for folder in folders:
         for path in [folder, *folder.rglob("*")]:
@@ -43,7 +43,7 @@ def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def look_long(monkeypatch, looks):
-    """Lengthen the watch after a start by *looks* tenths of a second, to see also programs that end a while later."""
+    """Lengthen the watch after a start by *looks* tenths of a second, so that a program's later end is noticed too."""
     monkeypatch.setattr(starting, "PATIENCE", starting.PATIENCE + looks / 10)
 
 
@@ -331,7 +331,7 @@ def test_nothing_that_a_program_says_commands_a_terminal(host):
 
 
 def test_exec_kills_nobody_who_got_the_number_of_what_has_ended(host, debian):
-    """A child may keep the output open until the deadline; the ended program's PID may then be another process's."""
+    """``exec`` times out after its program's PID went to another process, which is not killed."""
     host.run("web", image=f"dir:{debian}")
     script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n"
     with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim:
@@ -479,7 +479,7 @@ def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
 
 
 class Killed(BaseException):
-    """An error that stands for the end of the process."""
+    """Exception that stands for the end of the process."""
 
 
 FAULTS = [

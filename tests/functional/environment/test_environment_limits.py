@@ -1,6 +1,7 @@
-"""Every limit but the sizes of disks: one environment exceeds it while its neighbour goes on.
+"""Every limit except the sizes of disks: one environment exceeds the limit while its neighbour continues to work.
 
-Each limit is also changed, lost and repaired. The kernel's counters and the order of events decide, not a fixed time.
+Each limit is also changed, lost and repaired. The result depends on the kernel's counters and the order of events, not
+on a fixed time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def pair(host: Host) -> Host:
-    """Host with a neighbour beside the tested environment."""
+    """A host with a neighbour beside the tested environment."""
     host.run("neighbour")
     return host
 
@@ -64,7 +65,7 @@ def read(host: Host, name: str, file: str) -> str:
 
 
 def settle(condition: Callable[[], bool]) -> bool:
-    """Return whether *condition* becomes true; wait generously, since these tests don't test times."""
+    """Return whether *condition* becomes true within a generous time; no test depends on its length."""
     for _ in range(600):
         if condition():
             return True
@@ -110,7 +111,7 @@ print(total)
 
 @pytest.mark.exhaustion
 def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
-    """Without a bound, this data would take the memory that all connections of the host share."""
+    """An environment leaves data in its connections unread; its memory limit covers that data, and the host works."""
     pair.run("web", image=f"dir:{debian}", limits={"memory": "48M", "files": 2048})
     subprocess.run(["ip", "-n", pair.layout.netns_name("web"), "link", "set", "lo", "up"], check=True)
     done = pair.operations.exec("web", ["/usr/bin/python3", "-c", UNREAD], timeout=120)
@@ -123,7 +124,7 @@ def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
 
 @pytest.fixture
 def swap(disk: Path) -> Iterator[None]:
-    """Swap of the machine for the test's duration: more than the tested environments may use, used last."""
+    """Swap of the machine during the test: larger than the tested environments' limits, with lowest priority."""
     file = disk / "swap"
     file.touch(mode=0o600)
     with file.open("wb") as stream:
@@ -137,7 +138,7 @@ def swap(disk: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("swap")
 def test_what_would_fit_with_swap_is_killed_all_the_same(pair):
-    """Without its limit on memory and swap, the neighbour fits by using swap: so there is swap."""
+    """A program above its memory limit is killed. With a higher limit on swap, the same program succeeds."""
     if not Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).exists():
         pytest.skip("the kernel does not account swap in cgroups of version 1; version 2 is tried in a booted machine")
     limits = {"memory": "32M", "tmp": "96M"}
@@ -213,7 +214,7 @@ def test_the_folders_in_memory_are_full_at_their_size(pair, key, folder):
 
 
 def test_the_number_of_files_in_memory_is_bounded(pair):
-    """The files' names and inodes use the environment's own memory, which is full before the host's memory is."""
+    """Files without content fill an environment's /tmp until its limit; their names and inodes count as its memory."""
     pair.run("web", limits={"memory": "16M", "tmp": "4K"}, restart="never")
     out = pair.sh("web", "echo begun; cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
     assert goes_on(pair)
@@ -241,7 +242,7 @@ DIRECT = {
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(("key", "rate"), todays([("read", "256K"), ("read_ops", 4), ("write_ops", 4)], 3))
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
-    """Two environments do the same work at once, past the page cache; the bounded one is not done when the other is."""
+    """Two environments read and write without the page cache; the limited one is still busy when the other is done."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={"io": {key: rate}})
@@ -258,7 +259,7 @@ def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, 
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("limits", todays([{}, {"disk": "64M"}], 2))
 def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
-    """Two environments write the same amount at the same time; the bounded one is not done when the other is."""
+    """Two environments write the same amount; the limited one is still busy when the other is done."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={**limits, "io": {"write": "256K"}})
@@ -353,7 +354,7 @@ def test_a_limit_lifted_by_hand_is_seen_and_repaired(host, key, value):
 
 
 def test_environments_together_weigh_less_than_a_program_of_root_s(host):
-    """Whatever environments do, an apply, the broker and the forwarder get a larger share of a busy processor."""
+    """The common cgroup of all environments gets a lower processor weight than a program of root, at each start."""
     host.run("web")
     if Path(cgroups.ROOT, "cgroup.controllers").exists():
         weight, usual, lowered = Path("/sys/fs/cgroup/netspace/cpu.weight"), "100", "25"

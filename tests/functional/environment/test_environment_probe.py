@@ -1,4 +1,4 @@
-"""The probe finds nothing in an environment, and in a weakened one it finds each weakness."""
+"""The audit's probe finds nothing in an environment, and finds each weakness in a weakened one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def weakened(monkeypatch, tmp_path_factory):
 
 
 def test_each_weakness_is_found(host, debian, weakened):
-    """A test of the test: without the hardening, at least one attempt of every group succeeds."""
+    """A check of the probe: without the hardening, at least one attempt of every group succeeds."""
     namespace = host.layout.netns_name("web")
     host.namespace("web")
     subprocess.run(["ip", "-n", namespace, "link", "add", "leak0", "type", "veth"], check=True)

@@ -1,4 +1,4 @@
-"""Rolling updates: a second instance beside the first; a failed update disturbs nobody; a killed run is repaired."""
+"""Rolling updates: a second instance beside the first, failed updates without effect, repaired killed runs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ def runs(host: Host) -> Host:
 
 
 def left(host: Host) -> list[str]:
-    """Return all traces of a second instance."""
+    """Return all remains of a second instance."""
     found = [name for name in host.supervisor.observe() if "NEXT" in name]
     found += [one for kind in host.traces().values() for one in kind if "NEXT" in one]
     return [*found, *record.updating(host.layout)]
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[str], bool]]:
-    """Watch four steps. Each adds its name, the services with a process, and the value of ``updating`` to the list."""
+    """Watch four steps of an update; return a list to which each step adds an entry.
+
+    An entry has the step's name, the services that run, and the environment's value of ``updating``.
+    """
     seen: list[tuple[str, set[str], bool]] = []
 
     def before(step: str) -> None:
@@ -182,7 +185,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
 
 def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
-        """An error that stands for SIGKILL: no handler catches it."""
+        """Exception that stands for SIGKILL: no error handler catches it."""
 
     def killed(*_: Any) -> None:
         raise Killed

@@ -33,7 +33,7 @@ def stopped(host: Host, name: str = "web", **keys: Any) -> DesiredEnvironment:
 
 
 def apply(host: Host, want: DesiredEnvironment) -> Step:
-    """Apply a difference, and check that none is left; return the step."""
+    """Apply a declaration that needs one step, and check that no step is left; return the step."""
     (step,) = host.plan({"web": want}).steps
     assert host.apply({"web": want})["web"].error == ""
     again = host.plan({"web": want})

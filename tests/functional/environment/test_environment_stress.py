@@ -1,9 +1,9 @@
-"""Each stressor of ``stress-ng`` in an environment, for two seconds; afterwards the host is as it was.
+"""Each stressor of ``stress-ng`` runs in an environment for two seconds; the host is unchanged afterwards.
 
-A sample by default, of another profile and other stressors each day (``NETSPACE_SEED`` chooses
-the day). ``NETSPACE_STRESS=all`` runs each of them under each profile, in about half an hour;
-a list (``NETSPACE_STRESS=fork,pty``) runs those. Each stressor that started is printed (``-s``), and appended as a line
-of JSON to the file that ``NETSPACE_STRESS_REPORT`` names.
+By default only a sample runs, with another profile and other stressors each day (``NETSPACE_SEED`` sets the day).
+``NETSPACE_STRESS=all`` runs each stressor under each profile, in about half an hour; a list
+(``NETSPACE_STRESS=fork,pty``) runs the listed stressors. Each stressor that started is printed (``-s``), and appended
+as a line of JSON to the file that ``NETSPACE_STRESS_REPORT`` names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_the_host_is_as_it_was_after_each_stressor(host: Host, stressed: Path, p
 
 
 def test_a_stressor_that_ends_its_group_is_found(host: Host, stressed: Path):
-    """A test of the test: of stressors that run in one go, each has its own outcome."""
+    """A check of the tests' own tools: in one run of several stressors, each has an outcome, even if one fails."""
     host.run("web", image=f"dir:{stressed}", limits=stressing.LIMITS, command=IDLE)
     names = ["null", "no-such-stressor", "getrandom"]
     outcomes = stressing.outcomes_of(host.operations, "web", names)
@@ -61,7 +61,7 @@ def test_a_stressor_that_ends_its_group_is_found(host: Host, stressed: Path):
 
 
 def test_what_is_not_as_it_was_is_seen(tmp_path: Path):
-    """A test of the test: each change that a stressor might make to the host is detected."""
+    """A check of the test's own tools: each change that a stressor might make to the host is detected."""
     # What the tests before have just ended goes away meanwhile.
     looks = [host_state.look()]
 

@@ -1,4 +1,4 @@
-"""A volume belongs to one environment, whatever its path is called, and is removed only on request."""
+"""Volumes: each belongs to one environment, by whatever path it is named, and is removed only on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZED = {"target": "/data", "size": "16M"}
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Iterator[Path]:
-    """A folder that only root can enter, with the folder ``data`` and a second name for ``data``."""
+    """A folder that only root can enter, which contains the folder ``data`` and a second path to ``data``."""
     tmp_path.chmod(0o700)
     (tmp_path / "data/in").mkdir(parents=True)
     os.chown(tmp_path / "data", 1000, 1000)
@@ -51,7 +51,7 @@ def test_netspace_s_own_folders_are_not_given_under_another_name(host, folders):
     mounts.mount(host.layout.state, folders / "data/in", "none", mounts.BIND)
     try:
         wanted = {"web": host.desired("web", volumes=[{"source": f"{folders}/data/in", "target": "/data"}])}
-        assert "is netspace's own" in host.apply(wanted)["web"].error
+        assert "belongs to netspace" in host.apply(wanted)["web"].error
     finally:
         mounts.unmount(folders / "data/in")
 

@@ -1,4 +1,4 @@
-"""Access from the host to files of an environment, as the environment's user, whatever the environment put there."""
+"""Access from the host to files inside an environment, with the rights of the environment's user, despite traps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CARD = {"environment.json": b"{}\n"}
 
 @pytest.fixture
 def targets(host: Host, writable: str) -> Targets:
-    """A minion's targets: ``web`` is one, ``shy`` is not."""
+    """The targets of a minion: the environment ``web`` is a target, ``shy`` is not."""
     host.run("web", image=writable, target=True)
     host.run("shy")
     return Targets(host.layout, MINION)
@@ -167,9 +167,9 @@ def test_grains_tell_what_is_known_and_what_the_image_claims(host: Host, targets
 
 
 def test_a_file_with_a_lease_on_it_is_given_up_soon(host: Host, inside: Any) -> None:
-    """Only root and a file's owner can have a lease.
+    """Reading a file on which its owner holds a lease fails within seconds, and succeeds once the lease is released.
 
-    netspace's filters refuse leases, but those of another runtime may not.
+    netspace's filters refuse leases inside, but those of another runtime may not.
     """
     inside.write("/tmp/leased", b"x", None)
     with open(f"/proc/{host.pid('web')}/root/tmp/leased", "rb+") as file:

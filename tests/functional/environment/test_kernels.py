@@ -1,4 +1,4 @@
-"""A unikernel as the process of an environment: the tests' own under qemu, and Solo5's where there is a tender."""
+"""A unikernel as the process of an environment: the tests' own under qemu, and Solo5's if a tender is installed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_it_boots_in_the_same_jail_and_has_its_arguments_and_its_credentials(hos
     assert set(os.listdir(root)) == {"kernel", "tender", "proc", "dev", "tmp", "run"}
     assert (root / "kernel").read_bytes() == Path(kernel).read_bytes()
 
-    with pytest.raises(NetspaceError, match="tiny is a kernel"):
+    with pytest.raises(NetspaceError, match="tiny is a unikernel"):
         host.operations.exec("tiny", ["/bin/sh"])
     assert host.operations.stop(["tiny"]) == {"tiny": ""}
     assert host.kind.list()["tiny"]["exit"] == "exit 0"
@@ -136,7 +136,7 @@ def test_without_an_interface_its_mailbox_is_all_that_it_reaches(host: Host, ker
     answered = []
 
     def serve() -> None:
-        """Answer at the environment's own lo, where the forwarder is."""
+        """Answer at the environment's own loopback, in place of the forwarder."""
         assert (
             ctypes.CDLL(None, use_errno=True).setns(os.open(host.layout.netns("tiny"), os.O_RDONLY), CLONE_NEWNET) == 0
         )

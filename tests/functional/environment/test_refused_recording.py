@@ -1,4 +1,4 @@
-"""Refused calls, counted in the kernel: whose they are, and what a killed run leaves."""
+"""Refused calls, counted in the kernel: to which environment they are assigned, and what a killed run leaves."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ NAMES = ("web", "orders")
 
 
 class Killed(BaseException):
-    """The kill of a run. The library handles no exception of this class."""
+    """Exception that stands for the kill of a run. The library doesn't catch it."""
 
 
 def recorded(profile: Profile | None = None) -> dict[str, Record]:
-    """Write and return the records of two audited environments."""
+    """Write the records of two audited environments, and return them."""
     image = Image("0" * 64, "x", Defaults())
     LAYOUT.records(records.KIND).mkdir(parents=True, exist_ok=True)
     known = {}
@@ -60,7 +60,7 @@ def clean() -> Iterator[None]:
 
 
 def refuse(uid: int, path: Path) -> None:
-    """Be refused a file and a call, as the user *uid*."""
+    """Try to open a file and to call chroot(2) as the user *uid*, without the right to either."""
     child = os.fork()
     if child == 0:
         os.setresuid(uid, uid, uid)

@@ -1,4 +1,4 @@
-"""The runtime and the tender that CONTRIBUTING shows are one file each, and run unchanged."""
+"""The example runtime and tender in CONTRIBUTING are one file each, and work unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GUIDE = Path(__file__).parents[3] / "CONTRIBUTING.md"
 
 @pytest.fixture
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each of the guide's modules, added to the runtimes under the name in the module's first line."""
+    """The guide's modules, each added to the runtimes under the name in the module's first line."""
     section = GUIDE.read_text().split("## Add a runtime")[1].split("\n## ")[0]
     modules = re.findall(r'```python\n("""``(\w+)``.*?)```', section, re.DOTALL)
     assert [name for _, name in modules] == ["youki", "qemu32"]

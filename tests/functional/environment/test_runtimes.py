@@ -1,4 +1,4 @@
-"""One declaration under each runtime: the environment runs, is bounded, answers, stops, and can change its runtime."""
+"""One declaration under each runtime: the environment runs, is limited, answers, stops, and can change its runtime."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", params=[name for name in RUNTIMES if name != runtimes.DEFAULT])
 def other(request: pytest.FixtureRequest) -> str:
-    """A runtime that this host has beside the usual one, which all other tests run."""
+    """A runtime of this host other than the default one, which all other tests use."""
     name: str = request.param
     if error := runtimes.look(name, {}).error:
         pytest.skip(f"{name}: {error}")
@@ -127,7 +127,7 @@ def test_it_is_a_target_whose_commands_run_inside(host: Host, one: str) -> None:
     version = targets.run("shop-web", ["/bin/cat", "/proc/version"]).stdout
     assert (version == Path("/proc/version").read_text()) is not own_kernel
     if own_kernel:
-        with pytest.raises(NetspaceError, match=rf"web: only its own kernel \({one}\) has its files; use cmd"):
+        with pytest.raises(NetspaceError, match=rf"web: its files are in its own kernel \({one}\); use cmd instead"):
             with targets.files("shop-web"):
                 pass
     else:
@@ -158,7 +158,7 @@ def test_one_killed_from_outside_leaves_nothing_and_comes_back(host: Host, other
 
 @pytest.fixture
 def killed(host: Host, one: str) -> Iterator[None]:
-    """A program in the runtime's place that kills the real runtime in the middle of each of the first four launches."""
+    """A program in the runtime's place that kills the real runtime during each of the first four launches."""
     folder, real = Path("/run/killed"), runtimes.look(one, {}).program
     # By then it has made what it may leave; anywhere, and beside what may be left already.
     seen = "runsc-*" if one == "runsc" else "*"
@@ -186,7 +186,7 @@ exit 137
 
 
 def sockets_elsewhere() -> Iterator[Path]:
-    """Yield runsc's sockets in /run and /tmp, where runsc puts them if something occupies their usual place."""
+    """Yield runsc's sockets in /run and /tmp, which runsc uses if their usual place is occupied."""
     for folder in ("/run", "/tmp"):
         yield from Path(folder).glob("runsc-*.sock")
 
@@ -234,7 +234,7 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
 
 
 def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
-    """Under runsc the filter covers the program and its children, but not a command that ``exec`` runs."""
+    """The program can't make a refused call under any runtime; a command run by ``exec`` can, only under runsc."""
     attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
     host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))
     until(lambda: "tried" in host.operations.logs("web")["lines"], patience=60)

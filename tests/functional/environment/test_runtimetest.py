@@ -1,7 +1,7 @@
-"""The OCI project's ``runtimetest``, run inside, finds only the deviations that the docs declare.
+"""The OCI project's ``runtimetest``, run inside an environment, finds only the deviations that the docs declare.
 
-``scripts/test`` runs ``scripts/runtimetest``, which builds the tool from Debian's source package. If it was not built
-(without a network), these tests are skipped.
+``scripts/test`` runs ``scripts/runtimetest``, which builds the tool from Debian's source package. If the tool was not
+built (without a network), these tests are skipped.
 """
 
 from __future__ import annotations

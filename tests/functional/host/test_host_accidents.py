@@ -1,7 +1,7 @@
 """Accidents on a host (scarce resources, lost files, programs that hang) end with a clear error or a repair.
 
-After each accident, the next apply makes the host as declared, without any help. The teardown removes everything of
-netspace, and nothing of others.
+After each accident, the next apply brings the host to its declaration, without manual steps. The teardown removes
+everything of netspace, and nothing of other programs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Start without anything of netspace; after the test, a teardown must leave nothing."""
+    """A host without anything of netspace; after the test, a teardown must leave nothing."""
     faults_host.warm_up()
     with World(tmp_path / "world", linked=False) as made:
         assert apply(faults_host.teardown) == []
@@ -57,7 +57,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def apply(act: Callable[[], dict[str, list[str]]]) -> list[str]:
-    """Apply in a fork; return the errors. Any other outcome fails the test."""
+    """Apply in a child process; return the errors. Any other outcome fails the test."""
     done = faultpoints.run(act, traced=False)
     assert done.error == ""
     errors: list[str] = done.value["errors"]
@@ -69,7 +69,7 @@ def converge(declared: Declared) -> list[str]:
 
 
 def mends(declared: Declared) -> None:
-    """Check that the next apply repairs everything, and that a further one has nothing to do."""
+    """Check that the next apply repairs everything, and that a further apply has nothing to do."""
     assert converge(declared) == []
     planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
     assert planned.value == {"steps": [], "errors": []}
@@ -77,7 +77,7 @@ def mends(declared: Declared) -> None:
 
 @contextlib.contextmanager
 def mounted(target: Path, size: str) -> Iterator[None]:
-    """Mount a small file system at *target* for a while; what was mounted there before (the sandbox's) stays."""
+    """Mount a small file system at *target* for a while; an earlier mount at *target* (the sandbox's) stays."""
     target.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "small", target], check=True)
     try:
@@ -313,7 +313,7 @@ def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, wh
 # -- programs that fail or hang --------------------------------------------------------
 @contextlib.contextmanager
 def instead_of(program: str, script: str, folder: Path) -> Iterator[None]:
-    """Put another program in the place of *program*, which the script may run as ``$REAL``."""
+    """Replace *program* by a script, which may run the original as ``$REAL``."""
     place = Path(shutil.which(program) or "")
     real, other = folder / f"real-{program}", folder / f"other-{program}"
     shutil.copy(place, real)
@@ -382,7 +382,7 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
 
 @contextlib.contextmanager
 def impatient_supervisor() -> Iterator[None]:
-    """A supervisor with this process's constants, instead of the library's copy."""
+    """A supervisor that runs in a fork of this process, so with the test's shorter waiting times."""
     LAYOUT.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     LAYOUT.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     library_copy.install(LAYOUT)

@@ -1,4 +1,4 @@
-"""One declaration makes one host, by Salt's command line: the promises of README and the states."""
+"""One declaration makes a whole host, by Salt's command line: tests of what README and the states promise."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
 
 
 def keys(salt, name):
-    """Return the number of an environment's own keys, and of the keys of its sealed link's other end."""
+    """Return the number of an environment's own keys, and the number of keys of its sealed link's other end."""
     told = salt.exec(name, ["/usr/bin/python3", "-c", KEYS])
     assert told["retcode"] == 0, told
     return tuple(json.loads(told["stdout"]))
@@ -128,7 +128,7 @@ print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(o
 
 
 def own(files):
-    """Return *files* without logs and without the broker's data, which the broker always changes."""
+    """Return *files* without logs and without the broker's data, which change all the time."""
     return {path: value for path, value in files.items() if "broker" not in path and not path.startswith("/var/log/")}
 
 
@@ -168,7 +168,7 @@ def test_states_by_hand_make_the_same_host(salt, image):
 
 
 def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
-    """Each state still has its own result and changes, and a wrong state fails alone."""
+    """States in an SLS file run as one batch; each has its own result and changes, and a wrong state fails alone."""
     names = [f"batch-{number}" for number in range(4)]
     states = {
         name: {

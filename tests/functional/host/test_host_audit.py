@@ -1,4 +1,4 @@
-"""``netspace_environment.audit``: a throw-away twin is made of any image, and leaves nothing behind."""
+"""``netspace_environment.audit``: a temporary twin of any environment is made, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_weakness_of_the_configuration_is_found(applied):
 
 
 def test_success_is_an_exit_code():
-    """A row that succeeded makes the job fail, by the module's own exit code."""
+    """An audit in which an attempt succeeded sets the exit code 2; refused and skipped attempts leave 0."""
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import netspace_environment as module\n"

@@ -1,4 +1,4 @@
-"""An apply that is killed at any moment is repaired by the next one."""
+"""An apply that is killed at any moment; the next apply repairs the host."""
 
 from __future__ import annotations
 

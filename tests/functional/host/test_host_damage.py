@@ -58,7 +58,7 @@ def teardown() -> list[str]:
 
 
 def records() -> list[Path]:
-    """Return all our records: every JSON file except files for environments."""
+    """Return all records of netspace: every JSON file except files for environments."""
     found = [path for folder in (LAYOUT.state, LAYOUT.run) for path in folder.rglob("*.json")]
     return sorted(
         path
@@ -99,7 +99,7 @@ def test_a_damaged_record_is_repaired_or_named_with_the_remedy(declared: Declare
 
 
 def test_a_link_planted_where_we_write_is_not_followed(world: World) -> None:
-    """An attacker could write to these paths before, and left links there: their target stays unchanged."""
+    """Symlinks lie at paths to which netspace writes. An apply doesn't change their target, and then succeeds."""
     assert teardown() == []
     target = world.others / "file"
     before = (target.read_bytes(), *_marks(target))

@@ -1,4 +1,4 @@
-"""``netspace_environment.exhaust`` reports correctly who lacks which resource, and leaves nothing behind."""
+"""``netspace_environment.exhaust`` reports correctly which user lacks which resource, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_nobody_goes_short_but_of_what_the_page_names(salt, applied):
 
 
 def test_a_leak_is_told(applied, monkeypatch):
-    """Under runc the kernel counts these units for the host's root (docs/limits.md): root and neighbours get none."""
+    """Under runc, inotify instances are reported as a leak, since the kernel counts them for root (docs/limits.md)."""
     monkeypatch.setattr(pools, "POOLS", {name: pools.POOLS[name] for name in ("inotify instances", "timers")})
     watching, timers = exhaustion.exhaust(Host(Layout()), "other", Network(), waiting=False)
     assert watching.outcome == "leak"

@@ -1,4 +1,4 @@
-"""``netspace.explain``, tables and metrics of a host with problems, as an operator's terminal shows them."""
+"""``netspace.explain``, tables and metrics of a host with problems, as shown in an operator's terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HUNGRY = "hoard = bytearray(200 << 20); signal.pause()"
 
 @pytest.fixture(scope="module")
 def host(salt: Salt, image: Path) -> Iterator[Salt]:
-    """A host with one environment that runs, and others that crash, need too much memory, wait, or are stopped."""
+    """A host with environments that run, crash, need too much memory, wait, or are stopped."""
     salt("netspace.teardown")
     declared = shop(image)
     common = {**declared["environments"]["web"], "command": python(IDLE)}
@@ -56,7 +56,7 @@ def host(salt: Salt, image: Path) -> Iterator[Salt]:
 
 @contextlib.contextmanager
 def declared(salt: Salt, declaration: dict[str, Any]) -> Iterator[None]:
-    """Replace the declaration in pillar during the context."""
+    """Replace the pillar's declaration during the context."""
     before = (salt.pillar / "declared.sls").read_text()
     salt.declare(declaration)
     try:
@@ -66,7 +66,7 @@ def declared(salt: Salt, declaration: dict[str, Any]) -> Iterator[None]:
 
 
 def shown(salt: Salt, *arguments: str) -> list[str]:
-    """Return the lines that a terminal without colours gets."""
+    """Return the lines that are shown in a terminal without colours."""
     lines = salt.shown(*arguments).splitlines()
     assert all(len(line) <= 80 and line.isprintable() for line in lines), lines
     return lines
@@ -134,7 +134,7 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
 
 
 def test_results_fit_a_terminal(host: Salt, image: Path) -> None:
-    """Apply a declaration with problems of many kinds, look at it by each function, and see what Salt shows."""
+    """A declaration with problems of many kinds is applied and shown by each function; the output fits a terminal."""
     # The changes have a command as it was declared, however wide.
     common = {**shop(image)["environments"]["web"], "command": ["/bin/sleep", "9"]}
     wrong: dict[str, Any] = {
@@ -273,7 +273,7 @@ def test_diff_tells_what_an_apply_would_change(host: Salt) -> None:
 
 
 def test_drift_tells_what_was_changed_by_hand(host: Salt) -> None:
-    """This test is the last one here, because it leaves the host changed."""
+    """Drift reports an operator's manual changes. Keep this test last, because it leaves the host changed."""
     layout = Layout()
     links = Host(layout).links
     (link,) = links.recorded()

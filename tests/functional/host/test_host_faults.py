@@ -1,12 +1,12 @@
 """SIGKILL between any two steps: each state-changing system call of an apply is a fault point.
 
 A cycle has these runs: from nothing, changes, a reboot, a removal, the teardown. Each run is killed at one point, and
-then run again without any help. After that, no step is planned, and the host is as after a run that was not killed:
-nothing is lost or left over, and nothing of others is changed. The next cycle takes the next points, until there are
-none left.
+then run again without any help. After that, no step is planned, and the host is the same as after a run that was not
+killed: nothing is lost or left over, and nothing of other programs is changed. The next cycle uses the next points,
+until there are none left.
 
-A step that is done many times (for each environment, for each file of the library) is tried once by default. A day
-tries a tenth of all kinds of steps, so ten days try all. ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
+A step that is done many times (for each environment, for each file of the library) is tried once by default. One day
+tries a sixth of all kinds of steps, so six days try all. ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ SAME_AS_BEFORE = ("fsync", "fdatasync", "sync", "flock", "connect")
 class Scenario:
     """One way of changing a host.
 
-    :param act: does it, in a fork; returns ``steps`` and ``errors``.
+    :param act: makes the change, in a fork; returns ``steps`` and ``errors``.
     :param then: the declaration afterwards; None: there is none.
-    :param before: makes the state with which the scenario starts.
+    :param before: makes the state in which the scenario starts.
     """
 
     name: str
@@ -77,7 +77,7 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def chosen(run: faultpoints.Run) -> list[Point]:
-    """Return the points to try: all, or the first point of each kind of step, or today's share of these."""
+    """Return the points to try: all, or the first point of each kind of step, or today's share of the latter."""
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report
@@ -103,7 +103,7 @@ def succeeded(run: faultpoints.Run) -> str:
 
 
 def check(world: World, scenario: Scenario) -> list[str]:
-    """Run *scenario* again, and check that it succeeds and leaves nothing to do; return what is wrong."""
+    """Run *scenario* again, and check that it succeeds and leaves nothing to do; return the problems."""
     wrong = []
     if error := succeeded(faultpoints.run(scenario.act, traced=False)):
         wrong.append(f"the next run fails: {error}")

@@ -1,8 +1,8 @@
-"""An upgrade from a former version of netspace, whose own library made the host.
+"""An upgrade from an earlier version of netspace, whose own library made the host.
 
-No program is started again. The broker is, once: the dry run says so before, and mail waits meanwhile. A note names
-the environments with the former hardening, until an operator restarts them.
-On request: ``NETSPACE_FORMER=2431843`` names the commit. Its library is taken from the repository's history.
+A program is restarted only if it can't keep running, once, and the dry run names it before; messages wait. These tests
+run on request: ``NETSPACE_FORMER=2431843`` names the earlier version's commit, whose library is taken from the
+repository's history.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ pytestmark = [
 
 
 def declaration(image: Path) -> dict[str, Any]:
-    """Return what the former version could declare: one environment for each thing that an upgrade could disturb."""
+    """Return a declaration for the earlier version, with an environment for each thing that an upgrade could break."""
     common = {"image": f"tar:{image}", "limits": {"memory": "64M", "pids": 32}, "stop_timeout": 2}
     idle = {**common, "command": python(IDLE)}
     opened = [{"direction": "in", "cidr": "10.0.0.0/8", "port": 80}, {"direction": "out", "cidr": "192.0.2.0/24"}]
@@ -79,7 +79,7 @@ def declaration(image: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from any other by its PID and start."""
+    """A process, identified by its PID and start time."""
 
     pid: int
     start: int
@@ -88,7 +88,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Host:
-    """A host that the former version made.
+    """A host that the earlier version made.
 
     :param inside: the programs of its environments.
     :param beside: netspace's own processes.
@@ -101,7 +101,7 @@ class Host:
 
 
 def processes() -> tuple[set[Process], set[Process]]:
-    """Return the environments' programs, without probes of their health, and netspace's own processes."""
+    """Return two sets: the environments' programs without health probes, and netspace's own processes."""
     own = os.readlink("/proc/self/ns/pid")
     inside, beside = set(), set()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -121,7 +121,7 @@ def processes() -> tuple[set[Process], set[Process]]:
 
 
 def source(folder: Path) -> Path:
-    """Unpack the former version; return its folder."""
+    """Unpack the earlier version; return its folder."""
     packed = subprocess.run(["git", "-C", checkout.ROOT, "archive", FORMER], capture_output=True, check=False)
     if packed.returncode:
         pytest.skip(f"{FORMER} is not in this repository's history: {packed.stderr.decode()}")
@@ -131,7 +131,7 @@ def source(folder: Path) -> Path:
 
 
 def apply(salt: salt_modes.Salt, declared: dict[str, Any]) -> None:
-    """Apply *declared* by the former version."""
+    """Apply *declared* by the earlier version."""
     states, log = salt.call("state.apply", "netspace", f"pillar={json.dumps({'netspace': declared})}")
     assert isinstance(states, dict), (states, log)
     failed = {one["__id__"]: one["comment"] for one in states.values() if one["result"] is not True}
@@ -160,14 +160,14 @@ def host(salt: Salt, image: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def send(host: Host) -> None:
-    """Send messages that wait for ``archive``, in its mailbox and in a lane of one link."""
+    """Send messages to ``archive``: they wait in its mailbox and in a link's dedicated queue."""
     for name in ("web", "orders"):
         sent = host.salt.exec(name, python(SEND, "archive", str(MESSAGES)))
         assert "sent" in sent["stdout"], sent
 
 
 def mail(host: Host) -> list[int]:
-    """Return the numbers of the messages that wait for ``archive``, and leave none."""
+    """Read all messages that wait for ``archive``; return their numbers."""
     read: list[int] = json.loads(host.salt.exec("archive", python(READ))["stdout"])
     return sorted(read)
 
@@ -181,7 +181,7 @@ def is_settled(host: Host) -> None:
 
 @pytest.fixture(scope="module")
 def foretold(host: Host) -> dict[str, Any]:
-    """Return the changes that a dry run tells before the upgrade."""
+    """Return the changes that a dry run reports before the upgrade."""
     return changes(host.salt.apply(host.declared, "test=True"))
 
 
@@ -201,7 +201,7 @@ def hardening(states: dict[str, Any]) -> list[str]:
 
 
 def test_upgrade_from_a_former_version_is_foretold(host: Host, foretold: dict[str, Any]) -> None:
-    """The dry run names all that is restarted, and why: the broker alone, for its guard."""
+    """The dry run names all restarts and their reasons: environments for their hardening, the broker for its plugin."""
     assert "restarted" in foretold["netspace links"]["broker"]["configuration"]["new"]
     assert "hardening" not in str(foretold.get("netspace environments", {}))
     assert foretold["netspace interfaces"].keys() == {"host:firewall"}

@@ -1,4 +1,4 @@
-"""A unikernel, applied by Salt: it answers at its interface as far as its rules allow, and stops cleanly."""
+"""A unikernel, applied by Salt: it answers at its interface as its rules permit, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def stand_in() -> Iterator[Path]:
 def test_a_tender_that_is_called_as_solo5_has_its_devices_and_no_more(
     salt: Salt, stand_in: Path, asker: socket.socket, tmp_path: Path
 ) -> None:
-    """A stand-in for solo5-spt: its arguments, disk, interface, confinement and end are the same."""
+    """A stand-in for solo5-spt gets its arguments, disk, interface, confinement and stop signal, and no other files."""
     devices = [(solo5_kernel.NETWORK, b"service"), (solo5_kernel.BLOCK, b"storage")]
     (tmp_path / "tiny").write_bytes(solo5_kernel.elf([solo5_kernel.FIRST, *devices]))
     declaration = declared(tmp_path / "tiny")

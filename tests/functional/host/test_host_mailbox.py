@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """A list for the ids of processes that a test stops. After the test, they are continued, even if it failed."""
+    """A list of PIDs that a test stops. After the test, these processes are continued, even if the test failed."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -100,7 +100,10 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
 
 
 def test_an_update_that_does_not_read_is_taken_back_though_the_one_before_did(salt: Salt, image: Path) -> None:
-    """The broker may still count the former program's consumer; this count must not make the new program healthy."""
+    """An update to a program that doesn't read its mailbox is rolled back, although the old program did read.
+
+    The broker may still count the old program's consumer; this count must not make the new program healthy.
+    """
     all_true(salt.apply(declared(image)))
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
     deaf = declared(image, IDLE, update={"deadline": 30})

@@ -1,4 +1,4 @@
-"""The Ansible module and the Puppet type make a host as declared, each run by its own tool."""
+"""The Ansible module and the Puppet type bring a host to its declaration, each run by its own tool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def interpreter(tmp_path: Path) -> str:
-    """A Python that has netspace."""
+    """A Python interpreter that can import netspace."""
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nPYTHONPATH={CHECKOUT / "_utils"} exec {sys.executable} "$@"\n')
     path.chmod(0o755)
@@ -33,7 +33,7 @@ def interpreter(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["ansible", "puppet"])
 def tool(request: pytest.FixtureRequest, tmp_path: Path, interpreter: str) -> Tool:
-    """Return a function that applies a declaration (with true: only plans), and returns outcome and output."""
+    """Return a function that applies a declaration (with True: only plans), and returns outcome and output."""
     if shutil.which(request.param) is None:
         package = {"ansible": "ansible-core", "puppet": "puppet-agent"}[request.param]
         pytest.skip(f"{request.param} is not installed: apt-get install {package}")

@@ -1,9 +1,9 @@
 """One apply leads from any declaration to any other: the host is then as if only the second had ever been applied.
 
-First, some declarations are applied to an empty host, with a teardown after each. This shows the wanted state of the
-host for each declaration. Then a tour leads from each declaration to each other one, so a pair costs one apply. Each
+First, each declaration is applied to an empty host, with a teardown afterwards. This shows the wanted state of the host
+for each declaration. Then a tour leads from each declaration to each other one, so each pair costs one apply. Each
 apply must succeed at the first try, and leave nothing to do. Nothing of earlier declarations may be left, and nothing
-of others changed.
+of other programs changed.
 
 ``NETSPACE_PAIRS`` is the number of pairs, ``NETSPACE_SEED`` the seed of the first tour, by default the number of the
 day. A failure prints the settings that repeat only its pair: ``NETSPACE_SEED=20786 NETSPACE_PAIR=3,5``.
@@ -57,10 +57,10 @@ KEYS = (f"{LAYOUT.records('link')}/authority.json", f"{LAYOUT.state}/seals/")
 
 
 class Host(World):
-    """A host with parents for every kind of interface. Its observed state leaves out values that depend on its history.
+    """A host with parent devices for every kind of interface. Its observed state omits values that depend on history.
 
-    :ivar stopped: environments that are declared to be stopped: they may have run before.
-    :ivar own: netspace's own broker, if that was applied last.
+    :ivar stopped: environments that are declared to be stopped; they may have run before.
+    :ivar own: netspace's own broker, if the last declaration had it.
     """
 
     stopped: Collection[str] = ()
@@ -116,14 +116,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def nothing(world: Host) -> dict[str, Any]:
-    """The host's state without any declaration. It is observed after a teardown, which leaves some things behind."""
+    """The host's state without any declaration, observed after a teardown, which leaves some things behind."""
     removed()
     return world.rested()
 
 
 @pytest.fixture(scope="module")
 def kinds(world: Host) -> list[str]:
-    """The kinds of interface that this kernel has."""
+    """The kinds of interface that this kernel supports."""
     found = ["veth", "tap", "bridge"]
     for kind, words in (
         ("macvlan", ("link", PARENT, "name", "tried", "type", "macvlan")),
@@ -152,7 +152,7 @@ def removed() -> None:
 
 @dataclass
 class Tour:
-    """Declarations by number, and for each one the host's state if nothing was declared before.
+    """Declarations by number, and for each one the state of a host on which only it was applied.
 
     :ivar told: the problems that were found.
     """
@@ -180,7 +180,7 @@ class Tour:
         removed()
 
     def prepare(self) -> None:
-        """Apply each declaration from nothing, and note how the host looks then."""
+        """Apply each declaration to an empty host, and record the host's state."""
         for one in self.declared:
             for wrong in self.apply(one):
                 self.tell(f"{one} from nothing: {wrong}", one)
@@ -197,9 +197,9 @@ class Tour:
         return wrong
 
     def follow(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Go from declaration to declaration.
+        """Apply one declaration after another.
 
-        After a failure, try only that pair, then continue from its second declaration.
+        After a failure, repeat only that pair, then continue from its second declaration.
         """
         self.begin(pairs[0][0])
         for number, (first, second) in enumerate(pairs):

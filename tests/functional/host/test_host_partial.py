@@ -1,4 +1,4 @@
-"""A failure on a host stops nothing else: the rest is applied, and the next apply needs no manual step."""
+"""A failure on a host doesn't stop other steps: the rest is applied, and the next apply needs no manual step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_interface_without_parent_stops_only_its_own(salt: Salt, image: Path) ->
 
 
 def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path) -> None:
-    """The host that loses an environment applies its new links at the first try."""
+    """An environment moves to another host. The first host drops it and applies its new links in one apply."""
     declared = shop(image)
     all_true(salt.apply(declared))
     del declared["environments"]["orders"]
@@ -95,7 +95,10 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
 
 
 def test_dry_run_sees_that_an_image_lacks_a_program(salt: Salt, tmp_path: Path) -> None:
-    """Change the program with the same image, then the content of the same source; running programs go on."""
+    """A dry run reports that an image lacks the declared program; the running program continues.
+
+    First the declared program is changed, then the content of the image's source.
+    """
     source = tmp_path / "root"
     (source / "bin").mkdir(parents=True)
     shutil.copy("/bin/busybox", source / "bin/busybox")

@@ -1,4 +1,4 @@
-"""The host as a peer of its environments, with real crun and a real broker: what ``docs/host-peer.md`` promises."""
+"""The host as a peer of its environments, with real crun and a real broker: tests of ``docs/host-peer.md``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ SHOP = {"name": "shop", "pattern": "send", "up": True, "health": None}
 
 
 def declared(image: Path, **environments: dict[str, Any]) -> dict[str, Any]:
-    """Return a declaration of idle environments, each with these keys of its own; and of one that has none."""
+    """Return a declaration of idle environments with the given keys, and of one environment without them."""
     common = {"image": f"tar:{image}", "limits": {"memory": "64M"}, "stop_timeout": 2, "command": python(IDLE)}
     return {"environments": {name: {**common, **keys} for name, keys in {**environments, "silent": {}}.items()}}
 
@@ -97,14 +97,14 @@ def steps(result: Result) -> set[tuple[str, str, str]]:
 
 
 def tried(name: str, *bodies: str, wait: float = 30.0, **properties: Any) -> dict[str, Any]:
-    """Send bodies to the host from within an environment; return how the program ended, and what it said."""
+    """Send bodies to the host from inside an environment; return how the sending program ended, and its output."""
     given = json.dumps([[body, properties] for body in bodies])
     done = Host(LAYOUT).operations.exec(name, ["/usr/bin/python3", "-c", ASK, str(wait)], timeout=120, stdin=given)
     return dict(done)
 
 
 def ask(name: str, *bodies: str, wait: float = 30.0, **properties: Any) -> list[Any]:
-    """Send bodies to the host; return the answers, None for each that didn't come."""
+    """Send bodies to the host from inside an environment; return the answers, None for each that didn't come."""
     done = tried(name, *bodies, wait=wait, **properties)
     assert done["retcode"] == 0, (done, log()[-2000:])
     found: list[Any] = json.loads(done["stdout"])
@@ -117,7 +117,7 @@ def card(name: str) -> dict[str, Any]:
 
 
 def pid(name: str = NAME) -> int:
-    """Return the id of a service's process."""
+    """Return the PID of a service's process."""
     found: int = Host(LAYOUT).supervisor.observe([name])[name].pid
     assert found, (name, log()[-2000:])
     return found
@@ -134,7 +134,7 @@ def dead() -> int:
 
 @pytest.fixture(scope="module")
 def here(image: Path) -> Iterator[dict[str, Any]]:
-    """A host with the environments web and other, which may ask, and silent, which may not; and its declaration."""
+    """A host with its declaration: the environments web and other may ask the host, and silent may not."""
     host, declaration = Host(LAYOUT), asking(image)
     assert host.teardown().ok
     planned = steps(apply(declaration, test=True))

@@ -1,4 +1,4 @@
-"""The minion's side of a fleet's plan: the plan of this host, and an apply of exactly that plan, or of nothing."""
+"""The minion's side of a fleet's plan: this host's plan, and an apply that does exactly that plan or nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def planned(salt: Salt, declared: dict[str, Any]) -> dict[str, Any]:
 
 
 def applied(salt: Salt, plan: dict[str, Any]) -> dict[str, Any]:
-    """Apply exactly a plan."""
+    """Apply exactly the given plan."""
     found: dict[str, Any] = salt("netspace_fleet.apply", f"expected={json.dumps([plan['digest']])}")
     return found
 
@@ -81,7 +81,7 @@ def test_a_changed_host_or_declaration_is_refused_by_name(salt: Salt, image: Pat
 
 
 def test_the_plan_is_compared_under_the_lock(salt: Salt, image: Path) -> None:
-    """Change the host while the apply waits for the lock: it must see that."""
+    """The host changes while an apply of a plan waits for the lock; the apply then refuses the outdated plan."""
     all_true(salt.apply(shop(image)))
     declared = shop(image)
     declared["environments"]["stranger"]["command"] = python(IDLE, "other")

@@ -1,4 +1,4 @@
-"""``audit: true``: the refusals of an environment are recorded, and the suggestion permits exactly these."""
+"""``audit: true``: refusals of an environment are recorded, and the suggested declaration permits exactly these."""
 
 from __future__ import annotations
 

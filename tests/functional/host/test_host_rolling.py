@@ -1,4 +1,4 @@
-"""A client sends requests while the answering program is updated: none is lost, even if the update fails."""
+"""A client sends requests while the answering program is updated: no request is lost, even if the update fails."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def declared(image: Path, version: str, script: str = SERVES, **update: Any) -> 
 
 
 def meanwhile(salt: Salt, act: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """Call *act* while web asks; return the results of both."""
+    """Call *act* while web sends requests; return the results of both."""
     told: dict[str, Any] = {}
     asking = threading.Thread(
         target=lambda: told.update(salt.exec("web", ["/usr/bin/python3", "-c", ASKS], timeout=300))

@@ -1,6 +1,6 @@
-"""Runtimes, applied by Salt: an environment under each runtime that this host has, and what an audit finds there.
+"""Runtimes, applied by Salt: an environment under each runtime of this host, and the result of its audit.
 
-``test_host_audit.py`` has what an audit finds under crun.
+``test_host_audit.py`` tests the audit under crun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sandbox of tests and benchmarks: no other user can affect it, and programs inside end with its shell."""
+"""The sandbox of tests and benchmarks: other users can't affect it, and programs inside end with its shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN = Path("/run/netspace-sandbox")
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """The sandbox's own folder in /run, which a test may spoil, because only this test's host uses it."""
+    """The sandbox's own folder in /run. A test may damage it, because only this test's host uses it."""
     aside = OWN.with_name("aside")
     if OWN.exists():
         OWN.rename(aside)

@@ -33,7 +33,7 @@ print(json.dumps([json.load(open("/run/netspace/" + name)) for name in names]))
 
 
 class Other:
-    """The host h2, of which only the keys exist here."""
+    """The other host, h2, of which only the keys exist here."""
 
     def __init__(self, folder: Path) -> None:
         root = Root(folder / "root")
@@ -60,7 +60,7 @@ class Other:
         )
 
     def heard(self, text: str) -> bundle.Bundle:
-        """Return the bundle of h1 that this host accepts from *text*."""
+        """Return the key bundle of h1 that h2 accepts from *text*."""
         name, found = bundle.opened(text, self.broker, self.known, time.time())
         assert name == "h1"
         return found

@@ -61,7 +61,7 @@ def attacked(image):
 
 @pytest.fixture
 def outside():
-    """A machine outside, and a service on the host, both within this test's own namespaces."""
+    """A machine outside and a service on the host, both in network namespaces of this test."""
 
     def ip(*arguments):
         subprocess.run(["ip", *arguments], check=True)
@@ -115,7 +115,7 @@ def outside():
 
 
 def aim(salt, declared):
-    """Return the targets for the attacker: far more than a real one would know."""
+    """Return the attacker's targets. It contains names and addresses that a real attacker wouldn't know."""
     interfaces = salt("netspace_interface.list")
     broker = declared.get("broker", {})
     called = names.ensure(Layout(), LocalBroker())
@@ -163,7 +163,7 @@ def test_every_attempt_to_break_out_fails(salt, image, outside):
 
 
 def test_the_probe_finds_what_a_plain_process_can_do():
-    """A test of the test: run by a plain user of the host, without isolation, the same probe succeeds."""
+    """A check of the probe: without isolation, as a plain user of the host, its attempts succeed."""
     target = {"peer": PEER, "host": {"addresses": ["127.0.0.1"], "port": HOST_PORT}}
     with socket.create_server(("127.0.0.1", HOST_PORT)):
         done = subprocess.run(
@@ -189,7 +189,7 @@ def test_the_probe_finds_what_a_plain_process_can_do():
 
 
 def test_one_system_call_let_through_is_found(salt, image, tmp_path):
-    """Allow one more family of calls in the profile, and keep all other hardening."""
+    """The profile permits one more family of calls, with all other hardening; the probe reports it."""
     library = tmp_path / "loose"
     subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
     seccomp = library / "netspace/environment/container/seccomp.py"

@@ -1,4 +1,4 @@
-"""``state: stopped`` by Salt: in pillar and in SLS, with a mailbox that still receives mail, and without trust."""
+"""``state: stopped`` by Salt: in pillar and in SLS, with a mailbox that still receives messages, and without trust."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def states(salt: Salt) -> dict[str, str]:
 
 
 def applied(salt: Salt, declared: dict[str, Any]) -> dict[str, Any]:
-    """Apply; return the changes. A dry run before has the same changes, and a second apply has none."""
+    """Apply; return the changes. A dry run before must show the same changes, and a second apply none."""
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is None
     made = salt.apply(declared)

@@ -46,7 +46,7 @@ def vault(image, **attestation):
 
 @pytest.fixture
 def tpm(tmp_path):
-    """A software TPM, on a socket of its own."""
+    """A software TPM on a separate socket."""
     state, path = tmp_path / "state", tmp_path / "tpm.sock"
     state.mkdir()
     process = subprocess.Popen(
@@ -173,9 +173,9 @@ def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
 
 
 def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
-    """The program keeps running despite a new image or hardening, a damaged root, or a lost namespace.
+    """On an untrusted host, a running program keeps running despite a new image or hardening or a damaged root.
 
-    No rule is added.
+    Its interface gets no new rule.
     """
     own = shutil.copy(image, tmp_path / "vault.tar")
     wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)

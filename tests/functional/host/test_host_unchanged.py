@@ -1,4 +1,4 @@
-"""An apply with nothing to do changes nothing: its system calls are counted."""
+"""An apply with nothing to do changes nothing: the test counts its state-changing system calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps([len(result.plan.steps) for result in results]))
 
 @pytest.fixture(scope="module")
 def declared(salt: Salt, image: Path) -> Iterator[dict[str, Any]]:
-    """A host with many environments, every second one with an interface, all as declared."""
+    """A host that equals its declaration, with many environments, half of them with an interface."""
     limits = {"memory": "64M", "pids": 16}
     one = {"image": f"tar:{image}", "command": python(IDLE), "limits": limits, "stop_timeout": 2}
     declaration = {
@@ -97,7 +97,7 @@ def test_comparison_of_an_unchanged_host_writes_nothing(declared, salt, tmp_path
 
 
 def test_a_change_would_be_seen(declared, salt, tmp_path):
-    """Test of the measure: an apply with one change shows the system calls that these tests look for."""
+    """A check of the measurement: an apply with one change shows the system calls that these tests count."""
     settings = json.loads(json.dumps(declared))
     settings["environments"]["idle1"]["limits"]["pids"] = 17
     settings["environments"]["idle1"]["interface"]["mtu"] = 1400

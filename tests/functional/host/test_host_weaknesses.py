@@ -62,7 +62,7 @@ def test_a_summary_has_what_is_not_good(salt: Salt) -> None:
 
 
 def test_no_right_is_needed() -> None:
-    """In a network namespace that isn't the first one, everybody may read all these files."""
+    """The checks give the user nobody the same result as root."""
     end, told = os.pipe()
     child = os.fork()
     if child == 0:

@@ -25,7 +25,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:
-    """Use only one processor: each has its own backlog, and packets keep their order only within one backlog."""
+    """Use only one processor. Each has its own backlog, and packets keep their order only within a backlog."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {random.choice(sorted(before))})
     yield
@@ -61,7 +61,7 @@ def outside() -> Iterator[Path]:
 
 @pytest.fixture
 def lan() -> Iterator[Path]:
-    """A bridge of the host's, and a machine on it."""
+    """A bridge of the host, and a machine connected to it."""
     run("ip netns add test-lan")
     try:
         run("ip link add test-br type bridge")

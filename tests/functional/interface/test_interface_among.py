@@ -1,4 +1,4 @@
-"""One environment's interface on a host with others: an apply neither inspects the others nor forgets them."""
+"""One environment's interface on a host with others: an apply of it neither inspects nor removes the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a packet doesn't grow with the number of environments: the rules that it meets are counted."""
+"""The cost of a packet doesn't grow with the number of environments: the test counts the rules that a packet meets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MET = re.compile(r"trace id \w+ inet netspace (\S+) (?:rule|verdict|policy)")
 
 
 def met(bench: Bench, port: int) -> list[str]:
-    """Return the chain of each rule of ours that one connection's first packet meets, in order."""
+    """Return the chain of each rule of netspace that a connection's first packet meets, in order."""
     run("nft add table inet tracing")
     run("nft add chain inet tracing p { type filter hook prerouting priority -450 ; }")
     run(f"nft add rule inet tracing p iifname {bench.host_end('a')} tcp flags syn meta nftrace set 1")

@@ -1,4 +1,4 @@
-"""A program that is root in its namespace and writes frames itself: only honest frames get through."""
+"""A program that is root in its namespace and writes raw frames: only frames with its own addresses get through."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MARK = b"the honest last one"
 
 
 class Attack:
-    """Environment ``a`` may send UDP to one port of the outside, and pings; ``b`` is its neighbour."""
+    """Environment ``a`` may send UDP to one port of the outside, and pings. ``b`` is another environment."""
 
     def __init__(self, bench: Bench, outside: Path) -> None:
         rules = [{"direction": "out", "cidr": cidr, "protocol": "udp", "port": PORT} for cidr in WORLD.values()]
@@ -68,7 +68,7 @@ class Attack:
         return ip(one, other, UDP, udp(one, other, port, data))
 
     def arrived(self, *known: bytes) -> set[bytes]:
-        """Send an honest datagram, and return the tags of *known* that arrived anywhere before it."""
+        """Send a permitted datagram as an end mark; return the tags of *known* that arrived anywhere before it."""
         self.send(self.datagram("ipv4", MARK))
         seen = self.outside.until(MARK)
         return tags([*seen, *self.neighbour.received()], known)
@@ -249,7 +249,7 @@ def test_neighbour_discovery_and_router_advertisements_teach_the_host_nothing(at
 
 
 def redirects(family: str) -> int:
-    """Return how many redirects the host's own stack has seen."""
+    """Return the number of ICMP redirects that the host's own stack has received."""
     if family == "ipv4":
         names, values = (
             line.split()
@@ -283,7 +283,7 @@ def test_redirects_never_reach_the_hosts_stack(attack: Attack, family: str) -> N
 
 
 def test_an_address_borrowed_without_any_right(bench: Bench, outside: Path) -> None:
-    """IPv6 lets any program bind a foreign address (IPV6_FREEBIND) and send from it."""
+    """A program sends from another environment's IPv6 address (IPV6_FREEBIND); the packet doesn't arrive."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD["ipv6"], "protocol": "udp"}), b=veth())
     forged, far = bench.address("b", "ipv6"), WIRE["ipv6"][1]
 

@@ -1,4 +1,4 @@
-"""Kinds whose packets don't pass the host's table: a table in the environment's namespace filters them."""
+"""Kinds whose packets don't pass the host's table: a table in the environment's namespace filters the packets."""
 
 from __future__ import annotations
 

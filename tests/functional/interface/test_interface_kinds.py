@@ -49,9 +49,9 @@ families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 
 @dataclass
 class Lan:
-    """One kind on its network.
+    """One kind of interface on its network.
 
-    :param device: the device by which the machine outside reaches it.
+    :param device: the device by which the machine outside reaches the environment.
     """
 
     kind: str
@@ -105,7 +105,7 @@ def _require(kind: str) -> None:
 
 @pytest.fixture
 def wire() -> Iterator[None]:
-    """A NIC of the host's, and the outside behind it."""
+    """A NIC of the host, and the machine outside behind it."""
     run("ip netns add test-lan")
     try:
         run(f"ip link add {NIC} type veth peer name wire netns test-lan")
@@ -142,13 +142,13 @@ def lan(request: pytest.FixtureRequest, wire: None, bench: Bench) -> Lan:
 
 
 def _settle(device: str = "wire") -> None:
-    """Wait until the existing links at both ends no longer drop packets."""
+    """Wait until the links at both ends are ready and drop no more packets."""
     settled({NIC, "test-br"})
     within(OUTSIDE, lambda: settled({"wire", device}))
 
 
 def _introduce(lan: Lan, bench: Bench) -> None:
-    """Tell both ends of a tunnel each other's keys, as an operator does with ``wg`` at the other end."""
+    """Exchange the public keys of a tunnel's two ends, as an operator does with ``wg``."""
     key = "/run/test-lan.key"
     public = wireguard.secret(key)
     peer = {
@@ -342,7 +342,7 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
 
 
 def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
-    """A killed run leaves such a link; before Linux 6.16 no table can name a link before the link has this name."""
+    """A killed run left a link without its final name; the next apply completes it."""
     desired = bench.make(a=lan.spec())
     where = f"ip -n {bench.path('a').name}"
     run(f"{where} link set eth0 down")
@@ -425,7 +425,7 @@ def test_a_kernel_that_lacks_a_kind_is_said_and_nothing_is_changed(
 
 
 def test_support_is_told_as_the_kernel_does() -> None:
-    """Report a kind as available if, and only if, ``ip link add`` knows this type of link."""
+    """A kind is reported as supported exactly if ``ip link add`` knows its type of link."""
     for name, module in kinds.modules().items():
         if not module.NEEDS:
             continue

@@ -1,4 +1,4 @@
-"""Limits on one environment's traffic: the bytes that it sends per second, and its open connections."""
+"""Limits on one environment's traffic: the bits that it sends per second, and its open connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sent(bench: Bench, name: str) -> int:
 
 
 def flood(bench: Bench, name: str) -> int:
-    """Send a known number of bytes as fast as possible; return how many left the interface."""
+    """Send many datagrams as fast as possible; return the number of bytes that left the interface."""
 
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -136,7 +136,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
 
 
 def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path) -> None:
-    """Remove an environment: its name leaves the set of counted environments, which such names could otherwise fill."""
+    """A removed environment's name leaves the set of counted environments, which would otherwise fill up."""
     out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
     bench.make(a=veth(out), b=veth(out))
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
@@ -148,7 +148,7 @@ def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path)
 
 @families
 def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: Path, family: str) -> None:
-    """Closed connections leave the host's table soon: otherwise an environment could fill it by opening and closing."""
+    """A closed connection leaves the host's table within seconds, so that an environment can't fill the table."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD[family], "port": 8080}))
     far = WIRE[family][1]
 

@@ -1,6 +1,7 @@
-"""The loaded rules mean what is declared: for each packet, the kernel decides like a model of a few lines.
+"""The loaded rules have the declared effect: for each packet, the kernel decides like a model of a few lines.
 
-Every packet is real, and sent without a socket's checks. If the table is in the namespace, raw sockets inside send it.
+Every packet is real, and sent without a socket's checks. If the table is in the environment's namespace, raw sockets
+inside send the packet.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ MARKS = [
 
 
 class Stack:
-    """The network stack of a namespace, as a program in it sees it: behind the namespace's table."""
+    """The network stack of a namespace, as its programs see it: incoming packets have passed the namespace's table."""
 
     _PROTOCOLS = {
         socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP),
@@ -129,7 +130,7 @@ class Stack:
             self._senders[family].sendto(packet, (target, 0))
 
     def until(self, mark: bytes) -> list[bytes]:
-        """Return the packets that arrive up to the packet with *mark*, and right after this packet."""
+        """Return the packets that arrive until shortly after the packet with *mark*."""
         found: list[bytes] = []
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:

@@ -52,7 +52,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def public(outside: Path) -> Iterator[Path]:
-    """Give the outside two addresses that are public elsewhere. Nothing leaves these namespaces."""
+    """The machine outside with two public addresses, which are routed only within these namespaces."""
     for one in (PUBLIC, OTHER):
         run(f"ip -n test-outside addr add {one}/32 dev lo")
         run(f"ip route add {one}/32 via {WIRE['ipv4'][1]}")
@@ -71,7 +71,7 @@ def out(**more: Any) -> dict[str, Any]:
 
 
 def elements(table: str = "", where: str = "") -> set[str]:
-    """Return all addresses in sets of names, in the host's table or in that of a namespace."""
+    """Return all addresses in the sets that hold the addresses of names: the host's table's sets, or a namespace's."""
     inside = f"ip netns exec {where} " if where else ""
     listed = json.loads(run(f"{inside}nft -j list table inet netspace"))["nftables"]
     named = [one["set"] for one in listed if one.get("set", {}).get("name", "").startswith("name.")]
@@ -351,7 +351,7 @@ def test_failure_keeps_the_last_answer_and_is_told(bench: Bench, public: Path, s
 
 
 def test_time_that_is_over_is_the_kernels_affair(bench: Bench, public: Path) -> None:
-    """An address ceases to count even if nobody looks up its name again."""
+    """An address of a name leaves the kernel's set when its time is over, without another lookup."""
     bench.make(a=veth(out()))
     now = time.time()
     known = answers.answered(answers.Known(), {PUBLIC: 60.0}, now - 60 - answers.STALE + 2)

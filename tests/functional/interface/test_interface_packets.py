@@ -1,4 +1,4 @@
-"""Nothing passes but what ``allow`` names, tried with real packets."""
+"""Real packets: none passes unless an ``allow`` rule permits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published ports: everybody who reaches the host reaches the environment at these ports, except other environments."""
+"""Published ports: every peer that reaches the host reaches the environment there, except other environments."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ _KIND = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
 def asked(client: Path | None, address: str, port: int, protocol: str) -> str | None:
-    """Ask an echo server (see :func:`serving`); return the client's address as the server saw it; None: no answer."""
+    """Send a request to an echo server (see :func:`serving`).
+
+    Return the client's address as the server saw it; None: no answer.
+    """
     kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
 
     def ask() -> str | None:
@@ -60,7 +63,7 @@ def asked(client: Path | None, address: str, port: int, protocol: str) -> str | 
 
 
 def answered(client: Path | None, address: str, port: int, protocol: str) -> str:
-    """Ask like ``asked``, but wait for an answer as long as a busy machine needs."""
+    """Call ``asked``, but wait for an answer as long as a busy machine needs."""
     found: list[str | None] = []
 
     def met() -> str | None:
@@ -73,7 +76,7 @@ def answered(client: Path | None, address: str, port: int, protocol: str) -> str
 
 @contextlib.contextmanager
 def serving(path: Path | None, ports: dict[str, int]) -> Iterator[None]:
-    """Answer at each of *ports*, by protocol and in both families, with the asker's address."""
+    """Serve at each of *ports*, by protocol and in both families; each answer is the client's address."""
     program = f"""
 import select, socket
 tcp, udp = [], []
@@ -268,7 +271,10 @@ def test_a_port_that_is_taken_back_cuts_live_connections(
 
 @families
 def test_who_sends_all_the_time_is_led_where_it_leads_now(bench: Bench, outside: Path, family: str) -> None:
-    """The kernel forwards a connection by its first packet; without a pause, a sender's connection never ends."""
+    """A port moves to another environment while a client sends without a pause; the client reaches the new one.
+
+    The kernel forwards a connection by its first packet, and a connection without a pause never ends.
+    """
     bench.make(a=veth(), b=veth())
     with socket_of(outside, family) as client, serving(bench.path("a"), INSIDE), serving(bench.path("b"), INSIDE):
         assert not hears(client, family)
@@ -296,7 +302,7 @@ def test_so_it_is_after_a_run_that_was_cut_short(bench: Bench, outside: Path, mo
 
 
 def hears(client: socket.socket, family: str) -> bool:
-    """Send a packet to the published port; return whether one comes back."""
+    """Send a packet to the published port; return whether an answer arrives."""
     with contextlib.suppress(OSError):
         client.settimeout(0.1)
         client.sendto(b"?", (WIRE[family][0], 53))
@@ -345,7 +351,7 @@ def test_nor_by_having_sent_from_it_before_it_was_published(bench: Bench, outsid
 def test_environments_connect_from_ports_that_nobody_can_publish(
     bench: Bench, outside: Path, publish: list[str], family: str
 ) -> None:
-    """The source ports are neither publishable ports nor ports of the host's own programs."""
+    """A connection to outside gets a source port from a range that can't be published and that the host doesn't use."""
     far = WIRE[family][1]
     out = [{"direction": "out", "cidr": ANY[family], "protocol": protocol} for protocol in ("tcp", "udp")]
     bench.make(a=veth(publish=publish), b=veth(*out))
@@ -367,7 +373,7 @@ USERS_PORTS = itertools.count(4321)
 
 @contextlib.contextmanager
 def silent(path: Path) -> Iterator[None]:
-    """Keep the host at *path* from sending refusals (TCP resets), like a host behind a firewall."""
+    """Prevent the host at *path* from sending refusals (TCP resets), like a host behind a firewall."""
     inside = f"ip netns exec {path.name} nft"
     run(f"{inside} add table inet silent")
     run(f"{inside} add chain inet silent out {{ type filter hook output priority 0; }}")
@@ -379,7 +385,7 @@ def silent(path: Path) -> Iterator[None]:
 
 
 def served(bench: Bench, outside: Path, family: str, protocol: str, port: int) -> str:
-    """Ask from one fixed port of the user; return the first answer: the user's address, if ``a`` answers."""
+    """Send a request from a fixed port of a user outside; return the first answer, which is the user's address."""
     near, _ = WIRE[family]
     with bound(outside, family, protocol, port) as user, serving(bench.path("a"), INSIDE):
         user.settimeout(1 if protocol == "udp" else 5)
@@ -494,7 +500,7 @@ def test_a_port_that_a_program_has_is_refused(
 
 
 def test_its_own_ports_are_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read no socket if no port is newly published: a program that takes a published port later disturbs nothing."""
+    """A plan that publishes no new port doesn't read the host's sockets."""
     desired = bench.make(a=veth(publish=SERVED))
     monkeypatch.setattr(sockets, "listeners", lambda *_: pytest.fail("sockets were read"))
     assert not bench.plan(desired).steps

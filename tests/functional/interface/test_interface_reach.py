@@ -1,4 +1,4 @@
-"""Real packets between environments and machines outside, compared with the answers to who may reach whom."""
+"""Real packets between environments and machines outside, compared with the answers of ``reach``."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ NEVER = [{"from": "a", "to": "198.51.100.7"}]
 
 
 class End(NamedTuple):
-    """An end, with the addresses and ports by which others try to reach it.
+    """An end of a connection, with the addresses and ports at which others try to reach it.
 
-    :param asked: its name in a call of ``reach.answer``.
-    :param own: its own address, at which its program listens.
+    :param asked: the end's name in a call of ``reach.answer``.
+    :param own: the end's own address, at which its program listens.
     :param doors: the addresses and ports at which others try to reach it.
     """
 
@@ -58,7 +58,7 @@ def ends(bench: Bench, outside: Path, lan: Path, family: str) -> dict[str, End]:
 
 
 def arrives(source: End, target: End) -> bool:
-    """Return whether a connection from *source* to a door of *target* comes about."""
+    """Return whether a connection from *source* to a door of *target* succeeds."""
     for door in target.doors:
         with listen(target.path, target.own, PORT):
             made = connect(source.path, *door)

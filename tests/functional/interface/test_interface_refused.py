@@ -1,4 +1,4 @@
-"""Refused packets of an audited interface are recorded, and no more pass than without ``audit``."""
+"""Refused packets of an audited interface are recorded; the same packets pass as without ``audit``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def total(bench: Bench) -> int:
 
 
 def becomes(bench: Bench, expected: set[tuple[str, ...]], name: str = "a") -> None:
-    """Check that exactly this is recorded, once the last packet has arrived."""
+    """Check that exactly *expected* is recorded, once enough refusals have been recorded."""
     until(lambda: len(told(bench, name)) >= len(expected), "no more refusals are recorded")
     assert told(bench, name) == expected
 
@@ -53,7 +53,7 @@ def send(path: Path | None, to: str, *ports: int, source: str = "") -> None:
 
 
 def refused(bench: Bench, to: str, port: int, name: str = "a") -> None:
-    """Send datagrams until one is recorded: right after a link is up, the kernel may lose some."""
+    """Send datagrams until one is recorded as refused. The kernel may lose some just after a link comes up."""
 
     def recorded() -> bool:
         send(bench.path(name), to, port)
@@ -117,7 +117,7 @@ def test_refused_without_any_rule_is_recorded(bench: Bench, outside: Path, famil
 
 
 def test_answer_is_no_attempt(bench: Bench, outside: Path) -> None:
-    """Packets of a connection that a removed rule cut don't count as attempts that need a rule."""
+    """Answers over a connection whose rule was removed are not recorded as attempts that need a rule."""
     far = WIRE["ipv4"][1]
     entered = {"direction": "in", "cidr": far, "protocol": "udp", "port": 7}
     bench.make(a=veth(entered, audit=True))

@@ -1,4 +1,4 @@
-"""The host after an apply: complete and repaired, the same after a second one, with nothing left behind."""
+"""The host after an apply: complete or repaired, unchanged by a second apply, and with nothing left over."""
 
 from __future__ import annotations
 
@@ -324,14 +324,14 @@ def test_router_advertisements_still_reach_the_host(bench: Bench, outside: Path)
 
 
 class Killed(BaseException):
-    """An error that stands for SIGKILL: no code of ours runs afterwards."""
+    """Exception that stands for SIGKILL: the library doesn't catch it."""
 
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Return a function that sets the number of the change before which a run is killed.
+    """A function that sets the number of the change before which a run is killed.
 
-    Of a batch, the first half is sent.
+    If this change is a batch of netlink messages, the first half of the batch is sent.
     """
     left = [-1]
 

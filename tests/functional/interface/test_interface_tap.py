@@ -1,4 +1,4 @@
-"""Kind ``tap``: a network stack of the environment's own, without any capability, behind the same filter."""
+"""Kind ``tap``: a network stack inside the environment, without any capability, behind the same packet filter."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Guest:
         return found
 
     def awaited(self, wanted: Callable[[bytes], object]) -> list[bytes]:
-        """Return the wanted frames, at least one."""
+        """Wait for at least one wanted frame; return all wanted frames that arrived."""
         found: list[bytes] = []
 
         def came() -> list[bytes]:
@@ -119,7 +119,10 @@ class Guest:
         self.write(frame(target or self.gateway_mac, source or self.mac, kind_of(packet), packet))
 
     def ask(self, family: str, about: str = "", source: str = "", **claimed: str) -> str:
-        """Ask by ARP or neighbour discovery for *about* (default: the gateway); return the MAC; empty: no answer."""
+        """Send an ARP or neighbour discovery question for *about* (default: the gateway).
+
+        Return the MAC address; empty: no answer.
+        """
         about, source = about or self.gateway[family], source or self.own[family]
         own_mac = claimed.get("mac", self.mac)
         if family == "ipv4":
@@ -144,7 +147,7 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        """Find the gateway; repeat the question, since a link that came up a moment ago may lose packets."""
+        """Find the gateway. Repeat the question, since a link that has just come up may lose packets."""
 
         def found() -> str:
             self.gateway_mac = self.ask("ipv4")

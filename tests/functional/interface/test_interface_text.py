@@ -1,6 +1,6 @@
-"""The table's text: nft lists it as it was loaded, and a change in place gives the same table as a whole load.
+"""The table's text: nft lists the table as it was loaded, and a change in place equals a whole load.
 
-Each test runs in an empty network namespace of its own.
+Each test runs in a separate empty network namespace.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def listing() -> list[str]:
 
 
 def alone(work: object) -> None:
-    """Run *work* in a namespace that ends with it."""
+    """Run *work* in a new network namespace, which ends afterwards."""
 
     def inside() -> None:
         netns.unshare()

@@ -1,4 +1,4 @@
-"""One host or two for all tests of a module, programs on them, and a bound on the time that a test waits."""
+"""Fixtures for tests of links: one host or two for all tests of a module, programs on them, and a time limit."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the authorities of :func:`both`."""
+    """Folder of the two hosts' certificate authorities, for :func:`both`."""
     return tmp_path_factory.mktemp("hosts")
 
 
@@ -100,7 +100,7 @@ def both(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[World, 
 
 @pytest.fixture
 def declared(both: tuple[World, World, Cable], request: pytest.FixtureRequest) -> tuple[World, World, Cable]:
-    """Both hosts, with the LINKS of the module declared on each, connected, and without mail."""
+    """Both hosts with the LINKS of the module declared on each: connected, and without messages."""
     h1, h2, cable = both
     cable.mend()
     for world in (h2, h1):
@@ -125,13 +125,13 @@ def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep draining queues until the test says that the counts have settled, however slow the test is."""
+    """Prevent draining queues from being removed before the test says that their counts have settled."""
     monkeypatch.setattr("netspace.link.topology.draining.SETTLED", 1e9)
 
 
 @pytest.fixture(autouse=True)
 def _bounded() -> Iterator[None]:
-    """Fail a test in which a client waits for an answer for more than ten minutes."""
+    """Fail a test that takes more than ten minutes."""
 
     def ring(*_: object) -> None:
         raise TimeoutError("the test takes more than ten minutes")

@@ -51,7 +51,7 @@ def start(linked, tmp_path: Path) -> Iterator:
 
 
 def taken(program: Program, count: int) -> list[str]:
-    """Return the texts of *count* messages, acknowledged."""
+    """Receive and acknowledge *count* messages; return their texts."""
 
     async def take() -> list[str]:
         found = []

@@ -1,4 +1,4 @@
-"""The bridge of ``netspace-client``: programs that speak HTTP, or only read stdin, along real links."""
+"""The bridge of ``netspace-client`` on real links: programs that use HTTP, or only read stdin."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Town:
         return self.run(name, RUN, *arguments)
 
     def serve(self, name: str, port: int, answer: Any) -> list[dict[str, Any]]:
-        """Run an HTTP server in *name*; return what it gets.
+        """Run an HTTP server in *name*; return the list of requests that it gets.
 
         *answer* takes a request and returns ``(status, headers, body)``.
         """
@@ -95,7 +95,7 @@ class Town:
     def http(
         self, name: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Wait for the bridge in *name*, and send a request to it, like a program in *name*."""
+        """Wait for the bridge in *name*, and send a request to it from inside *name*."""
 
         def ask() -> tuple[int, dict[str, str], bytes] | None:
             with self.world.inside(name):
@@ -193,7 +193,7 @@ def test_bridge_survives_whatever_a_peer_sends(town: Town) -> None:
 
 
 def test_demo_service_survives_whatever_a_peer_sends(town: Town) -> None:
-    """The demo's program once ended at a body that was not UTF-8, and got the same message again after its restart."""
+    """The demo's service gets bodies that are not text, empty or long, and still answers the next request."""
     asker = Program(town.world, "web", town.folder / "web")
     town.ends.callback(asker.leave)
     folder = Path(__file__).parents[3] / "scripts/demo.d/image"

@@ -84,7 +84,7 @@ class Town:
 
 
 def cut() -> int:
-    """Break all connections of the programs in this process at the same time, without a notice; return their number."""
+    """Break all connections of this process's programs at the same time, without a notice; return their number."""
     broken = 0
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as end:
@@ -193,7 +193,7 @@ def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(tow
     web, orders = town.program("web"), town.program("orders")
 
     def in_vain() -> bool:
-        """Return whether a question was sent and then timed out; on a busy machine it may time out unsent."""
+        """Return whether a request was sent and then timed out. On a busy machine it may time out before it is sent."""
         try:
             web.run(web.mailbox.call("orders", "first", 1.0))
         except LinkError as err:
@@ -378,7 +378,7 @@ def test_the_examples_work_as_they_stand_and_are_short(town):
 
 # -- what it stands -------------------------------------------------------------------------------
 def test_nothing_is_lost_and_nothing_comes_twice_though_connections_and_broker_die(town):
-    """A thousand messages are sent, while all connections are cut repeatedly and the broker is killed."""
+    """A thousand messages arrive once each, although all connections are cut repeatedly and the broker is killed."""
     web, audit = town.program("web", confirm=5.0), town.program("audit")
     got: list[str] = []
 
@@ -422,7 +422,7 @@ def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(to
     assert audit.receive() == "first"
 
     async def lose() -> list[int]:
-        """End the connection while ten messages are on their way here, so that the broker doesn't notice."""
+        """End the connection while ten messages are on their way to this program, so that the broker doesn't notice."""
         for number in range(10):
             web.send("audit", str(number))
         held = []
@@ -498,7 +498,7 @@ def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
 
 @pytest.fixture
 def impatient(town) -> Iterator[None]:
-    """Have the broker close channels that hold a message for a second, unless the queue's policy says otherwise."""
+    """A broker that closes channels that hold a message for a second, unless the queue's policy permits more."""
     setting = "[application:set_env(rabbit, Key, Value) || {{Key, Value}} <- [{}]]."
     settings = "{{consumer_timeout, {}}}, {{channel_tick_interval, {}}}"
     town.world.evaluate(setting.format(settings.format(1000, 500)))
@@ -602,7 +602,7 @@ def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
 
 
 def changed(town, policy: str, key: str, value: int) -> None:
-    """Change one limit in a policy of queues; the next apply restores it."""
+    """Change one limit in the broker's policies of queues; the next apply restores it."""
     with town.world.api() as api:
         policies = [one for one in api.get("policies", "netspace") if one["name"].startswith(policy)]
         for one in policies:
@@ -708,7 +708,10 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
 
 def test_no_letter_keeps_its_receiver_from_the_others(town):
-    """A hostile sender makes each field that a sender may choose undecodable, on a broker that admits such messages."""
+    """Messages with undecodable properties are received, and so are the messages after them.
+
+    The broker runs without its guard, which would refuse such messages.
+    """
     nested: dict = {}
     for _ in range(350):
         nested = {"x": nested}
@@ -739,7 +742,7 @@ def test_no_letter_keeps_its_receiver_from_the_others(town):
 
 # -- narrowed links ---------------------------------------------------------------------------------
 def narrowed(town, **more) -> tuple[Program, str]:
-    """Narrow web's link to audit; return audit's program, and the exchange for a sender that ignores the limits."""
+    """Declare limits for web's link to audit; return audit's program, and the exchange for hostile messages."""
     links = (ASK, Link(source="web", target="audit", **more), ALSO, SEALED, OTHERS)
     town.apply(*links)
     assert not town.world.plan(*links).steps
@@ -842,7 +845,7 @@ def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
 
 # -- sealed links ------------------------------------------------------------------------------------
 class Relay:
-    """A relay of all mail for *name*: it can read, take and publish any message."""
+    """A relay of all messages for *name*: it can read, take and publish any message."""
 
     def __init__(self, town: Town, name: str) -> None:
         self.town = town
@@ -850,7 +853,7 @@ class Relay:
         self.exchanges = {sender["from"]: sender["exchange"] for sender in town.card(name)["senders"]}
 
     def take(self) -> dict:
-        """Remove the next letter from the queue, and return the letter."""
+        """Remove the next message from the queue, and return it."""
         got: list[dict] = []
 
         def ask() -> bool:
@@ -945,7 +948,7 @@ def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
 
 @pytest.mark.replay
 def test_an_answer_to_another_question_is_not_taken(town):
-    """The answer to one question is presented as the answer to another; each answer is sealed for its own question."""
+    """An answer sealed for one request is sent as the answer to another; the asker refuses it."""
     web, vault = town.program("web"), town.program("vault")
     asking = [web.start(web.mailbox.call("vault", question, 60)) for question in ("one", "two")]
 
@@ -971,7 +974,10 @@ def test_an_answer_to_another_question_is_not_taken(town):
 
 
 def test_new_keys_amid_a_stream_lose_nothing(town):
-    """Keys of both ends are renewed twice, and the ends learn of each renewal at different times."""
+    """The keys of both ends are renewed twice during a stream of messages; none is lost.
+
+    The ends get each new key at different times.
+    """
     web, vault = town.program("web"), town.program("vault")
     got: list[str] = []
     kids: set[str] = set()

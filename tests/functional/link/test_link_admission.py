@@ -1,6 +1,6 @@
-"""The broker refuses every request that a program doesn't need for its links, before RabbitMQ handles it.
+"""The broker's guard refuses every request that a program doesn't need for its links, before RabbitMQ handles it.
 
-The attacker knows every name, which a real attacker can't, and has a card and a link.
+The attacker has a card and a link, and knows every name, which a real attacker can't.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ def host(standing):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """Check after each test that the broker's node is unharmed, and that a neighbour's mail arrives.
-
-    The node still has the same process and the declared objects.
-    """
+    """Check after each test that the broker is unharmed: the same process, the declared objects, and a delivery."""
     before = host.supervisor.observe()[node.NODE].pid
     with host.client("orders") as neighbour:
         yield
@@ -59,7 +56,7 @@ def _unharmed(host):
 def refusal(
     host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object], name: str = "web"
 ) -> tuple[int, str]:
-    """Return the error with which the broker closes the channel, within seconds."""
+    """Return the error with which the broker closes the channel, within a time limit."""
     with host.client(name) as channel:
         channel.connection.call_later(20, lambda: channel.connection.close())
         with pytest.raises(ChannelClosedByBroker) as caught:
@@ -73,7 +70,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """Return a direct-reply queue's name that makes RabbitMQ call its own process *name*."""
+    """Return a direct-reply queue's name that would make RabbitMQ call its internal process *name*."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 
@@ -138,7 +135,7 @@ def test_direct_replies_are_refused_over_amqp_1(host, name):
 
 # -- all that isn't needed ------------------------------------------------------------------
 def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
-    """Send *method* past pika's own functions, and return the error with which the broker closes the channel."""
+    """Send *method* without pika's checks; return the error with which the broker closes the channel."""
 
     def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
         channel.connection._impl._send_method(channel.channel_number, method)
@@ -229,7 +226,7 @@ def test_refusals_are_counted_by_account_and_text(host):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_refusals_that_wait_to_be_counted_are_bounded(host, there):
-    """The guard is busy, or its supervisor is restarting it; its filter of the log stays in place meanwhile."""
+    """While the guard is suspended or absent, 5,000 logged refusals leave its queue short, and its filter in place."""
     said = """#{level => error, meta => #{}, msg => {"Channel error on connection ~tp (~ts, ~ts, ~ts, ~ts), ~tp:~n~ts",
                 [self(), <<"c">>, <<"v">>, <<"nobody">>, 1, "operation"]}}"""
     host.evaluate(
@@ -315,7 +312,7 @@ def nested_annotations(depth: int) -> amqp1.Encoded:
 @pytest.mark.parametrize("where", ["annotations", "application"])
 @pytest.mark.parametrize("depth", [admission.DEPTH + 1, 1500])
 def test_annotations_within_each_other_are_bounded_over_amqp_1(host, where, depth):
-    """Delivered as headers, they would end the connection of each reader with a recursive decoder."""
+    """Deeply nested annotations are refused over AMQP 1.0, because they could break a reader's recursive decoder."""
     address = f"/exchanges/{host.n('link.web.orders')}"
     key = amqp1.Symbol("x-deep") if where == "annotations" else "deep"
     with client(host) as one:

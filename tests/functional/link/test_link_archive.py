@@ -1,4 +1,4 @@
-"""All mail of a host in one archive: a restoration is complete, and any other file is refused without a change."""
+"""All messages of a host in one archive: a restore is complete, and an invalid archive is refused without a change."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
         (b"\0" * 10240, "no archive of mail"),
         (b"rubbish" * 1000, "no archive of mail"),
         (packed([]), "no archive of mail"),
-        (packed({**about, "instance": "other"}), "it is of the instance 'other'"),
+        (packed({**about, "instance": "other"}), "its instance is 'other'"),
         (packed({**about, "rabbitmq": [99, 0, 0]}), "RabbitMQ 99.0.0; install that version"),
         (packed({**about, "rabbitmq": ["4"]}), "install that version"),
-        (packed({**about, "names": None}), "lacks the keys of its names"),
+        (packed({**about, "names": None}), "lacks the keys for the broker's names"),
         (packed(about, ("mnesia/../../x", tarfile.REGTYPE)), "has no place"),
         (packed(about, ("/etc/x", tarfile.REGTYPE)), "has no place"),
         (packed(about, ("plugins/x", tarfile.REGTYPE)), "has no place"),

@@ -1,4 +1,4 @@
-"""Backups of mail where the broker's user is hostile, the file is damaged, or the run is killed. No broker runs."""
+"""Backups of messages with a hostile broker user, a damaged file, or a killed run. No broker runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER_KEYS = {**KEYS, "key": "22" * 32}
 class Host:
     """A host with a broker's data. Its node is a stand-in that does nothing.
 
-    :ivar starts: for each of the next starts of the node, whether it fails; later starts succeed.
+    :ivar starts: whether each of the node's next starts fails; later starts succeed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -93,7 +93,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def killed(host: Host, at: Callable[[pytest.MonkeyPatch, Callable[..., None]], None]) -> None:
-    """Restore the mail in a process that is killed *at* a step."""
+    """Restore the messages in a process that is killed *at* a step."""
     child = os.fork()
     if not child:
         try:

@@ -1,7 +1,7 @@
-"""A hostile environment with real clients of both protocols: each attack is refused, and its neighbours are unharmed.
+"""A hostile environment with real clients of both protocols: each attack is refused, and others are unharmed.
 
-``test_link_broker`` has its attacks over AMQP 0-9-1 on single objects. This file has all others, and AMQP 1.0. The
-attacker knows every name, which a real one can't.
+``test_link_broker`` has the attacks over AMQP 0-9-1 on single objects. This file has the other attacks, also over AMQP
+1.0. The attacker knows every name, which a real attacker can't.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def host(standing):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """Check after each attack that the broker has the declared objects, and that a neighbour's mail arrives."""
+    """Check after each attack that the broker has the declared objects, and that other environments get messages."""
     yield
     assert host.plan(ASK, TELL, BOUNDED).steps == []
     with host.client("orders") as channel:
@@ -54,7 +54,7 @@ def _unharmed(host):
 
 
 def stream(host, name: str = "web") -> ssl.SSLSocket:
-    """Return a TLS connection of *name* to the broker, with the certificate of *name*, for handmade bytes."""
+    """Return a TLS connection to the broker with the certificate of *name*, for bytes that the test makes."""
     about = host.card(name)["broker"]
     with host.inside(name):
         plain = socket.create_connection((about["host"], about["port"]), timeout=30)
@@ -64,7 +64,10 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
 
 # -- names -------------------------------------------------------------------------------
 def ask_whether_there_is(channel, kind: str, name: str) -> int:
-    """Return the broker's answer to a passive declare, which needs no right with RabbitMQ 4.0, and any with 4.3."""
+    """Declare a queue or exchange passively; return 200 if it exists, else the reply code of the error.
+
+    RabbitMQ 4.0 requires no right for this, 4.3 any right.
+    """
     try:
         if kind == "queue":
             channel.queue_declare(name, passive=True)
@@ -76,7 +79,7 @@ def ask_whether_there_is(channel, kind: str, name: str) -> int:
 
 
 def test_no_guessed_name_exists(host):
-    """RabbitMQ 4.0 tells everybody whether a name exists, so no object may have a name that can be guessed."""
+    """Passive declares of all names that can be guessed find no object. RabbitMQ 4.0 answers them to every client."""
     names = [PLAIN.mailbox(one) for one in ("web", "orders", "audit")] + [PLAIN.dead, PLAIN.again]
     names += [f"{kind}.{one}" for kind in ("reply", "replies", "notices") for one in ("web", "orders", "audit")]
     names += [
@@ -132,7 +135,7 @@ def test_tricks_are_refused(host, trick):
 
 
 def test_headers_lead_nowhere(host):
-    """CC, BCC, a forged history, a foreign address: only the link's receiver gets the message, with its true sender."""
+    """CC, BCC, a forged history and a foreign reply address: only the link's receiver gets the message."""
     elsewhere = [host.n("mailbox.audit"), host.n("link.orders.audit")]
     headers = {"CC": elsewhere, "BCC": elsewhere, "x-death": [{"exchange": elsewhere[1], "queue": elsewhere[0]}]}
     forged = pika.BasicProperties(headers=headers, reply_to=host.n("mailbox.audit"), app_id="audit", cluster_id="x")
@@ -177,7 +180,7 @@ def test_channels_are_bounded_over_all_connections(host):
 
 # -- dead letters ------------------------------------------------------------------------
 def forgery(host) -> dict:
-    """Return headers that claim a dead letter of the attacker to be a dead letter of its neighbour."""
+    """Return headers that make an attacker's dead letter look like another environment's."""
     exchange, queue = host.n("link.orders.audit"), host.n("mailbox.audit")
     said = {"exchange": exchange, "queue": queue, "reason": "rejected"}
     return {f"x-{which}-death-{key}": value for which in ("first", "last") for key, value in said.items()}
@@ -292,7 +295,7 @@ def test_management_is_refused_over_amqp_1(host, managed):
 
 # -- the wire ---------------------------------------------------------------------------
 def closed(secured: ssl.SSLSocket) -> bool:
-    """Read until the broker closes the connection; then return True."""
+    """Read until the broker closes the connection; return True then."""
     try:
         while secured.recv(65536):
             pass
@@ -339,7 +342,7 @@ def test_random_frames_end_their_own_connection(host, repetition):
 
 @pytest.mark.exhaustion
 def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_property):
-    """Connections that send nothing, or one byte at a time, are bounded in number and time."""
+    """Twenty connections that send nothing, or one byte at a time, are closed; other environments connect meanwhile."""
     about = host.card("web")["broker"]
 
     def pause() -> float:
@@ -370,7 +373,7 @@ def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_propert
 
 
 def cut_off(one: socket.socket, drips: bool) -> bool:
-    """Return whether the connection is closed; if it isn't, and the attack sends bytes, send one more."""
+    """Return whether the connection is closed. If it isn't, and *drips* is set, send one more byte."""
     try:
         while one.recv(100):
             pass

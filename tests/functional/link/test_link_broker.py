@@ -49,7 +49,7 @@ def linked(standing):
 
 @pytest.fixture
 def host(linked):
-    """A host with the same links, whatever the previous test did."""
+    """A host with the same links and empty mailboxes, whatever the previous test did."""
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
         for name in ("web", "orders", "audit"):
@@ -124,7 +124,7 @@ def sends(host, source: str, target: str) -> bool:
 
 
 def replies(host, source: str, target: str) -> bool:
-    """Return whether an answer of *source* reaches *target*, which has bound its queue by a key."""
+    """Return whether an answer of *source* reaches *target*, which has bound its replies queue with a key."""
     queue, exchange = host.n(f"replies.{target}"), host.n(f"reply.{source}")
     try:
         with host.client(target) as asking, host.client(source) as answering:
@@ -192,7 +192,7 @@ def test_only_the_amqp_port_can_be_reached_from_inside(host):
 
 
 def test_no_local_user_keeps_the_broker_down_by_its_name(host):
-    """A user once kept the broker down by registering its name at epmd; now the broker has no epmd, and asks none."""
+    """A local user registers the broker's name at epmd; the broker restarts all the same, since it uses no epmd."""
     ports = (4369, host.broker.epmd_port)
     with contextlib.ExitStack() as after:
         for port in ports:
@@ -228,7 +228,7 @@ def test_the_broker_listens_on_loopback_only(host):
 
 
 def of_processes(file: str) -> list[bytes]:
-    """Return a file in /proc of each process that doesn't end meanwhile."""
+    """Return the content of one file in /proc, for each process that doesn't end in the meantime."""
     found = []
     for path in Path("/proc").glob(f"[0-9]*/{file}"):
         with contextlib.suppress(OSError):
@@ -362,7 +362,7 @@ FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchang
 
 @pytest.fixture(params=FLOODS)
 def flooded(host, monkeypatch, request):
-    """A broker whose definitions can't be read, because an asker has made too many bindings to answers."""
+    """A broker whose definitions are too large to read, because an asker has made too many bindings to answers."""
     with host.unguarded(), host.client("web") as channel:
         FLOODS[request.param](channel, host.n)
     monkeypatch.setattr(management, "MAX_ANSWER", 250_000)
@@ -560,7 +560,10 @@ def test_killed_broker_comes_back_with_its_mail(host):
 
 
 def test_a_queue_that_was_just_made_keeps_its_mail_when_the_broker_is_killed(host):
-    """RabbitMQ itself records the owner of each queue's log only twice a second."""
+    """A message in a new queue survives a kill of the broker just after the apply that made the queue.
+
+    RabbitMQ itself records the owner of each queue's log only twice a second.
+    """
     late = (*LINKS, Link(source="orders", target="late"))
     host.environment("late")
     host.apply(*late)
@@ -576,7 +579,7 @@ def test_a_queue_that_was_just_made_keeps_its_mail_when_the_broker_is_killed(hos
 
 
 def test_a_queue_whose_log_the_broker_forgot_takes_mail_again(host):
-    """A broker is killed before it has stored which log a queue has. Without repair, the queue would have no leader."""
+    """A killed broker has forgotten which log each queue has; the next apply repairs the queues."""
     every = "dets:match_object(ra_directory_reverse, {'_','_'})"
     forget = f"[dets:delete(ra_directory_reverse, Name) || {{Name, _}} <- {every}], dets:sync(ra_directory_reverse)."
     host.evaluate(forget)
@@ -617,7 +620,7 @@ def test_lost_files_are_made_anew(host, lost):
 
 
 def test_a_record_without_broker_objects_is_made_true(host):
-    """Repair the record that a run leaves if it is killed right after it has recorded its intended changes."""
+    """The record has a link without broker objects, as after a killed run; the next apply repairs the link."""
     more = Link(source="web", target="audit")
     path = host.layout.records("link") / "applied.json"
     record = files.read_json(path)

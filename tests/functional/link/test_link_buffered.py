@@ -38,7 +38,7 @@ def shovels(world) -> list[str]:
 
 
 def waiting(world, queue: str) -> int:
-    """Return how many messages are in a queue, asked of the queue itself."""
+    """Return the number of messages in a queue by reading them, since the broker's statistics are late."""
     with world.here(), world.api() as api:
         body = {"count": 10_000, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
         return len(api.post("queues", world.layout.instance, queue, "get", body=body) or [])
@@ -76,7 +76,7 @@ def test_what_is_sent_while_the_other_host_is_away_arrives_when_it_is_back(linke
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
-    """10,000 messages are confirmed. Meanwhile each broker is killed once, and the cable is cut for 15 seconds."""
+    """10,000 messages arrive once each, although each broker is killed and the network is cut for 15 seconds."""
     h1, h2, cable = linked
     stream = Stream(program(h1, "web", confirm=5.0), program(h2, "orders"), "orders@h2", "web@h1", 10_000)
     stream.until(1_500)
@@ -98,7 +98,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_the_end(linked, program):
-    """With the usual delivery limit, 194 of 200 messages were once lost without a notice."""
+    """The receiver's mailbox is full: no message is lost, and at last the sender gets MailboxFull from its outbox."""
     h1, h2, _ = linked
     web = program(h1, "web")
     for number in range(200):
@@ -146,7 +146,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
     until(lambda: waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1, "what waits is gone")
 
     def stalled() -> bool:
-        """Return whether the shovel is reported as stalled: RabbitMQ notices the missing exchange late."""
+        """Return whether the shovel is reported as stalled. RabbitMQ notices the missing exchange late."""
         with h1.here():
             told = h1.links.list()["links"]["web.orders@h2"]
         return told["state"] == "stalled" and "its mail is not carried over now" in told["why"]
@@ -158,7 +158,10 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
 
 
 def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
-    """A shovel ends for good if a link is revoked at the moment when the shovel reconnects."""
+    """A shovel that has ended for good is reported; the next apply starts it again, and the message arrives.
+
+    A shovel ends for good if a link is revoked at the moment when the shovel reconnects.
+    """
     h1, h2, _ = linked
     end_carriers(h1)
     assert any("not carried over now (absent)" in problem for problem in problems(h1))
@@ -206,7 +209,7 @@ def test_a_shovel_that_somebody_changed_or_removed_is_repaired(linked):
 
 
 def test_another_hosts_broker_may_send_by_that_hosts_links_and_do_nothing_else(linked):
-    """The attacker has the other broker's key, and every name."""
+    """An attacker with another broker's key, who knows every name, is refused everything except that host's links."""
     h1, h2, _ = linked
     attempts = {
         "read a mailbox": lambda channel: channel.basic_get(h2.n("mailbox.orders")),
@@ -277,7 +280,7 @@ def test_a_broker_that_is_killed_in_its_sleep_carries_on(linked, program):
 
 
 def test_more_links_than_an_environment_may_have_connections_are_carried(linked):
-    """Each shovel is a connection of the same broker."""
+    """Twelve more shovels of one broker all run, although an environment may not have so many connections."""
     h1, h2, _ = linked
     many = [Link(source=f"web{number}@h1", target="audit@h2", via="buffered") for number in range(12)]
     h1.environment(*(link.source.partition("@")[0] for link in many))

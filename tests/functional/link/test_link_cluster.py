@@ -1,4 +1,4 @@
-"""An external broker, declared by URL: the objects that netspace makes there, and those that it leaves alone."""
+"""An external broker, declared by URL: netspace's objects on it, and foreign objects, which stay unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LINK = Link(source="a", target="b", pattern="request")
 
 @pytest.fixture
 def shared(world, tmp_path):
-    """Our own broker, declared by another instance as a foreign broker. After a test it has only our objects again."""
+    """A broker of one instance, which another instance declares as an external broker."""
     world.environment("web", "orders")
     world.apply(Link(source="web", target="orders"), broker=OURS)
     with world.api() as api:
@@ -101,7 +101,7 @@ def test_links_on_a_shared_broker(world, shared, other):
 
 
 def test_dead_letters_on_a_shared_broker(world, shared, other):
-    """Show and send dead letters with the login that manages the shared broker, over TLS."""
+    """Dead letters on a shared broker are counted, sent again and discarded, with its management login over TLS."""
     converge(other, shared, LINK)
     with world.api() as api:
         for body in ("1", "2"):
@@ -189,7 +189,7 @@ def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other
 
 
 def lose(links: Links, broker: ClusterBroker) -> None:
-    """Record *broker* as the last broker, although nothing answers there now."""
+    """Record *broker* as the last broker, although it no longer answers."""
     record.write(links.layout, msgspec.structs.replace(record.read(links.layout), broker=broker))
 
 

@@ -1,4 +1,4 @@
-"""A broker that no client reaches is not reported as running: another program has its port, or no program has it."""
+"""A broker that no client reaches, because its port is closed or another program's; it is not reported as running."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_port_that_is_taken_is_refused_before_anything_starts(world: World) -> N
 
 
 def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
-    """RabbitMQ runs on without a listener whose port is taken; once, reports then said that the broker runs."""
+    """Another program has the broker's port: reports say that the broker is deaf, and the next apply repairs it."""
     world.environment("web", "orders")
     world.apply(TELL)
     with world.here():
@@ -110,7 +110,7 @@ def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
 
 
 def answered_by(world: World, identity: bytes, folder: Path) -> str:
-    """Return why a TLS server with this certificate and key isn't the broker; empty if it is accepted as the broker."""
+    """Return the reason why a TLS server with this certificate and key isn't the broker; empty if it is accepted."""
     path = folder / "identity.pem"
     path.write_bytes(identity)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -131,7 +131,7 @@ def answered_by(world: World, identity: bytes, folder: Path) -> str:
 
 
 def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(world: World, tmp_path: Path) -> None:
-    """Refuse another instance's broker, another program with TLS, and our broker with an expired certificate."""
+    """Another instance's broker, another TLS server, and this broker with an expired certificate aren't accepted."""
     world.environment("web", "orders")
     world.apply(TELL)
     now, known = time.time(), authority.read(world.layout)
@@ -146,7 +146,7 @@ def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(worl
 
 
 def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restart cuts all clients off, so a silent broker is first asked once more, for a longer time."""
+    """A broker that answers only at the second, longer attempt is not restarted, which would end all connections."""
     world.environment("web", "orders")
     world.apply(TELL)
     before = world.supervisor.observe()[node.NODE].pid
@@ -163,7 +163,7 @@ def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch
 
 
 def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RabbitMQ runs on without a plugin that failed too often; only this report shows that the bounds are gone."""
+    """The broker's guard has ended: health reports it, and the next apply starts it without ending connections."""
     world.environment("web", "orders")
     world.apply(TELL)
     assert world.plan(TELL).steps == []
@@ -179,7 +179,10 @@ def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeyp
 
 
 def test_a_broker_that_is_short_of_space_is_told(world: World) -> None:
-    """The last test here, because it leaves the broker's alarm on: the broker checks its disk every ten seconds."""
+    """Health reports a broker that is short of disk space.
+
+    Keep this test last, because it leaves the broker's alarm on: the broker checks its disk every ten seconds.
+    """
     world.environment("web", "orders")
     world.apply(TELL)
     world.evaluate('rabbit_disk_monitor:set_disk_free_limit("1000TB").')

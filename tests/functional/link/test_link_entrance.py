@@ -1,6 +1,6 @@
 """The connection from environments to the broker: reports name the cause of an interruption, and blame no program.
 
-The forwarder's process may run without forwarding anything, or without serving some environment.
+The forwarder's process may run although it forwards nothing, or doesn't serve some environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def linked(world: World) -> None:
 
 
 def says(world: World, *, health: str = "", why: str = "", unplanned: bool = True) -> None:
-    """Check the reports: no problem, or else *health* among the problems and *why* in the link's reason."""
+    """Check the reports: no problem; or *health* among the problems, and *why* in the link's reason."""
     told, listed = world.links.health(), world.links.list()["links"][TELL.name]
     assert told["ok"] == (not health), told
     assert any(health in one for one in told["problems"]) or not health, told
@@ -102,7 +102,7 @@ def test_an_environment_beside_what_the_forwarder_serves_is_told(world: World) -
 
 
 def test_a_forwarder_that_lost_an_entrance_is_told(world: World) -> None:
-    """Another program reconfigured the forwarder: it no longer serves an environment that is recorded as served."""
+    """The forwarder was reconfigured and no longer serves an environment; health and the link's state report it."""
     config = process.config_file(world.layout)
     before = config.read_text()
     config.write_text(before.replace("127.0.0.1:5671 namespace netspace-web", "127.0.0.1:5999 namespace netspace-web"))

@@ -1,4 +1,4 @@
-"""One environment floods the broker, using only its links: the broker bounds the flood, and serves the neighbours."""
+"""One environment floods the broker with its links alone: the broker limits it, and serves other environments."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cards(host, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _well(host):
-    """Check after each test that the broker has the declared objects, and that no unknown mail is left."""
+    """Check after each test that the broker has the declared objects, and that no unknown messages are left."""
     yield
     host.no_mail()
     until(lambda: host.plan(*LINKS).steps == [], "the broker has what was declared", patience=PATIENCE)
@@ -73,7 +73,7 @@ def attacker(host, cards: Path, attack: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Neighbour:
-    """A thread that sends from one environment to another without a pause."""
+    """A sender and a receiver in two other environments, for measuring the broker's delay."""
 
     def __init__(self, host) -> None:
         self.host = host
@@ -86,7 +86,7 @@ class Neighbour:
         self.box = self.receiver.channel()
 
     def pause(self) -> float:
-        """Seconds until a message is confirmed, and read."""
+        """Send a message; return the seconds until it is confirmed and read."""
         self.sender.process_data_events(0)  # so that what the broker said of it meanwhile is heard
         begun = time.monotonic()
         self.out.basic_publish(self.host.n("link.orders.audit"), "", b"well", mandatory=True)
@@ -109,7 +109,7 @@ def neighbour(host) -> Iterator[Neighbour]:
 
 
 def cut_offs(host, name: str) -> int:
-    """Return how often an environment was cut off since the broker started, as health reports it for an hour."""
+    """Return how often an environment was disconnected since the broker started; health reports it for an hour."""
     found = re.search(rf"\b{name} was cut off (\d+) times", str(host.links.health()["problems"]))
     return int(found[1]) if found else 0
 
@@ -136,7 +136,7 @@ def test_who_has_the_broker_keep_too_much_is_cut_off_and_nobody_else_is_stopped(
 
 @pytest.mark.exhaustion
 def test_reader_that_keeps_memory_unacknowledged_is_cut_off(host, neighbour):
-    """Two environments conspire: one sends over a link in memory, the other takes all mail and acknowledges nothing."""
+    """A reader that takes messages of a memory link and acknowledges none is disconnected; others are served."""
     over = threading.Event()
     lane, exchange = host.links.called.queue(QUICK), host.n("link.audit.web")
 
@@ -183,7 +183,7 @@ def test_consumers_are_bounded(host):
 
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
-    """Return a neighbour's time during the attack, as a multiple of its time while the attacker sleeps.
+    """Return another environment's time during the attack, as a multiple of its time while the attacker sleeps.
 
     Both times are measured in turn, so that other load on the machine affects both.
     """
@@ -298,9 +298,9 @@ def test_what_asking_does_not_need_is_refused_over_amqp_1(host, unbound, attack)
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])
 def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
-    """An asker may write to its link's exchange, and read from the exchange for its answers.
+    """An asker tries to bind its link's exchange to the exchange for its answers; the broker refuses this.
 
-    It must not bind one to the other.
+    The asker may write to the link's exchange, and read from the exchange for its answers.
     """
     with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
         attack(host)
@@ -322,7 +322,7 @@ def test_health_sees_bindings_beyond_need_without_an_apply(host):
 # -- disk ------------------------------------------------------------------------------------
 @pytest.mark.exhaustion
 def test_what_was_read_is_not_kept_on_disk(host):
-    """Read mail from a mailbox, six times as much as the mailbox may hold."""
+    """A program reads six times as much as its mailbox may hold; the broker frees the disk space meanwhile."""
     data = host.layout.broker / "data"
     before = on_disk(data)
     sent = 384

@@ -1,4 +1,4 @@
-"""AMQP 1.0 through the guard: bounds before the log-in; only frames and addresses that a program with links needs."""
+"""AMQP 1.0 through the guard: limits before the log-in, and only the frames and addresses that links need."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Namer = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def host(standing):
-    """One broker for all tests; after them it still has the declared objects, and no mail."""
+    """One broker for all tests. After them it must have the declared objects, and no messages."""
     standing.environment("web", "orders", "audit")
     standing.apply(ASK, TELL)
     yield standing
@@ -45,7 +45,7 @@ def _same_node(host):
 
 @contextlib.contextmanager
 def secured(host, name: str = "web") -> Iterator[ssl.SSLSocket]:
-    """Connect past the forwarder, which admits eight connections a second."""
+    """Connect directly to the broker's port, since the forwarder admits only eight connections a second."""
     context = host.tls(certificates.path(host.layout, name))
     plain = socket.create_connection(("127.0.0.1", host.broker.port), timeout=30)
     with contextlib.closing(context.wrap_socket(plain, server_hostname="localhost")) as stream:
@@ -59,13 +59,13 @@ def client(host, name: str = "web") -> Iterator[amqp1.Client]:
 
 
 def number(host, expression: str) -> int:
-    """Return a number from within the broker."""
+    """Evaluate *expression* in the broker; return the number, which comes back in a global parameter."""
     return int(host.evaluate(f"{expression}."))
 
 
 # -- bounds ---------------------------------------------------------------------------------
 def claims(count: int, kind: int) -> Encoded:
-    """Return an array that claims *count* elements of a type that takes no bytes."""
+    """Return an array that claims to have *count* elements of a type that takes no bytes."""
     return Encoded(b"\xf0" + struct.pack(">II", 6, count) + bytes([kind]) + b"\x00")
 
 
@@ -98,7 +98,7 @@ def in_a_body(host, value: Encoded) -> None:
 @pytest.mark.exhaustion
 @pytest.mark.parametrize("said", [before_login, after_login, in_a_message, in_a_body])
 def test_a_claim_of_many_values_takes_no_memory(host, said):
-    """Without bounds, this array takes 256 MiB of memory, and one that claims the largest possible number 64 GiB."""
+    """An array that claims 16 million elements takes less than 64 MiB of the broker's memory; unlimited, 256 MiB."""
     host.evaluate("_ = spawn(fun() -> register(peak, self()), (fun F(Most) -> receive {most, To} -> To ! {most, Most}"
                   " after 5 -> F(max(Most, erlang:memory(total))) end end)(0) end).")  # fmt: skip
     before = number(host, "erlang:memory(total)")
@@ -149,7 +149,7 @@ def test_what_stands_before_a_message_is_bounded(host):
 
 # -- frames ---------------------------------------------------------------------------------
 def receives(n: Namer, *source: object, **fields: object) -> tuple[int, list[object]]:
-    """Return an attach frame for a receiver; the fields *source* follow the source's address."""
+    """Return an attach frame for a receiver; *source* are further fields after the source's address."""
     about = [
         fields.get(key) for key in ("unsettled", "incomplete", "count", "most", "offered", "desired", "properties")
     ]
@@ -463,7 +463,10 @@ def test_a_message_that_1_0_cannot_carry_is_refused(host, kind):
 
 
 def test_body_that_was_converted_before_is_sent_on(host):
-    """The body was converted by a shovel, or when a dead letter was sent again."""
+    """A message whose body was already converted to AMQP 1.0 is delivered over AMQP 1.0.
+
+    A shovel converts bodies in this way, and so does sending a dead letter again.
+    """
     with host.client("web") as channel:
         about = pika.BasicProperties(type="amqp-1.0")
         channel.basic_publish(host.n("link.web.orders"), "", b"\x00\x53\x77\xa1\x01x", about, mandatory=True)

@@ -1,6 +1,6 @@
-"""The broker survives any frames of an admitted account, and nobody else notices.
+"""The broker survives any frames from a logged-in account, and other environments are not affected.
 
-NETSPACE_AMQP_FRAMES is the number of frames (4,000, which take seconds); NETSPACE_AMQP_SEED the seed.
+NETSPACE_AMQP_FRAMES is the number of frames (by default 4,000, which take seconds); NETSPACE_AMQP_SEED is the seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def host(standing):
 
 
 def number(host, expression: str) -> int:
-    """Return a number from within the broker."""
+    """Evaluate *expression* in the broker; return the number, which comes back in a global parameter."""
     return int(host.evaluate(f"{expression}."))
 
 

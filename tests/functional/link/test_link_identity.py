@@ -188,7 +188,7 @@ def test_a_fleets_intermediate_issues(host, tmp_path):
 
 
 def intermediate(folder: Path) -> None:
-    """Make a fleet's root, and an intermediate authority that the root issued."""
+    """A fleet's root CA, and an intermediate CA with a certificate from this root."""
     commands = """
         openssl ecparam -name prime256v1 -genkey -noout -out root.key
         openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -out root.pem
@@ -270,9 +270,9 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Use the examples: send, also to a local name, read all queues, refuse strangers, report problems.
+    """Test an example program: send, also to a local name; read all queues; refuse strangers; report problems.
 
-    No message may end an example.
+    No message may end the program.
     """
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""

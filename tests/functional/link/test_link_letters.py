@@ -30,7 +30,7 @@ WELL = {"ok": True, "problems": [], "findings": [], "dead": 0, "late": 0}
 
 @pytest.fixture
 def host(standing):
-    """A host with the same links, and without mail."""
+    """A host with the same links, and without messages."""
     standing.environment("web", "orders", "audit")
     standing.apply(*LINKS)
     standing.no_mail()
@@ -38,7 +38,7 @@ def host(standing):
 
 
 def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
-    """A quorum queue drops a message after 20 deliveries in vain, and each look at the message is a delivery."""
+    """A dead letter is still shown after 30 listings, although a quorum queue drops a message after 20 deliveries."""
     send(host, TELL, b"secret", message_id="m-1", content_type="text/plain")
     refuse(host, "audit")
     letters(host, 1)
@@ -111,7 +111,7 @@ def test_dead_letters_for_a_full_mailbox_are_kept(host):
 
 @pytest.mark.exhaustion
 def test_no_sender_pushes_anothers_letter_out(host):
-    """A sender can make any number of messages expire; they don't displace rejected messages."""
+    """A sender makes 10,500 messages expire; another sender's rejected message stays among the dead letters."""
     host.apply(*LINKS, BESIDE)
     send(host, TELL, b"victim", message_id="victim")
     refuse(host, "audit")
@@ -192,7 +192,7 @@ def many_refused(host, link: Link, number: int) -> None:
 
 
 def all_back(host, count: int) -> None:
-    """Wait until the letters that a run held are in their queue again, a moment after its connection has ended."""
+    """Wait until the dead letters that a killed run held are in their queue again."""
     desk = Letters(host.layout)
     until(lambda: desk.count(1)["count"] == count, f"{count} dead letters", patience=PATIENCE)
 
@@ -309,7 +309,10 @@ class Nested(pika.BasicProperties):
 
 @pytest.mark.parametrize("depth", [1500, 4000])
 def test_one_letter_that_cannot_be_read_costs_itself(host, depth):
-    """On a broker without the guard, any sender can send such a letter; others are still shown and sent again."""
+    """A dead letter with deeply nested headers is kept with a reason; other dead letters are shown and sent again.
+
+    Such a message can only come from a broker without the guard.
+    """
     with host.unguarded(), host.client("web") as channel:
         channel.basic_publish(host.n("link.web.orders"), "", b"deep", Nested(depth), mandatory=True)
     desk = Letters(host.layout)

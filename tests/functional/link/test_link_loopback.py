@@ -76,7 +76,10 @@ def test_no_local_user_reaches_a_port_of_the_broker(host, key):
 
 
 def test_whoever_takes_a_port_of_the_broker_cannot_answer(host):
-    """A program that could answer at this port would get the password of the management account."""
+    """A local user listens at the stopped broker's management port; root's connection doesn't reach that program.
+
+    Otherwise the program would get the password of the management account.
+    """
     port = host.broker.management_port
     assert host.supervisor.stop([node.NODE]) == {}
     squatter = as_user(NOBODY, lambda: socket.create_server(("127.0.0.1", port)).accept())
@@ -103,7 +106,7 @@ def test_a_missing_table_is_told_and_loaded_without_a_restart(host):
 
 
 def test_table_of_a_broker_that_may_still_run_is_told_as_changed(host):
-    """The former ports stay closed until the node has new ports; if the run is killed before, the next run finishes."""
+    """The broker gets other ports: old ports stay closed, the table counts as changed, and an apply completes it."""
     loopback.ensure(host.layout, host.broker, replace(host.broker, port=host.broker.port + 1000))
     assert not connects(NOBODY, host.broker.port)
     assert loopback.state(host.layout, host.broker) == "changed"

@@ -1,4 +1,4 @@
-"""A real broker: names that can't be guessed and change without loss, bounds of links, revocation."""
+"""A real broker: names that can't be guessed and change without loss, limits of links, revocation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def linked(standing):
 
 @pytest.fixture
 def host(linked):
-    """A host with the same links, and without mail."""
+    """A host with the same links, and without messages."""
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
         for former in record.read(linked.layout).former:
@@ -96,13 +96,13 @@ def test_renaming_loses_no_mail_and_no_sender(host):
 
 
 def counted(host, queue: str) -> int | None:
-    """Return the number of messages in a queue by the broker's statistic, which is up to 5 s old."""
+    """Return the number of messages in a queue by the broker's statistics, which are up to 5 s old."""
     with host.api() as api:
         return api.get("queues", "netspace", queue).get("messages")
 
 
 def settle(host) -> None:
-    """Set the clock forward, so that the broker's counts are trusted."""
+    """Set the record's times back, so that the broker's counts are trusted."""
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))
@@ -140,7 +140,7 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
 
 # -- bounds of one link --------------------------------------------------------------------
 def bounded(host, **bounds) -> Link:
-    """Declare the link from orders to audit with these bounds; return the link."""
+    """Declare the link from orders to audit with these limits; return the link."""
     link = Link(source="orders", target="audit", **bounds)
     host.apply(ASK, link)
     assert not host.plan(ASK, link).steps
@@ -225,7 +225,10 @@ def test_health_names_full_and_unread_mailboxes(host):
 # -- revocation --------------------------------------------------------------------------
 @pytest.mark.revocation
 def test_revocation_severs_one_link_in_the_midst_of_mail(host):
-    """Confirmed messages have arrived. Messages in flight are refused or lost; none arrives later."""
+    """A link is revoked during a stream of messages: confirmed ones have arrived, and later ones are refused or lost.
+
+    Another link isn't interrupted.
+    """
     doomed, other = Link(source="web", target="audit"), TELL
     host.apply(ASK, doomed, other)
     exchange, beside = host.links.called.exchange(doomed), host.links.called.exchange(other)
@@ -278,7 +281,7 @@ def test_revocation_severs_one_link_in_the_midst_of_mail(host):
 
 
 def bodies(host, name: str, *exchanges: str) -> dict[str, list[bytes]]:
-    """Read all mail in the mailbox of *name*; return the bodies by exchange."""
+    """Read all messages in the mailbox of *name*; return the bodies by exchange."""
     found: dict[str, list[bytes]] = {exchange: [] for exchange in exchanges}
     with host.client(name) as channel:
         while True:

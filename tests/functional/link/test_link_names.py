@@ -1,4 +1,4 @@
-"""A host whose name is in no file and whose name server never answers: links work, without questions to the server."""
+"""A host with an unresolvable name and a silent name server: links work, and no DNS question is sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NameServer:
 
 @pytest.fixture(scope="module")
 def name_server(world, tmp_path_factory) -> Iterator[NameServer]:
-    """A DNS server that answers nothing. It requires *world*, so that the node ends before the server."""
+    """A DNS server that answers nothing. The fixture requires *world*, so that the node ends before the server."""
     with ExitStack() as undo:
 
         def run(*command: str, back: tuple[str, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""A real broker: mail without a link to it stays, until an operator deletes it."""
+"""A real broker: messages whose link was removed stay, until an operator deletes them."""
 
 from __future__ import annotations
 

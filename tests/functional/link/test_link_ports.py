@@ -1,4 +1,4 @@
-"""A program takes the forwarder's port in its environment: only that environment fails."""
+"""A program takes the forwarder's port in its environment: only that environment's connection fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def errors(host, *links: Link) -> dict[str, str]:
 
 
 def is_well(host) -> bool:
-    """Return whether mail goes from web to orders."""
+    """Return whether a message from web reaches orders."""
     try:
         with host.client("web") as channel:
             channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
@@ -118,7 +118,7 @@ def _both(host):
 
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
 def test_nobody_keeps_the_forwarder_from_starting(host, ended):
-    """The forwarder ends by a crash or an update, and a program waits for that moment to take the port."""
+    """A program takes a restarting forwarder's port in one environment; the forwarder starts and serves the others."""
     host.apply(*LINKS)
     for _ in range(3):
         with squatter(host, "audit"):
@@ -150,7 +150,7 @@ for chosen in itertools.chain.from_iterable(itertools.combinations(options, coun
 
 
 def tried(host, name: str) -> set[str]:
-    """Try to take the port in each way, as a program of the environment; return the steps that succeeded."""
+    """Try to take the port in several ways, as a program of the environment; return the steps that succeeded."""
     command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", SHARER]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
@@ -178,9 +178,9 @@ def test_a_held_port_is_nobody_elses(host):
 
 
 def test_connections_of_the_forwarder_s_own_are_in_nobody_s_way(host):
-    """The connections belong to a user other than root.
+    """An open connection of the forwarder doesn't prevent netspace from holding the forwarder's port.
 
-    If a program listens at another address of the port, the kernel compares them, too.
+    It belongs to another user, and the kernel compares it if a program listens at another address of the port.
     """
     host.apply(*LINKS)
     beside = (

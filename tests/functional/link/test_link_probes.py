@@ -1,4 +1,4 @@
-"""An attacker on one host learns at another host's broker only about the links between the two hosts."""
+"""Probes of another host's broker: an attacker on one host finds out only the links between the two hosts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def linked(both, folder):
 
 
 def guesses(h1, there: Iterable[str]) -> set[str]:
-    """Return all names that can be derived by h1's keys from the plain names *there*, which the attacker knows."""
+    """Return all names that h1's keys give for the plain names *there*, which the attacker knows."""
     own = h1.links.called
     bounds = {repr(sorted(link.bounds.items())) for link in LINKS}
     known = (PLAIN, *(Names(key) for key in (own.key, *own.pairs.values())))
@@ -53,7 +53,7 @@ def guesses(h1, there: Iterable[str]) -> set[str]:
 
 
 def answer(connection: pika.BlockingConnection, kind: str, name: str) -> int:
-    """Return the broker's answer to the question whether there is a queue or an exchange of this name."""
+    """Return the broker's answer to a passive declare of a queue or exchange with this name."""
     channel = connection.channel()
     try:
         (channel.queue_declare if kind == "queue" else channel.exchange_declare)(name, passive=True)
@@ -64,7 +64,7 @@ def answer(connection: pika.BlockingConnection, kind: str, name: str) -> int:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Return the names among *names* that the broker answers for otherwise than for a name that there isn't."""
+    """Return those of *names* for which the broker's answer differs from its answer for a nonexistent name."""
     nothing = {404, *(answer(connection, kind, f"link.{'0' * 32}") for kind in KINDS)}
     return {name for name in names for kind in KINDS if answer(connection, kind, name) not in nothing}
 

@@ -1,4 +1,4 @@
-"""A real broker: the promises of links hold for clients of AMQP 0-9-1 and of AMQP 1.0, and between the two."""
+"""A real broker: links give the same guarantees to clients of AMQP 0-9-1 and 1.0, and between the two."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ DOOMED = Link(source="web", target="audit")
 
 
 class Refused(Exception):
-    """The broker closed the channel or link on which a message was sent."""
+    """Error: the broker closed the channel or link on which a message was sent."""
 
 
 class Speaker(Protocol):
-    """A client in one environment; the subclasses are for the two protocols."""
+    """A client in one environment, with a subclass for each protocol."""
 
     def send(self, exchange: str, body: str, key: str = "", **about: str) -> bool:
-        """Send a message; return whether the broker accepted it; raise Refused if the link is gone."""
+        """Send a message; return whether the broker accepted it.
+
+        :raises Refused: the link doesn't exist any more.
+        """
 
     def receive(self, queue: str) -> tuple[str, str, dict[str, str]]:
         """Acknowledge and return the next message: its exchange, its body, its reply_to and correlation_id."""
 
     def bind(self, queue: str, exchange: str, key: str) -> None:
-        """Bind *queue* to the answers in *exchange* that have the key *key*."""
+        """Bind *queue* to the answers with the routing key *key* in *exchange*."""
 
 
 class Classic:
@@ -181,7 +184,10 @@ def test_a_full_link_is_told_and_what_was_confirmed_is_there(host, speaker, prot
 
 
 def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_next(host, speaker):
-    """Erlang may miss the end of a TLS connection if data arrives together with the end and half-open is allowed."""
+    """A reader sends its last frame and ends; the next reader gets the next message, 60 times in a row.
+
+    Erlang may miss the end of a TLS connection if data arrives together with the end, and half-open is allowed.
+    """
     orders, mailbox = speaker("0-9-1", "orders"), host.n("mailbox.audit")
     for number in range(60):
         assert orders.send(host.n("link.orders.audit"), str(number))
@@ -191,7 +197,7 @@ def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_nex
 
 
 def revoked(host, protocol: str, *staying: Link) -> float:
-    """Revoke a link while its sender sends; return the seconds from the call's return until the sender got an error."""
+    """Revoke a link while its sender sends; return the seconds from then until the sender got an error."""
     host.apply(ASK, TELL, DOOMED)
     exchange, mailbox = host.n("link.web.audit"), host.n("mailbox.audit")
     confirmed: list[float] = []

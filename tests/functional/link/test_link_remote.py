@@ -181,7 +181,10 @@ def test_a_monitor_is_told_across_hosts(linked, program):
 
 # -- who may what ------------------------------------------------------------------------------
 def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(linked):
-    """The attacker has every name here, which a real one can't know."""
+    """An environment logs in at the other host's broker, and is refused everything except its links.
+
+    It knows every name there, which a real attacker can't.
+    """
     h1, h2, _ = linked
     attempts = {
         "read a mailbox": lambda channel: channel.basic_get(h2.n("mailbox.orders")),
@@ -206,7 +209,7 @@ def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(lin
 
 
 def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
-    """An attacker has the authority of h1, whose certificates are valid only for names of h1."""
+    """An attacker with h1's CA issues certificates for names of h2; brokers and clients refuse them."""
     h1, h2, _ = linked
     known = authority.read(h1.layout)
     forged = {
@@ -225,7 +228,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
 
 
 def _handshake(world, certificate, name: str) -> str:
-    """Return the error of a client that expects *name* at a server with *certificate*; empty: there is none."""
+    """Return the error of a client that expects *name* from a server with *certificate*; empty if there is no error."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate)
     client = world.tls()
@@ -248,7 +251,7 @@ def _handshake(world, certificate, name: str) -> str:
 
 
 def test_who_has_no_link_there_does_not_get_there(linked):
-    """An environment's port leads to its own host's broker, whatever server name a client asks for.
+    """A client without a link to h2 asks its port for h2's broker, and reaches only its own host's broker.
 
     So a client that expects h2's certificate refuses the connection.
     """
@@ -297,11 +300,14 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 
 @pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
-    """A connection without a TLS hello stays with an old process of the forwarder, which has the former routes."""
+    """A connection is opened before a revocation, and names its server afterwards: it doesn't reach the other host.
+
+    Such a connection stays with an old process of the forwarder, which has the old routes.
+    """
     h1, _, _ = linked
 
     def severed() -> bool:
-        """Return whether the early connection was cut; False if it led to the environment's own broker instead."""
+        """Return whether the early connection was cut; False if it reached the environment's own broker instead."""
         h1.declare(*LINKS)
         with h1.inside("web"):
             early = socket.create_connection(("127.0.0.1", 5671), timeout=20)
@@ -317,7 +323,10 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
 
 
 def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_path):
-    """With a common key, the objects of the two peers have the same names, but on different brokers."""
+    """Two peers named orders, on two hosts, get the right requests, answers and monitors.
+
+    With a common key, the objects of both peers have the same names, but on different brokers.
+    """
     h1, h2, _ = linked
     near = (Link(source="web@h1", target="orders@h1", pattern="request", monitor=True),)
     h1.environment("orders")
@@ -383,7 +392,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
 
 
 def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
-    """The names' key can't be read: no object is made, but links are revoked, and other links keep working."""
+    """The key for names can't be read: no object is made, but links are revoked, and other links keep working."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pair_keys.FILE
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -417,7 +426,7 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
 
 
 def test_it_is_revoked_though_the_brokers_definitions_can_not_be_read(linked, monkeypatch):
-    """Links are revoked by the record, which has the keys of names in use."""
+    """A link is revoked although the broker's definitions can't be read; the record has the names in use."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pair_keys.FILE
     exchange = next(one["exchange"] for one in h1.card("web")["peers"] if one["to"] == "orders@h2")
@@ -509,7 +518,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
-    """10,000 messages are confirmed. Meanwhile each broker is killed once, and the cable is cut for 15 seconds."""
+    """10,000 messages arrive, although each broker is killed and the network is cut for 15 seconds."""
     h1, h2, cable = linked
     stream = Stream(program(h1, "web", confirm=5.0), program(h2, "orders"), "orders@h2", "web@h1", 10_000)
     stream.until(1_500)
@@ -527,7 +536,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_after_a_boot_the_way_is_there_again(linked, program):
-    """The forwarder's configuration is rebuilt from the records, as at a boot without Salt."""
+    """As after a boot without Salt, the forwarder's configuration is made from the records, and a message arrives."""
     h1, h2, _ = linked
     for world in (h1, h2):
         shutil.rmtree(process.folder(world.layout))

@@ -1,4 +1,4 @@
-"""Two hosts whose objects get new names while mail waits in all queues: none is lost (docs/remote-links.md)."""
+"""Two hosts whose broker objects get new names while all queues have messages: none is lost (docs/remote-links.md)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def declare(both) -> None:
 
 
 def of_one_key(both, folder, monkeypatch) -> None:
-    """Set both hosts up as earlier versions did: with one common key, from which all names derive."""
+    """Set up both hosts as earlier versions did: with one common key, from which all names derive."""
     shared = folder / "names.key"
     shared.write_text(secrets.token_hex(32))
     shared.chmod(0o600)
@@ -132,12 +132,12 @@ def waiting(world, queue: str) -> int:
 
 
 def settle(world) -> None:
-    """Set the clock forward, so that the broker's counts are trusted."""
+    """Set the record's times back, so that the broker's counts are trusted."""
     known = record.read(world.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(world.layout, msgspec.structs.replace(known, former=aged))
 
 
 def gone(world) -> bool:
-    """Apply; return whether there was nothing to do and the record has no former names."""
+    """Apply; return whether there was nothing to do and the record has no old names."""
     return not world.apply(*world.local(*LINKS)).steps and not record.read(world.layout).former

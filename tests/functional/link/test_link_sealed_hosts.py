@@ -1,4 +1,4 @@
-"""Sealed links between two hosts, direct and buffered: only the two programs read or make messages (docs/seals.md)."""
+"""Sealed links between two hosts, direct and buffered: only the programs read or make messages (docs/seals.md)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def linked(declared):
 
 
 def again(program) -> None:
-    """Give the current card and keys to a program."""
+    """Give a program its current card and keys again."""
     tell(program.world, program.name, program.folder)
 
 
 def waiting(world, queue: str) -> list[dict[str, Any]]:
-    """Return the letters in a queue, which stay there."""
+    """Return the messages in a queue, without removing them."""
     body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64"}
     with world.here(), world.api() as api:
         return api.post("queues", world.layout.instance, queue, "get", body=body) or []
@@ -69,7 +69,7 @@ def test_a_question_and_its_answer_are_sealed_from_host_to_host(linked, program)
 
 
 def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
-    """The test searches the receiver's mailbox, the sender's outbox and the answers for the text."""
+    """The text of sealed messages is not found in the receiver's mailbox, the sender's outbox, or the answers."""
     h1, h2, cable = linked
     web = program(h1, "web")
     asking = web.start(web.mailbox.call("vault@h2", SECRET, 120, content_type="text/secret"))
@@ -108,7 +108,7 @@ def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
 
 
 def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(linked, program):
-    """The host endorsed the forger's key, but for the forger's name (``shop``), not for ``web``."""
+    """A message that ``shop`` sealed arrives as a message of ``web`` on the same host, and is refused."""
     h1, h2, _ = linked
     web, shop, vault = program(h1, "web"), program(h1, "shop"), program(h2, "vault")
     exchanges = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -153,7 +153,7 @@ def test_before_hosts_know_each_other_nothing_is_sent_and_the_operator_is_told(b
 
 
 def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, program):
-    """After only one exchange, or with a new endorser, no message is sent until the other host knows our endorser."""
+    """A sender with a new endorser fails to send until the other host has confirmed that it knows this endorser."""
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, "vault")
     with h1.here():
@@ -176,7 +176,7 @@ def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, 
 
 
 def stream(web, vault, to: str):
-    """Let *web* send numbers to *to*; return the ids of used keys, and a function that ends and checks the stream."""
+    """Make *web* send numbers to *to*; return the ids of used keys, and a function that ends and checks the stream."""
     got: list[str] = []
     kids: dict[str, set[str]] = {"enc": set(), "sig": set()}
     enough: list[bool] = []
@@ -218,9 +218,9 @@ def stream(web, vault, to: str):
 
 @pytest.mark.parametrize(("to", "name"), [("vault@h2", "vault"), ("log@h2", "log")])
 def test_new_keys_at_both_ends_amid_a_stream_lose_nothing(linked, program, to, name):
-    """Messages bring the sender's new key.
+    """The keys of both ends are renewed during a stream of messages; none is lost.
 
-    The receiver's new key comes with the next exchange; until then its old key is used.
+    Messages carry the sender's new key. The receiver's new key is used only after the next exchange of seals.
     """
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, name)
@@ -260,7 +260,7 @@ def test_a_host_whose_authority_is_replaced_loses_nothing(linked, program, folde
 
 # -- bundles --------------------------------------------------------------------------------------
 def test_one_host_can_be_no_other_whatever_it_says(linked):
-    """An attacker on h2 uses its genuine authority: it certifies an endorser for h1, who signs a bundle for h2."""
+    """An attacker with h2's genuine CA certifies an endorser for h1 and signs a bundle; h2 refuses the bundle."""
     _, h2, _ = linked
     known = authority.read(h2.layout)
     genuine = endorser.read(h2.layout)
@@ -290,7 +290,7 @@ def test_a_bundle_that_is_changed_older_or_of_nobody_is_refused(linked):
 
 
 def test_a_link_that_is_revoked_for_a_while_is_as_it_was(linked, program):
-    """Trust is lost and comes back without a master: mail in the outbox is still readable, and new mail can be sent."""
+    """A link is revoked and declared again: messages in the outbox can still be opened, and new ones sent."""
     h1, h2, cable = linked
     web = program(h1, "web")
     cable.cut()

@@ -63,7 +63,7 @@ class Fleet:
         return found[0]
 
     def settled(self) -> bool:
-        """Return whether all nodes are there, and have all the queues."""
+        """Return whether all nodes run, and have all queues."""
         with self.worlds["h1"].here(), self.cluster.api("n2") as api:
             nodes, queues = api.get("nodes") or [], api.get("queues", "fleet") or []
         running = sum(bool(node.get("running")) for node in nodes) == len(NODES)
@@ -135,7 +135,7 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
 
 
 def came_of(web: Program, text: str) -> type[LinkError] | None:
-    """Send to orders; return the error's class, if any. The node of web may not know of a change yet."""
+    """Send to orders; return the error's class, or None. The node of web may not know of a change yet."""
     try:
         web.send("orders@h2", text)
     except LinkError as err:
@@ -197,7 +197,7 @@ def test_a_cut_of_fifteen_seconds_loses_nothing(fleet):
 
 
 def test_a_sender_on_a_node_without_the_majority_goes_on_by_another(fleet):
-    """All messages arrive while the cluster is still split."""
+    """The sender's node is cut off from the other two: the sender changes to another node, and all messages arrive."""
     web, orders, node = apart(fleet)
     stream = Stream(web, orders, "orders@h2", "web@h1", COUNT)
     stream.until(2000)
@@ -211,7 +211,10 @@ def test_a_sender_on_a_node_without_the_majority_goes_on_by_another(fleet):
 
 
 def test_a_full_mailbox_is_told_and_what_is_sent_again_arrives_once(fleet):
-    """The order is not kept then: of two sends at the same time, only the later one may find room."""
+    """The mailbox is full, and refused messages are sent again: each arrives once.
+
+    Their order may change: of two sends at the same time, only the later one may find room.
+    """
     web = fleet.program("web")
     full = []
 

@@ -1,4 +1,4 @@
-"""The guard's stand-ins for RabbitMQ's modules: the original modules, renamed, work as before."""
+"""The guard's stand-ins for RabbitMQ's modules: the original modules, under new names, work as before."""
 
 from __future__ import annotations
 

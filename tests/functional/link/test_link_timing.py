@@ -1,8 +1,9 @@
-"""Response times tell an environment nothing about the names of other environments' objects.
+"""Response times reveal nothing to an environment about the names of other environments' objects.
 
-The attacker asks for several names in turn, in random order. Of each pair of answers, it takes the slower one for that
-of the existing name. If times reveal nothing, it is right in half of these cases; other load on the machine affects all
-names alike. By chance, it is right more than 168 times of 256, or less than 88 times, only once in two million tests.
+The attacker sends requests for several names in turn, in random order. Of each pair of answers, it assumes that the
+slower one is for the existing name. If times reveal nothing, this is right in half of the pairs; other load on the
+machine affects all names alike. By chance, it is right more than 168 times of 256, or less than 88 times, only once in
+two million tests.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def send(channel, exchange: str, key: str) -> None:
 
 
 class Attacker:
-    """A connection of web's, and a stop-watch."""
+    """A connection of web, with time measurements."""
 
     def __init__(self, connection, n: Callable[[str], str]) -> None:
         self.connection, self.n = connection, n
@@ -85,7 +86,7 @@ class Attacker:
         raise AssertionError(f"{what} {name}: that was not refused")
 
     def slower(self, what: str, kinds: Mapping[str, Callable[[], str]]) -> dict[str, int]:
-        """Return how often each kind of name took longer than a nonexistent name; all answers must be equal."""
+        """Count how often each kind of name took longer than a nonexistent name; all answers must be equal."""
         dice = random.Random(1)
         found = dict.fromkeys(kinds, 0)
         for _ in range(TIMES):
@@ -104,13 +105,16 @@ def attacker(host) -> Iterator[Attacker]:
 
 
 def tagged(plain: str) -> str:
-    """Return a name of the broker's form, with a tag that the attacker made up."""
+    """Return a name of the broker's form, with a tag that the attacker invented."""
     return f"{plain}.{secrets.token_hex(16)}"
 
 
 @pytest.mark.parametrize("what", todays(sorted(ALL), 3))
 def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
-    """The test tries the right name with a wrong tag (more can't be guessed); the whole name if a right is needed."""
+    """Requests for an existing name with a wrong tag take as long as for a nonexistent name.
+
+    More than this can't be guessed. For requests that need a right, the whole correct name is tried too.
+    """
     known, nobody = ("mailbox.audit", "mailbox.nobod") if what in QUEUES else ("reply.audit", "reply.nobod")
     kinds = {"guessed": lambda: tagged(known), "nobody's": lambda: tagged(nobody)}
     if what not in TRUTHFUL:
@@ -121,7 +125,7 @@ def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
 
 
 def test_an_answer_that_took_twice_as_long_would_tell(host, attacker, monkeypatch):
-    """Check that times can be measured precisely enough now; that depends on the machine's load."""
+    """A check of the measurement: an answer that takes twice as long is detected, under the machine's present load."""
     kinds = {"guessed": lambda: tagged("mailbox.audit"), "nobody's": lambda: tagged("mailbox.nobod")}
 
     def would_tell() -> bool:

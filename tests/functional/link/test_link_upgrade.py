@@ -1,4 +1,4 @@
-"""Records and a broker of older versions (``tests/fixtures/links``): upgraded with all mail."""
+"""Records and a broker of older versions (``tests/fixtures/links``) are upgraded without loss of messages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def named(definitions: dict[str, Any], section: str, kind: str, *ends: str) -> s
 
 
 def stale(host) -> set[tuple[str, ...]]:
-    """Return the objects on the broker that are not of today's version."""
+    """Return the objects on the broker that today's version wouldn't make."""
     known = record.read(host.layout)
     with host.api() as api:
         definitions = access.definitions(host.layout, api, known.broker)
@@ -78,7 +78,7 @@ def stale(host) -> set[tuple[str, ...]]:
 
 
 def settle(host) -> None:
-    """Set the clock forward, so that the broker's counts are trusted."""
+    """Set the record's times back, so that the broker's counts are trusted."""
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))
@@ -109,9 +109,9 @@ def test_what_an_older_version_made_is_upgraded(older):
 
 
 def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
-    """The former version had no interceptor, and checked no calls.
+    """A broker with an older guard is restarted by the first apply; messages stay, and the next plan is empty.
 
-    The plan announces the restart, mail stays, and the next plan is empty.
+    The plan announces the restart. The older guard had no interceptor, and checked no calls.
     """
     world.environment("web", "orders", "audit")
     present = plugin.sources()

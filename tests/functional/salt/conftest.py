@@ -1,4 +1,4 @@
-"""Salt with netspace in each of the ways that an operator may install it."""
+"""Salt with netspace, installed in each of the ways that the documentation offers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images by Salt's states and functions, called as an operator does; sources by ``salt://`` without a master."""
+"""Images by Salt's states and functions, and image sources by ``salt://`` without a master."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installation page and the README, run word for word, in a Salt without anything else."""
+"""The commands of the installation page and the README, run word for word, with a Salt without other packages."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_folder_serves_modules_and_runners(nothing: Salt) -> None:
 
 
 def test_authority_without_a_master_is_made_by_the_page_s_lines(tmp_path: Path) -> None:
-    """Salt's usual output has an indented text below ``local:``, which is no certificate."""
+    """The page's lines make a host's CA certificate without a master: from Salt's output to a file that is accepted."""
     salt = build("sync", tmp_path)
     adjust(salt, **{"netspace.link": {"root": str(tmp_path / "root")}})
     programs = tmp_path / "programs"

@@ -79,7 +79,7 @@ def test_both_at_once_is_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", checkout.PLUGIN_FOLDERS)
 def test_every_plugin_guards_against_an_old_library(folder: str) -> None:
-    """A plugin that misses this would run a library from before the last sync."""
+    """Every plugin that imports the library calls ``netspace.refresh`` first, to run the last synced version."""
     for path in sorted((checkout.ROOT / folder).rglob("*.py")):
         text = path.read_text()
         if "from netspace" in text and path.stem != "__init__":

@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: objects that one environment adds to a host, and the cost of one change, alone and among others."""
+"""SPECIFICATION.md: the objects that one environment adds to a host, and the cost of one change on a host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def each_change() -> dict[str, promised.Counted]:
 
 
 def each_growth() -> dict[str, int]:
-    """Return system calls of an unchanged apply, and library calls of each kind of change, with ``one`` named alone."""
+    """Return the system calls of an unchanged apply, and the library calls of each kind of change to ``one``."""
     promised.apply({"one": ONE})
     time.sleep(2 * index.SETTLED)  # all records are old enough to be noted
     promised.apply({"one": LARGER})
@@ -47,7 +47,7 @@ def each_growth() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def measured() -> Iterator[dict[str, int]]:
-    """Every count of this file, by the key of its line."""
+    """All counts of this file, each by the key of its line."""
     found: dict[str, int] = {}
     with promised.machine():
         for kind, environment in (("environment", PLAIN), ("veth", ONE)):

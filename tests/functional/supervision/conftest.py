@@ -1,4 +1,4 @@
-"""The default instance with our own supervisor, which a test leaves unchanged; and crun bundles of busybox."""
+"""The default instance with netspace's own supervisor, which tests leave unchanged, and crun bundles of busybox."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def direct(layout: Layout) -> Iterator[DaemonSupervisor]:
 
 @pytest.fixture
 def bundle(layout: Layout, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Make a crun bundle whose program is a busybox shell script; return its detached service."""
+    """A function that makes a crun bundle with a busybox shell script, and returns its detached service."""
     names = []
 
     def make(name: str, script: str, **options: object) -> Service:

@@ -1,4 +1,4 @@
-"""Our own supervisor with real processes and real crun: starts, restarts, adoption, stops and removal."""
+"""netspace's own supervisor with real processes and real crun: starts, restarts, adoption, stops and removal."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_start_stop_start(direct: DaemonSupervisor, layout: Layout, tmp_path: Pa
 
 
 def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_path: Path) -> None:
-    """A start right after a kill must start the program again, even if the supervisor hasn't noticed its end yet."""
+    """A service is started right after its program was killed: it runs again, though its end wasn't noticed yet."""
     full = tmp_path / "full"
     hold = f"x = bytearray(1 << 28); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
     direct.define([Service("a", (sys.executable, "-c", hold), restart="never")])
@@ -97,7 +97,7 @@ def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_pat
 
 
 def test_removal_of_several_includes_one_that_waits(direct: DaemonSupervisor, layout: Layout) -> None:
-    """A service that is about to be restarted ends at once; the answer waits for the others all the same."""
+    """Three services are removed at once, one of which waits for its restart; all of them are gone afterwards."""
     direct.define([Service("a", ("/no/such/program",)), shell("b", STAY), shell("c", STAY)])
     assert set(direct.start(["a", "b", "c"])) == {"a"}
     assert direct.observe()["a"].state == "starting"
@@ -607,7 +607,7 @@ def test_logs_are_rotated_under_the_running_program(direct: DaemonSupervisor, la
 def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
     direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
-    """A log that the program could write to, or own, could fill the host's disk, or make the supervisor wait."""
+    """A detached program's output is a pipe, and its log belongs to root, so that it can't fill the host's disk."""
     direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}")])
     direct.start(["a"])
     log, pid = layout.logs / "a.log", direct.observe()["a"].pid

@@ -1,4 +1,4 @@
-"""The mount namespace in which runtimes start where many services run: its content, and what happens without it."""
+"""The mount namespace in which runtimes start where many services run: its content, and starts without it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def targets(told: Path) -> set[str]:
 
 
 def child(work: Callable[[], bool]) -> bool:
-    """Return the answer of *work* in a forked process, which may change its namespace."""
+    """Return the result of *work* in a forked process, which may change its namespace."""
     pid = os.fork()
     if not pid:
         code = 2
@@ -150,7 +150,7 @@ def test_namespace_is_made_anew_when_a_system_folder_changed(
 def test_refused_namespace_leaves_the_hosts(
     monkeypatch: pytest.MonkeyPatch, layout: Layout, bundle: Bundle, mount: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """Whatever step fails, the process is where it was, and the runtime starts there."""
+    """If any step of entering fails, the process stays in the host's namespace, and the runtime starts there."""
     others = mount(layout.run / "environments/other/rootfs")
     command = bundle("a", STAY).command
     made = HostMounts(layout).get(host_mounts.MANY)

@@ -1,4 +1,4 @@
-"""Notices of kills for want of memory, from the kernel's control groups: a notice names the killed program's group."""
+"""Notices of OOM kills from the kernel's control groups: a notice names the killed program's group."""
 
 from __future__ import annotations
 

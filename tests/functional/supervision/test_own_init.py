@@ -26,7 +26,7 @@ STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 
 def script(folder: Path, word: str) -> Path:
-    """Write to a file the page's script that contains *word*; return the file's path."""
+    """A function that writes the page's script that contains *word* to a file, and returns the file's path."""
     (text,) = [block for block in re.findall(r"```sh\n(#!.*?)```", PAGE.read_text(), re.DOTALL) if word in block]
     assert PYTHON in text
     path = folder / "script"
@@ -37,7 +37,7 @@ def script(folder: Path, word: str) -> Path:
 
 @pytest.fixture
 def rebooted(direct: DaemonSupervisor, layout: Layout) -> DaemonSupervisor:
-    """A host whose service ``a`` ran when it was rebooted, and ``b`` was stopped."""
+    """A host after a reboot. Before, service ``a`` ran and service ``b`` was stopped."""
     direct.define([shell("a", STAY), shell("b", STAY)])
     assert direct.start(["a", "b"]) == {}
     assert direct.stop(["b"]) == {}

@@ -1,7 +1,7 @@
 """Fuzzer of every parser of the verifier: each mutated input must soon give a value or a refusal.
 
 ``python tests/support/attestation/attestation_fuzz.py [COUNT] [SEED]``: try COUNT inputs (default 1,000,000), spread
-over all parsers. It prints how many inputs each parser accepted and refused, and the slowest one. A finding ends the
+over all parsers. It prints how many inputs each parser accepted and refused, and the slowest input. A finding ends the
 run with a traceback and the input in hex. Small runs are part of the tests.
 """
 
@@ -53,7 +53,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """Return a parser that judges a log by the log's own values, so that the judge gets as far as the policy."""
+    """Return a parser that appraises a log with PCR values from the log itself, so that the policy is reached."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)
@@ -75,7 +75,7 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return *parse* with each of its refusals replaced by the general kind of refusal."""
+    """Return *parse* with each refusal of another class converted to the verifier's refusals."""
 
     def work(raw: bytes) -> None:
         try:
@@ -102,7 +102,7 @@ def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _alone(genuine: bytes, parse: Callable[[bytes], object]) -> Callable[[bytes], None]:
-    """Return a parser of signed data: it must accept only the genuine bytes."""
+    """Return a parser of signed data that fails if it accepts anything except the genuine bytes."""
 
     def work(raw: bytes) -> None:
         parse(raw)
@@ -123,7 +123,10 @@ def _parts(data: Any) -> None:
 
 
 def _maker() -> tuple[bytes, bytes, bytes]:
-    """Return a maker's certificate, an endorsement key's, and a revocation list: DER, the same bytes each time."""
+    """Return a maker's certificate, an endorsement key's certificate and a revocation list, as DER.
+
+    The bytes are the same at each call.
+    """
     key = ec.derive_private_key(7, ec.SECP256R1())
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     end = start + datetime.timedelta(days=3650)
@@ -152,7 +155,7 @@ def _maker() -> tuple[bytes, bytes, bytes]:
 
 
 def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
-    """Return the parsers, each with genuine inputs to begin with."""
+    """Return the parsers, each with genuine inputs from which the fuzzer starts."""
     shim = boot_logs.read("shim-grub/binary_bios_measurements")
     uki = boot_logs.read("uki/binary_bios_measurements")
     sha1 = b"".join(struct.pack("<II20sI", pcr, 0x80000007, bytes(20), 4) + b"text" for pcr in range(8))
@@ -228,7 +231,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
 def run(count: int, seed: int) -> dict[str, Tally]:
     """Try *count* inputs.
 
-    :raises AssertionError: when a parser accepts or raises what it must not; the error has the input.
+    :raises AssertionError: a parser accepted or raised something that it must not; the error has the input.
     """
     chance = random.Random(seed)
     found: dict[str, Tally] = {}

@@ -1,6 +1,6 @@
-"""Make data of boot events, and edit logs like a forger, who also corrects the digests where he can.
+"""Data of boot events, and edits of logs like a forger's, who also corrects the digests where he can.
 
-The module also makes the policies that our two recorded boots satisfy.
+The module also makes policies that the repository's two recorded boots satisfy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def log(boot: str) -> EventLog:
 
 
 def packed(found: list[Event]) -> bytes:
-    """Return the log of *found*, with digests of the SHA-256 bank only."""
+    """Return a boot log of the events *found*, with digests of the SHA-256 bank only."""
     header = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000B, 32) + b"\0"
     raw = struct.pack("<II20xI", 0, NO_ACTION, len(header)) + header
     for event in found:
@@ -40,7 +40,7 @@ def packed(found: list[Event]) -> bytes:
 
 
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
-    """Return an event whose digest is the digest of *data*, or of *of* if given."""
+    """Return an event with the digest of *of*, or of *data* if *of* isn't given."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
 
 
@@ -73,7 +73,7 @@ def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
 
 
 def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:
-    """Return a boot that differs from *boot* by *edit*, with its log and the PCR values that follow from it."""
+    """Return *boot* changed by *edit*: its log and the resulting PCR values."""
     found = list(log(boot).events[1:])
     edit(found)
     raw = packed(found)
@@ -86,7 +86,7 @@ def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[
 
 
 def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int = 0) -> int:
-    """Return the index of an event: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
+    """Return the index of the *number*-th event of *kind* in *pcr*, or of the event of the UEFI variable *name*."""
     hits = []
     for at, event in enumerate(found):
         read = events.variable(event.data) if name else None
@@ -104,7 +104,7 @@ def _starters(told: Sequence[Event]) -> dict[str, list[str]]:
 
 
 def policy(boot: str, **rules: Any) -> dict[str, Any]:
-    """Return a policy that *boot* satisfies, with *rules* changed; None leaves a rule out."""
+    """Return a policy that *boot* satisfies, with *rules* changed; a rule with the value None is left out."""
     told = log(boot).events
     files = [event.digests["sha256"].hex() for event in told if event.pcr in (9, 11) and event.type != NO_ACTION]
     commands = [

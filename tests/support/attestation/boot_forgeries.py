@@ -1,4 +1,4 @@
-"""Forged boots, and the level that they reach. ``code`` judges logs whose replay gives the TPM's values."""
+"""Forged boots, and the level that they reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def booted(boot: str, edit: Callable[[list[Event]], None] = lambda found: None) -> list[Event]:
-    """Return the true measurements of firmware and loaders, in order."""
+    """Return the true measurements of firmware and loaders of *boot* after *edit*, in order."""
     found = list(boot_forge.log(boot).events[1:])
     edit(found)
     return [one for one in found if one.type != NO_ACTION]
@@ -37,7 +37,10 @@ def code(
     records: bytes | None = None,
     pcrs: tuple[int, ...] = (),
 ) -> str:
-    """Judge logs whose replay gives the TPM's values: only the sequence of digests is genuine."""
+    """Appraise logs whose replay gives the TPM's values; return the refusal's code, or the level.
+
+    Only the sequence of digests is genuine; a forger chose all other data.
+    """
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     if records is None and boot == "uki":
@@ -103,7 +106,7 @@ BAD = b"/vmlinuz root=/dev/nvme0n1 init=/bin/evil ima_policy="
 
 
 def other_line(line: bytes, *, older: bool = True) -> Callable[[list[Event]], None]:
-    """Return an edit: GRUB passes *line*; an *older* kernel does not measure its options."""
+    """Return an edit: GRUB passes the command line *line*; an *older* kernel does not measure its options."""
 
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):
@@ -126,7 +129,7 @@ SHIM_RULES = dict.fromkeys(("applications", "kernels", "initrds", "files", "comm
 
 
 def signed() -> dict[str, Any]:
-    """Return a policy that judges only signers."""
+    """Return a policy with rules only for signers."""
     found = boot_forge.policy("shim-grub", **SHIM_RULES)
     found["boot"]["unchecked"] += [4, 9]
     return found
@@ -137,7 +140,7 @@ def level(text: bytes) -> Event:
 
 
 def started(*order: int) -> Callable[[list[Event]], None]:
-    """Return an edit that puts the good boot's programs in another order; -1: the firmware's next boot entry."""
+    """Return an edit that puts the good boot's programs in another order; -1 stands for the next boot entry."""
 
     def edit(found: list[Event]) -> None:
         run = [one for one in found if one.pcr == 4 and one.type == events.APPLICATION]

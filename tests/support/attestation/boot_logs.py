@@ -51,5 +51,5 @@ def read(name: str) -> bytes:
 
 
 def values(boot: str) -> dict[int, bytes]:
-    """Return the TPM's PCR values after one of our boots, in the SHA-256 bank."""
+    """Return the TPM's PCR values after one of the recorded boots, in the SHA-256 bank."""
     return pcrread(FIXTURES / boot / "tpm2_pcrread_sha256.txt")

@@ -1,21 +1,21 @@
 """A forger of enrolments: random attacks by root on two hosts on the messages to a registrar.
 
-The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has none. He owns T3, a genuine TPM out of
+The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has no TPM. He owns T3, a genuine TPM from
 another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all messages of ``web2``.
 A genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
 keys.
 
 :func:`moves` draws a scene: a few enrolments, each with changes to its messages, and an operator's actions between
-them. :func:`play` plays the scene against a real registrar and returns the forger's undeserved gain, or an empty text.
-:func:`shortest` removes every part of a scene that the gain does not need.
+    them. :func:`play` plays the scene against a real registrar and returns the forger's undeserved gain, or an empty
+    text. :func:`shortest` removes every part of a scene that the gain does not need.
 
-The forger deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). Any of the
-following is an undeserved gain:
+For a minion that never had a TPM, the forger may get L2 with any TPM or software, since the first key is pinned. Any of
+the following is an undeserved gain:
 
 - L3 for a key that no genuine TPM holds, or that could sign data that the TPM did not make;
-- another TPM for a minion that has one;
+- another TPM for a minion that has a TPM;
 - a TPM that another minion has, if that minion was enrolled honestly, or there is an inventory;
-- a key that another minion has, or that the last certificate of the forger's minion was for;
+- a key that another minion has, or a key that the last certificate of the forger's minion was for;
 - ``web2`` can't enrol;
 - an exception other than a refusal.
 """
@@ -99,7 +99,7 @@ def moves(chance: random.Random) -> list[Move]:
 
 
 class Scene:
-    """One registrar, and the forger's knowledge and keys."""
+    """One registrar, with the forger's knowledge and keys."""
 
     def __init__(self, material: Material, folder: Path, chance: random.Random, make: Callable[[Path], Any]) -> None:
         self.material, self.chance = material, chance
@@ -157,7 +157,7 @@ class Scene:
 
     # -- moves ---------------------------------------------------------------------
     def play(self, move: Move) -> str:
-        """Play a move; return a gain that the forger must not have, or an empty text."""
+        """Play a move; return the forger's undeserved gain, or an empty text."""
         self.now += self.chance.choice((60.0, 3600.0, 50000.0))
         if move.kind in ("release", "revoke"):
             with contextlib.suppress(NetspaceError):
@@ -349,7 +349,7 @@ def play(
     listed: bool = False,
     make: Callable[[Path], Any] = Registrar,
 ) -> str:
-    """Play *scene*; return a gain that the forger must not have, or an empty text.
+    """Play *scene*; return the forger's undeserved gain, or an empty text.
 
     :param seed: seed of the random choices within moves.
     :param listed: whether the registrar has an inventory: T1 for web1, T2 for web2.
@@ -373,7 +373,7 @@ def play(
 
 
 def shortest(scene: list[Move], fails: Callable[[list[Move]], bool]) -> list[Move]:
-    """Return a part of *scene* that still fails, and no longer would without any one of its moves or their changes."""
+    """Return the smallest part of *scene* that still fails: each of its moves and changes is necessary."""
     shorter = True
     while shorter:
         shorter = False

@@ -27,7 +27,7 @@ GOOD = 0x00050072
 
 
 class Unknown(Exception):
-    """A secret that the forger can't have."""
+    """Error: the forger can't have this secret."""
 
 
 @dataclass
@@ -47,9 +47,9 @@ class Tpm:
         return public
 
     def open(self, public: bytes, key: bytes, blob: bytes, encrypted: bytes) -> bytes:
-        """Do TPM2_ActivateCredential for the endorsement key *public* and the object *key*.
+        """Run TPM2_ActivateCredential for the endorsement key *public* and the object *key*.
 
-        :raises Unknown: when a TPM would refuse.
+        :raises Unknown: a TPM would refuse.
         """
         for one in self.eks.values():
             if structures.public(one.ek_public).fingerprint == fingerprint(public):

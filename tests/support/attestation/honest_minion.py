@@ -1,4 +1,4 @@
-"""A minion that answers the registrar, and its enrolment in the same steps as the runner's."""
+"""A minion that answers the registrar, and its enrolment by the runner's steps."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Minion:
 def enrolled(
     registrar: Registrar, minion: Minion, now: float, master: str = MASTER, name: str = "", roots: Any = ()
 ) -> dict[str, Any]:
-    """Enrol a minion like the runner.
+    """Enrol a minion by the runner's steps.
 
-    :param name: the minion's id for the master; by default, the minion's own.
+    :param name: the minion's id at the master; by default, the minion's own.
     """
     name = name or minion.name
     makers = Makers(tuple(roots))

@@ -1,6 +1,6 @@
 """The master's runner without a master: simulated hosts answer its messages.
 
-This is for tests of the runner itself, and for the benchmark of a large fleet. The hosts have no TPM.
+This module is for tests of the runner itself, and for the benchmark of a large fleet. The hosts have no TPM.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
 
 
 def join(runner: Any, ask: Ask) -> AskedBus:
-    """Let *ask* answer the runner's messages; return the bus between them."""
+    """Make *ask* answer the runner's messages; return the bus between the two."""
     bus = AskedBus(ask, runner._master())
     runner._bus = lambda settings: contextlib.nullcontext(bus)
     runner._seen = lambda minions: set()
@@ -81,7 +81,7 @@ def signed(function: str, master: str, minion: str, given: Mapping[str, Any], va
 
 
 class AskedBus:
-    """A bus whose answers come at once, or after *later* seconds. Its clock moves while the caller waits."""
+    """A bus whose answers come at once, or after *later* seconds of its clock, which advances as the caller waits."""
 
     def __init__(self, ask: Ask, master: str) -> None:
         self._ask = ask

@@ -1,6 +1,6 @@
-"""Simulation of a fleet: the duration of a round, and the time at which each host is judged.
+"""Simulation of a fleet: the duration of a round, and the time at which each host is appraised.
 
-Round and window are the library's; clock, bus and judge are simulated. ``python
+Round and window are the library's; clock, bus and verifier are simulated. ``python
 tests/support/attestation/simulated_round.py`` prints the figures in docs/attestation-fleet.md.
 """
 
@@ -37,8 +37,9 @@ ANSWER = {"boot": "b", "evidence": {}}
 class Host:
     """The behaviour of a host.
 
-    :param seconds: seconds until it answers a challenge; None: it never answers.
-    :param parts: number of parts of its answer; 0: the answer comes in one message. *part*: seconds until each part.
+    :param seconds: seconds until the host answers a challenge; None: it never answers.
+    :param parts: number of parts of the host's answer; 0: the answer comes in one message. *part*: seconds until each
+        part.
     """
 
     seconds: float | None = 1.0
@@ -98,12 +99,12 @@ class SimulatedBus:
 
 
 def head(parts: int) -> dict[str, Any]:
-    """Return an announcement of *parts*. The parts are short, because tests here depend only on their times."""
+    """Return the announcement of an answer in *parts*. The parts are short, since only their times matter here."""
     return {"parts": parts, "sha256": hashlib.sha256(b"1" * parts).hexdigest()}
 
 
 class Judge:
-    """A stand-in for the fleet's verifier. It notes the time at which it judged each host, and the judged answer."""
+    """A stand-in for the fleet's verifier. It records the time at which it appraised each host, and the answer."""
 
     def __init__(self, folder: Path, bus: SimulatedBus) -> None:
         self.bus = bus
@@ -133,8 +134,8 @@ class Judge:
 class Outcome:
     """The figures of a round.
 
-    :param took: the round's duration in seconds. *judged*: the time at which each host was judged, in seconds from the
-        beginning. *found*: the summary of each host.
+    :param took: the round's duration in seconds. *judged*: the time at which each host was appraised, in seconds from
+        the round's beginning. *found*: the summary of each host.
     """
 
     took: float
@@ -152,7 +153,7 @@ def round_of(
     bus: SimulatedBus | None = None,
     connected: Collection[str] = (),
 ) -> Outcome:
-    """Attest *hosts*. The notes for the next round are in *folder*.
+    """Attest *hosts*. The data that one round keeps for the next is in *folder*.
 
     :param connected: the hosts that Salt sees connected.
     """
@@ -200,7 +201,7 @@ CASES = (
 
 
 def table() -> list[dict[str, Any]]:
-    """Return for each case the figures of its first round, of the next round, and of a round without the bad hosts."""
+    """Return three figures for each case: its first round, the next round, and a round without the bad hosts."""
     lines = []
     for seconds in (None, 0.0):
         for number, away, drips, drip in CASES:

@@ -1,4 +1,4 @@
-"""A fleet of few hosts: its store in memory, and the answers of its hosts."""
+"""A small fleet: its store in memory, and the answers of its hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Software TPMs, each with a certificate by the test's own CA, like a maker's."""
+"""Software TPMs, each with a certificate by the test's own CA, as from a TPM maker."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Factory:
 
 
 def missing() -> str:
-    """Return why no TPM can be made here; empty if a TPM can be made."""
+    """Return the reason why no TPM can be made here; empty if a TPM can be made."""
     found = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
     return f"{', '.join(found)} missing: apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
 
@@ -88,7 +88,7 @@ def manufacture(folder: Path) -> Factory:
 def listening(path: Path) -> bool:
     """Return whether a program accepts connections at a socket.
 
-    The socket's file alone proves nothing: bind(2) makes it.
+    The socket's file alone isn't enough, since bind(2) makes it before listen(2).
     """
     accepts = "00010000"  # SO_ACCEPTCON, of the column Flags
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())

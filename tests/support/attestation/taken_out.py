@@ -12,7 +12,7 @@ from netspace.attestation.verifier.extensions import Extension
 
 
 def commands_unjudged(patch: pytest.MonkeyPatch) -> None:
-    """Judge only those events of PCR 8 that the log calls command lines. The judge once had this fault."""
+    """Let the verifier check only the events of PCR 8 that the log calls command lines: an earlier fault."""
     whole = extensions.of
 
     def of(*given: Any) -> dict[int, list[Extension]]:

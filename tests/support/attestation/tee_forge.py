@@ -1,6 +1,7 @@
 """TEE reports made by tests: makers, processors and guests, whose keys the test has.
 
-The layouts are written here a second time, from the specifications, so that a mistake in the library's parser shows.
+The layouts are written here a second time, from the specifications, so that tests find a mistake in the library's
+parser.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ LAUNCH = hashlib.sha384(b"launch").digest()
 def issue(
     subject: str, key: Key, issuer: str, signer: Key, ca: bool, more: Sequence[tuple[str, bytes]] = (), **how: Any
 ) -> bytes:
-    """Return a certificate, DER. *how*: ``start``, ``end``, ``serial``, ``path``, ``crl_sign``, ``pss``."""
+    """Return a certificate as DER.
+
+    :param how: ``start``, ``end``, ``serial``, ``path``, ``crl_sign``, ``pss``.
+    """
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
@@ -83,7 +87,7 @@ def integer(value: int) -> bytes:
 
 @functools.cache
 def rsa_key(name: str) -> rsa.RSAPrivateKey:
-    """Return the key of that name. Each key is made once, because making an RSA key takes long."""
+    """Return the key with this name. Each key is made once, because making an RSA key takes long."""
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -155,7 +159,7 @@ def snp_body(
 
 
 def table(*entries: tuple[str, bytes]) -> bytes:
-    """Return a host's table of certificates, by GUID (in the order of bytes that Linux tools write)."""
+    """Return a host's table of certificates by GUID, in the byte order that Linux tools write."""
     import uuid
 
     at = 24 * (len(entries) + 1)
@@ -286,7 +290,7 @@ def pck_extension(
 
 
 def tcb_info(status: str = "UpToDate", svn: int = 7, module: str = "UpToDate", **changes: Any) -> dict[str, Any]:
-    """Return TCB information that the platform of :class:`Intel` meets if *svn* is at most 7."""
+    """Return TCB information that the platform of :class:`Intel` satisfies if *svn* is at most 7."""
     components = [{"svn": svn}, *({"svn": value} for value in COMPONENTS[1:])]
     none = "00" * 48
     same = {"mrsigner": none, "attributes": "00" * 8, "attributesMask": "FF" * 8}
@@ -339,7 +343,7 @@ def hcl_report(
 
 
 def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
-    """Return a paravisor's document, with the keys of a vTPM: for attestation, and for endorsement."""
+    """Return a paravisor's document with a vTPM's attestation key and endorsement key."""
     import base64
 
     def text(number: int) -> str:
@@ -353,7 +357,7 @@ def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
 
 
 def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
-    """Return a TD's log area, with an event for each register (1: RTMR 0) and its data; digests are of the data."""
+    """Return a TD's log area, with one event for each register (1: RTMR 0); each digest is of the event's data."""
     spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000C, 48) + b"\0"
     out = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
     for index, data in events:

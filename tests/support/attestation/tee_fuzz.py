@@ -23,7 +23,10 @@ Target = tuple[Callable[[bytes], object], list[bytes]]
 
 
 def _same(work: Callable[[bytes], Genuine], genuine: bytes) -> Callable[[bytes], None]:
-    """Check that a changed report is refused or has the same content. Only unsigned bytes (padding, PEM) may differ."""
+    """Check that a changed report is refused, or has the same content because only unsigned bytes changed.
+
+    Unsigned bytes are padding and the form of PEM.
+    """
     expected = work(genuine)
 
     def tried(raw: bytes) -> None:
@@ -83,7 +86,7 @@ def targets() -> dict[str, Target]:
     def with_documents(raw: bytes) -> None:
         """Check that a changed document is ignored.
 
-        Blanks around the document, and upper or lower case in its signature, don't count as changes.
+        Changes of blanks around the document, and of case in its signature, don't count.
         """
         trusted = Trust(trust.roots, trust.known, (), (raw, documents[1]))
         if tdx.genuine(quote, trusted, NOW).status == UNKNOWN:
@@ -92,7 +95,7 @@ def targets() -> dict[str, Target]:
             raise AssertionError("a forged document was believed")
 
     def of_platform(raw: bytes) -> Genuine:
-        """Forge only the platform's certificate. The rest of the chain and the signatures are good."""
+        """Replace only the platform's certificate by mutated bytes; the rest of the chain is genuine."""
         return tdx.genuine(intel.quote(DATA, chain=(intel.leaf(raw), intel.ca)), trust, NOW)
 
     return {

@@ -1,7 +1,8 @@
-"""Environments that run ``attacks`` as their program, under each runtime, and the outcomes that are permitted.
+"""Environments that run ``attacks`` as their program, under each runtime, and the permitted outcomes.
 
-As a program, on the host that it runs on, which may be a virtual machine: ``python attackers.py`` prints what root gets
-of two pools, ``python attackers.py FOLDER`` makes the folder a root with the attacks, and prints how to run them.
+This file is also a program for a host, which may be a virtual machine. ``python attackers.py`` prints how many units of
+two kernel resources root gets. ``python attackers.py FOLDER`` makes the folder a root with the attacks, and prints how
+to run them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VERSION_1 = {**ALLOWED, "runc": {"8 unread data", "8 unread datagrams"}}  # whic
 
 
 class Kit(NamedTuple):
-    """A root with the attacks: its path, the command that runs them, and that command's variables."""
+    """A root with the attacks: its path, the command that runs the attacks, and that command's variables."""
 
     root: str
     command: list[str]
@@ -41,7 +42,7 @@ class Kit(NamedTuple):
 
 
 def fill(root: Path) -> Kit:
-    """Give *root* this host's Python and the attacks."""
+    """Copy this host's Python and the attacks to *root*."""
     kit = root / "kit"
     kit.mkdir(parents=True)
     packed = interpreter.pack(kit, attacks.MODULES)
@@ -64,13 +65,13 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
 
 
 def found(lines: Iterable[str]) -> dict[str, str] | None:
-    """Return the outcomes that an attacker printed; None: nothing is printed yet."""
+    """Return the outcomes that an attacker printed; None: nothing was printed yet."""
     told = [line.removeprefix(attacks.MARK) for line in lines if line.startswith(attacks.MARK)]
     return dict(json.loads(told[-1])) if told else None
 
 
 def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str, str]:
-    """Return the rows that succeeded although they may not."""
+    """Return the attacks that succeeded although they must not."""
     assert outcomes.keys() == attacks.ROWS.keys()
     return {
         row: told
@@ -80,9 +81,10 @@ def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str
 
 
 def reached(told: str) -> dict[str, Any]:
-    """Return what ``attacks.py watch`` did to processes of the host's that entered; it printed *told*.
+    """Return what ``attacks.py watch`` reached of the host's processes that entered its environment.
 
-    They entered to run a program with the argument :data:`SECRET`.
+    :param told: the line that ``watch`` printed. The processes entered to run a program with the argument
+        :data:`SECRET`.
     """
     found = json.loads(told)
     print(f"arguments: {found['arguments']}")
@@ -98,7 +100,7 @@ NOTHING: dict[str, Any] = {"succeeded": [], "programs": [], "arguments": []}
 
 
 def shares() -> dict[str, int]:
-    """Return how many inotify instances and timers root gets of 16 each."""
+    """Return how many inotify instances and timers root gets when it requests 16 of each."""
     libc = ctypes.CDLL(None, use_errno=True)
     instances = [libc.inotify_init1(0) for _ in range(16)]
     for one in instances:

@@ -1,12 +1,12 @@
 """Attacks that once succeeded inside an environment, tried again.
 
-Each row has the refusal, or the bound that was reached.
+Each row has the refusal, or the limit that was reached.
 
 This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
-the units that it took. If an attack ended the whole environment, the next start goes on with the next attack. ``ROWS``
-names the resource that each row takes. Called with ``watch``, it waits for a process of the host that enters the
-environment, tries what it can on that process, prints what succeeded, and exits. ``attackers.fill`` makes a root that
-has the program.
+the units that it took. If an attack ended the whole environment, the next start continues with the next attack.
+``ROWS`` names the resource that each row takes. Called with ``watch``, the program waits for a process of the host that
+enters the environment, attacks that process in several ways, prints the ways that succeeded, and exits.
+``attackers.fill`` makes a root that has the program.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODULES = (
 
 
 class Succeeded(Exception):
-    """The attack succeeded."""
+    """Exception: the attack succeeded."""
 
 
 def call(number: int, *arguments: int | bytes) -> int:
@@ -72,7 +72,7 @@ def lease_on_its_own_file() -> str:
 
 
 def _as_many(take: Callable[[], object], most: int) -> str:
-    """Take units until an error; hold the taken units."""
+    """Take units until an error; keep the taken units."""
     for number in range(most):
         try:
             take()
@@ -106,7 +106,7 @@ def space_for_its_output() -> str:
 
 
 def unread_data() -> str:
-    """Fill connections over the environment's own lo that nobody reads, with 256 MiB at most."""
+    """Fill connections over the environment's own loopback with up to 256 MiB of data that is never read."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     held, total, block, until = [], 0, bytes(MIB), time.monotonic() + 5
     listener.settimeout(1)
@@ -133,7 +133,7 @@ def unread_data() -> str:
 
 
 def unread_datagrams() -> str:
-    """Fill sockets of UDP that nobody reads, with 300 MiB at most, and count what they hold."""
+    """Fill UDP sockets with up to 300 MiB of datagrams that are never read, and count the bytes that they hold."""
     held: list[socket.socket] = []
     block, total, until = bytes(60_000), 0, time.monotonic() + 20
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -218,7 +218,7 @@ def host_services() -> str:
 
 
 def _links(netlink: socket.socket, *attributes: bytes) -> list[dict[int, bytes]]:
-    """Return the attributes of each network interface that the kernel tells of (rtnetlink(7), RTM_GETLINK)."""
+    """Return the attributes of each network interface that the kernel lists (rtnetlink(7), RTM_GETLINK)."""
     body = struct.pack("BxHiII", 0, 0, 0, 0, 0) + b"".join(attributes)
     netlink.send(struct.pack("IHHII", 16 + len(body), 18, 0x301, 1, 0) + body)
     links: list[dict[int, bytes]] = []
@@ -240,7 +240,7 @@ def _links(netlink: socket.socket, *attributes: bytes) -> list[dict[int, bytes]]
 
 
 def interfaces_of_the_host() -> str:
-    """Ask for the interfaces of the namespace that the other end of its own interface is in."""
+    """Request the interfaces of the host's namespace, which contains the other end of the environment's interface."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
         netlink.settimeout(20)
         own = [link for link in _links(netlink) if 37 in link]  # IFLA_LINK_NETNSID
@@ -290,7 +290,7 @@ def outcome(attack: Callable[[], str]) -> str:
 
 
 def apart(attack: Callable[[], str]) -> str:
-    """Run an attack in a process of its own, which the kernel may kill for the attack."""
+    """Run an attack in a separate process, which the kernel may kill because of the attack."""
     reads, writes = os.pipe()
     pid = os.fork()
     if not pid:
@@ -306,7 +306,7 @@ def apart(attack: Callable[[], str]) -> str:
 
 
 def begun() -> dict[str, str]:
-    """Return the outcomes of attacks before one of them ended the whole environment, which was then started again."""
+    """Return the outcomes of earlier attacks, if one of them ended the whole environment, which was then restarted."""
     try:
         with open(PROGRESS) as stream:
             return dict(json.load(stream))
@@ -357,7 +357,7 @@ AGAIN = (None, "ENOENT", "ESRCH")  # the process was gone
 
 
 def outcome_of(attempt: Callable[[int], object], pid: int) -> str:
-    """Return the outcome of a try on a process: empty if it succeeded, else the error's name."""
+    """Attack a process in one way; return empty if the attack succeeded, else the error's name."""
     try:
         attempt(pid)
     except OSError as err:
@@ -373,10 +373,11 @@ def user_of(pid: int) -> int | None:
 
 
 def watch() -> None:
-    """Try everything on whoever enters as somebody else, until each try had an outcome; print the outcomes.
+    """Attack every process of another user that enters, until each way has an outcome; print the outcomes.
 
-    ``other`` are those on processes of another user, and ``own`` those on this program itself. ``programs`` are files
-    that are not there inside, but which a process of its own user ran; ``arguments`` those of the other processes.
+    The outcome has four keys. ``other`` has the outcomes on processes of another user, and ``own`` those on this
+    program itself. ``programs`` has files that processes of this user run and that don't exist inside. ``arguments``
+    has the arguments of other users' processes.
     """
     own, me = os.getuid(), os.getpid()
     outcomes: dict[str, str] = {}

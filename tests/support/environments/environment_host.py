@@ -1,4 +1,4 @@
-"""Environments for tests: shorthands to declare, apply and look inside. They need root and a sandbox."""
+"""Environments for tests, and shorthands to declare, apply and inspect them. Needs root and a sandbox."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Host:
         return int(self.kind.list()[name]["pid"])
 
     def namespace(self, name: str) -> None:
-        """Make a network namespace with only ``lo``, like the interface kind."""
+        """Make a network namespace with only ``lo``, as the interface kind does."""
         path = self.layout.netns(name)
         if os.path.ismount(path):
             return
@@ -107,7 +107,7 @@ class Host:
                 path.unlink()
 
     def traces(self) -> dict[str, list[str]]:
-        """Return all traces that netspace could leave on this host."""
+        """Return all remains that netspace could leave on this host."""
         own = self.layout.instance
         folders = (
             self.layout.run / "environments",

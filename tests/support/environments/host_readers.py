@@ -1,12 +1,12 @@
 """All readers of data that the host gets from an environment or an image, each with genuine inputs (``reader_fuzz``).
 
-A reader here is a function of the library's own. It gets its input as the host gets it: in a file, by a socket, from
-the kernel. It returns the texts that an operator would see. These inputs have no reader here:
+A reader is a function of the library. It gets its input in the same way as on a host: in a file, by a socket, from the
+kernel. It returns the texts that an operator would see. These inputs have no reader here:
 
 - frames of AMQP: the broker reads them (``support/links/amqp_fuzz.py``);
-- answers of DNS servers, evidence of other hosts: not from an environment (fuzzers of their own);
-- an erofs image: ``fsck.erofs`` and the kernel read it (docs/images.md says from whom to take one);
-- numbers of control groups, mounts, sockets: the kernel writes them, and no environment has a name in them.
+- answers of DNS servers and evidence of other hosts: they don't come from an environment, and have separate fuzzers;
+- an erofs image: ``fsck.erofs`` and the kernel read it (docs/images.md says which sources to trust);
+- numbers of control groups, mounts, sockets: the kernel writes them, and no environment chooses a name in them.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _rival(raw: bytes) -> Iterator[str]:
 
 # -- letters -----------------------------------------------------------------------------
 def _letter(raw: bytes) -> Iterator[str]:
-    """Read an answer of the broker's management API with a sender's properties, headers and payload in it."""
+    """Read an answer of the broker's management API that contains a sender's properties, headers and payload."""
     try:
         answer = management.decoded(raw)
     except (ValueError, RecursionError) as err:
@@ -157,7 +157,7 @@ def _headers(raw: bytes) -> None:
 
 
 class _Broker:
-    """A broker that says anything after a correct log-in."""
+    """A broker that sends any bytes after a correct log-in."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -206,7 +206,7 @@ def _message() -> bytes:
 
 # -- layers, and files of running environments -------------------------------------------
 def _layer(place: Place, raw: bytes) -> Iterator[str]:
-    """Make a layer of names and kinds that *raw* chooses; walk it, read a file in it, remove it."""
+    """Make a writable layer whose names and file types come from *raw*; walk it, read a file in it, remove it."""
     root = place.roots / "root"
     root.mkdir(parents=True)
     here, depth = os.open(root, os.O_RDONLY), 0
@@ -267,7 +267,7 @@ def _interpreter(raw: bytes) -> None:
 
 # -- the kernel's texts about a program, which chooses its name -----------------------------
 def _proc(place: Place, raw: bytes) -> None:
-    """Rename the process's first thread; the other values in ``/proc`` must read as before."""
+    """Give the process's first thread the name *raw*; all other values in ``/proc`` must read as before."""
     pid = os.getpid()
     stat_before, status_before = process.stat(pid), process.status(pid)
     name = raw[:15].replace(b"\0", b"")
@@ -286,7 +286,7 @@ def _proc(place: Place, raw: bytes) -> None:
 
 # -- images ------------------------------------------------------------------------------------
 def _fitting(raw: bytes) -> bytes:
-    """Return a damaged tar with correct checksums, so that the reader goes on to its other parts (pax(1), ustar)."""
+    """Return a damaged tar with correct checksums, so that the reader doesn't stop at them (pax(1), ustar)."""
     found = bytearray(raw)
     for at in range(0, len(found) - 511, 512):
         if found[at + 257 : at + 262] == b"ustar":
@@ -305,7 +305,7 @@ def _archive(place: Place, raw: bytes) -> Iterator[str]:
 
 
 def _layout(place: Place, name: str) -> Reader:
-    """Return a reader of an OCI layout in which one file is the input; its digest is made to fit."""
+    """Return a reader of an OCI layout in which one file is the input; the digest in the layout is corrected."""
     made = image_files.Layout()
     layer = image_files.tar([image_files.member("etc/passwd", b"web:x:33:33::/:/bin/sh\n")])
     made.tag(made.image([layer], {"Cmd": ["/app"], "User": "web", "Env": ["A=b"]}, pack=bytes), "web")
@@ -371,9 +371,9 @@ def _deep(levels: int) -> bytes:
 
 
 def targets(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
-    """Return the readers, each with genuine inputs to begin with.
+    """Return the readers, each with genuine inputs from which the fuzzer starts.
 
-    :param folder: an empty folder for what they read, best in memory.
+    :param folder: an empty folder for the readers' files, best in memory.
     """
     place, broker = Place(folder), _Broker()
     text = "line one\nzwei \x1b[2J\x9b31m \u202e\nlast".encode()

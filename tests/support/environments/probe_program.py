@@ -1,4 +1,4 @@
-"""The audit's probe as one text, for ``python3 -c`` in an image that has nothing of netspace."""
+"""The audit's probe as one text, for ``python3 -c`` in an image without netspace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Sources())
 
 
 def text() -> str:
-    """Return the probe with the modules that it imports. The parts of the packages' names become empty packages."""
+    """Return the probe with the modules that it imports. Their parent packages become empty packages."""
     parts = f"{_PACKAGE}.attempts".split(".")
     packages = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
     folder = Path(attempts.__file__).parent

@@ -1,9 +1,9 @@
 """Fuzzer of all data that the host reads from an environment or an image: each input soon gives a value or a refusal.
 
 ``python tests/support/environments/reader_fuzz.py [COUNT] [SEED]``: try COUNT inputs (default 1,000,000), spread over
-all readers (``host_readers``). It prints how many inputs each reader accepted and refused, and the slowest one. A
-finding ends the run with a traceback and the input in hex. Small runs are part of the tests. What an operator would
-see, also of a refusal, must be harmless to a terminal.
+all readers (``host_readers``). It prints how many inputs each reader accepted and refused, and the slowest input. A
+finding ends the run with a traceback and the input in hex. Small runs are part of the tests. Every text that an
+operator would see, also of a refusal, must be harmless to a terminal.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _SHARE = {"layer": 8, "index of an image": 8, "manifest of an image": 8, "settin
 
 
 def one(read: Reader, raw: bytes) -> bool:
-    """Give one input to a reader; return whether it was accepted.
+    """Give one input to a reader; return whether the reader accepted it.
 
-    :raises AssertionError: when the reader does a forbidden thing.
+    :raises AssertionError: the reader did a forbidden thing.
     """
     start = time.process_time()
     try:
@@ -56,7 +56,7 @@ def one(read: Reader, raw: bytes) -> bool:
 
 
 def damaged(chance: random.Random, genuine: bytes) -> bytes:
-    """Return a genuine input after one change or a few."""
+    """Return a genuine input after one or a few changes."""
     if genuine[:1] in (b"[", b"{") and chance.random() < 0.5:
         with contextlib.suppress(ValueError, RecursionError):
             return mutate_json(chance, genuine)

@@ -44,8 +44,7 @@ def known() -> list[str]:
 def chosen(sample: int, where: str = "{}") -> list[tuple[str, list[str]]]:
     """Return the profiles to try, each with the stressors to run under it.
 
-    :param sample: the number of stressors of a day.
-    :param where: the name under which the report has a profile.
+    :param sample: the number of stressors that run on one day.
     """
     if WANTED == "all":
         return [(profile, known()) for profile in PROFILES]
@@ -79,7 +78,7 @@ def fill(root: Path) -> Path:
 def run(operations: Operations, name: str, stressors: Sequence[str], patience: float) -> tuple[dict[str, str], str]:
     """Run stressors one after the other, each in two processes of an environment.
 
-    Return the outcome of each that stress-ng told, and how stress-ng itself ended.
+    Return the outcome of each stressor that stress-ng reported, and how stress-ng itself ended.
     """
     options = ["-t", str(SECONDS), "--temp-path", "/work", "--oomable", "--no-rand-seed"]
     command = ["/usr/bin/stress-ng", "--seq", "2", "--with", ",".join(stressors), *options]
@@ -98,7 +97,10 @@ def run(operations: Operations, name: str, stressors: Sequence[str], patience: f
 def outcomes_of(
     operations: Operations, name: str, stressors: Sequence[str], patience: float = PATIENCE
 ) -> dict[str, str]:
-    """Run stressors; return the outcome of each. If one ends them all, run them in halves, so that it ends itself."""
+    """Run stressors; return the outcome of each.
+
+    If a stressor ends the whole run, repeat the missing ones in halves, until that stressor is alone in its run.
+    """
     found, ended = run(operations, name, stressors, patience)
     # Whatever a stressor left behind is the environment's, and ends with it.
     if ended.startswith("killed") or operations.list()[name]["state"] != "running":
@@ -122,9 +124,9 @@ def each(
     settled: float = SETTLED,
     at_once: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Run stressors one after the other; yield ``stressor``, ``outcome`` and ``trouble`` (what differs then).
+    """Run stressors one after the other; yield ``stressor``, ``outcome`` and ``trouble`` (the host's changes).
 
-    :param at_once: number of stressors after which to look at the host. They have the same ``trouble``.
+    :param at_once: number of stressors after which the host is compared. They have the same ``trouble``.
     """
     before = host_state.look()
     for first in range(0, len(stressors), at_once):
@@ -136,7 +138,10 @@ def each(
 
 
 def wrong(before: host_state.State, settled: float = SETTLED) -> dict[str, Any]:
-    """Return the differences of the host from *before*, after slow changes back have had time to happen."""
+    """Return the differences between the host and *before*.
+
+    Wait up to *settled* seconds for differences that disappear by themselves.
+    """
     found: dict[str, Any] = {}
 
     def same() -> bool:

@@ -41,7 +41,7 @@ def standing_pid(layout: Layout) -> int:
 
 
 def reap() -> None:
-    """Collect orphans: in the sandbox the tests are PID 1, so orphans become their children."""
+    """Collect orphans. In the sandbox the tests are PID 1, so orphans become their children."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

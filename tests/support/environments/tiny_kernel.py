@@ -14,7 +14,7 @@ FLAGS = (
 
 
 def build(target: Path, *flags: str) -> Path:
-    """Build the kernel, without a library; return *target*.
+    """Build the kernel, without any library; return *target*.
 
     With ``-DPVH`` the kernel boots by PVH, else by multiboot.
     """

@@ -1,4 +1,4 @@
-"""Traces that an audit must not leave, for the tests of both halves of an audit."""
+"""Remains that an audit must not leave, for the tests of both halves of an audit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bare_root(root: Path) -> Path:
 
 
 def traces() -> list[str]:
-    """Return all traces of twins on this host."""
+    """Return all remains of an audit's twins on this host."""
     layout = Layout()
     places = [layout.state, layout.run, Path("/run/netns"), Path("/sys/class/net")]
     found = [str(path) for place in places for path in place.rglob("*audit-*")]

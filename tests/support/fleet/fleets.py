@@ -30,14 +30,14 @@ def public_key(host: str) -> str:
 
 
 def written(folder: Path, nodegroups: Mapping[str, object] | None = None) -> FleetDeclaration:
-    """Return the declaration that begins in ``fleet.yaml`` in *folder*, rendered as plain YAML."""
+    """Return the declaration in ``fleet.yaml`` in *folder* and its included files, rendered as plain YAML."""
     sources = Sources(lambda name: None, lambda path: yaml.safe_load(Path(path).read_text()))
     return FleetDeclaration(str(folder / "fleet.yaml"), folder / "kept", sources, nodegroups or {})
 
 
 @st.composite
 def fleets(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a fleet. Names have equal lengths, and each value has its owner's mark, which a search can find."""
+    """Draw a fleet. Names have equal lengths, and each value contains a mark of its owner for searches."""
     hosts = [f"host{number:02}" for number in range(draw(st.integers(1, 5)))]
     names = [f"env{number:02}" for number in range(draw(st.integers(0, 7)))]
     some = st.lists(st.sampled_from(hosts), min_size=1, max_size=3, unique=True)

@@ -1,4 +1,4 @@
-"""Simulated minions of a fleet: they plan and apply by the library, and get their slices as the master gives them."""
+"""Simulated minions of a fleet. They plan and apply with the library, and get their slices as from the master."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Minions:
     :ivar has: the environments of each minion.
     :ivar away: minions that don't answer.
     :ivar failing: minions on which each step fails.
-    :ivar ailing: what is wrong on each minion.
-    :ivar unready: why each minion isn't ready to apply.
+    :ivar ailing: the present problems of each minion.
+    :ivar unready: the reason why each minion isn't ready to apply.
     :ivar told: functions that were called without waiting, each with its minions.
     :ivar asked: functions that were called, each with its minion.
     """
@@ -80,7 +80,7 @@ class Minions:
         return self.ailing.get(minion, [])
 
     def slice(self, minion: str, generation: str) -> dict[str, Any]:
-        """Return what the master gives a minion."""
+        """Return the slice of the declaration that the master gives to a minion."""
         if generation:
             pillar = self.declaration.given.candidate_slice(generation, minion)
         else:

@@ -74,14 +74,14 @@ def large(count: int = 1000, hosts: int = 100, links: int = 3) -> dict[str, Any]
 
 
 def compiled(data: dict[str, Any]) -> Compiled:
-    """Return a fleet all of whose hosts have joined."""
+    """Return a fleet in which all hosts have joined."""
     found = compiler.fleet({"/srv/fleet/fleet.yaml": data}, published(data["hosts"]), {}, {}, edges=True)
     assert not found.problems, found.problems[:3]
     return found
 
 
 def seen(fleet: Compiled) -> Now:
-    """Return what the hosts say: most of it is well, some is not, and some hosts are silent."""
+    """Return the hosts' reports: most hosts are well, some have problems, and some don't answer."""
     assert fleet.declared is not None
     rows: dict[str, dict[str, Any]] = {host: {} for host in fleet.declared.hosts}
     links: dict[str, dict[str, Any]] = {host: {} for host in fleet.declared.hosts}

@@ -16,11 +16,11 @@ from netspace.fleet.rollout.state import Rollout
 
 
 class Killed(BaseException):
-    """SIGKILL: nothing in the library may catch it."""
+    """Exception that stands for SIGKILL; the library must not catch it."""
 
 
 class Killer:
-    """Counts the points at which the master can be killed, and kills it at some of them."""
+    """A counter of the points at which the master can be killed; it kills the master at some of them."""
 
     def __init__(self, at: Iterable[int] = (), then: Mapping[int, Callable[[], None]] | None = None) -> None:
         self.passed, self._at, self.then = 0, set(at), dict(then or {})
@@ -58,10 +58,10 @@ class KilledJournal(Journal):
 
 
 class Simulated:
-    """Simulated hosts with their true state: one is bad from the moment it is sent anything until it is found good.
+    """Simulated hosts with their true state. A host is bad from the first call to it until it is found good.
 
     :param fails: by host, the calls that fail there: of ``prepare``, ``apply``, ``healthy``, ``take_back`` and
-        ``healthy_again``; and ``silent``, if it doesn't answer the calls that fail.
+        ``healthy_again``; and ``silent``, if the host doesn't answer the calls that fail.
     """
 
     def __init__(self, fails: Mapping[str, frozenset[str]], max_fail: int, killer: Killer) -> None:
@@ -117,9 +117,9 @@ class Simulated:
 def rolled_out(
     folder: Path, started: records.Started, hosts: Simulated, then: Mapping[int, Asked] | None = None
 ) -> Rollout:
-    """Run a rollout on a master that is killed and started again; return the rollout's end.
+    """Run a rollout on a master that is killed and started again; return the rollout's final record.
 
-    :param then: operators' requests, by the point at which they make them.
+    :param then: operators' requests, by the point at which they are made.
     """
     journal = KilledJournal(folder, hosts.killer, hosts.done)
     hosts.killer.then = {number: functools.partial(journal.ask, what) for number, what in (then or {}).items()}

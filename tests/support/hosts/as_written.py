@@ -1,4 +1,4 @@
-"""Steps from README and the installation page for an operator with a bare Salt. They are taken without a network."""
+"""Steps from README and the installation page for an operator with a Salt without netspace, done without a network."""
 
 from __future__ import annotations
 

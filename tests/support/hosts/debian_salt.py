@@ -25,7 +25,7 @@ CALL = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call
 
 
 def venv(series: str) -> Path:
-    """Return the venv, made in ``.cache`` if need be, with what netspace's library needs.
+    """Return the venv with the packages that netspace's library needs; make it in ``.cache`` if it is missing.
 
     :param series: such as ``3008.*``.
     """
@@ -42,7 +42,7 @@ def venv(series: str) -> Path:
 
 
 def place(host: SystemdHost, series: str) -> None:
-    """Give the machine this Salt in place of any other, as a package's upgrade would; its command is ``salt-call``."""
+    """Install this Salt in the machine in place of any other, as a package's upgrade would, as ``salt-call``."""
     shutil.rmtree(host.path(PLACE), ignore_errors=True)
     fresh_host.put(host, venv(series), PLACE)
     command = host.path("/usr/local/bin/salt-call")
@@ -62,9 +62,9 @@ def configure(host: SystemdHost, pillar: str = "") -> None:
 
 
 def call(host: SystemdHost, *arguments: str) -> str:
-    """Run ``salt-call`` in the machine; return what it prints.
+    """Run ``salt-call`` in the machine; return its output.
 
-    :raises AssertionError: it fails, or a state does.
+    :raises AssertionError: the call failed, or a state did.
     """
     done = host.run("salt-call", *arguments, timeout=1200, check=False)
     assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

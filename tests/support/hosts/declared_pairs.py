@@ -1,10 +1,10 @@
 """Random declarations for one host, with all keys that a declaration may have, and the changes between them.
 
-Some declarations are drawn from nothing. The others are an earlier one after some changes: an environment removed, or
-renamed, or with its interface swapped for another environment's. Things that only one environment may have move between
-environments: an address, a port of the host, a folder, the ends of links, an order.
+Some declarations are drawn from nothing. The others are an earlier declaration after some changes: an environment
+removed, or renamed, or with its interface swapped for another environment's. Things that only one environment may have
+move between environments: an address, a port of the host, a folder, the ends of links, an order.
 
-No declaration has a value that netspace keeps on purpose after a change, such as an address that it chose itself.
+No declaration contains a value that netspace keeps on purpose after a change, such as an address that netspace chose.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Draft:
     """A declaration that is not complete yet.
 
     :param environments: settings by name.
-    :param links: the sender's name for the receiver, by both ends; empty if the link has no such name.
+    :param links: the sender's local name for the receiver, by (sender, receiver); empty if the link has none.
     """
 
     broker: Declared | None
@@ -52,9 +52,9 @@ class Draft:
 
 
 def walk(number: int) -> Iterator[tuple[int, int]]:
-    """Yield each ordered pair of the numbers below *number* once; each pair begins where the one before it ended.
+    """Yield each ordered pair of the numbers below *number* once; each pair begins with the last pair's second number.
 
-    The pairs of the numbers below a smaller one come first. (An Euler circuit of the complete directed graph.)
+    The pairs of smaller numbers come first. (An Euler circuit of the complete directed graph.)
     """
     for new in range(1, number):
         # From 0 to the new one and back, by way of each other one: 0 new 1 new 2 new ... new 0.
@@ -80,7 +80,7 @@ class Chooser:
         self._kinds = kinds
 
     def several(self, number: int) -> list[Declared]:
-        """Draw *number* declarations, all different; of the same seed, fewer are the first of more."""
+        """Draw *number* different declarations. With the same seed, a smaller number gives the first of these."""
         drafts = [self._draft()]
         made = [self._declared(drafts[0])]
         while len(made) < number:
@@ -229,7 +229,7 @@ class Chooser:
 
     # -- as a declaration -------------------------------------------------------------------
     def _declared(self, draft: Draft) -> Declared:
-        """Return a declaration that a host accepts: of several claims for the same thing, the first one wins."""
+        """Return a declaration that a host accepts: if several environments claim the same thing, the first gets it."""
         made: Declared = {"attestation": {"policy": "off"}, "environments": {}}
         taken: set[str] = set()
         names = sorted(draft.environments)

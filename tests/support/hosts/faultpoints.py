@@ -6,7 +6,7 @@ the call fail. A point has a name, such as ``rename .../applied.json`` (without 
 the number of earlier calls with this name.
 
 A run takes some tens of milliseconds, because the child is forked from an interpreter that has imported everything. The
-module works only on x86-64, because its names of registers and calls are of x86-64. It has no code for netspace.
+module works only on x86-64, whose names of registers and calls it uses. It has no code for netspace.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Run:
 
     :param points: all points that were passed, in order.
     :param changing: the points whose call did not fail.
-    :param reached: whether the run passed the requested point.
-    :param value: the work's return value, if the work ended.
+    :param reached: whether the run reached the requested point.
+    :param value: the work's return value, if the work ended normally.
     :param error: the traceback of the exception that ended the work.
     """
 
@@ -111,9 +111,10 @@ class Run:
 
 
 def run(work: Callable[[], Any], at: Point | None = None, fail: int = 0, traced: bool = True) -> Run:
-    """Do *work* in a forked child. At the point *at*, kill the child; with *fail*, make the call fail with that errno.
+    """Do *work* in a forked child. At the point *at*, kill the child, or with *fail* make the call fail.
 
-    :param traced: False: count nothing, and be as fast as a fork.
+    :param fail: the errno with which the call at *at* fails.
+    :param traced: False: count no points, which makes the run as fast as a plain fork.
     """
     read, write = os.pipe()
     sys.stdout.flush()
@@ -144,7 +145,7 @@ def run(work: Callable[[], Any], at: Point | None = None, fail: int = 0, traced:
 
 @contextlib.contextmanager
 def _bounded(done: Run) -> Iterator[None]:
-    """Fail if the work hangs."""
+    """Fail if the work takes too long."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"not done in {PATIENCE} s; last passed: {', '.join(map(str, done.points[-3:]))}")

@@ -1,8 +1,8 @@
 """A whole host for fault points: its declarations, their apply in a fork, and the host's state afterwards.
 
 The host has foreign objects (a namespace, a packet filter, files, a queue), which must not change. Its broker is a real
-RabbitMQ that is foreign, too, so it need not start in every round. A separate scenario starts and stops netspace's own
-broker.
+RabbitMQ that is also foreign, so that it needn't start in every round. A separate scenario starts and stops netspace's
+own broker.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def busybox(folder: Path) -> Path:
 
 # -- doing, in this process ------------------------------------------------------
 def converge(declared: Declared, test: bool = False) -> dict[str, list[str]]:
-    """Apply a declaration like Salt's states; return ``steps`` and ``errors`` as texts.
+    """Apply a declaration as Salt's states do; return ``steps`` and ``errors`` as texts.
 
-    If a kind raises an error for operators, that is one entry of ``errors``, and the other kinds go on. Any other
+    If a kind raises an error for operators, it becomes one entry of ``errors``, and the other kinds continue. Any other
     exception would be a traceback in Salt, and is raised here.
     """
     spec = parse.declaration(declared)
@@ -328,7 +328,7 @@ class World:
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Look repeatedly, for a while, until the host is as *wanted*; return the remaining differences.
+        """Compare the host with *wanted* repeatedly, for a while, until it is equal; return the remaining differences.
 
         Ending processes take a moment.
         """
@@ -389,7 +389,7 @@ def _removed(cgroup: Path) -> bool:
 def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[str]]:
     """Return a broker's objects by kind, except those with the given names.
 
-    Leave out passwords and random parts of names.
+    Passwords and random parts of names are left out.
     """
     with api:
         found = api.get("definitions")

@@ -1,6 +1,6 @@
-"""A fresh Debian 13 under systemd, whose package cache holds what netspace's Debian packages depend on.
+"""A fresh Debian 13 under systemd, whose package cache contains the dependencies of netspace's Debian packages.
 
-The root is made once, in ``.cache/fresh``, from the machine's own package sources; it has the packages that Debian's
+The root is made once, in ``.cache/fresh``, from the machine's own package sources. It has the packages that Debian's
 installer puts on every machine, and nothing of netspace. A machine that boots it has no network.
 """
 
@@ -39,9 +39,9 @@ FETCH = 'chroot "$1" sh -c "apt-get -q -y --download-only --no-install-recommend
 
 
 def root(*releases: Sequence[Path]) -> Path:
-    """Return the root, made if need be; what the packages of each of *releases* depend on is in its cache.
+    """Return the root, made if it is missing; its package cache has the dependencies of each of *releases*.
 
-    :raises AssertionError: mmdebstrap can't make it.
+    :raises AssertionError: mmdebstrap can't make the root.
     """
     wanted = hashlib.sha256(f"{INCLUDED}{FETCH}".encode())
     for packages in releases:
@@ -95,18 +95,18 @@ def install(host: SystemdHost, packages: Sequence[Path], line: str = "") -> None
 
 
 def run(host: SystemdHost, line: str) -> None:
-    """Run a command line in it, as an operator would who is asked nothing."""
+    """Run a command line in the machine, without questions to the operator."""
     line = line.replace("apt-get ", "apt-get -q -y ", 1)
     host.run("sh", "-c", f"DEBIAN_FRONTEND=noninteractive {line}", timeout=1800)
 
 
 def told(host: SystemdHost, name: str) -> str:
-    """Return what an environment's program has written."""
+    """Return the output of an environment's program."""
     return host.run("journalctl", "--no-pager", "-u", f"netspace-environment-{name}").stdout
 
 
 def units(host: SystemdHost) -> dict[str, str]:
-    """Return netspace's running units; by name what is another after each start of it."""
+    """Return netspace's running units by name, each with a value that changes at each start of the unit."""
     shown = host.run("systemctl", "list-units", "--plain", "--no-legend", "--state=running", "netspace-*").stdout
     names = [line.split()[0] for line in shown.splitlines()]
     return {name: host.run("systemctl", "show", "-P", "InvocationID", name).stdout.strip() for name in names}

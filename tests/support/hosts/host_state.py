@@ -1,6 +1,6 @@
-"""The part of a host's state that no program in an environment may change, and its comparison within bounds.
+"""The part of a host's state that no program in an environment may change, and its comparison with limits.
 
-Bounds are for values that change by themselves (a log, caches). They are far below the amount that an environment could
+Limits are for values that change by themselves (a log, caches). They are far below the amount that an environment could
 use.
 """
 
@@ -39,7 +39,10 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class State:
-    """An observed host. *same* must not change, and each value of *bounded* must grow by less than its bound."""
+    """The observed state of a host.
+
+    *same* must not change, and each value of *bounded* must grow by less than its limit.
+    """
 
     same: dict[str, object]
     bounded: dict[str, float]
@@ -74,7 +77,7 @@ _BOOT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def changed(before: State, after: State) -> dict[str, object]:
-    """Return the changed values, by name: before and after, and of a list only what is gone and what is new."""
+    """Return the changed values by name, before and after; of a list only the removed and the new items."""
     found: dict[str, object] = {
         key: _difference(before.same[key], after.same[key])
         for key in before.same
@@ -115,7 +118,7 @@ def _shares() -> dict[str, int]:
 
 
 def _own() -> dict[str, int]:
-    """Return the processes outside of environments, by command line."""
+    """Return the processes that don't belong to environments, by command line."""
     found = {}
     for pid, command in snapshot.processes().items():
         try:
@@ -133,7 +136,7 @@ def _lines(path: str, words: int) -> list[str]:
 
 
 def _memory() -> int:
-    """Return the number of bytes that the kernel uses itself and can't give back."""
+    """Return the number of bytes that the kernel uses itself and can't free."""
     table = dict(re.findall(r"^(\S+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     return sum(int(table[key]) for key in ("SUnreclaim", "KernelStack", "PageTables", "Percpu")) * 1024
 

@@ -1,4 +1,4 @@
-"""``scripts/lab``, as tests use it: commands of the lab, and all traces that it could leave."""
+"""``scripts/lab``, as tests use it: commands of the lab, and all remains that it could leave."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Lab:
         self.do("sh", "master", "bash", "-euc", start, str(SALTS), *salt_forks.serving(SALTS))
 
     def do(self, *arguments: str, code: int = 0) -> str:
-        """Run a command of the lab; return what it prints, and on stderr."""
+        """Run a command of the lab; return its output on stdout and stderr."""
         done = subprocess.run(
             [LAB, *arguments],
             stdin=subprocess.DEVNULL,
@@ -63,7 +63,7 @@ class Lab:
         return answer
 
     def answering(self) -> set[str]:
-        """Return the minions that answer soon: one that isn't connected yet never gets the question."""
+        """Return the minions that answer soon. A minion that isn't connected yet never gets the question."""
         command = [LAB, "salt", "--out=json", "--static", "--timeout=10", "*", "test.ping"]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self.environment, timeout=900
@@ -80,7 +80,7 @@ class Lab:
         return answer
 
     def apply(self) -> int:
-        """Apply the pillar of both hosts; return how many things changed."""
+        """Apply the pillar of both hosts; return the number of changes."""
         states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
         assert [state["comment"] for state in states if state["result"] is not True] == []
         return sum(len(state["changes"]) for state in states)
@@ -91,7 +91,7 @@ class Lab:
         return [unfolded(state["comment"]) for state in states.values() if state["result"] is False]
 
     def asks(self, text: str) -> str:
-        """Return what ``web`` on h1 prints when it sends a request to ``orders``."""
+        """Return the output of ``web`` on h1 for a request to ``orders``."""
         found = self.salt("h1", "netspace_environment.exec", "web", f"/usr/bin/web {text}")["h1"]
         return str(found["stdout"] or found["stderr"]).strip()
 
@@ -105,7 +105,7 @@ def traces() -> list[str]:
 
 @contextlib.contextmanager
 def lab(folder: Path) -> Iterator[Lab]:
-    """Give a lab that isn't up yet; at the end, take it down and check that nothing of it is left."""
+    """A lab that isn't up yet. After the test it is taken down, and nothing of it may be left."""
     before, made = traces(), Lab(folder, folder.with_name("programs"))
     try:
         yield made

@@ -1,8 +1,8 @@
-"""Machines of a fleet: each is a host made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
+"""Machines of a fleet: each is a host made of namespaces, with its own ``/etc``, ``/srv`` and Salt.
 
 The machines are on one network, without a route to anything else. On each machine a process reads commands and runs
-them. This process is this file, run inside ``scripts/sandbox``. On each machine, ``ssh NAME COMMAND`` runs a command on
-another machine; this stand-in has no other function of ssh. A machine leaves nothing behind.
+them. This process executes this same file, inside ``scripts/sandbox``. On each machine, ``ssh NAME COMMAND`` runs a
+command on another machine; this stand-in has no other function of ssh. A machine leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Machine:
     """One machine.
 
     :param doors: folder that all machines of one fleet share; through it they run commands on each other.
-    :param own: folders that only this machine sees; files that it writes there aren't on the real disk.
+    :param own: folders that only this machine sees; its writes there don't reach the real disk.
     """
 
     def __init__(self, name: str, doors: Path, own: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ class Machine:
         return Done(*json.loads(answer))
 
     def must(self, *command: str, stdin: str = "") -> str:
-        """Run a command that has to succeed; return what it printed."""
+        """Run a command that has to succeed; return its output."""
         done = self.run(*command, stdin=stdin)
         assert done.code == 0, f"{self.name}: {' '.join(command)}: {done}"
         return done.out
@@ -86,7 +86,7 @@ class Machine:
         return self.must("cat", path)
 
     def warm(self) -> None:
-        """Run Salt's commands as forks of one process that has imported Salt."""
+        """Run Salt's commands in forks of one process that has imported Salt, which saves a second for each command."""
         from support.hosts import salt_forks  # inside of a machine, this file is run without the others
 
         place = Path("/run/salts")
@@ -158,7 +158,7 @@ def obey(doors: str, name: str) -> None:
 
 
 def _serve(door: Path) -> None:
-    """Run commands that other machines request, with the files for input and output that the requests bring."""
+    """Run commands that other machines request, with the files for input and output that come with the requests."""
     door.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(door))

@@ -1,6 +1,6 @@
-"""Counts on a host that belongs to one test: additions by one environment, and the cost of one change among others.
+"""Counts on a host that belongs to one test: objects that one environment adds, and the cost of one change.
 
-The image is at a path of its own, so that records have the same size everywhere.
+The image is at a path that only these tests use, so that records have the same size everywhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ assert result.ok, result.failures
 
 @dataclass(frozen=True)
 class Counted:
-    """System calls of one use of the library in a process of its own, by kind.
+    """System calls of one use of the library in a separate process, by kind.
 
     :param opened: files that were opened for writing.
     :param netlink: netlink messages, including queries.
@@ -84,7 +84,7 @@ def remove(*names: str) -> None:
 
 @contextlib.contextmanager
 def machine() -> Iterator[None]:
-    """A host with one environment, so that the supervisor and the image are there."""
+    """A host with one environment, so that the supervisor and the image exist."""
     (ROOT / "bin").mkdir(parents=True)
     for folder in (FOLDER, ROOT, ROOT / "bin"):
         folder.chmod(0o755)
@@ -124,7 +124,7 @@ def things() -> dict[str, int]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files on a folder's own file system. Leave out the index, which belongs to no one environment."""
+    """Yield the files on a folder's own file system, without the index, which belongs to no single environment."""
     device = folder.lstat().st_dev
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
@@ -133,7 +133,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def added(environment: Mapping[str, Any]) -> dict[str, int]:
-    """Return the objects that one more environment adds once its state is stable; then remove it."""
+    """Add one more environment, and return the objects that it added once its state is stable; then remove it."""
     before = _stable()
     apply({"one": environment})
     after = things()
@@ -143,7 +143,7 @@ def added(environment: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _stable() -> dict[str, int]:
-    """Count all objects once their numbers stay: a new supervisor still starts its stand-by process."""
+    """Count all objects once their numbers stay equal. A new supervisor starts its stand-by process a little later."""
     found: list[dict[str, int]] = [things()]
 
     def stays() -> bool:

@@ -1,9 +1,9 @@
 """Server for ``salt-call`` without its imports: a process that has imported everything forks a child for each call.
 
 This is a separate program, which :class:`support.hosts.warm_salt.WarmSalt` starts: ``salt_server.py DESCRIPTOR
-CONFIG``. Each message on that socket is a call: JSON with arguments, variables and folder, and descriptors for the
-call's output, errors and exit code. The child does all that ``salt-call`` does after its imports: it reads
-configuration, grains, pillar and modules again. Imports take two thirds of a call's time.
+CONFIG``. DESCRIPTOR is a socket. Each message on it is a call: JSON with arguments, variables and folder, and
+descriptors for the call's output, errors and exit code. The child does all that ``salt-call`` does after its imports:
+it reads configuration, grains, pillar and modules again. Imports take two thirds of a call's time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LARGEST = 1 << 20
 
 
 def learn(config: str) -> None:
-    """Import the modules that a ``state.apply`` imports. Another process runs a ``state.apply`` to find their names."""
+    """Import the modules that a ``state.apply`` imports. Another process runs one to find their names."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         silent = os.open(os.devnull, os.O_RDWR)

@@ -61,7 +61,7 @@ def _owner(path: str) -> tuple[int, int, int]:
 
 
 def host() -> dict[str, object]:
-    """Return all parts of a host in which netspace could leave traces."""
+    """Return all parts of a host in which netspace could leave something."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     cgroups = [os.path.join(folder, name) for folder, folders, _ in os.walk("/sys/fs/cgroup") for name in folders]
     return {
@@ -97,7 +97,7 @@ def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
 
 
 def settled(wanted: Mapping[str, object]) -> dict[str, object]:
-    """Look repeatedly, for a while, until the host is as *wanted*: processes take time to end.
+    """Take snapshots for a while, until one equals *wanted*, since processes take time to end.
 
     Return the last snapshot.
     """

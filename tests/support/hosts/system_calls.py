@@ -49,7 +49,7 @@ class Calls:
     :param changes: system calls that change something, as strace shows them.
     :param opened: paths that were opened for writing (also in *changes*).
     :param asked: types of netlink messages that are queries.
-    :param started: programs that were executed, the traced one included.
+    :param started: programs that were executed, including the traced one.
     :param forks: how often a process (not a thread) was started.
     """
 

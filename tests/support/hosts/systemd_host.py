@@ -1,12 +1,12 @@
 """A "machine" with systemd as PID 1, in namespaces, booted in about a second.
 
-It serves tests of units, restarts and reboots. It has process, mount, network, host name, IPC and cgroup namespaces of
-its own, a private cgroup2 mount, an overlay over the real root (so its writes aren't visible outside), its own ``/run``
-and ``/dev``, only ``lo``, and a ``/var/lib/netspace`` and ``/var/log/netspace`` that survive
-:meth:`SystemdHost.reboot`. It never changes a mount, a cgroup setting or a file of the real machine; its one cgroup is
+It serves tests of units, restarts and reboots. It has its own process, mount, network, host name, IPC and cgroup
+namespaces, a private cgroup2 mount, an overlay over the real root (so its writes aren't visible outside), its own
+``/run`` and ``/dev``, only ``lo``, and a ``/var/lib/netspace`` and ``/var/log/netspace`` that survive
+:meth:`SystemdHost.reboot`. It never changes a mount, a cgroup setting or a file of the real machine. Its one cgroup is
 removed when it is switched off.
 
-It lacks the controllers that a hybrid machine keeps in cgroup v1 (so no ``MemoryMax=``), devices, udev and a TPM.
+It lacks a TPM, devices, udev, and the controllers that a hybrid machine keeps in cgroup v1 (so no ``MemoryMax=``).
 
 Run as a program, this file boots a machine, runs a command (or a shell) in it, and ends the machine::
 
@@ -214,7 +214,7 @@ class SystemdHost:
         time.sleep(0.02)
 
     def off(self) -> None:
-        """Cut the power: send SIGKILL to every process of the machine. Its disk stays."""
+        """Switch the machine off as by a power cut: send SIGKILL to every process of the machine. Its disk stays."""
         if self._unshare is not None:
             if self.pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -232,7 +232,7 @@ class SystemdHost:
         )
 
     def reboot(self) -> None:
-        """Cut the power and boot again from the same disk. The content of ``/run`` is lost."""
+        """Switch the machine off as by a power cut, and boot it from the same disk. The content of ``/run`` is lost."""
         self.off()
         self.boot()
 

@@ -1,4 +1,4 @@
-"""A host under a real systemd as PID 1, driven by Salt inside, and the traces that netspace could leave on it."""
+"""A host under a real systemd as PID 1, driven by Salt inside, and the remains that netspace could leave on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ until = functools.partial(waiting.until, patience=60, pause=0.1)
 
 
 class Inside(Salt):
-    """``scripts/salt-call`` inside the machine."""
+    """A ``scripts/salt-call`` inside the machine."""
 
     def __init__(self, pillar: Path, machine: SystemdHost) -> None:
         self.machine = machine
@@ -34,7 +34,7 @@ class Inside(Salt):
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:
-    """Return all possible traces of netspace, without systemd's own objects."""
+    """Return all possible remains of netspace, without systemd's own objects."""
     found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
     # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
     foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")

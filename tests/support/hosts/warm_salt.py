@@ -31,7 +31,7 @@ class WarmSalt:
     def run(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
         """Run ``salt-call`` with these arguments.
 
-        :raises subprocess.TimeoutExpired: when the call isn't done within *timeout* seconds; the call continues.
+        :raises subprocess.TimeoutExpired: the call isn't done within *timeout* seconds; the call continues.
         """
         if self._connection is None:
             self._start()

@@ -125,7 +125,7 @@ class Salt:
         return self._warm.run(*self._options(), *arguments, timeout=600)
 
     def shown(self, *arguments: str) -> str:
-        """Return what a terminal without colours gets on stdout, whether the function succeeds or fails."""
+        """Return the stdout that a terminal without colours would show, whether the function succeeds or fails."""
         options = [one for one in self._options() if not one.startswith("--out=")]
         return self._warm.run("--no-color", *options, *arguments, timeout=600).stdout
 
@@ -150,9 +150,9 @@ class Salt:
 
 
 def by_id(returned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each state's result by its id, with the changes of its rows in place of their names.
+    """Return each state's result by its id, with its rows replaced by the rows' changes.
 
-    A line of a comment is one line again, however wide it is.
+    A wrapped line of a comment becomes one line again.
     """
     found: dict[str, dict[str, Any]] = {}
     for tag, state in sorted(returned.items(), key=lambda one: one[1]["__run_num__"]):
@@ -167,7 +167,7 @@ def by_id(returned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def unfolded(comment: str) -> str:
-    """Return a state's comment without the breaks of its lines that make it as narrow as a terminal."""
+    """Return a state's comment without the line breaks that fit it to a terminal's width."""
     return re.sub(r"\n  (?! )", " ", comment)
 
 

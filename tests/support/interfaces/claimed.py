@@ -1,4 +1,4 @@
-"""Claims of interfaces, as hypothesis makes them: of kinds that the host's packet filter covers, and of others."""
+"""Claims of interfaces, drawn by hypothesis: of kinds that the host's packet filter covers, and of other kinds."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def run(command: str) -> str:
 
 
 def within(path: Path | None, work: Callable[[], T]) -> T:
-    """Run *work* in the namespace kept at *path*. None means the host's namespace."""
+    """Run *work* in the namespace at *path*. None means the host's namespace."""
 
     def inside() -> T:
         if path is not None:
@@ -91,7 +91,7 @@ def connect(
 
 
 def connected(path: Path | None, address: str, port: int) -> socket.socket:
-    """Return a connection, made in one long try. An abandoned try would be counted, or accepted later."""
+    """Return a connection, made in one long try, since an abandoned try would be counted or accepted later."""
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made
@@ -116,9 +116,9 @@ def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[
 def reaches(
     client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.25
 ) -> str | None:
-    """Try to connect to a server that really listens; return the client's address as the server sees it.
+    """Try to connect to a real server; return the client's address as the server sees it.
 
-    None on failure.
+    None if the connection fails.
     """
     with listen(server, address, port) as listening:
         connection = connect(client, address, port, timeout=timeout)
@@ -131,7 +131,7 @@ def reaches(
 
 
 def meets(client: Path | None, server: Path | None, address: str, port: int = 8080) -> str:
-    """Connect like ``reaches``, but the connection must succeed: wait as long as a busy machine needs."""
+    """Connect like ``reaches``, but the connection must succeed; wait as long as a busy machine needs."""
     peers: list[str | None] = []
 
     def met() -> str | None:
@@ -150,7 +150,7 @@ def _running(link: str) -> bool:
 
 
 def settled(names: set[str]) -> None:
-    """Wait until the kernel's link watcher has given each link that is up a queue.
+    """Wait until the kernel's link watcher has assigned a queue to each link that is up.
 
     Until then the kernel drops packets.
     """
@@ -164,7 +164,7 @@ def settled(names: set[str]) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """Return all parts of the host in which interfaces could leave traces."""
+    """Return all parts of the host in which interfaces could leave something."""
     return {
         "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
         "routes": run("ip route") + run("ip -6 route"),

@@ -1,4 +1,4 @@
-"""A name server for tests, on loopback. It gives any answer that a test defines, also answers of a dishonest server."""
+"""A name server for tests, on loopback. It gives any answer that a test defines, also a dishonest server's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handmade packets, sent without any socket's checks, and captured at their destination."""
+"""Packets assembled by tests, sent without any socket's checks, and captured at their destination."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def ip(
     options: bytes = b"",
     hops: int = 64,
 ) -> bytes:
-    """Return a packet of the addresses' family; *offset*, *more* and *options* are for IPv4."""
+    """Return an IP packet of the addresses' family; *offset*, *more* and *options* are only for IPv4."""
     if ":" in source:
         head = struct.pack(">IHBB", 6 << 28, len(body), protocol, hops)
         return head + packed(source) + packed(target) + body
@@ -146,7 +146,7 @@ class Wire:
             yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """Return the frames that arrive up to the frame with *mark*, and shortly after it.
+        """Return the frames that arrive until shortly after the frame with *mark*.
 
         Frames that the same processor sent before *mark* (fixture ``one_processor``) have arrived by then, or are lost.
         """
@@ -160,6 +160,6 @@ class Wire:
 
 
 def tags(frames: Iterable[bytes], known: Iterable[bytes]) -> set[bytes]:
-    """Return the parts of *known* that *frames* contain."""
+    """Return those of *known* that occur in *frames*."""
     listed = list(frames)
     return {tag for tag in known if any(tag in one for one in listed)}

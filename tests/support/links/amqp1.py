@@ -1,4 +1,4 @@
-"""A small AMQP 1.0 client for tests. It builds frames by hand, so that nothing checks them before they are sent.
+"""A small AMQP 1.0 client for tests. It builds frames itself, so that nothing checks them before they are sent.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -25,11 +25,11 @@ class Byte(int):
 
 
 class Encoded(bytes):
-    """A value that is encoded already."""
+    """A value that is already encoded."""
 
 
 class Described:
-    """A list or value with a code for its type."""
+    """A list or value with a descriptor, the code for its type."""
 
     def __init__(self, code: int, value: Any) -> None:
         self.code, self.value = code, value
@@ -104,7 +104,7 @@ def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
 
 
 class RefusedError(Exception):
-    """Error: the peer ended the link, session or connection. The text is the condition that the peer gave."""
+    """Error: the peer ended the link, session or connection. The text is the peer's error condition."""
 
 
 class Client:

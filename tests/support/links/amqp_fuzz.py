@@ -1,4 +1,4 @@
-"""Fuzzer of AMQP 0-9-1 and 1.0: an admitted account sends frames by the specifications' grammars, some with errors.
+"""Fuzzer of AMQP 0-9-1 and 1.0: a logged-in account sends frames by the specifications' grammars, some with errors.
 
 A batch is one connection: a correct log-in, then random frames. Nothing checks frames before they are sent.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml,
@@ -67,7 +67,7 @@ PERFORMATIVES = {
 
 
 class NotAdmittedError(ConnectionError):
-    """Error: the peer refuses a connection beyond the account's maximum."""
+    """Error: the peer refuses a connection above the account's maximum."""
 
 
 class Grammar:
@@ -377,8 +377,8 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
     connection.
 
     :param patience: seconds without any progress after which the peer counts as stuck.
-    :raises NotAdmittedError: when the peer ended the connection before any random frame.
-    :raises TimeoutError: when the peer neither reads, nor answers, nor closes the connection.
+    :raises NotAdmittedError: the peer ended the connection before any random frame.
+    :raises TimeoutError: the peer neither reads, nor answers, nor closes the connection.
     """
     stream.settimeout(patience)
     try:
@@ -415,7 +415,7 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
 
 
 def knock(connect: Callable[[], ssl.SSLSocket], said: bytes) -> int:
-    """Send *said* before a log-in, and disconnect: after an error, the broker waits 3 s.
+    """Send *said* before a log-in, and disconnect without waiting; after an error, the broker would wait 3 s.
 
     Return whether sending worked.
     """
@@ -434,7 +434,7 @@ def run(
 ) -> dict[str, int]:
     """Send *count* frames or more, of both protocols in turn; return the counts by name.
 
-    A refused connection is tried again, up to a bound.
+    A refused connection is tried again, up to a limit.
     """
     told = {"before log-in": 0, "frames": 0, "connections": 0, "ended early": 0, "refused": 0}
     number = 0

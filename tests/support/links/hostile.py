@@ -90,7 +90,7 @@ def transaction(inside: Inside) -> None:
 
 
 def unfinished(inside: Inside) -> None:
-    """Send messages that don't end, each as large as RabbitMQ 4.3 lets it begin (4.0 knows no bound)."""
+    """Begin messages and never end them, each as large as RabbitMQ 4.3 permits (4.0 has no limit)."""
     with inside.channel() as channel:
         numbers = [channel.channel_number, *(channel.connection.channel().channel_number for _ in range(31))]
         for number in numbers:
@@ -101,7 +101,7 @@ def unfinished(inside: Inside) -> None:
 
 
 def unfinished_amqp_1(inside: Inside) -> None:
-    """Send many messages that never end, over AMQP 1.0."""
+    """Begin many messages over AMQP 1.0 and never end them."""
     with contextlib.closing(inside.secured()) as stream:
         client = amqp1.Client(stream, inside.broker["vhost"])
         for number in range(250):
@@ -122,7 +122,7 @@ def consumers(inside: Inside) -> None:
 
 
 def bindings(inside: Inside) -> None:
-    """Make bindings for answers, with the longest possible names. Over AMQP 0-9-1 the broker admits no arguments."""
+    """Make bindings for answers, with the longest possible names. Over AMQP 0-9-1 the broker refuses arguments."""
     assert inside.replies is not None, "it asks nobody"
     with inside.channel() as channel:
         for number in itertools.count():
@@ -140,7 +140,7 @@ def messages(inside: Inside) -> None:
 
 
 def noise(inside: Inside) -> None:
-    """Open connections, and send bytes that are no valid protocol of the broker."""
+    """Open connections, and send bytes that are not valid in the broker's protocols."""
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             plain = socket.create_connection((inside.broker["host"], inside.broker["port"]), 1)
@@ -152,7 +152,7 @@ ATTACKS = {attack.__name__: attack for attack in
 
 
 def main() -> None:
-    """Attack until killed."""
+    """Attack until this program is killed."""
     attack, inside = ATTACKS[sys.argv[1]], Inside(Path(sys.argv[2]))
     print("begins", flush=True)
     while True:

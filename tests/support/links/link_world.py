@@ -53,7 +53,7 @@ class World:
         self.resident = False
 
     def environment(self, *names: str) -> None:
-        """Make missing network namespaces of environments, like the interface kind."""
+        """Make the missing network namespaces of these environments, as the interface kind does."""
         for name in set(names) - self.netns:
             namespace = self.layout.netns_name(name)
             subprocess.run(["ip", "netns", "add", namespace], check=True)
@@ -70,7 +70,7 @@ class World:
             return self.links.plan(DesiredLinks(broker or self.broker, links), self.links.observe(), remove)
 
     def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
-        """Apply exactly these links (or, without *only*, also these); every step must succeed."""
+        """Apply exactly these links, or with *only* false these and the present ones; every step must succeed."""
         if self.resident and links:
             # The host of another module: that link goes, with its mail, once these are there.
             self.resident = False
@@ -145,7 +145,7 @@ class World:
             return False
 
     def n(self, plain: str) -> str:
-        """Return the full name of a broker's object. Tests use the name without its secret part."""
+        """Return the full name of a broker's object. Tests write the name without its secret part."""
         kind, _, ends = plain.partition(".")
         host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
         return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
@@ -154,7 +154,7 @@ class World:
         return self.links.cards()(name, self.links.recorded())
 
     def inside(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Enter an environment's network namespace (this thread only): sockets made in this context belong to it."""
+        """Enter an environment's network namespace (this thread only), so that new sockets belong to it."""
         return _in_namespace(self.layout.netns(name))
 
     def listens(self, name: str) -> bool:
@@ -184,7 +184,7 @@ class World:
     def connect(
         self, name: str, password: str | None = None, certificate: str | Path | None = None, to: str = "", **options
     ) -> pika.BlockingConnection:
-        """Return a client inside *name*, made from its card, or with another environment's password or certificate."""
+        """Return a client inside *name*, with its card's log-in, or another environment's password or certificate."""
         card = self.card(name)
         # At its own broker, or at that of a peer on another host.
         about = next((one for one in card["peers"] if one["to"] == to), {}).get("broker") or card["broker"]
@@ -244,7 +244,7 @@ class World:
         return self.links.management(self.broker)
 
     def remove(self) -> None:
-        """Remove the host, with all its traces."""
+        """Remove the host with all its objects."""
         with self.here():
             self.links.purge()
             self.supervisor.purge()

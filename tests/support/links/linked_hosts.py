@@ -1,4 +1,4 @@
-"""Two hosts with links between them: a network namespace for each, a cable, and one root certificate for both.
+"""Two hosts with links between them: a network namespace for each, a veth pair, and one root certificate for both.
 
 Neither host has a route to anything else.
 """
@@ -34,7 +34,7 @@ def domain(name: str) -> str:
 
 
 class Cable:
-    """The cable between the two hosts."""
+    """The veth pair between the two hosts."""
 
     def cut(self) -> None:
         """Drop all packets from now on, without a sign to either host."""
@@ -45,7 +45,7 @@ class Cable:
 
 
 def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker:
-    """Return the broker that the host *name* is declared to have, with its authority in *folder*."""
+    """Return the broker in the declaration of the host *name*, with its CA in *folder*."""
     others = {
         other: RemoteHost(
             trust_domain=domain(other),
@@ -66,14 +66,14 @@ def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker
 
 
 def certify(folder: Path, name: str) -> None:
-    """Give a host an authority, or replace its authority."""
+    """Give a host a CA, or replace its CA."""
     adopt(folder / name, Root(folder / "root").certify(request(folder / name), domain(name)))
 
 
 def exchange(*worlds: World) -> dict[str, list[str]]:
-    """Deliver to each host the other hosts' bundles of seals, like the master.
+    """Deliver to each host the other hosts' key bundles for seals, as the master does.
 
-    Return, by host, the hosts with new bundles.
+    Return, by host, the hosts whose bundles were new.
     """
     made = {str(world.broker.host): world for world in worlds}
 
@@ -102,7 +102,7 @@ def as_broker(whose: World, there: World, certificate: str | Path | None = None)
 
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
-    """Make the two hosts, which leave nothing behind; *folder* is for their authorities."""
+    """Make the two hosts, which leave nothing behind; *folder* is for their CAs."""
     root = Root(folder / "root")
     root.make("tests' root of links")
     # Names of their own, for their folders are on this machine's disk.

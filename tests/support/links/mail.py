@@ -1,4 +1,4 @@
-"""Mail on a host of ``link_world``: functions with which tests of links send, read and refuse messages."""
+"""Messages on a host of ``link_world``: functions with which tests of links send, read and refuse messages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Three RabbitMQ nodes that are one cluster, and hosts that share it, on a network of their own.
+"""Three RabbitMQ nodes that form one cluster, and hosts that share it, on a separate network.
 
-Each node and each host has a network namespace; a bridge in a further namespace joins them. Names are only in files
-(``/etc/hosts`` of the sandbox, Erlang's inetrc), so nothing asks a name server. Data lies in memory.
+Each node and each host has a network namespace. A bridge in a further namespace connects them. Names are only in files
+(``/etc/hosts`` of the sandbox, Erlang's inetrc), so no process asks a name server. Data is only in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(*command: str, **options: object) -> None:
 
 
 class Network:
-    """Members, each with an address, joined by a bridge. The whole sandbox knows their names."""
+    """Members, each with an address, connected by a bridge. The whole sandbox knows their names."""
 
     def __init__(self, members: dict[str, str], folder: Path) -> None:
         self.members = members

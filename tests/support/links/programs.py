@@ -1,7 +1,7 @@
 """Programs inside environments that use ``netspace-client``, for tests of links.
 
-Each program runs in a thread of its own. The thread stays in the environment's network namespace, and finds its card in
-a folder, in the form in which the host writes the card.
+Each program runs in a separate thread. The thread stays in the environment's network namespace, and finds its card in a
+folder, in the form in which the host writes the card.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Program:
         return self.run(self.mailbox.send(to, body, **options))
 
     def receive(self, match: Any = None, timeout: float = 30.0) -> str:
-        """Return the next message's text, after acknowledging the message."""
+        """Receive and acknowledge the next message; return its text."""
 
         async def take() -> str:
             async with await self.mailbox.receive(match, timeout) as message:
@@ -99,7 +99,7 @@ class Program:
 
 
 def no_mail(world: Any) -> None:
-    """Empty all mailboxes, twice: messages that a program had not acknowledged may come back a moment after its end."""
+    """Empty all mailboxes, twice, since messages that a program hadn't acknowledged return a moment after its end."""
     vhost, look = world.layout.instance, {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto", "truncate": 1}
 
     def emptied() -> bool:

@@ -14,9 +14,9 @@ PATIENCE = 300.0
 class Stream:
     """A stream of *number* messages ``0``, ``1``, ... from *sender* over its link *to*.
 
-    *receiver* names the sender *by*.
+    :param by: the receiver's name for the sender.
 
-    The stream begins at once. Each message has an id of its own, so that repeated messages are noticed.
+    The stream begins at once. Each message has a separate id, so that repeated messages are noticed.
     """
 
     def __init__(self, sender: Program, receiver: Program, to: str, by: str, number: int) -> None:

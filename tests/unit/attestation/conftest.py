@@ -1,6 +1,6 @@
-"""A TPM in fifty lines for tests of the verifier, whose keys the test has; and a fleet of one host with this TPM.
+"""A small software TPM for tests of the verifier, whose keys the test has, and a fleet of one host with this TPM.
 
-The TPM is independent of the library where that matters: it opens credentials by itself.
+The TPM doesn't use the library where independence matters: it opens credentials with its own code.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FakeTpm:
         self.firmware = 0
 
     def take(self, period: bytes) -> None:
-        """Use the attestation key of *period* from now on: different periods have different keys."""
+        """Use the attestation key of *period* from now on. Different periods have different keys."""
         self.ak = self.keys.setdefault(period, ec.generate_private_key(ec.SECP256R1()))
         self.ak_public = ecc_public(self.ak.public_key(), AK_ATTRIBUTES, NULL, ECDSA_SHA256)
 
@@ -86,7 +86,7 @@ class FakeTpm:
         return Enrolment(**{**values, **changes})
 
     def activate(self, blob: bytes, encrypted: bytes) -> bytes:
-        """Do TPM2_ActivateCredential (Part 1, 24) for the attestation key."""
+        """Run TPM2_ActivateCredential (Part 1, 24) for the attestation key."""
         name = b"\0\x0b" + hashlib.sha256(self.ak_public).digest()
         if isinstance(self.ek, rsa.RSAPrivateKey):
             oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0")
@@ -143,7 +143,7 @@ class FakeTpm:
         return Evidence("tpm", self.ak_public, attest, self.sign(attest), {pcr: self.pcrs[pcr] for pcr in pcrs})
 
     def measurements(self, context: Context, lines: bytes, first: int = 0, **changes: object) -> Measurements:
-        """Return a quote of PCR 10, with *lines* of IMA's list."""
+        """Return a quote of PCR 10, with *lines* of the IMA list."""
         attest = self.attest(context.qualifying(), (10,), **changes)
         return Measurements(attest, self.sign(attest), self.pcrs[10], first, lines)
 

@@ -1,4 +1,4 @@
-"""Pending keys of minions: accepted if the host's TPM vouches for the key, and refused with a reason if not."""
+"""Pending keys of minions: accepted if the host's TPM proves the key to be its own, else refused with a reason."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ OTHER = boot_forge.edited("shim-grub", lambda found: found.append(boot_forge.mea
 
 
 class Host:
-    """A host that applies for its minion's key, honestly unless a test changes it.
+    """A host that requests the acceptance of its minion's key, honestly unless a test changes it.
 
-    :param name: what stands for the verifier in the TPM's statements, by the master's fingerprint.
+    :param name: what the TPM's statements have in place of the verifier, by the master's fingerprint.
     """
 
     def __init__(self, minion: str, tpm: Any, certificate: bytes | None) -> None:
@@ -53,7 +53,7 @@ class Host:
         self.nonce: Callable[[bytes], bytes] = lambda nonce: nonce
 
     def boots(self, log: bytes, pcrs: dict[int, bytes]) -> None:
-        """Take a boot, by its log and the values of PCRs."""
+        """Set the host's boot: its log and the values of PCRs."""
         self.log = log
         if self.tpm is not None:
             self.tpm.pcrs.update(pcrs)
@@ -122,7 +122,7 @@ class Scene:
         return made
 
     def apply(self, host: Host) -> dict[str, Any]:
-        """Let a host apply; return the verdict."""
+        """Run a host's request to the end; return the result."""
         try:
             reply = self.desk.open({"minion": host.minion, "key": host.public.decode()})
         except NetspaceError as err:
@@ -157,7 +157,7 @@ def scene(tmp_path: Path, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> Sce
 
 
 def lies(scene: Scene, hosts: dict[str, Host]) -> dict[str, tuple[Host, str]]:
-    """Return hosts that lie, by minion, each with a part of the reason why it is refused."""
+    """Return hosts with false claims, by minion, each with a part of the reason for its refusal."""
     found: dict[str, tuple[Host, str]] = {}
 
     def lie(reason: str, *, listed: bool = True) -> Host:
@@ -181,7 +181,7 @@ def lies(scene: Scene, hosts: dict[str, Host]) -> dict[str, tuple[Host, str]]:
     evil = lie("does not chain to a root")
     evil.certificate = enrolment_material.certificate("", evil.tpm.ek.public_key(), "root", by_another)
     # Another key is put in its place while it is being proved.
-    late, do = lie("another key of web99 is pending by now"), Host.do
+    late, do = lie("web99: the compared key is no longer pending"), Host.do
 
     def replaced(master: str, function: str, value: Any) -> Any:
         if function == "answer":
@@ -212,7 +212,7 @@ def test_a_hundred_are_pending_and_ten_lie(scene: Scene) -> None:
 
 
 def test_a_relayed_tpm_passes_without_the_name_of_the_key(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the binding out: then the impostor who passes on a genuine TPM's answers is accepted."""
+    """With the binding to the pending key removed, an impostor that relays a genuine TPM's answers is accepted."""
     monkeypatch.setattr(admission, "name", lambda master, key: master)
     host = scene.host("web01")
     host.name = host.sealed = lambda master: master
@@ -267,7 +267,10 @@ def test_rubbish_in_a_minions_name_leaves_no_trace(scene: Scene) -> None:
 
 
 def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
-    """The holder of a pending key sends signed rubbish in many sessions: that is one refusal, and then a pause."""
+    """The holder of a pending key sends signed invalid messages in many sessions: one is refused, the others paused.
+
+    Another minion is accepted meanwhile.
+    """
     host, other = scene.host("web01"), scene.host("web02")
     opened = [scene.desk.open({"minion": "web01", "key": host.public.decode()}) for _ in range(admission.EACH)]
 
@@ -289,7 +292,7 @@ def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
 
 
 def test_an_answer_replayed_in_another_session_is_no_refusal(scene: Scene) -> None:
-    """Whoever read a minion's first answer on its way can send it again, but can't keep the minion waiting."""
+    """An attacker replays a minion's first answer in other sessions: this isn't logged, and the minion is accepted."""
     host, log = scene.host("web01"), scene.folder / "books/audit.log"
     opening = {"minion": "web01", "key": host.public.decode()}
     first = scene.desk.open(opening)
@@ -304,7 +307,7 @@ def test_an_answer_replayed_in_another_session_is_no_refusal(scene: Scene) -> No
 
 
 def test_an_id_outside_the_inventory_opens_no_session(scene: Scene) -> None:
-    """Whoever reaches the master can have keys pending under any ids: they leave no trace."""
+    """Hosts whose ids aren't in the inventory get no session, and leave nothing in the log or on the bus."""
     before = (scene.folder / "books/audit.log").read_bytes()
     for number in range(3):
         host = scene.host(f"evil{number}", listed=False)
@@ -316,7 +319,7 @@ def test_an_id_outside_the_inventory_opens_no_session(scene: Scene) -> None:
 
 
 def test_nobody_waits_while_files_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the pending key, and begin the work, without the lock; the makers' roots only when the key has signed."""
+    """The pending key is read, and work begun, without the lock; makers' roots are read after the key signed."""
     desk, free, read = scene.desk, list[bool](), list[str]()
     pending, begin, roots = desk._pending, desk._begin, makers.read
     desk._pending = lambda minion: (free.append(desk._lock.locked()), pending(minion))[1]
@@ -364,7 +367,7 @@ def test_only_the_proved_key_is_accepted(scene: Scene) -> None:
     opts, valid = scene.runner.__opts__, salt.utils.verify.valid_id
     one, other = scene.host("web01"), scene.host("web02")
     waiting, taken = scene.pki / "minions_pre/web01", scene.pki / "minions/web01"
-    with pytest.raises(WrongSaltKey, match="another key"):
+    with pytest.raises(WrongSaltKey, match="no longer pending"):
         salt_keys.accept(opts, "web01", other.public, valid)
     assert not taken.exists() and waiting.exists()
     salt_keys.accept(opts, "web01", one.public, valid)
@@ -382,7 +385,7 @@ def test_only_the_proved_key_is_accepted(scene: Scene) -> None:
 
 
 def test_a_key_replaced_at_the_last_moment_is_not_accepted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the pending key after the last comparison, before the acceptance."""
+    """The pending key is replaced between the last comparison and the acceptance; the compared key is accepted."""
     one, other = scene.host("web01"), scene.host("web02")
     link = salt_keys.os.link
 
@@ -396,7 +399,7 @@ def test_a_key_replaced_at_the_last_moment_is_not_accepted(scene: Scene, monkeyp
 
 
 def test_a_key_accepted_at_the_last_moment_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an operator accept another key after the last comparison: it isn't replaced, and nothing is left over."""
+    """An operator accepts another key after the last comparison: that key stays, and no file is left over."""
     one, other = scene.host("web01"), scene.host("web02")
     mkstemp = salt_keys.tempfile.mkstemp
 
@@ -461,7 +464,7 @@ def test_messages_are_bounded_and_strict(scene: Scene, url: str) -> None:
 
 
 class Counting(Desk):
-    """A desk that notes how many messages are worked on at once, and works on each until others had time to come."""
+    """A desk that records how many messages are processed at the same time, each for long enough to overlap."""
 
     def __init__(self) -> None:
         super().__init__("ab" * 32, lambda minion: None, lambda claim: iter(()), lambda claim: None, lambda *_: None)  # type: ignore[arg-type,return-value]
@@ -484,7 +487,10 @@ class Counting(Desk):
 
 @pytest.mark.parametrize(("size", "large"), [(admission_http.MAX_OPEN + 1, True), (100, False)])
 def test_large_messages_are_read_one_at_a_time(size: int, large: bool) -> None:
-    """Parsed, a message of 8 MiB takes many times its size: so all threads at once must not parse one."""
+    """Four large messages arrive at once and are processed one at a time, since a parsed one takes much memory.
+
+    Small messages are processed in parallel.
+    """
     with admission_http.Service(("127.0.0.1", 0), desk := Counting()) as service:
         serving = threading.Thread(target=service.serve_forever, args=(0.05,))
         serving.start()

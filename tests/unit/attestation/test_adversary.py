@@ -1,6 +1,6 @@
 """The adversary of boots: no forgery of a bad boot reaches L4, and the search finds the hole when a check is removed.
 
-``NETSPACE_FORGERIES`` is the number of forgeries, by default 5,000. Half of them have a fixed seed, half
+``NETSPACE_FORGERIES`` is the number of forgeries, by default 5,000. Half of them have a fixed seed, half have the seed
 ``NETSPACE_SEED``. By default that seed is new in each run, and a failure prints it. ``python tests/adversary`` is the
 long run.
 """
@@ -52,13 +52,13 @@ def test_no_forgery_of_a_bad_boot_reaches_l4(kind: str, seed: str) -> None:
 
 # -- where a check is taken out, the adversary finds the hole -------------------------
 def _records_unjudged(patch: Any) -> None:
-    """Leave records of systemd's log unjudged, though they count for the values. The judge once had this fault."""
+    """Remove the check of records in systemd's log, which still count in the replay: an earlier fault."""
     whole = extensions.of
     patch.setattr(extensions, "of", lambda log, records, pcrs: whole(log, (), pcrs))
 
 
 def _words_of_any_text(patch: Any) -> None:
-    """Accept a record as harmless if its text is the preimage of its digest. The judge once had this fault."""
+    """Accept a record as harmless if its text is the preimage of its digest: an earlier fault."""
     whole = extensions.of
     patch.setattr(
         extensions,
@@ -68,10 +68,7 @@ def _words_of_any_text(patch: Any) -> None:
 
 
 def _actions_of_any_text(patch: Any) -> None:
-    """Accept an event in PCR 4 as no program if its type says so and its data is the preimage.
-
-    The judge once had this fault.
-    """
+    """Accept an event in PCR 4 as no program if its type says so and its data is the preimage: an earlier fault."""
     whole = boot_rules._applications
     harmless = (events.SEPARATOR, events.ACTION, events.EFI_ACTION)
 
@@ -82,18 +79,18 @@ def _actions_of_any_text(patch: Any) -> None:
 
 
 def _starters_unjudged(patch: Any) -> None:
-    """Let any program start a listed program. The judge once had this fault."""
+    """Let any program start a listed program: an earlier fault."""
     whole = boot_rules._applications
     patch.setattr(boot_rules, "_applications", lambda extended, allowed, started_by: whole(extended, allowed, {}))
 
 
 def _labels_believed(patch: Any) -> None:
-    """Believe an event's data, even if the data was not measured."""
+    """Use an event's data, even if the data was not measured."""
     patch.setattr(Extension, "preimages", lambda one: iter([getattr(one.source, "data", b"")]))
 
 
 def _shim_unjudged(patch: Any) -> None:
-    """Ignore the values that shim measures about itself."""
+    """Remove the check of the values that shim measures about itself."""
     whole = platform_rules._authority
 
     def take(found: Any, read: Any) -> None:
@@ -105,7 +102,7 @@ def _shim_unjudged(patch: Any) -> None:
 
 
 def _gaps_open(patch: Any) -> None:
-    """Let a rule rest on PCRs that are not quoted, or may have any value."""
+    """Permit rules that depend on PCRs that are not quoted, or may have any value."""
     whole = extensions.of
     patch.setattr(boot, "gaps", lambda *given: [])
     patch.setattr(
@@ -114,7 +111,7 @@ def _gaps_open(patch: Any) -> None:
 
 
 def _remembered_by_logs(patch: Any) -> None:
-    """Take a boot for the remembered good boot if its logs are equal, whatever the TPM's values are."""
+    """Recognize a remembered good boot by its logs alone, whatever the TPM's values are."""
     whole = judge.identity
     patch.setattr(judge, "identity", lambda sent, *given: whole(dataclasses.replace(sent, pcrs={}), *given))
 
@@ -171,7 +168,7 @@ def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] |
 
 
 def level(hole: Hole[Claim], tpm: Any) -> int:
-    """Return the level that the whole verifier gives a hole, with a genuine signature over the values."""
+    """Return the level that the whole verifier gives to a hole's claim, with a genuine signature over the values."""
     assert isinstance(hole.world, worlds.BootWorld)
     sent = hole.world.evidence(hole.claim())
     pcrs = tuple(sorted(sent.pcrs))
@@ -219,7 +216,7 @@ def test_recorded_boots_reach_l4_by_some_policy() -> None:
 
 @dataclasses.dataclass
 class Toy:
-    """A verifier that two letters deceive; all other letters change nothing."""
+    """A toy verifier: two letters in a claim deceive it; all other letters have no effect."""
 
     kind: str = "toy"
     name: str = "a and c"

@@ -305,7 +305,7 @@ def test_parts_that_anybody_may_have_made_up_are_no_answer(measured: Any, functi
 def test_certificates_are_renewed_by_two_messages_whoever_is_away(
     made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
 ) -> None:
-    """Renew certificates of absent hosts: all of them together cost a round one wait, not one wait each."""
+    """A round renews eight certificates in two messages; absent hosts cost it one waiting time together."""
     runner, _ = made
     master = runner._master()
     hosts = {f"web{number}": Minion(f"web{number}", type(fake_tpm)(), master) for number in range(8)}
@@ -432,7 +432,7 @@ def test_parts_that_do_not_come_are_no_judgement(measured: Any) -> None:
 
 
 def test_what_commands_print_is_taken_from_a_file_as_it_stands(tmp_path: Path) -> None:
-    """Redirect a request and a certificate into files as on the page, with Salt's indentation."""
+    """A request and a certificate, redirected into files as the page shows, are read despite Salt's indentation."""
     import salt.output
 
     runner, _ = runner_bus.load(tmp_path, {})

@@ -89,7 +89,7 @@ def test_removal() -> None:
 
 
 def test_a_life(layout: Layout) -> None:
-    """Begin without a result, get a result by a software key, and lose it."""
+    """A host without a result gets a result by a software key (L1), and loses it (L0)."""
     kind = Attestations(layout)
     (outcome,) = kind.apply(kind.plan(DESIRED, kind.observe()).steps)
     assert not outcome.error

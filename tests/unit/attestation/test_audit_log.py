@@ -1,4 +1,4 @@
-"""The audit log: each change to the log is noticed, and the log survives a crash."""
+"""The audit log: every change to it is detected, and it survives a crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authorities of the Privacy CA: their renewal, a root on another machine, and the use of their keys."""
+"""The Privacy CA and its root: renewal, a root on another machine, and the use of the keys."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_hosts_own_refusal_to_enrol_is_waited_for_no_longer(registrar: Registr
 def test_the_cas_key_is_opened_by_what_signs_alone(
     registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Open the CA's key only to sign: opening takes a second, and many enrolments may never be finished."""
+    """The CA's key is opened only to sign at the end of an enrolment, because opening takes a second."""
     opened: list[Path] = []
     load = privacy_ca.load
     monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))

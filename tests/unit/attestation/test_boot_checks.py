@@ -1,4 +1,4 @@
-"""Each check of a boot is needed: with the check removed, the forgery against it gets further."""
+"""Each check of a boot is necessary: when it is removed, the forgery against it gets further."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Forgeries that once reached L4: each by its name, with its variants. ``test_boot_checks`` removes the checks.
 
 The attacker is root on an enrolled host with a genuine TPM. He boots any programs, extends PCRs afterwards, and writes
-both logs. He can't sign. ``code`` gives the level that he reaches.
+both logs. He can't sign. ``code`` returns the level that he reaches, or the reason of the refusal.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_a1_what_is_moved_into_systemds_log_is_judged_alike(
 
 
 def test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log() -> None:
-    """Boot an evil loader that a MOK of the attacker vouches for. The default group has a policy by `learn`."""
+    """A loader is booted that a MOK of the attacker allows, and its events are moved to systemd's log; refused."""
     told = booted("shim-grub", lambda found: found.extend((measured(7, events.VARIABLE_AUTHORITY, MOK), PROGRAM)))
     assert code("shim-grub", told, bare("shim-grub")) == "boot-signer"
     kept = [one for one in told if one not in told[-2:]]
@@ -170,10 +170,7 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """Boot a kernel from a server under the name of a command.
-
-    Then its command line is the text of an allowed command.
-    """
+    """A bad command whose text is an allowed command line is refused, and so is a command line like a command."""
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))
@@ -182,7 +179,7 @@ def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> N
 
 
 def test_a4_an_empty_command_line_is_no_empty_file() -> None:
-    """Boot an entry without a line: systemd-boot measures nothing, the kernel measures the empty line."""
+    """A boot entry without a command line is refused, although the policy lists an empty file with the same digest."""
     rules = boot_forge.policy("uki")
     rules["boot"]["files"].append(fixed.NOTHING.hex())
     told = booted("uki", lambda found: found.append(measured(9, events.EVENT_TAG, b"LOADED_IMAGE::LoadOptions", b"")))
@@ -268,9 +265,9 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Try to set a policy that leaves such a PCR unjudged: the error names the missing rule.
+    """A policy is refused if a rule depends on a PCR that is unchecked, or that has no rule and no value.
 
-    No host satisfies an older policy that is stored already.
+    The error names the missing rule. No host satisfies an older stored policy of this kind.
     """
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
@@ -289,7 +286,7 @@ def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: i
 
 
 def test_a7_a_kernel_that_root_adds_where_the_loader_never_measures() -> None:
-    """Boot any kernel by GRUB. Root then extends PCR 11 by the digest of a good kernel."""
+    """GRUB boots any kernel, and root then extends PCR 11 with a good kernel's digest; this is refused."""
     kernel = bytes.fromhex(boot_forge.KERNEL)
 
     def edit(found: list[Event]) -> None:
@@ -315,7 +312,7 @@ def test_a7_a_driver_is_a_program_too() -> None:
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
 def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
-    """Let shim start the kernel directly, with options that shim does not measure. Root adds GRUB's measurements."""
+    """Shim starts the kernel without GRUB, and root adds GRUB's measurements; the order shows it, and it is refused."""
     assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
     assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
     assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"
@@ -346,7 +343,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("kind", [events.VARIABLE_DRIVER_CONFIG, events.VARIABLE_AUTHORITY, events.SEPARATOR])
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
-    """Run option ROMs before the separator, as old firmware does. Their authority has to be a listed signer."""
+    """An option ROM runs before the separator, as with old firmware; without a listed signer it is refused."""
     data = variable(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
@@ -363,7 +360,7 @@ def test_a8_a_signers_authority_before_the_separator_is_fine() -> None:
 
 
 def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
-    """Refuse the digest of empty data as a signer, even if the policy learned it as one."""
+    """The digest of empty data is refused as a signer, even if the policy has learned it as a signer."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
     short = variable(events.SECURITY, "db", b"x" * 16)

@@ -1,4 +1,4 @@
-"""Chains of endorsement certificates: the accepted ones, and one test for each reason of a refusal."""
+"""Chains of endorsement certificates: accepted ones, and one test for each reason of a refusal."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_intermediates_that_may_not_issue(options: dict) -> None:
 
 
 def test_an_endorsement_key_can_not_issue() -> None:
-    """Refuse certificates that the holder of one genuine TPM's certificate makes for others."""
+    """A certificate is refused if a genuine TPM's endorsement key issued it."""
     key = ec.generate_private_key(ec.SECP256R1())
     forger = Authority("forger", ROOT)
     forger.key, forger.certificate = key, ROOT.leaf(key.public_key())
@@ -275,7 +275,7 @@ def test_padding_of_the_index_is_cut_off() -> None:
 
 
 def test_a_second_encoding_of_the_same_certificate_is_untrusted() -> None:
-    """Refuse a signature with "unused bits". These bits are zero, so the signature itself verifies."""
+    """A certificate is refused if its signature has "unused bits", though these are zero and the signature verifies."""
     while True:
         leaf = ROOT.leaf(KEY)
         if leaf.signature[-1] % 2 == 0:

@@ -1,4 +1,4 @@
-"""The signed result (EAR): a host accepts a good one, and refuses every forgery."""
+"""The signed attestation result (EAR): a host accepts a good one, and refuses every forgery."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_another_library_reads_it(signer: Signer) -> None:
 
 
 def test_the_thumbprint_is_that_of_the_rfc() -> None:
-    """Apply RFC 7638's rule to the key of RFC 7515, A.3; other libraries give the same thumbprint."""
+    """The thumbprint of the key in RFC 7515, A.3, is computed by RFC 7638's rule, as other libraries do."""
     key = {
         "kty": "EC",
         "crv": "P-256",

@@ -1,6 +1,6 @@
-"""The forger of enrolments gains nothing undeserved. If a check is removed, he finds the hole.
+"""The forger of enrolments gains nothing undeserved. If a check is removed, the search finds the hole.
 
-``NETSPACE_FORGERIES`` is the number of enrolments that he forges, by default a few hundred.
+``NETSPACE_FORGERIES`` is the number of forged enrolments, by default a few hundred.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool, f
 
 
 def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:
-    """Grant the forger what he deserves: his own TPM with its own messages, and software at first use."""
+    """The forger's own TPM with its own messages, and software at first use, reach their usual levels."""
     scenes = [
         [Move("honest", "web1", "T1"), Move("forge", "web1", "T1.ecc"), Move("forge", "web3", "S.rsa")],
         [Move("forge", "web3", "T3.rsa", (("others", "all"),)), Move("honest", "web1", "T1")],
@@ -80,7 +80,7 @@ def without_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_other_keys(patch: pytest.MonkeyPatch) -> None:
-    """Let a TPM present one key. An old version did not ask for all its keys."""
+    """Let a TPM present only one of its keys, as an earlier version did."""
     parse = evidence.parse_enrolment
 
     def alone(data: Any) -> Any:
@@ -103,7 +103,7 @@ def without_pin(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
-    """Accept any genuine certificate, even one for another key."""
+    """Accept any genuine certificate, even for another key."""
 
     def endorsed(enrolment: Any, endorsement: Any, roots: Any, lists: Any, now: float) -> str:
         try:
@@ -120,7 +120,7 @@ def without_new_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_proof_of_the_others(patch: pytest.MonkeyPatch) -> None:
-    """Accept an answer that has only the first key's secret, so that anybody can claim any other key."""
+    """Accept an answer with only the first key's secret, so that a forger can claim any other key."""
     activation = evidence.Context.activation
     patch.setattr(evidence.Context, "activation", lambda self, secret, name: activation(self, secret[:32], name))
 
@@ -147,7 +147,7 @@ def test_a_check_that_is_taken_out_is_found(
     most: int,
     first: int,
 ) -> None:
-    """Find exactly this problem first, in at most this many moves.
+    """With one check removed, the search finds the expected problem first, in few moves.
 
     The search begins near its end, because from the beginning it takes up to 900 scenes.
     """

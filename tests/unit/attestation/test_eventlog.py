@@ -43,7 +43,7 @@ Banks = dict[str, dict[int, str]]
 
 
 def expectations() -> list[tuple[str, bytes, Banks]]:
-    """Return every foreign log with expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
+    """Return all other machines' logs with expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
     folder = boot_logs.others()
     found: list[tuple[str, bytes, Banks]] = []
     for table in sorted(folder.glob("**/*")) if folder else []:
@@ -101,7 +101,7 @@ def test_logs_of_others(raw: bytes, banks: Banks) -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_every_log_of_others_is_read_and_shown() -> None:
-    """Read each file with a boot log, of many firmwares, including logs without expected values."""
+    """Each boot log of other machines, from many firmwares, is parsed and shown, also without expected values."""
     folder = boot_logs.others()
     assert folder is not None
     logs = [path for pattern in LOGS for path in folder.glob(pattern)]

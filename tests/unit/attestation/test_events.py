@@ -1,4 +1,4 @@
-"""A boot log is shown for people, with marks on the parts that were really measured."""
+"""A boot log is shown to people, with marks at the parts that were really measured."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_isolation(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
-    """Put a directory, binary noise or a dangling link in place of each file: no grain raises."""
+    """Each file is replaced by a directory, binary noise or a dangling link: no grain raises an exception."""
     for name in (SECURE_BOOT, "proc/cpuinfo", "proc/filesystems", "sys/class/tpm/tpm0/tpm_version_major"):
         (tmp_path / name).mkdir(parents=True)
     root = tree(

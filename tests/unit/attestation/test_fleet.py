@@ -46,7 +46,7 @@ def test_from_unknown_to_trusted_and_stale_by_the_clock_alone(made: Fleet, fake_
 
 
 def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, minion: Minion) -> None:
-    """Clear a TPM: it keeps its keys, and its counters begin again."""
+    """A cleared TPM keeps its keys, but its counters restart; it is refused until an operator releases the host."""
     attest(made, minion)
     minion.tpm.clock = (10, 0, 0, 1)
     assert attest(made, minion)["code"] == "clock"
@@ -64,7 +64,7 @@ def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, mi
 
 
 def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
-    """Renew a host's attestation key: result, clock and boot continue."""
+    """A host's attestation key is renewed; its result, clock and boot remain valid."""
     attest(made, minion)
     before = minion.tpm.ak_public
     enrolled(made.registrar, minion, NOW + 10)
@@ -74,7 +74,7 @@ def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
 
 
 def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minion) -> None:
-    """Renew the certificate while another command waits for an answer by the former key."""
+    """The certificate is renewed while another command waits for an answer; an answer with the old key is accepted."""
     asked = made.ask("web1")
     reply = answer(asked, minion.tpm)
     enrolled(made.registrar, minion, NOW + 1)
@@ -86,7 +86,7 @@ def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minio
 
 
 def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: Minion) -> None:
-    """Revoke and enrol a host again while a challenge is open: an answer by the revoked key is refused."""
+    """A host is revoked and enrolled again while a challenge is open; an answer with the revoked key is refused."""
     attest(made, minion)
     asked = made.ask("web1")
     reply = answer(asked, minion.tpm)
@@ -97,7 +97,10 @@ def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: 
 
 
 def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
-    """Accept a host whose record and last result have no period. The master asks such a host in the old way."""
+    """A host whose record and last result have no period, as in earlier versions, stays trusted and can be renewed.
+
+    The master's challenges to such a host have no period.
+    """
     from netspace import files
 
     record = made.registrar.host("web1")
@@ -138,14 +141,14 @@ def test_other_firmware_of_a_tpm_is_told_by_the_log(made: Fleet, minion: Minion)
 
 
 def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
-    """Set the master's clock back: results from before must not count for longer."""
+    """The master's clock is set back by a day: a result from before is stale, and not valid for longer."""
     attest(made, minion, NOW + 86400)
     assert standing(made, NOW) == ("stale", "L0") and "clock" in made.standing("web1", NOW).reason
     assert standing(made, NOW + 86400 - 1) == ("trusted", "L2"), "a second is no reason"
 
 
 def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion) -> None:
-    """Escape control characters of measured texts in reasons, because terminals show reasons."""
+    """Control characters of measured texts are escaped in reasons, because terminals show reasons."""
     from support.attestation import boot_forge
     from support.attestation.boot_forge import edited
 
@@ -232,7 +235,7 @@ def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> Non
 
 
 def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) -> None:
-    """Ignore an answer without the host's signature: Salt lets any minion answer in the name of any other."""
+    """An answer without the host's signature is ignored, since Salt lets any minion answer in another's name."""
     attest(made, minion)
     before = made.results.record("web1")
     other = type(minion.tpm)()
@@ -258,7 +261,7 @@ def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) 
 
 
 def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) -> None:
-    """Refuse the first answer in the name of a new host if another minion sent it."""
+    """The first answer of a new host is refused without the host's Salt signature, and accepted with it."""
     mine, evil = (software_key.load(Layout(root=tmp_path / name)) for name in ("mine", "evil"))
     asked = made.ask("web7")
     genuine = by_software(asked, mine)
@@ -270,9 +273,9 @@ def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) ->
 
 
 def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any) -> None:
-    """Report a host's TPM at once only if the host's Salt key signed the claim.
+    """The claim that a host has a TPM is reported at once only if the host's Salt key signed it.
 
-    Any minion could claim a TPM for the host.
+    Any other minion could make this claim in the host's name.
     """
     asked = made.ask("web9")
     genuine = answer(asked, fake_tpm)
@@ -283,7 +286,7 @@ def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any
 
 
 def test_a_host_that_hides_behind_forgeries_goes_stale(made: Fleet, minion: Minion) -> None:
-    """Send forgeries from a compromised host: the host keeps its state only until its deadline."""
+    """A compromised host sends only forged answers: it keeps its state until its deadline, and then is stale."""
     attest(made, minion)
     with pytest.raises(origin.Unproved):
         made.judge(made.ask("web1"), {}, NOW + 7000)
@@ -345,7 +348,7 @@ def test_another_tpm_after_a_release_is_not_trusted_by_the_old_ones_result(made:
 
 
 def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
-    """Select no policy by a host's claims about itself: an answer has no field for such claims."""
+    """A host's claims about itself select no policy and no level: answers with such fields are refused."""
     asked = made.ask("web1")
     lies = {"grains": {"tpm": {"class": "discrete"}, "secure_boot": {"enabled": True}, "netspace": {"level": "L5"}}}
     assert made.judge(asked, signed(asked, {**answer(asked, minion.tpm), **lies}), NOW)["code"] == "malformed"

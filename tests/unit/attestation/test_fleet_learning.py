@@ -91,7 +91,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
 
 
 def test_a_policy_that_would_cost_a_host_its_level_says_so(made: Fleet, minion: Minion) -> None:
-    """Try two policies on the same evidence of a trusted TPM: one accepts the boot, the other does not."""
+    """Two policies are tried on the same evidence of a trusted TPM: one accepts the boot, the other does not."""
     from support.attestation.boot_forge import edited
 
     boot, pcrs = edited("shim-grub", lambda found: None)

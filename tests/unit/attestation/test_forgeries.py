@@ -1,11 +1,10 @@
 """A catalogue of forgeries.
 
-Each forgery goes the whole way from the wire to the verdict, and is refused with its own code. The genuine evidence
+Each forgery goes the whole way from the wire to the result, and is refused with its own code. The genuine evidence
 beside them reaches L5.
 
-The attacker may send and boot anything; he has his own TPMs and keys, and old evidence of this host. He can't sign with
-the attestation key of this host's TPM what the TPM would not sign: forgeries use ``tpm`` only for what a real TPM would
-sign.
+The attacker may send and boot anything; he has his own TPMs and keys, and old evidence of this host. He can't make this
+host's TPM sign anything that a real TPM would not sign. So forgeries use ``tpm`` only for such signatures.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def scene(fake_tpm: Any) -> Scene:
 
 
 def resigned(scene: Scene, made: Evidence, attest: bytes, key: Any = None) -> dict:
-    """Return evidence with another statement, signed by *key*, or by the TPM's own key where a TPM would sign it."""
+    """Return evidence with another statement, signed by *key*, or by the TPM's own key if a TPM would sign it."""
     return dataclasses.replace(made, attest=attest, signature=(key or scene.tpm).sign(attest)).wire()
 
 
@@ -201,7 +200,7 @@ def an_unknown_field(s: Scene) -> Any:
 # -- PCRs ---------------------------------------------------------------------------
 @forgery("pcr-selection")
 def pcrs_relabelled(s: Scene) -> Any:
-    """Present PCR 16, which anybody can reset, as PCR 7."""
+    """Present the quote of PCR 16, which any program can reset, as PCR 7."""
     made = s.evidence(pcrs=tuple(16 if pcr == 7 else pcr for pcr in QUOTED))
     values = {7 if pcr == 16 else pcr: value for pcr, value in made.pcrs.items()}
     return dataclasses.replace(made, pcrs=values).wire()

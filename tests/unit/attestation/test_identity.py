@@ -77,9 +77,9 @@ def test_an_activation_of_another_exchange_is_refused() -> None:
 
 
 def test_a_minion_of_another_master_is_not_checked() -> None:
-    """Skip the check for minions of a lower master, whose keys a master of masters lacks.
+    """Answers of minions whose keys this master lacks are not checked, as on a master of masters.
 
-    The page names the open attacks.
+    The page names the attacks that this leaves open.
     """
     below = Identities(MASTER, lambda minion: None)
     assert below.enrolment("web1", {"ek": "abc", "salt": "00"}) == {"ek": "abc"}
@@ -116,7 +116,7 @@ class Events:
 
 
 def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
-    """Show the hole in Salt's own code. This test fails once Salt closes the hole."""
+    """Salt itself accepts a minion's answer in another minion's name. This test fails once Salt refuses it."""
     from salt.daemons.masterapi import RemoteFuncs
 
     events = Events()
@@ -131,7 +131,7 @@ def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
 
 
 def test_a_race_for_a_new_minion_binds_its_own_tpm(tmp_path: Path, fake_tpm: Any) -> None:
-    """Let another minion answer ``enroll`` and ``activate`` first, with a TPM of its own."""
+    """Another minion answers ``enroll`` and ``activate`` first, with its own TPM; the right TPM is enrolled."""
     runner, master = runner_bus.load(tmp_path, {})
     runner._registrar().ca.init(time.time())
     mine, evil = Minion("web1", fake_tpm, master), Minion("web1", type(fake_tpm)(), master)

@@ -206,9 +206,9 @@ LINES = st.one_of(
 def test_lines_of_any_templates_in_any_order_are_read_and_no_part_of_one(
     told: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
-    """Read lines in any order.
+    """Lines of any templates are parsed in any order; a list that is cut within a line is refused.
 
-    If a template's name has the same length, the parser first tries the previous line's form.
+    The parser first tries the previous line's form if the template's name has the same length.
     """
     raws = [line(template, content, pcr=number % 24) for number, (template, content) in enumerate(told)]
     found = ima.parse(b"".join(raws))

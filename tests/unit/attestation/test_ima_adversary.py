@@ -52,7 +52,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accept a later boot_aggregate like the first one."""
+    """Accept a later line boot_aggregate like the first one."""
     monkeypatch.setattr(ima_rules, "_started_by_kexec", lambda *_: None)
 
 
@@ -91,7 +91,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget a refused line at the next answer."""
+    """Forget at the next answer that a line was refused."""
     judged = ima_rules.judged
 
     def forgetful(evidence: Any, policy: Any, fingerprint: str, boot: Any, start: Any) -> Any:
@@ -102,7 +102,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge only those events of PCR 8 that the log calls command lines."""
+    """Let the verifier check only the events of PCR 8 that the log calls command lines."""
     monkeypatch.setattr(lists, "_BAD_BOOTS", {})
     commands_unjudged(monkeypatch)
 
@@ -130,7 +130,7 @@ unpatched = functools.cache(campaign)
 
 @pytest.mark.parametrize("check", sampling.todays(list(TAKEN_OUT), 4))
 def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find the hole, with no more moves than necessary.
+    """With one check removed, the search finds the hole, with no more moves than necessary.
 
     Every boot counts as good in this test, except a boot with measuring turned off.
     """

@@ -1,4 +1,4 @@
-"""Files that may run, learned from lists. The host reaches L5 only by the proposed rules."""
+"""Permitted files, learned from measurement lists. The host reaches L5 only with the proposed rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEARN = Wish(now=1_700_000_000.0, ima=True)
 
 
 def booted(boot: str, extra: bytes = b"", lines: bytes | None = None) -> Evidence:
-    """Return one of our recorded boots with its real list, and further lines."""
+    """Return one of the repository's recorded boots with its real list, and further lines."""
     raw = boot_logs.read(f"{boot}/ima_binary_runtime_measurements") if lines is None else lines
     values = boot_logs.values(boot)
     count = ima.match(ima.parse(raw), bytes(32), values[10]) if lines is None else None
@@ -179,7 +179,7 @@ def test_lines_into_other_pcrs_are_not_learned() -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_what_is_learned_of_others_lists_allows_what_it_can() -> None:
-    """Learn files even from a list whose first line no quote proves. A note explains that the list does not give L5."""
+    """Files are learned even from a list whose first line no quote proves; a note says that such a list gives no L5."""
     folder = boot_logs.others()
     assert folder is not None
     for boot in ("shim-grub", "uki"):

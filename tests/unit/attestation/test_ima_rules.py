@@ -1,4 +1,4 @@
-"""The judge of measurement lists: proof that a list is of this boot, and the names in its lines."""
+"""The appraisal of measurement lists: proof that a list is from this boot, and the names in its lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
 
 
 def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
-    """Return code and reason by the judge of lists alone, without judging the boot."""
+    """Return code and reason of the appraisal of the list alone, without the boot."""
     rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
     assert rules.ima is not None
     pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
@@ -57,7 +57,7 @@ def begin(host: Host, first: bytes) -> None:
 # -- a file called boot_aggregate ----------------------------------------------------
 @pytest.mark.parametrize("how", ["listed", "excluded", "signed", "unsigned"])
 def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
-    """Refuse a file by the name boot_aggregate.
+    """A file with the bare name boot_aggregate is refused, also if it is listed, signed or excluded.
 
     The kernel writes a bare name for any file whose mount is in no tree.
     """
@@ -76,7 +76,7 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
 def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
-    """Judge a recorded list of Linux 6.12 with programs of detached mounts (open_tree, lazy umount)."""
+    """A recorded list of Linux 6.12 with programs of detached mounts (open_tree, lazy umount) is refused."""
     raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
     assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
     values = boot_logs.values("detached")
@@ -119,7 +119,10 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 # -- the first line --------------------------------------------------------------------
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
-    """Refuse a first line whose PCRs are not quoted: with IMA off, root could write a good list with any first line."""
+    """A first line is refused if its PCRs are not quoted.
+
+    With IMA off, root could write a good list with any first line.
+    """
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
     assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
@@ -141,7 +144,10 @@ def test_a_first_line_of_fewer_pcrs_is_another_boots(host: Host) -> None:
 
 @pytest.mark.parametrize("pcr", range(10))
 def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int) -> None:
-    """Notice an extension of PCR 8 or 9 after the start, by which root would feign another kernel or command line."""
+    """An extension of PCR 8 or 9 after the kernel's start is detected.
+
+    Root could claim another kernel or command line by such an extension.
+    """
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     host.log = relogged(host, pcr)
     assert alone(host, PCRS["shim-grub"])[0] == "ima-aggregate"
@@ -212,7 +218,7 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     ],
 )
 def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, founded: bool) -> None:
-    """Refuse L5 if a star may match initcall_blacklist=init_ima: root could then write the list by hand."""
+    """A policy whose star may match initcall_blacklist=init_ima gives no L5, since root could then write the list."""
     rules = whole(host)
     rules["boot"]["command_lines"] = [pattern]
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
@@ -221,7 +227,10 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """Forget a list that the boot rules don't support: root could add a good line to PCR 9, and continue the list."""
+    """A list that the boot rules don't support gives L4, and the verifier doesn't remember it.
+
+    Otherwise root could add a good line to PCR 9, and continue the list.
+    """
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
@@ -244,9 +253,9 @@ def test_a_kernel_started_by_kexec_is_refused_unless_allowed(host: Host) -> None
 
 
 def test_logs_are_read_once_however_many_lines_say_boot_aggregate(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the logs only once for many lines ``boot_aggregate``.
+    """The logs are parsed only once, whatever the number of lines boot_aggregate.
 
-    Root makes lines at will, and each reading of a log of a MiB takes time.
+    Root can make such lines, and parsing a log of a MiB takes time.
     """
     rules = whole(host)
     rules["ima"]["kexec"] = "allow"
@@ -298,7 +307,7 @@ def test_a_line_moved_to_another_pcr_leads_elsewhere(host: Host) -> None:
 
 
 def test_another_templates_data_has_no_path_as_an_old_line() -> None:
-    """Read only data with a path as a path. A template's name is not measured, so it proves nothing."""
+    """A line whose data imitates the old template ``ima`` has no path, since a template's name is not measured."""
     digest = b"sha256:\0" + bytes(range(8)) + b"/tmp/" + bytes(range(13, 32))
     data = sized(digest) + sized(b"/usr/bin/" + b"e" * (276 - 44 - 4 - 9 - 1) + b"\0")
     assert len(data) == 276

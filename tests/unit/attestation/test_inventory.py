@@ -1,4 +1,4 @@
-"""The inventory's file: read again after a change, and never beyond its bound."""
+"""The inventory's file: read again after a change, and only up to its size limit."""
 
 from __future__ import annotations
 

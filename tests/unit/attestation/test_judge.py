@@ -98,7 +98,7 @@ def test_secure_boot_turned_off(host: Host) -> None:
 
 
 def test_secure_boot_on_in_the_log_alone(host: Host) -> None:
-    """Change the log to Secure Boot on, while the TPM measured it as off; the digest stays as measured."""
+    """The TPM measured Secure Boot as off, and the log says on, with the measured digest; this is refused."""
     host.edit(secure_boot(b"\0"))
     at = host.log.index("SecureBoot".encode("utf-16-le")) + 20
     assert host.log[at] == 0
@@ -154,7 +154,7 @@ def test_a_second_separator_at_the_end(host: Host) -> None:
 
 
 def test_secure_boot_that_was_measured_by_what_was_booted_alone(host: Host) -> None:
-    """Use firmware that measures no variable, so that any booted program could claim that Secure Boot is on."""
+    """Secure Boot was measured only after the separator, where any booted program could claim it; this is refused."""
 
     def edit(found: list[Event]) -> None:
         found.append(found.pop(index(found, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")))
@@ -201,7 +201,7 @@ def test_an_old_shim_measures_more_than_it_fills_and_logs_a_byte_more(host: Host
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_secure_boots_of_others() -> None:
-    """Judge PCRs 4 and 7 by firmware and shims of several makers and years."""
+    """PCRs 4 and 7 of other machines, with firmware and shims of several makers, satisfy rules made from their logs."""
     from netspace.attestation.logs import eventlog
 
     folder = boot_logs.others()
@@ -288,7 +288,7 @@ def test_another_initrd(either: Host) -> None:
 
 
 def test_an_older_kernel(host: Host) -> None:
-    """Load only known files, but with a kernel that may not run any more."""
+    """All loaded files are known, but the kernel may not run any more; the boot is refused."""
     rules = boot_forge.policy("shim-grub", kernels=["aa" * 32])
     rules["boot"]["files"].append(boot_forge.KERNEL)
     found = host.appraise(rules)
@@ -305,7 +305,7 @@ def test_a_kernel_that_is_named_like_an_allowed_one(host: Host) -> None:
 
 
 def lines(text: str) -> Callable[[list[Event]], None]:
-    """Pass another command line by GRUB, and log it truthfully."""
+    """Let GRUB pass another command line, and log it truthfully."""
 
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):
@@ -378,7 +378,7 @@ def test_an_embedded_command_line_is_known_by_its_digest_alone(fake_tpm, context
 def test_systemds_phases_are_known_by_their_digest(
     fake_tpm: Any, context: Context, text: str, measured: str, code: str
 ) -> None:
-    """Ignore the log's label of a phase. A word that is not one of systemd's is refused."""
+    """The log's label of a phase is ignored, and a phase with a digest other than systemd's own is refused."""
     host = Host(fake_tpm, context, "uki")
     digest = hashlib.sha256(measured.encode()).hexdigest()
     log = SYSTEMD.replace(b'"string":"sysinit"', b'"string":"%s"' % text.encode())

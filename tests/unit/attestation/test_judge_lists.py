@@ -118,7 +118,7 @@ def test_a_list_that_is_cut(host: Host) -> None:
 
 
 def test_the_list_of_another_boot(host: Host) -> None:
-    """Replay a list into PCR 10 after booting another kernel: the quote is genuine."""
+    """A list of another boot is replayed into PCR 10: the quote is genuine, but the list is refused."""
     host.lines = boot_logs.read("uki/ima_binary_runtime_measurements")
     host.tpm.pcrs[10] = list(ima.replay(ima.parse(host.lines)))[-1]
     found = host.appraise(whole(host), first=0)
@@ -126,7 +126,7 @@ def test_the_list_of_another_boot(host: Host) -> None:
 
 
 def test_a_list_of_a_kernel_that_measures_no_programs(host: Host) -> None:
-    """Judge a list that has only kernel modules after its first line, as with Secure Boot alone.
+    """A list with only kernel modules after its first line, as with Secure Boot alone, gives no L5.
 
     It is short, and each of its lines is good.
     """
@@ -186,10 +186,7 @@ def test_exclusions_are_by_path(host: Host) -> None:
 
 
 def test_a_violation_under_an_excluded_name(host: Host) -> None:
-    """Put an excluded name into a violation.
-
-    The path of a violation is not measured, so anybody can write any path there.
-    """
+    """A violation with an excluded path is refused, since a violation's path is not measured and can be anything."""
     raw = line(b"/var/cache/x", b"sha256:\0" + bytes(32))
     rules = whole(host, exclude=["/var/cache/*"])
     add(host, raw[:4] + bytes(20) + raw[24:])
@@ -199,7 +196,7 @@ def test_a_violation_under_an_excluded_name(host: Host) -> None:
 
 
 def test_a_file_passed_off_as_a_violation(host: Host) -> None:
-    """Wipe the digest of a line, so that the line would be skipped; but the replay then gives another value."""
+    """A line's digest is set to zero to look like a violation; the replay then doesn't give the quoted value."""
     rules = whole(host, violations="ignore")
     raw = line(b"/usr/bin/evil", CONTENT)
     add(host, raw)

@@ -51,7 +51,7 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
 
 
 def listed(told: list[Event], records: bytes | None = None) -> Evidence:
-    """Return a boot after which root wrote a list by hand. Its first line is of PCRs 0 to 9, like a kernel's."""
+    """Return a boot after which root wrote a list. The list's first line matches PCRs 0 to 9, as a kernel's would."""
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))
@@ -119,7 +119,10 @@ def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:
 
 
 def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() -> None:
-    """Boot an entry of systemd-boot without options. It is not measured, so root can add a good line later."""
+    """A command line that only PCR 12 proves gives no L5, since root may have extended PCR 12 later.
+
+    The boot entry of systemd-boot has no options, so systemd-boot measures none.
+    """
 
     def edit(found: list[Event]) -> None:
         found[:] = [one for one in found if one.digests.get("sha256") not in lines]
@@ -138,7 +141,7 @@ UKI_LINE = {form for pcr in (8, 9, 11, 12) for form in fixed.line_forms(pcr, boo
 
 
 def without_line(found: list[Event]) -> None:
-    """Make the boot measure no command line: a boot entry without options, and a kernel before 5.18."""
+    """Make the boot measure no command line, as with a boot entry without options and a kernel before 5.18."""
     found[:] = [one for one in found if one.digests.get("sha256") not in UKI_LINE]
 
 
@@ -151,7 +154,7 @@ def uki_rules(**rules: Any) -> policy.Policy:
 @pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
 @pytest.mark.parametrize("pcr", [8, 9, 12])
 def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
-    """Add a line to a PCR later: the list's first line has the old PCRs 0 to 9, so no log hides the extension."""
+    """Root adds a command line to a PCR later, in one of the logs; the list's first line has the old PCR values."""
     told = booted("uki", without_line)
     real = listed(told, SYSTEMD)
     form = fixed.line_forms(pcr, boot_forge.LINE)[0]
@@ -166,7 +169,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
 
 
 def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
-    """Accept extensions of PCR 9 by systemd that come after the list's first line."""
+    """Extensions of PCR 9 by systemd after the list's first line are accepted."""
     told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}
@@ -176,7 +179,7 @@ def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
 
 
 def test_l5_kernels_without_a_line_that_is_proved() -> None:
-    """Prove the line of a unified kernel image by its section .cmdline, with rules only for kernels."""
+    """Without rules for command lines, L5 is reached only if the kernel image's section .cmdline proves the line."""
     files = sorted({*boot_forge.policy("uki")["boot"]["files"], *(one.hex() for one in UKI_LINE)})
     rules = boot_forge.policy("uki", command_lines=None, files=files)
     rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
@@ -197,9 +200,10 @@ def test_l5_a_line_in_pcr_11_counts_before_a_phase_alone() -> None:
 
 
 def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
-    """Let shim start a listed kernel by its load options.
+    """A policy with values for loaded files is refused if it doesn't say which program started the kernel.
 
-    GRUB never runs, and root later extends to the known values.
+    Without such a rule, shim could start a listed kernel with other options, and root could extend to the known values
+    later.
     """
     good = listed(booted("shim-grub"))
     rules = boot_forge.policy("shim-grub", kernels=None, command_lines=None, started_by=None, initrds=None, files=None)
@@ -213,7 +217,7 @@ def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
 
 
 def test_a4_a_line_without_a_file_is_not_known_after_a_boot_loaders_word() -> None:
-    """Judge ``BOOT_IMAGE=root=/dev/vda``, in which the kernel would find no root."""
+    """``BOOT_IMAGE=root=/dev/vda`` is not a form of the line ``root=/dev/vda``, since the kernel would find no root."""
     told = sha256("BOOT_IMAGE=root=/dev/vda".encode("utf-16-le"))
     assert told not in fixed.line_forms(9, "root=/dev/vda")
     assert sha256("BOOT_IMAGE=/vmlinuz ro".encode("utf-16-le")) in fixed.line_forms(9, "/vmlinuz ro")

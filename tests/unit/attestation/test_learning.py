@@ -1,4 +1,4 @@
-"""Rules learned from golden hosts describe a good boot, and the judge accepts the boot by these rules."""
+"""Rules learned from golden hosts describe a good boot, and the verifier accepts the boot by these rules."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_was_learned_refuses_what_differs(edit: str, expected: str) -> None
 
 def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
     def more(told: list[Any]) -> None:
-        """Use a newer kernel, and an older list of revoked programs."""
+        """Return the boot with a newer kernel, and with an older list of revoked programs."""
         for at, one in enumerate(told):
             if one.digests["sha256"].hex() == boot_forge.KERNEL:
                 told[at] = one._replace(digests={"sha256": b"\7" * 32})
@@ -143,7 +143,7 @@ def test_without_secure_boot_pcr_7_is_known_by_its_value() -> None:
 
 def test_a_rule_that_would_not_take_the_boot_is_left_out() -> None:
     def odd(told: list[Any]) -> None:
-        """Use firmware that measures data of its own into PCR 4."""
+        """Let the firmware measure additional data into PCR 4."""
         at = boot_forge.index(told, 4, events.SEPARATOR)
         told.insert(at, boot_forge.measured(4, events.IPL, b"vendor"))
 
@@ -184,7 +184,7 @@ def test_a_pcr_that_half_of_its_rule_would_not_judge_keeps_its_value(half: str) 
 
 
 def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
-    """Learn from any mutated log: either the learned policy accepts the boot, or the notes report that it doesn't."""
+    """Policies are learned from mutated logs: each accepts its boot, or the notes say that it doesn't."""
     import random
 
     chance = random.Random(7)
@@ -211,7 +211,10 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
 
 
 def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
-    """Repair an old policy that leaves needed PCRs unjudged. Such a policy can't be set, and no host satisfies it."""
+    """Learning repairs an old policy that leaves needed PCRs unchecked.
+
+    Such a policy can't be set any more, and no host satisfies it.
+    """
     evidence = booted("shim-grub")
     whole = boot_forge.policy("shim-grub")["boot"]
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
@@ -244,7 +247,7 @@ def test_firmware_whose_log_does_not_lead_to_pcr_0_is_left_unchecked_there() -> 
 
 
 def test_a_boot_loader_that_logs_no_paths_is_learned() -> None:
-    """Learn from GRUB of RHEL 8, which logs special names, and another word before the command line."""
+    """A policy is learned from GRUB of RHEL 8, which logs special names and another word before the command line."""
 
     def edit(told: list[Any]) -> None:
         for at, one in enumerate(told):

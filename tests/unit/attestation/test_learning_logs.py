@@ -1,6 +1,6 @@
-"""Logs of many makers: each gives a policy that may be set and accepts the boot.
+"""Logs of many makers: each gives a policy that can be set and accepts the boot.
 
-The rules learned from each log are written here, so that a silent fallback to plain values is noticed.
+The expected rules for each log are written here, so that a silent fallback to plain values is noticed.
 """
 
 from __future__ import annotations

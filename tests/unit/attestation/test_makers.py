@@ -1,4 +1,4 @@
-"""Makers' certificates as they exist: in the wrong order for DER, unreadable, and those of real makers."""
+"""Makers' certificates of many kinds: with names in the wrong order for DER, unreadable, and from real makers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOGETHER = (
 
 
 def unsorted(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return *certificate* in the form of some makers: a name of one set, with its members unsorted."""
+    """Return *certificate* as some makers write it: with a name that is one set, whose members are unsorted."""
     from cryptography.hazmat.primitives.asymmetric import ec as curves
 
     def turned(data: bytes, one: encoding.Element) -> bytes:
@@ -108,7 +108,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
 
 
 def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
-    """Check the signature over the maker's bytes. Nobody signed the sorted copy from which fields are read."""
+    """The signature is checked over the maker's bytes, not over the sorted copy from which fields are read."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())
     other = ec.generate_private_key(ec.SECP256R1())
@@ -239,9 +239,9 @@ def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context
 
 
 def test_a_roots_own_signature_is_not_looked_at() -> None:
-    """Accept a root with a weak signature of its own, such as Nuvoton's older roots.
+    """A root whose own signature is weak is accepted, as Nuvoton's older roots, but no weak signature by a root.
 
-    The operator vouches for a root, but signatures that the root makes must not be weak.
+    The operator has chosen to trust the root.
     """
     old = Authority("old", digest=hashes.SHA224())
     check(der(old.leaf(KEY)), [], [der(old.certificate)], NOW.timestamp())

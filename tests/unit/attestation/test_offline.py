@@ -147,7 +147,7 @@ def test_selections(fake_tpm, selections: bytes, message: str) -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_quotes_of_others() -> None:
-    """Verify quotes of three banks and the boot log of a Google VM (RSA-2048, RSASSA); SHA-1 is refused."""
+    """Quotes of three banks and the boot log of a Google VM (RSA-2048, RSASSA) are verified; SHA-1 is refused."""
     folder = boot_logs.others()
     assert folder is not None
     data = json.loads((folder / "go-tpm-tools/gce-cos-85-no-nonce.json").read_text())
@@ -230,7 +230,7 @@ def test_mutations_of_files_are_told_apart_by_codes(data: st.DataObject) -> None
 
 
 def test_a_tee_that_a_policy_demands_is_told_as_unchecked() -> None:
-    """Report the demanded TEE as unchecked, because a quote can't satisfy a policy that demands a TEE."""
+    """A TEE that the policy demands is reported as unchecked, because a quote alone can't prove it."""
     rules = boot_forge.policy("shim-grub", unchecked=[0, 1, 3, 5, 6, 14, 15])
     rules["tee"] = {"snp": {"measurements": ["00" * 48]}}
     report = verify("shim-grub", policy=policy.parse(rules))

@@ -30,7 +30,7 @@ REQUEST = "netspace_link.authority_request"
 
 
 class Failed(Exception):
-    """Error of a minion's function."""
+    """Error that a minion's function raises."""
 
 
 def told(asked: Any, minion: str, value: Any, signer: str | None = None) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_what_another_minion_answers_first_is_passed_over() -> None:
 
 
 def windowed(bus: SimulatedBus, *minions: str) -> dict[str, Any]:
-    """Return what minions answer to one call in a window over all of them."""
+    """Make one call to all *minions* in one window; return their answers."""
     found: dict[str, Any] = {}
     call = own_answers.call(REQUEST, {"folder": "/etc/netspace/authority"})
 
@@ -123,7 +123,10 @@ class Flooded(SimulatedBus):
 
 @pytest.mark.parametrize("flood", [Pace.refused + 1, 3000])
 def test_a_flood_in_its_name_ends_no_call_of_a_fleet(flood: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that ends early would count as a failure of that host: its rollout would stop."""
+    """h1 is flooded with answers in its name; the call still waits for h1's own answer.
+
+    A call that ended early would count as a failure of h1, and stop its rollout.
+    """
     flooded, found = Flooded({}), list[tuple[str, Any]]()
     flooded.flood = flood
     made = minions.Minions({}, minions.Salt(*5 * [lambda *_, **__: contextlib.nullcontext()]))  # type: ignore[arg-type]
@@ -161,7 +164,7 @@ def test_a_minion_for_which_only_others_speak_is_told_of() -> None:
 
 
 class Old(SimulatedBus):
-    """A bus with a minion that has an earlier netspace, and no such function."""
+    """A bus with a minion that has an earlier netspace, without this function."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         self.reply(1, Reply("j", "h1", None, "'netspace_link.signed_answer' is not available."))
@@ -193,7 +196,7 @@ def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
 
 
 def test_a_minion_of_another_master_is_not_believed() -> None:
-    """Refuse an answer that this master can't check, as a master of masters can't."""
+    """An answer is refused if this master can't check its signature, as on a master of masters."""
     below = identity.Identities(MASTER, lambda minion: None)
     found = own_answers.ask(Raced({}), below, ["h1"], REQUEST, {}, 60)
     assert "a minion of another master" in str(found["h1"])

@@ -1,4 +1,4 @@
-"""Every command in the pages exists and has these arguments."""
+"""Every command in the documentation's pages exists and has these arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policies in force: signed, never of a lower version, and valid for a time."""
+"""The policies in force: signed, never replaced by a lower version, and valid for a limited time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Privacy CA: the content of its certificates, data that they never have, and refused certificates."""
+"""The Privacy CA: the content of its certificates, data that must not be in them, and refused certificates."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_certificate_by_another_ca(ca: Authority, bound: Bound) -> None:
 
 
 def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -> None:
-    """Refuse the CA's own certificate as an attestation key's, even for somebody who holds the CA's key."""
+    """The CA's own certificate is refused as an attestation key's, even if the sender holds the CA's key."""
 
     raw = ca.certificate.public_bytes(serialization.Encoding.DER)
     with pytest.raises(refusals.WrongAttestationCertificate, match="not an attestation key's"):
@@ -250,7 +250,7 @@ def test_a_folder_that_is_no_ca(ca: Authority, root: Authority, tmp_path: Path) 
     key = whole[: whole.index(b"-----BEGIN CERTIFICATE")]
     privacy_ca.save(root, folder)
     path.write_bytes(key + (folder / "chain.pem").read_bytes())
-    with pytest.raises(NetspaceError, match="not the certificate's"):
+    with pytest.raises(NetspaceError, match="does not belong to the certificate"):
         privacy_ca.load(folder)
     for cut in (whole[:50], key, whole[len(key) :]):
         path.write_bytes(cut)

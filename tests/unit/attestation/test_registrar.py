@@ -76,7 +76,7 @@ def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> No
 
 
 def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion) -> None:
-    """Demand a new key for each certificate, because a repeated key would identify the minion."""
+    """A second certificate for the same key is refused, because a repeated key would identify the minion."""
     first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
     assert first["ak"] != second["ak"] and first["period"] != second["period"]
     minion.tpm.take = lambda period: None
@@ -86,7 +86,7 @@ def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion)
 
 
 def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
-    """Compare attestation keys, too, because a TPM could present another endorsement key than before."""
+    """A minion is refused with another minion's attestation key, also if it presents another endorsement key."""
     enroll(registrar, minion)
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
@@ -104,11 +104,11 @@ def test_an_enrolment_answers_what_was_asked_last(registrar: Registrar, minion: 
     old = minion.enroll(registrar.request("web1"))
     for wire in (old, {**minion.enroll(registrar.request("web1")), "period": ""}):
         registrar.request("web1")
-        with pytest.raises(refusals.Malformed, match="asked last"):
+        with pytest.raises(refusals.Malformed, match="the last request"):
             registrar.begin("web1", wire, MASTER, Makers(), NOW)
     shown = minion.enroll(registrar.request("web1"))
     registrar.begin("web1", shown, MASTER, Makers(), NOW)
-    with pytest.raises(refusals.Malformed, match="asked last"):
+    with pytest.raises(refusals.Malformed, match="the last request"):
         registrar.begin("web1", shown, MASTER, Makers(), NOW)
 
 
@@ -185,7 +185,7 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
 
 @pytest.mark.parametrize("disguise", ["policy", "attributes"])
 def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
-    """Recognize a TPM by its key alone.
+    """A TPM is recognized by its endorsement key alone, although its public area has other fields.
 
     An endorsement certificate does not prove the other fields of the public area.
     """
@@ -213,7 +213,7 @@ def test_a_coordinate_without_its_zeros_is_the_same_key(fake_tpm: Any) -> None:
 def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
     registrar: Registrar, minion: Minion, meanwhile: str
 ) -> None:
-    """Let a minion delay its answer while an operator revokes it: the answer must not undo the revocation."""
+    """A minion delays its answer until it is revoked, released or renewed; the answer changes nothing."""
     enroll(registrar, minion)
 
     def late(answer: Any) -> Any:
@@ -250,7 +250,7 @@ def test_of_two_tpms_that_race_to_be_a_minions_first_one_wins(registrar: Registr
 
 
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
-    """Relay the challenge to another minion's TPM: its answer is bound to the other minion's id."""
+    """A minion relays the challenge to another's TPM; the answer is bound to the other's id, and refused."""
     relay = Minion("evil", minion.tpm)
     relay.name, named = "web1", "evil"
     with pytest.raises(refusals.WrongActivation):
@@ -258,7 +258,7 @@ def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -
 
 
 def test_a_master_in_between(registrar: Registrar, fake_tpm) -> None:
-    """Put a master between minion and master: the minion's answer is bound to the wrong master."""
+    """A false master relays between minion and master; the answer is bound to the false master, and refused."""
     with pytest.raises(refusals.WrongActivation):
         enroll(registrar, Minion("web1", fake_tpm, master="cd" * 32))
 

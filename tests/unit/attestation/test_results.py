@@ -1,4 +1,4 @@
-"""Results of hosts, as the verifier keeps them: a store that others can write to, and lost logs."""
+"""Results of hosts, as the verifier keeps them: in a store that others can write to, and after lost logs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_good_boot_is_judged_again_after_a_day_or_a_change(
     monkeypatch.setattr(appraisal, "judged_boot", lambda *given: boots.append(given) or whole(*given))
 
     def level(now: float = NOW, log: Any = None) -> tuple[int, int]:
-        """Return the level, and the number of boots that were judged to get it."""
+        """Return the level, and the number of boots that were appraised for it."""
         boots.clear()
         return judged(made, minion, log or {"sha256": made.ask("web1").log}, now=now)["level"], len(boots)
 

@@ -1,7 +1,7 @@
 """Rounds: an absent, slow or hostile host delays no other host, and its late or forged answers don't count.
 
-The fleets are simulated (tests/support/attestation/simulated_round.py): the library's round and window, with a
-clock that the test moves.
+The fleets are simulated (tests/support/attestation/simulated_round.py): the library's round and window, with a clock
+that the test advances.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> N
 
 
 def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None:
-    """Keep each host's slot in a fleet whose answers all take long."""
+    """In a fleet whose answers all take 20 s, no host loses its slot, and all are appraised."""
     hosts = {f"m{one}": Host(20.0) for one in range(600)}
     found = round_of(hosts, tmp_path)
     assert set(found.judged) == set(hosts)
@@ -168,7 +168,7 @@ FORGERIES = [
 @pytest.mark.parametrize("hosts", [FEW, {**FEW, "web1": Host(20.0)}, {**FEW, "web1": Host(1.0, 3, 0.5)}])
 @pytest.mark.parametrize("forged", FORGERIES)
 def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Reply, hosts: dict[str, Host]) -> None:
-    """Skip answers that another minion sends in a host's name, and wait for the host's own answer."""
+    """Answers that another minion sends in a host's name are skipped, and the host's own answer is awaited."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for name in asked:
@@ -183,7 +183,7 @@ def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Rep
 
 @pytest.mark.parametrize("number", [1, Pace.refused - 1, Pace.refused + 1, 1000])
 def test_a_flood_in_anothers_name_costs_that_host_its_turn(tmp_path: Path, number: int) -> None:
-    """Flood the master in a host's name: the report mentions the flood, no state changes, and no other host waits."""
+    """A flood of answers in a host's name ends the host's turn; the report mentions it, and others don't wait."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for _ in range(number if "web1" in asked else 0):
@@ -229,7 +229,7 @@ def test_parts_that_are_none_are_no_answer(tmp_path: Path) -> None:
 
 
 def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
-    """Refuse part 1 from a minion that was asked for part 0: the answer then differs from the announced one."""
+    """A minion sends part 1 of its answer as part 0; the answer differs from the announced digest, and is refused."""
     cut = ['{"boot": "b", "ev', 'idence": {}}']
     digest = hashlib.sha256("".join(cut).encode()).hexdigest()
 
@@ -264,7 +264,7 @@ def test_a_flood_of_events_does_not_keep_deadlines_open(tmp_path: Path) -> None:
 
 
 def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
-    """Count answers by their arrival. Each judgement takes a second, so the master reads answers a minute later."""
+    """Answers count by their arrival, although each appraisal takes time and the master reads answers late."""
     hosts = {f"m{one}": Host(58.0) for one in range(32)}
 
     class Slow(SimulatedBus):
@@ -297,7 +297,7 @@ def test_a_master_that_is_busy_for_a_while_ends_no_round(tmp_path: Path) -> None
 
 
 def test_a_master_that_blocks_calls_no_host_late(tmp_path: Path) -> None:
-    """Count answers by their arrival while the master takes a minute for each message."""
+    """Answers count by their arrival, although the master takes a minute to publish each message."""
 
     class Blocks(SimulatedBus):
         def send(self, minions: Any, function: str, arguments: Any) -> Any:
@@ -320,7 +320,7 @@ def test_a_master_that_is_gone_is_an_error(tmp_path: Path, since: float, most: f
 
 
 def test_slow_parts_give_their_room_to_those_who_wait() -> None:
-    """Give the room for one answer to waiting hosts: a host that sends too slowly loses the room."""
+    """With memory for only one answer, a host that sends its parts too slowly gives it up to waiting hosts."""
     ended: list[tuple[str, bool]] = []
 
     def work(name: str) -> calls.Work:
@@ -402,9 +402,9 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
 
 
 def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
-    """Ask connected hosts first.
+    """Connected hosts are asked before absent ones, so that absent hosts don't delay the round.
 
-    Hosts answer at once, so any second in which an absent host holds a slot would show.
+    Hosts answer at once here, so that each second of delay shows.
     """
     hosts = fleet(2000, away=100, seconds=0.0)
     present = {name for name, host in hosts.items() if host.seconds is not None}

@@ -1,4 +1,4 @@
-"""Salt's bus: the events that are answers, and the receivers of a message. The client is a stand-in."""
+"""Salt's bus: which events are answers, and which minions receive a message. Salt's client is a stand-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Events:
 
 
 class Client:
-    """The used parts of ``salt.client.LocalClient``."""
+    """The parts of ``salt.client.LocalClient`` that the library uses."""
 
     def __init__(self, **opts: Any) -> None:
         self.opts = opts
@@ -64,7 +64,7 @@ def bus(client: Client) -> SaltBus:
 
 
 def test_a_message_goes_to_those_who_are_named(client: Client, bus: SaltBus) -> None:
-    """Send a message to exactly the named minion, even if its id looks like a pattern."""
+    """A message goes to exactly the named minion, even if its id looks like a pattern."""
     assert client.sent == [(["web1", "web2"], "netspace_attestation.answer", {"challenges": {}}, "list", 60, False)]
 
 
@@ -130,7 +130,7 @@ def test_a_master_that_is_down_is_an_error(client: Client, bus: SaltBus) -> None
 
 
 def test_what_a_minion_says_that_it_manages_is_no_host(tmp_path: Path) -> None:
-    """Leave out resources, which contain any claim of a minion; only accepted keys are hosts."""
+    """Only accepted keys count as hosts, not the resources that a minion claims to manage."""
     opts = salt.config.master_config(None)
     paths = {"root_dir": str(tmp_path), "pki_dir": str(tmp_path / "pki"), "cachedir": str(tmp_path / "cache")}
     opts = {**opts, **paths, "__role": "master", "resource_index_primary_capacity": 1024}

@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: calls within the library to verify a quote, and the bytes of one."""
+"""SPECIFICATION.md: the number of library calls to verify a quote, and the size of a quote in bytes."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_report_for_another_challenge_is_refused(context: Context, field: str)
 
 
 def test_a_report_for_another_key_is_refused(context: Context) -> None:
-    """Relay a guest's report with the evidence of another host."""
+    """A guest's report is relayed with the evidence of another host, and refused."""
     evidence = amd_evidence(context)
     with pytest.raises(refusals.TeeBinding):
         judged(dataclasses.replace(evidence, key=b"j" * 32), context)

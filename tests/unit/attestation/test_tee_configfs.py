@@ -18,8 +18,8 @@ DATA = bytes(range(64))
 class FakeKernel:
     """The configfs-tsm of Linux 6.7 to 6.18 (drivers/virt/coco/guest/report.c).
 
-    Attributes appear with the directory. The kernel handles a binary attribute when it is closed, and gives no error
-    at that point. It makes the report at the first read, and again after each write.
+    Attributes appear with the directory. The kernel processes a binary attribute when its file is closed, and reports
+    no error then. It makes the report at the first read, and again after each write.
     """
 
     def __init__(self, provider: str = "sev_guest", table: bytes | None = b"certificates", floor: int | None = 0):

@@ -118,7 +118,7 @@ def test_a_replayed_report_refuses_the_host(made: Fleet, key: software_key.Key) 
 
 
 def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software_key.Key, tmp_path: Path) -> None:
-    """Send the report of a good guest with the signature of another host. The report covers the guest's key."""
+    """A host sends a good guest's report with its own signature; refused, since the report covers the guest's key."""
     rooted(made)
     asked = made.ask("web1")
     evidence = attester.by_key(key, context(asked))
@@ -300,10 +300,7 @@ def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None
 
 
 def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
-    """Refuse a list whose name is in the wrong order for DER.
-
-    Such lists of TPM makers are read, but not those of TEEs.
-    """
+    """A TEE's revocation list is refused if its name is in the wrong order for DER; those of TPM makers are read."""
     parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]
     name = pyca.Name([pyca.RelativeDistinguishedName(parts)])
     # A name of one set has a head of four bytes.
@@ -319,7 +316,7 @@ def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> 
 
 
 def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test the whole way: the operator's folder, a policy in force, the challenge, and the output."""
+    """The whole way is tested: the operator's folder, a policy in force, the challenge, and the output."""
     path = folder(tmp_path / "roots")
     settings = {"tee_roots": str(path), "groups": [{"name": "web", "match": ["web*"], "minimum": "L3"}]}
     runner, master = runner_bus.load(tmp_path, settings)
@@ -345,7 +342,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software_key.Key) -> None:
-    """Judge no host whose policy needs the unreadable folder. Groups without the section are judged as before."""
+    """The folder of TEE roots can't be read: hosts whose policy needs it keep their result, others are appraised."""
     assert judged(made, key)["level"] == 1
 
     def unreadable() -> Any:

@@ -34,7 +34,7 @@ def document() -> bytes:
 
 
 def bound() -> bytes:
-    """Return the report data that binds the document."""
+    """Return the report data that binds the report to the document."""
     return hashlib.sha256(document()).digest().ljust(64, b"\0")
 
 
@@ -51,7 +51,7 @@ def pem(key: rsa.RSAPublicKey) -> bytes:
 
 
 def quoted(whole: dict[str, Any], key: rsa.RSAPublicKey) -> str:
-    """Check the quote in a recorded evidence by *key*; return the reason code."""
+    """Check the quote in recorded evidence with *key*; return the reason code."""
     message, signature = (bytes.fromhex(whole["tpm_quote"][name]) for name in ("message", "signature"))
     signed = struct.pack(">HHH", 0x0014, 0x000B, len(signature)) + signature
     return quotes.verify_quote(message, signed, pem(key)).code
@@ -107,7 +107,7 @@ def test_the_document_is_bound_by_each_hash(algorithm: int, name: str) -> None:
 
 
 def test_a_report_that_the_guest_asked_for_binds_nothing() -> None:
-    """Refuse a report that the guest requested itself: it may cover a document with keys that the guest holds."""
+    """A report that the guest itself requested is refused: it may cover a document with keys that the guest holds."""
     maker = Amd()
     raw = hcl_report(maker.report(bound(), vmpl=2), document())
     with pytest.raises(refusals.TeeBinding, match="paravisor"):
@@ -158,7 +158,7 @@ def test_a_document_with_the_key_twice_is_malformed() -> None:
 
 
 def test_a_number_of_a_key_has_one_spelling() -> None:
-    """Refuse a second spelling of a key's number: in 256 encoded bytes, the last character has four unused bits."""
+    """A second spelling of a key's number is refused: in 256 encoded bytes, the last character has four unused bits."""
     whole = json.loads(document())
     (key,) = (one for one in whole["keys"] if one["kid"] == hcl.ATTESTATION_KEY)
     modulus = key["n"]

@@ -185,7 +185,10 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
 
 @pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
 def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
-    """Try several certificates that fit one report: a provider's VLEKs for one TCB, or the VCEK of a lying host."""
+    """Several certificates match a report's fields, and only one has the right key: it is found in any position.
+
+    A provider's VLEKs for one TCB match in this way, and so does a false VCEK from the host.
+    """
     maker = Amd()
     how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
     good, report = maker.leaf(**how), maker.report(flags=flags)
@@ -228,7 +231,7 @@ def test_a_processor_that_issues_certificates_is_no_ca() -> None:
 
 
 def test_a_path_is_found_past_an_issuer_that_has_none() -> None:
-    """Put an expired certificate of the same issuer, with the same key, beside the good one."""
+    """A chain is found although an expired certificate of the same issuer and key is beside the good one."""
     maker = Amd()
     old = tee_forge.issue(
         "SEV-Milan", maker.ask_key, "ARK", maker.root_key, True, end=tee_forge.START + datetime.timedelta(days=1)

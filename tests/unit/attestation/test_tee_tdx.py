@@ -67,7 +67,10 @@ def test_text_after_a_recorded_quote_is_refused() -> None:
 
 
 def test_every_20th_byte_of_a_recorded_quote_counts() -> None:
-    """Change every 20th byte up to the certificates. Bytes between and after the PEM blocks have no meaning."""
+    """Every 20th byte up to the certificates is changed, and each changed quote is refused.
+
+    Bytes between and after the PEM blocks have no meaning.
+    """
     raw, trust = recorded("trustee/tdx_quote_5.dat"), intel()
     for at in range(0, raw.index(b"-----BEGIN"), 20):
         changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
@@ -120,7 +123,7 @@ FORGED = {
 
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
 def test_a_quote_by_what_is_not_intels_is_refused(changes: dict[str, object]) -> None:
-    """Refuse a quote that the owner of a genuine platform made. Without these checks it would be accepted."""
+    """Quotes that the owner of a genuine platform forged are refused, each by another check."""
     maker = Intel()
     with pytest.raises(refusals.TeeSignature):
         tdx.genuine(maker.quote(**changes), maker.trust(), NOW)

@@ -1,4 +1,4 @@
-"""Every threat that the verifier must withstand, each with the test of the same name."""
+"""The list of threats that the verifier must withstand: each has a test of the same name."""
 
 from __future__ import annotations
 

@@ -72,7 +72,10 @@ def test_parts_of_an_announced_answer_that_is_no_json(text: str) -> None:
     "unit", [b"[],", b"{},", b'"",', b"1,", b"[", b'{"a":', b'{"a":"b"},', b" [ ] , ", b"1", b'"\\u0001",']
 )
 def test_a_bomb_in_parts_costs_no_more_than_its_text(unit: bytes) -> None:
-    """Send 8 MiB of empty lists. 45 MiB once became 1.3 GiB of objects; the bound is per byte, so 8 MiB suffice."""
+    """An answer of 8 MiB with only empty lists is refused, with little more than three times its size in memory.
+
+    Before there was a limit per byte, 45 MiB became 1.3 GiB of objects.
+    """
     text = b"[" + unit * (8 * MIB // len(unit))
     text = text.rstrip(b",") + (b"]" if unit.endswith(b",") else b"")
     coming = transfer.Parts({"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text).hexdigest()})

@@ -1,4 +1,4 @@
-"""A host that its master judges: the host answers challenges, and accepts exactly one result for each."""
+"""A host whose verifier is its master: the host answers challenges, and accepts exactly one result for each."""
 
 from __future__ import annotations
 
@@ -160,7 +160,10 @@ def test_an_older_policy_than_before(host: Host, signer: Signer) -> None:
 
 
 def test_what_the_host_found_by_itself_counts_no_more(layout: Layout, signer: Signer) -> None:
-    """Ignore the host's own earlier result, even if its policy is off: an environment may require a level."""
+    """A host's earlier result from itself is ignored once its verifier is the master, even with the policy ``off``.
+
+    An environment may still require a level.
+    """
     alone = Host(layout, Attestation())
     alone.apply()
     assert alone.level == 1

@@ -1,4 +1,4 @@
-"""Every check of the verifier, each test named after the attack that the check stops."""
+"""All checks of the verifier, each tested by the attack that it stops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_magic(fake_tpm, context: Context) -> None:
 
 @pytest.mark.parametrize("handle", [0x40000001, 0x40000007, 0x4000000C])
 def test_a_key_of_another_hierarchy_is_refused(fake_tpm, context: Context, handle: int) -> None:
-    """Refuse a key of another hierarchy. For such a key, a TPM disguises its counters, so a reset would stay hidden."""
+    """A quote by a key of another hierarchy is refused, since its TPM obfuscates the counters and hides a reset."""
     name = b"\0\x0b" + hashlib.sha256(fake_tpm.ak_public).digest()
     for above in (struct.pack(">I", handle), b"\0\x0b" + bytes(32)):
         signer = b"\0\x0b" + hashlib.sha256(above + name).digest()
@@ -76,7 +76,7 @@ def test_signature_scheme_of_another_kind_of_key(fake_tpm, context: Context) -> 
 
 
 def test_a_key_for_sha1(fake_tpm, context: Context) -> None:
-    """Refuse SHA-1 even if both key and signature use it."""
+    """A key with SHA-1 is refused, even if both key and signature use it."""
     public = fake_tpm.ak_public
     fake_tpm.ak_public = public.replace(struct.pack(">HH", 0x0018, 0x000B), struct.pack(">HH", 0x0018, 0x0004))
     assert fake_tpm.ak_public != public
@@ -250,7 +250,7 @@ def test_software_evidence_where_a_tpm_is_expected(fake_tpm, context: Context) -
 def test_a_software_key_proves_nothing_of_the_boot(tmp_path: Path, context: Context, claim: dict[str, object]) -> None:
     made = attester.by_key(software_key.load(Layout(root=tmp_path)), context)
     assert verifier.verify_software(made, made.key, context).level == 1
-    with pytest.raises(refusals.Malformed, match="claims nothing"):
+    with pytest.raises(refusals.Malformed, match="must have neither"):
         verifier.verify_software(dataclasses.replace(made, **claim), made.key, context)
 
 

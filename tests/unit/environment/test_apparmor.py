@@ -163,7 +163,7 @@ def test_mode_that_kills_confines_too(root, layout):
 
 
 def test_demanded_profile_is_not_started_while_nothing_refuses(root, layout):
-    """The environment was made while AppArmor enforced; the mode changed since."""
+    """AppArmor changes to the mode complain: an environment with ``apparmor: require`` isn't started any more."""
     confinement = apparmor.Confinement(layout)
     name = confinement.chosen(spec(apparmor="require"), USUAL)
     (root / MODE).write_text("complain\n")

@@ -1,4 +1,4 @@
-"""The plan: the step for each difference. Nothing here touches a host."""
+"""The plan: the step for each difference. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def desired(state="running", handed=FILES, summary=None, **keys):
 
 
 def seen(want=None, **changes):
-    """Return the observed state that one apply of *want* leaves."""
+    """Return the state that is observed after one apply of *want*."""
     want = want or desired()
     record = Record(
         want.spec, want.state, user_ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary
@@ -122,7 +122,7 @@ ENDED = Status("failed", exit="exit 3")
 
 
 def test_one_that_ended_badly_is_run_once_more_only_where_that_is_not_the_end_of_it():
-    """A job with ``restart: never`` has run: a scheduled apply must not do its work twice."""
+    """A job with ``restart: never`` that has failed isn't run again by an apply; one that didn't begin is."""
     result = plan(NEVER, seen(NEVER, status=ENDED, problem="it ended (exit 3)"))
     assert result.steps == []
     (refusal,) = result.refusals
@@ -290,13 +290,13 @@ def test_steps(want, found, action):
 
 
 def declared(state, **keys):
-    """Return an environment as its own ``state`` declares it."""
+    """Return an environment with its declared ``state``."""
     want = desired(state, **keys)
     return msgspec.structs.replace(want, spec=msgspec.structs.replace(want.spec, state=state))
 
 
 def by_hand(found, state, status):
-    """Record a start or stop by hand."""
+    """Record a manual start or stop."""
     return msgspec.structs.replace(found, record=msgspec.structs.replace(found.record, state=state), status=status)
 
 

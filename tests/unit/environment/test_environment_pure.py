@@ -1,4 +1,4 @@
-"""Ids, system call profile, configuration and mount table, as pure functions of values."""
+"""User ids, system call profile, configuration and mount table, as pure functions."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_what_is_refused_by_argument_is_so_whatever_the_upper_bits():
 
 @pytest.mark.parametrize("name", seccomp.PROFILES)
 def test_limit_on_core_files_can_be_asked_for_and_stays(name):
-    """A program that sets this limit to 0 goes on: the call pretends success (setrlimit(2), 4: RLIMIT_CORE)."""
+    """A program that sets the limit on core files gets success, but the limit stays (setrlimit(2), 4: RLIMIT_CORE)."""
     profile = seccomp.profile(name)
     done, denied = seccomp.Answer("ERRNO", 0), seccomp.Answer("ERRNO", 1)
     assert seccomp.answer(profile, "setrlimit", (4, 1)) == done
@@ -340,7 +340,10 @@ def test_a_moment_is_past():
 
 
 def test_a_volumes_folder_has_its_name_once_it_is_its_users(tmp_path, monkeypatch):
-    """A killed run must leave no folder of root's: it would count as the operator's."""
+    """A volume's folder appears only with its final owner: a killed run leaves no folder that belongs to root.
+
+    Such a folder would count as the operator's.
+    """
     source, given = tmp_path / "made" / "data", []
 
     def killed(path, user, group):

@@ -1,4 +1,4 @@
-"""Archives of images: accepted, refused and omitted members. Nothing needs root or a disk."""
+"""Archives of images: accepted, refused and omitted members. Needs no root and no disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from netspace.errors import NetspaceError
 
 
 def read(*layers: bytes, layer: bool = False, folder: Path | None = None) -> Tree:
-    """Return the tree of these archives, each over the ones before."""
+    """Return the tree of these archives; each archive overlays the earlier ones."""
     budget = Budget("test")
     tree = Tree(budget)
     for content in layers:
@@ -41,7 +41,7 @@ def read(*layers: bytes, layer: bool = False, folder: Path | None = None) -> Tre
 
 
 def paths(tree: Tree) -> dict[str, str]:
-    """Return every path but the root, with a file's content, a link's target (``-> target``), or ``/``."""
+    """Return every path except the root, with a file's content, a link's target (``-> target``), or ``/``."""
     shown = {}
     for path, node in tree.walk():
         if node.kind == FILE:
@@ -309,7 +309,10 @@ def test_sparse_files_are_refused(tmp_path):
 
 
 def test_what_is_kept_in_memory_is_bounded(monkeypatch, tmp_path):
-    """A few megabytes of zeros may unpack to gigabytes of attributes, which need memory and no disk."""
+    """Archives and folders whose names or attributes would take too much memory are refused.
+
+    A few megabytes of compressed zeros may unpack to gigabytes of attributes.
+    """
     monkeypatch.setattr(bounds, "NAMES", 50_000)
 
     def attribute(number):
@@ -478,7 +481,7 @@ def test_what_follows_the_end_is_not_read():
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_whatever_comes_is_read_or_refused(data):
-    """Random damage and random bytes give a tree within bounds, or one clear error; nothing else is ever raised."""
+    """Damaged archives and random bytes give a limited tree, or one clear error; no other exception is raised."""
     members = [
         member("a", b"a" * 600),
         member("d/"),
@@ -529,7 +532,7 @@ def test_garbage_is_refused(garbage):
 @given(st.lists(st.tuples(PATHS, st.sampled_from("fdlh"), PATHS), max_size=12), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_no_tree_reaches_beyond_its_root(steps, layer):
-    """For folders, files, links and hard links in any order, the tree equals the result of a real tar in a chroot."""
+    """Archives with folders, files, links and hard links in any order give the same tree as a real tar in a chroot."""
     made = {
         "f": lambda name, other: member(name, other.encode()),
         "d": lambda name, other: member(f"{name}/"),

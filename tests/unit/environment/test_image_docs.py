@@ -1,4 +1,4 @@
-"""The pages on images are true: the bounds, the example of a source, and the arguments of states."""
+"""The pages on images are correct: the limits, the example of a source, and the arguments of states."""
 
 from __future__ import annotations
 

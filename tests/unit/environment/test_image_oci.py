@@ -210,7 +210,7 @@ def test_no_name_in_an_archive_reaches_the_host(packed, tmp_path):
 
 
 def test_a_folder_is_a_layout_or_nothing(packed, tmp_path):
-    """An unpacked archive of ``docker save`` names paths, and these could lead out of the folder."""
+    """An unpacked archive of ``docker save`` is refused, because its paths could lead out of the folder."""
     (tmp_path / "secret.tar").write_bytes(LOWER)
     folder = tmp_path / "saved"
     folder.mkdir()

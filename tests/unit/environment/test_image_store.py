@@ -1,4 +1,4 @@
-"""The store, and operators' actions on it, with a test source: no root, no mkfs.erofs."""
+"""The image store, and operators' actions on it, with a test source: no root, no mkfs.erofs."""
 
 from __future__ import annotations
 
@@ -432,7 +432,10 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_what_has_a_hash_is_built_as_it_was_hashed(fake, store, source, monkeypatch, swapped):
-    """A writer may change the source between hash and build (a shared mapping doesn't change its times)."""
+    """The source changes between hash and build; the built image is still the hashed one.
+
+    A writer with a shared mapping can make such a change without changing the file's times.
+    """
     build = fake.build
 
     def meanwhile(location, target, scratch):
@@ -467,7 +470,7 @@ def test_what_changes_before_it_is_copied_is_refused(fake, store, source, monkey
 
 
 def test_verity_s_requests_are_as_the_kernel_s_header_says():
-    """linux/fsverity.h: _IOW('f', 133, 128 bytes), _IOWR('f', 134, 4 bytes)."""
+    """The ioctl numbers are those of linux/fsverity.h: _IOW('f', 133, 128 bytes), _IOWR('f', 134, 4 bytes)."""
 
     def number(direction: int, code: int, size: int) -> int:
         return direction << 30 | size << 16 | ord("f") << 8 | code

@@ -1,4 +1,4 @@
-"""Process 1 of environments with ``init``: its file and refusals; and the effect of SIGTERM on a program."""
+"""Process 1 of environments with ``init``: its file, refusals, and the effect of SIGTERM on a program."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATIC = b"\x7fELF\x02\x01" + bytes(48) + (56).to_bytes(2, "little") + bytes(8)
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the only folder in which the program is searched for; it counts as root's even for another user."""
+    """Return the only folder in which the program is searched; it counts as root's even for another user."""
     folder = tmp_path / "bin"
     folder.mkdir(mode=0o700)
     monkeypatch.setattr(runtimes, "SEARCHED", str(folder))
@@ -99,9 +99,9 @@ def test_a_program_that_can_not_be_trusted_or_used_is_refused(place: Path, monke
     put(place)
     assert init.problem() == ""
     put(place, mode=0o775)
-    assert "others than root may change" in init.problem()
+    assert "users other than root may change" in init.problem()
     os.chown(put(place), 1000, 1000)
-    assert "others than root may change" in init.problem()
+    assert "users other than root may change" in init.problem()
     (place / init.PROGRAM).unlink()
     put(place, b"#!/bin/sh\n")
     assert "no 64-bit little-endian ELF file; install Debian's catatonit" in init.problem()
@@ -111,7 +111,7 @@ def test_a_program_that_can_not_be_trusted_or_used_is_refused(place: Path, monke
     assert "more than 16 MiB" in init.problem()
     put(place)
     monkeypatch.setattr(paths, "loose", lambda path: place if path == place / init.PROGRAM else None)
-    assert f"others than root may change {place}; " in init.problem()
+    assert f"users other than root may change {place}; " in init.problem()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file that isn't root's is refused for that")

@@ -150,7 +150,7 @@ def test_rates_are_compared_by_disk(wanted, now, same):
 
 
 def hierarchy(tmp_path, monkeypatch, unified):
-    """Return a cgroup as files, in version 1 or 2."""
+    """Return a cgroup made of plain files, in version 1 or 2."""
     monkeypatch.setattr(cgroups, "ROOT", str(tmp_path))
     root = str(tmp_path)
     if unified:

@@ -1,6 +1,6 @@
-"""Lines from the journal: the reader takes no more of it than it keeps, whatever a program wrote.
+"""Lines from the journal: the reader takes no more from it than it keeps, whatever a program wrote.
 
-A stand-in for journalctl writes in its form (``journalctl --output json``, journalctl(1)).
+A stand-in for journalctl writes the same form (``journalctl --output json``, journalctl(1)).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.exit({code})
 
 
 class Journal:
-    """The stand-in for journalctl, in a folder of its own."""
+    """The stand-in for journalctl, in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 def entry(message: str, moment: float = 1.5) -> bytes:
-    """Return an entry; *message* is JSON."""
+    """Return an entry of the journal; *message* is JSON."""
     return f'{{"__REALTIME_TIMESTAMP":"{moment * 1e6:.0f}","_PID":"7","MESSAGE":{message}}}\n'.encode()
 
 

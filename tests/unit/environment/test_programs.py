@@ -1,4 +1,4 @@
-"""Programs that an image lacks: a missing program is reported only if that is certain."""
+"""Programs that an image lacks: a program is reported as missing only if that is certain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operator's own system call profile: understood in full, or refused."""
+"""An operator's own system call profile is either understood completely or refused."""
 
 from __future__ import annotations
 

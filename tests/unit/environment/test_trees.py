@@ -1,4 +1,4 @@
-"""Folders that an environment filled are removed with any content; nothing beside them is touched."""
+"""Folders that an environment filled are removed with any content; nothing outside them is touched."""
 
 from __future__ import annotations
 

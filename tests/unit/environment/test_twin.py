@@ -1,4 +1,4 @@
-"""Parts of a twin: the packed interpreter, and the files that the twin attacks."""
+"""Parts of an audit's twin: the packed interpreter, and the files that the twin attacks."""
 
 from __future__ import annotations
 

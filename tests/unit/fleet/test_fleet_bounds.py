@@ -132,7 +132,7 @@ def fleet(folder: Path, data: dict[str, Any]) -> FleetDeclaration:
 
 
 def spread(folder: Path) -> tuple[FleetDeclaration, dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Return a fleet whose environments would move if nobody remembered where they run."""
+    """Return a fleet whose environments would move if it wasn't recorded where they run."""
     data: dict[str, Any] = {"hosts": {"h1": None}}
     data["environments"] = {f"e{number}": {"on": "h*", **IMAGE} for number in range(9)}
     declared = fleet(folder, data)

@@ -362,5 +362,5 @@ def test_files_that_go_on_changing_are_not_put_in_force(
     monkeypatch.setattr(in_force, "UNCHANGED", 3600 * 10**9)
     write(tmp_path, WRONG)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(NetspaceError, match="goes on changing; repeat this when it is written"):
+    with pytest.raises(NetspaceError, match="keeps changing; try again later"):
         declared.apply()

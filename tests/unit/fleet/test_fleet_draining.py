@@ -1,4 +1,4 @@
-"""Draining a host: what can move moves, what can't is said, and nothing else moves."""
+"""Draining a host: environments that can move do, the others are reported, and nothing else moves."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MASTER = {"attestation": {"verifier": "master"}}
 
 
 class Minion:
-    """A minion whose functions are the real ones, on a folder of its own."""
+    """A minion with the real functions, on a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

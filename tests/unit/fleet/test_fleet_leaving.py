@@ -1,4 +1,4 @@
-"""Leaving a fleet: a host is cut out at once, whatever state the declaration is in."""
+"""Leaving a fleet: a host loses its links at once, whatever state the declaration is in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLEET: dict[str, Any] = {
 
 
 class Released(Root):
-    """A root that only notes what it released."""
+    """A root CA that only records which names it released."""
 
     def __init__(self) -> None:
         self.released: list[str] = []

@@ -1,4 +1,4 @@
-"""Picture of a fleet: its hosts' words, whose word a trust level is, and a plan's changes."""
+"""Picture of a fleet: the hosts' reports, the source of each trust level, and a plan's changes."""
 
 from __future__ import annotations
 

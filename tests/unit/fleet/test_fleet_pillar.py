@@ -62,13 +62,13 @@ class Master:
     ) -> Any:
         """Return the pillar of one minion.
 
-        Like Salt, call the plugin with options that have the minion's id and grains.
+        As in Salt, the plugin gets options with the minion's id and grains.
         """
         opts = {**self.opts, "id": minion, "minion_id": minion, "grains": grains or {}, "pillarenv": "dev"}
         return salt.loader.pillars(opts, {})["netspace"](minion, {"netspace": {"stolen": True}}, file, **more)
 
     def declaration(self) -> FleetDeclaration:
-        """Return the declaration, as a runner has it."""
+        """Return the declaration, as a runner would load it."""
         return fleet_files.declaration(
             self.opts,
             "salt://fleet/init.sls",

@@ -49,7 +49,7 @@ class Fleet:
 
     @property
     def declaration(self) -> FleetDeclaration:
-        """The declaration as another process of the master has it."""
+        """The declaration, as another process of the master would load it."""
         return written(self.folder)
 
     def write(self, **changes: Any) -> None:
@@ -218,9 +218,9 @@ def test_an_older_plan_is_refused_after_a_newer_one(fleet: Fleet) -> None:
     fleet.image("web", {"image": "tar:/srv/other.tar"})
     fleet.applied()
     fleet.minions.asked.clear()
-    assert fleet.apply(older.id) == {"h1": (False, "it was given another slice since; plan again")}
+    assert fleet.apply(older.id) == {"h1": (False, "the host got another slice in the meantime; plan again")}
     ((taken, why),) = fleet.acting(older.id).take_back(["h1"]).values()
-    assert not taken and "was given another slice meanwhile, and keeps that" in why, "it has nothing of that plan"
+    assert not taken and "got another slice in the meantime, and keeps it" in why, "it has nothing of that plan"
     assert ("netspace_fleet.plan", "h1") not in fleet.minions.asked
     assert fleet.given("h1") == {"web": "tar:/srv/other.tar"}
 
@@ -234,7 +234,7 @@ def test_a_slice_that_another_gave_meanwhile_is_kept(fleet: Fleet) -> None:
     once = [newer.id]
 
     def meanwhile(function: str, minion: str) -> None:
-        """Apply the newer plan while the minion applies the older one."""
+        """Apply the newer plan while the minion applies the older plan."""
         if function == "netspace_fleet.apply" and once:
             name = once.pop()
             has = dict(fleet.minions.has["h1"])
@@ -243,7 +243,7 @@ def test_a_slice_that_another_gave_meanwhile_is_kept(fleet: Fleet) -> None:
 
     fleet.minions.before = meanwhile
     (found,) = fleet.apply(older.id).values()
-    assert not found.ok and "it was given another slice meanwhile" in found.reason
+    assert not found.ok and "the host got another slice in the meantime" in found.reason
     assert fleet.given("h1") == {"web": "tar:/srv/other.tar"}
 
 
@@ -323,7 +323,7 @@ def test_a_host_that_leaves_is_cut_out_at_once_and_of_all_plans(fleet: Fleet) ->
 
 
 class Killed(BaseException):
-    """The master is killed at this step."""
+    """Exception that stands for a kill of the master at this step."""
 
 
 @given(st.integers(0, 40), st.sampled_from(("apply", "take_back")))
@@ -429,7 +429,7 @@ def test_drift_compares_with_what_was_given(fleet: Fleet) -> None:
     found = work.drift(fleet.declaration, (), fleet.minions, 5)
     assert actions(found) == {"h1": [], "h2": ["create db"]}
     assert actions(work.drift(fleet.declaration, ("h1",), fleet.minions, 5)) == {"h1": []}
-    with pytest.raises(NetspaceError, match="h9: no host that was given anything"):
+    with pytest.raises(NetspaceError, match="h9: no host that ever got a slice"):
         work.drift(fleet.declaration, ("h9",), fleet.minions, 5)
 
 

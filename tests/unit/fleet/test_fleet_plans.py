@@ -1,4 +1,4 @@
-"""Plans of a fleet, from any set of hosts' plans: folding, the id, and the differences between two plans."""
+"""Plans of a fleet, made from any set of hosts' plans: grouping, the id, and the differences between two plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another machine takes a host's place: by one command, again and again, and after a kill anywhere."""
+"""Another machine replaces a host: by one command, repeatedly, and after a kill at any point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 
 class Machine:
-    """A machine with keys of its own; its functions are the real ones."""
+    """A machine with separate keys and the real functions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.on, self.unanswered = folder, True, 0

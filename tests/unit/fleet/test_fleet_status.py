@@ -1,4 +1,4 @@
-"""State of a fleet: what should run, and what hosts report, or that they don't answer."""
+"""State of a fleet: the declared environments, the hosts' reports, and hosts that don't answer."""
 
 from __future__ import annotations
 

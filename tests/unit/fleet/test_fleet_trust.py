@@ -1,4 +1,4 @@
-"""Trust in a fleet's hosts: the master's own results decide, links are cut and restored, and minions are told."""
+"""Trust in a fleet's hosts: the master's own results decide, links are cut and restored, and minions are informed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MINIONS = ("h1", "m2", "h3")
 
 
 class Master:
-    """A master with results that a test sets, and minions that answer by *answers*."""
+    """A master with results that a test sets, and minions that answer with *answers*."""
 
     def __init__(self) -> None:
         self.results = dict.fromkeys(MINIONS, GOOD)
@@ -213,7 +213,7 @@ def test_a_master_that_was_away_cuts_nobody_for_that(
 def test_rare_looks_do_not_keep_a_silent_hosts_links(
     declared: FleetDeclaration, master: Master, clock: list[float], pause: float
 ) -> None:
-    """Looks are further apart than the time that a silent host has: it loses its links all the same."""
+    """The master checks trust more rarely than a silent host's time limit: the host loses its links all the same."""
     master.results["m2"] = STALE
     for _ in range(2):
         assert trust_watch.look(declared, master)["distrusted"] == {}
@@ -236,7 +236,7 @@ def test_a_clock_that_is_set_back_prolongs_no_trust(
 def test_a_change_within_a_tick_of_the_clock_is_seen(
     declared: FleetDeclaration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Let the clock of the file system tick only while somebody sleeps."""
+    """A declaration is replaced within one tick of the file system's clock; the change is noticed."""
     hosts = FLEET["hosts"]
     write(tmp_path, {**FLEET, "hosts": {**hosts, "h3": {**hosts["h3"], "attestation": {"verifier": "self"}}}})
     later, exact, ticks = declared._compile(), in_force.stamp, [0]
@@ -426,7 +426,7 @@ def test_a_cut_leaves_what_other_hosts_have(data: dict[str, Any], draws: st.Data
 
 
 def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, master: Master, tmp_path: Path) -> None:
-    """Distrust a host where changes are planned first: slices in force are the given ones, and a candidate waits."""
+    """A distrusted host is cut out of the slices in force, and of a candidate that waits."""
     write(tmp_path, {**FLEET, "apply": "planned"})
     assert declared.answer("h1").pillar is not None and declared.given.active()
     _, candidate = declared.candidate()
@@ -444,7 +444,7 @@ def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, m
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_distrust_outlasts_a_slice_that_goes_first(linked: bool) -> None:
-    """A host that left may lose its slice before its peers do: their links with it must not come back."""
+    """A distrusted host that has left stays distrusted as long as a peer has a link with it."""
     book = Book(hosts={"m2": Distrust("judged", "failed", "", "its boot log differs", 1.0)})
     after = trust.decide(book, [], {}, 2.0, whole=True, asked=True, linked=["m2"] if linked else [])
     assert ("m2" in after.hosts) is linked

@@ -1,4 +1,4 @@
-"""Control of rollouts by an operator: one at a time, and each command does what it says at any moment."""
+"""Control of rollouts by an operator: one rollout at a time, and each command works at any moment."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_killed_rollout_is_shown_and_resumed(tmp_path: Path) -> None:
 
 
 def test_a_plan_is_not_applied_beside_a_rollout(master: Master, tmp_path: Path) -> None:
-    """A rollout bounds how many hosts are bad. So nobody gives hosts anything while it runs, or waits to be resumed."""
+    """While a rollout runs or waits to be resumed, no other plan is applied, so that its limit of bad hosts holds."""
     with control.alone(master.journal), pytest.raises(Busy):
         control.start(master.journal, TWO, POLICY, master.edges)
     assert master.hosts.applied == [] and control.status(master.journal) == {}

@@ -1,4 +1,4 @@
-"""Journal of a rollout: what a kill leaves of it, what it refuses, and what an old one means."""
+"""Journal of a rollout: its content after a kill, its refusals, and the meaning of an old one."""
 
 from __future__ import annotations
 

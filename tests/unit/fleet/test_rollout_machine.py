@@ -1,4 +1,4 @@
-"""A rollout that is killed anywhere: never more than ``max_fail`` hosts are bad, and no host is repeated."""
+"""A rollout that is killed at any point: at most ``max_fail`` hosts are bad, and no host is repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Drawn = tuple[Started, Fails]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the wait for the disk: a killed process loses nothing that it has written."""
+    """Leave out fsync: a killed process loses nothing that it has written."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 

@@ -1,4 +1,4 @@
-"""Order of hosts in a rollout, and its policy: receivers before senders, batches that are always the same."""
+"""Order of hosts in a rollout, and its policy: receivers before senders, and the same batches each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Link = tuple[str, str]
 
 
 def sections(hosts: Iterable[str], links: Iterable[Link], mark: str = "") -> dict[str, dict[str, Any]]:
-    """Return what hosts have: an environment with the host's name, and links between these."""
+    """Return the declarations of hosts: an environment with the host's name, and links between these."""
     found: dict[str, dict[str, Any]] = {host: {"broker": {"host": host, "hosts": {}}, "links": []} for host in hosts}
     for sender, receiver in links:
         found[sender]["links"].append({"from": sender, "to": f"{receiver}@{receiver}", "as": mark or receiver})

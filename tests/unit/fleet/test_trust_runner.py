@@ -25,7 +25,7 @@ FLEET = {
 
 
 class Scene:
-    """A master with the fleet above, and a runner whose minions all confirm what they are told."""
+    """A master with the fleet above, and a runner whose minions confirm every message."""
 
     def __init__(self, folder: Path) -> None:
         spec = importlib.util.spec_from_file_location("trust_runner", checkout.ROOT / "_runners/netspace_trust.py")
@@ -81,7 +81,7 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_a_silent_host_that_deletes_its_key_is_cut(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minion may revoke its own key (Salt's ``auth.revoke``). Its silence counts all the same."""
+    """A silent host revokes its own Salt key (``auth.revoke``), and still loses its links."""
     scene.results["h2"] = "stale"
     scene.attest = lambda: {"valid": False, "reason": "no minion matches ['h2']", "retcode": 1}
     (scene.keys / "h2").unlink()
@@ -118,7 +118,7 @@ def test_an_attestation_that_fails_keeps_nobody_untold(scene: Scene, monkeypatch
 
 
 def test_keys_that_cannot_be_read_are_not_missing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Salt itself takes an error for an empty list of keys: then all hosts that the master can't ask would be cut."""
+    """Salt's keys can't be read, which Salt treats as an empty list: no host is cut for that."""
 
     def unreadable(opts: Mapping[str, Any], minion: str, valid_id: Any, cache: Any) -> bytes | None:
         raise PermissionError(13, "Permission denied")

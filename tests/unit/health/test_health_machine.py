@@ -1,4 +1,4 @@
-"""The judgement that follows from probes, and its file."""
+"""The health that results from probes, and its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The allocator: its addresses are unique, stable and within the range, whatever environments come and go."""
+"""The address allocator: addresses are unique, stable and within the range, whatever environments come and go."""
 
 from __future__ import annotations
 

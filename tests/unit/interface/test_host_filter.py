@@ -15,7 +15,7 @@ LAYOUT = Layout()
 
 
 def lines(text: str) -> list[str]:
-    """Return the lines of a difference; elements stand in the order of the interfaces, which doesn't matter."""
+    """Return the lines of a difference. Elements are in the order of the interfaces, which doesn't matter."""
     return [" ".join(sorted(line.replace(",", " ").split())) for line in text.splitlines()]
 
 

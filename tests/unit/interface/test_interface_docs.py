@@ -1,4 +1,4 @@
-"""The pages on interface kinds are true: the table, and the example of a new kind."""
+"""The pages on interface kinds are correct: the table, and the example of a new kind."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
 def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
-    """Apply some interfaces after others: that run also updates the others' tables, so the next apply plans nothing."""
+    """Some interfaces are applied after others; that run also updates the others' tables, so the next plan is empty."""
     now = host()
     together: dict[str, Any] = {}
     for choices in (first, second):

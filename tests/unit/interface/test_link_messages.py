@@ -145,7 +145,7 @@ WG_SHOWN = (
 
 
 def tree(data: Any, nested: dict[int, Any]) -> dict[int, Any]:
-    """Return attributes as a mapping; *nested* names those that hold further attributes."""
+    """Return attributes as a mapping; *nested* names the attributes that contain further attributes."""
     return {
         type_: tree(value, nested[type_]) if type_ in nested else bytes(value).rstrip(b"\0")
         for type_, value in reading.attributes(data)

@@ -27,7 +27,7 @@ PUBLIC = "151.101.2.132"
 
 @pytest.fixture(autouse=True)
 def filled(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """Record the names whose sets are filled, without a kernel."""
+    """A list of the names whose sets are filled, without a kernel."""
     found: list[set[str]] = []
 
     def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def declare(layout: Layout, environment: str, *names: str) -> None:
 
 
 class Servers:
-    """Stand-ins for name servers: the one of ``evil.example`` is silent until ``over`` is set."""
+    """Stand-ins for name servers. The server of ``evil.example`` is silent until ``over`` is set."""
 
     def __init__(self) -> None:
         self.over = threading.Event()

@@ -1,4 +1,4 @@
-"""pyroute2 as oracle: netspace's reader agrees with its decoder, and netspace's requests with its encoder."""
+"""netspace's netlink reader and requests give the same results as pyroute2's decoder and encoder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = st.dictionaries(st.sampled_from(sorted(reading._IPV4_NAMES.values()))
 
 
 def decoded(source: Callable[[], type[MessageClass]], body: bytes) -> Any:
-    """Return a body as decoded by pyroute2's own classes; classes derived for requests don't change that."""
+    """Return a body as decoded by pyroute2's own classes, which classes derived for requests don't change."""
     names = {message_classes.link: "ifinfmsg", message_classes.address: "ifaddrmsg", message_classes.route: "rtmsg"}
     module = message_classes.module(f"netlink.rtnl.{names[source]}")
     message = getattr(module, names[source])(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body)

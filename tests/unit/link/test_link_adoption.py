@@ -1,4 +1,4 @@
-"""A host's adoption of its certificate: refusals tell what to do."""
+"""A host's adoption of its certificate: each refusal names the remedy."""
 
 from __future__ import annotations
 

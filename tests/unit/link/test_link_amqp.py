@@ -1,4 +1,4 @@
-"""Properties of messages are passed on unchanged; pika's decoder is the comparison."""
+"""Properties of messages are passed on unchanged, compared with pika's decoder."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Fleet:
         )
 
     def certified(self, name: str) -> Authority:
-        """Certify the host's authority (again), and adopt it."""
+        """Certify the host's CA (again), and adopt it."""
         place = self.folder / "authorities" / name
         adopt(place, Root(self.folder / "root").certify(request(place), f"{name}.example.org"))
         return authority.ensure(self.layouts[name], self.broker(name), NOW, replace=True)
@@ -89,7 +89,7 @@ class Fleet:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_time() -> Iterator[None]:
-    """Set the clock that the root reads to the time of these tests."""
+    """Set the root's clock to the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(root, "time", SimpleNamespace(time=lambda: NOW))
         yield
@@ -107,7 +107,7 @@ def steady(tmp_path_factory, one_time) -> Fleet:
 
 
 def enc(now: float = NOW) -> list[dict[str, Any]]:
-    """Return an environment's public keys, as its host gives them to other hosts."""
+    """Return an environment's public keys in the form in which its host gives them to other hosts."""
     return seals.promised(seals.renewed((), now), now)
 
 
@@ -230,7 +230,7 @@ def test_what_an_environment_or_a_broker_logs_in_by_makes_no_endorser(steady):
 
 
 def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
-    """The test also tries a root of the same name, and another host's authority in place of a root."""
+    """A foreign root, a root of the same name, and another host's CA in place of a root are refused."""
     other = Fleet(tmp_path)
     with pytest.raises(Untrusted, match="a root that the links of this host don't trust"):
         checked(steady, other.own["h2"].chain)
@@ -246,7 +246,7 @@ def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
 
 
 def below(known: Authority, domain: str, path: int | None = None, **more: Any) -> Authority:
-    """Return an authority that *known* issued below itself, even if it has no right to do so."""
+    """Return a CA that *known* issued below itself, even if it has no right to do so."""
     key = ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names: list[Any] = [x509.UniformResourceIdentifier(domain)]
@@ -277,7 +277,7 @@ def fleets(steady: Fleet) -> Authority:
 
 
 def between_root(steady: Fleet, uris: list[str], excluded: list[str] | None = None) -> Authority:
-    """Return an authority of the operator's between root and hosts, for some names."""
+    """Return an operator's intermediate CA between root and hosts, for some names."""
     known = fleets(steady)
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_pem_x509_certificate(known.pem.encode())
@@ -335,7 +335,7 @@ def test_every_constraint_above_counts(tmp_path, monkeypatch):
 
 
 def test_a_weak_digest_is_refused(steady, monkeypatch):
-    """With a weak digest, an attacker could make a second certificate that fits the authority's signature."""
+    """A certificate with a weak digest is refused: an attacker could make a second one that fits the signature."""
     monkeypatch.setattr(hashes, "SHA256", hashes.SHA224)
     pem = issued(steady.known["h2"])
     monkeypatch.undo()
@@ -477,7 +477,7 @@ KEYS = enc()
 
 
 def test_certificate_of_an_unknown_version_is_refused(steady):
-    """``cryptography`` raises an exception for it that isn't a ValueError."""
+    """A certificate of an unknown version is refused. ``cryptography`` raises an exception that isn't a ValueError."""
     said = json.loads(steady.bundle(vault=KEYS))
     certificate = x509.load_pem_x509_certificates(said["chain"].encode())[0].public_bytes(Encoding.DER)
     version = b"\xa0\x03\x02\x01"  # RFC 5280 4.1: [0] INTEGER
@@ -565,7 +565,7 @@ def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, se
 
 
 def test_what_one_host_tells_its_environment_opens_what_the_others_seals(fleet):
-    """A question and an answer use only the cards and files that the two hosts make."""
+    """A request and an answer are sealed and opened with only the cards and files that the two hosts make."""
     keys = {
         "web": promised(fleet, "h1", "web"),
         "vault": promised(fleet, "h2", "vault"),
@@ -673,7 +673,7 @@ def test_who_seals_for_whom(fleet):
 @settings(max_examples=30)
 @given(pauses=st.lists(st.floats(1, 40 * DAY), max_size=8))
 def test_a_key_is_kept_for_as_long_as_another_host_may_seal_for_it(pauses):
-    """A host without news of later keys may seal for this key until its end; the mail is readable a week longer."""
+    """A key is kept until a week after its published end, since a host without news may seal for it until its end."""
     now, keys = NOW, seals.renewed((), NOW)
     told: dict[str, float] = {}
     for pause in pauses:

@@ -1,4 +1,4 @@
-"""Consumers of many queues: which of them are consumed, after the broker refused or deleted some."""
+"""Consumers of many queues: the queues that are consumed after the broker refused or deleted some of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts that share a broker: together they make all of a fleet's links, and none makes another host's part."""
+"""Hosts that share a broker: together they make all of a fleet's links, and each makes only its own part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forwarder that was taken over can neither delay netspace nor fill its memory."""
+"""A compromised forwarder can neither delay netspace nor fill its memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answer = Callable[[socket.socket], None]
 
 @contextlib.contextmanager
 def forwarder(layout: Layout, answer: Answer) -> Iterator[None]:
-    """Answer one command on the master's socket."""
+    """A stand-in that answers one command on the forwarder's master socket."""
     path = haproxy.socket_path(layout)
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -50,14 +50,14 @@ CARRIED = Link(source="web@h1", target="log", via="buffered")
 
 
 def objects(*links: Link) -> model.Objects:
-    """Return the objects on h1's broker."""
+    """Return the desired objects on h1's broker."""
     outboxes = {CALLED.outbox(link): link for link in links if model.carried(link)}
     shovels = peers.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
     return model.objects(links, CALLED, shovels)
 
 
 def there(*links: Link) -> model.Objects:
-    """Return the objects on h2's broker."""
+    """Return the desired objects on h2's broker."""
     return model.objects(links, AT_H2)
 
 
@@ -222,7 +222,7 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
 
 
 def test_no_name_is_given_while_it_is_unknown_which_are(root, tmp_path):
-    """Without the list of given names, certify none: a second key could get a name with a valid certificate."""
+    """Without the list of given names, no host is certified: a second key could get a name with a valid certificate."""
     root.certify(request(tmp_path / "a"), "h1.example.org")
     given = root.path.parent / "certified.json"
     for damage in (lambda: given.write_text("{"), given.unlink):
@@ -246,7 +246,7 @@ def test_released_name_is_given_to_the_next_key_and_to_it_alone(root, tmp_path):
         with pytest.raises(NetspaceError, match="given to another key"):
             root.certify(request(folder), "h1.example.org")
     for name in ("h2.example.org", "example.org", "../x"):
-        with pytest.raises(NetspaceError, match=r"no key has it; those that were given: h1\.example\.org"):
+        with pytest.raises(NetspaceError, match=r"no key has it; domains with a key: h1\.example\.org"):
             root.release(name)
 
 

@@ -432,7 +432,10 @@ def test_dead_letters_that_hosts_share_without_a_key_have_one_name():
 
 @given(LINKS, LINKS)
 def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, second):
-    """The old definitions are those of netspace's first versions, or made with another key."""
+    """Renamed queues are read until they are empty, and no exchange leads to them any more.
+
+    The old names are those of netspace's first versions, or were made with another key.
+    """
     for old in (PLAIN, Names(b"the key that was lost")):
         broker = Broker()
         broker.post(diff.document(*_everything(first, old)))

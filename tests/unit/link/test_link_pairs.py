@@ -1,4 +1,4 @@
-"""The keys from which names are derived: each host's own, and one for each pair of hosts. No broker."""
+"""The keys from which names are derived: one for each host, and one for each pair of hosts. No broker."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
 
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
-    """Without -n, haproxy takes at most 250 namespaces. A lower hard limit must not prevent its start, either."""
+    """The forwarder gets -n, since haproxy else takes at most 250 namespaces; a low hard limit is no obstacle."""
     command = process.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
     assert "no strict-limits" in process.render(Layout(), Wanted(LocalBroker(), {}))
@@ -355,7 +355,7 @@ def test_other_urls(url):
 
 # -- health ------------------------------------------------------------------------------
 class Answers:
-    """A management API of given answers."""
+    """A management API that returns given answers."""
 
     def __init__(self, **answers: object) -> None:
         self.answers = answers

@@ -1,4 +1,4 @@
-"""Refusals in the broker's form: they are parsed strictly, whatever names an account chose."""
+"""Refusals in the broker's form: parsed strictly, whatever names an account chose."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_odd_entry_costs_itself_alone(entries: dict[str, object]) -> None:
 
 
 def odd(one: object) -> int:
-    """Return how many of an entry's numbers aren't valid numbers."""
+    """Count the invalid numbers in an entry."""
     if not isinstance(one, dict):
         return 3
     most = {"times": 2**40, "first": 2**37, "last": 2**37}

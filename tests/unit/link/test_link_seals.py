@@ -35,7 +35,7 @@ def test_the_first_keys_are_used_at_once_and_later_ones_after_all_have_heard_of_
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(1, 40 * 86400), max_size=6))
 def test_a_key_is_there_for_as_long_as_anything_sealed_for_it_may_be(pauses):
-    """A sender may have an older list of keys. The key that it uses must still exist eight days later."""
+    """A key still exists a week after a sender last sealed for it, whenever keys are renewed."""
     now, keys, used = NOW, [], []
     for pause in pauses:
         if seals.due(keys, now):

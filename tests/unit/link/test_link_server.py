@@ -1,4 +1,4 @@
-"""Versions of RabbitMQ that netspace runs a node of."""
+"""RabbitMQ versions with which netspace can run a node."""
 
 from __future__ import annotations
 

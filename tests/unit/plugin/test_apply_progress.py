@@ -1,4 +1,4 @@
-"""Progress of an apply: lines on a terminal and events on a bus. They are bounded, and escaped where they are shown."""
+"""Progress of an apply: lines on a terminal and events on a bus, limited in size and escaped for display."""
 
 from __future__ import annotations
 

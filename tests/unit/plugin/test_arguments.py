@@ -1,4 +1,4 @@
-"""Salt's arguments: what a function takes, it takes under each supported Salt."""
+"""Arguments of Salt functions: each function accepts its parameters under each supported Salt."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ TEXT = r'"((?:[^"\\]|\\.)*)"'
 
 
 def of_dot(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the nodes and arrows that a reader of DOT finds."""
+    """Return the nodes and arrows in a DOT text."""
 
     def plain(found: str) -> str:
         return re.sub(r"\\(.)", r"\1", found)
@@ -59,7 +59,7 @@ def of_dot(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def of_mermaid(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the nodes and arrows that a reader of Mermaid finds."""
+    """Return the nodes and arrows in a Mermaid text."""
 
     def plain(found: str) -> str:
         return re.sub(r"#(\d+);", lambda one: chr(int(one[1])), found)

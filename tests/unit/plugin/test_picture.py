@@ -1,4 +1,4 @@
-"""The page of a picture: it holds the graph whatever the texts in it, fetches nothing, and can be read by everybody."""
+"""The page of a picture: it has the graph whatever the texts in it, fetches nothing, and is accessible."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 
 class Reader(HTMLParser):
-    """Elements of a page, and the texts of its scripts, as a parser of HTML finds them."""
+    """Elements of a page, and the texts of its scripts, as an HTML parser finds them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def example(name: str) -> str:
 
 
 class Runners:
-    """A ``RunnerClient`` that only keeps the calls. Its functions have the runners' own parameters."""
+    """A ``RunnerClient`` that only records the calls. Its functions have the runners' own parameters."""
 
     def __init__(self) -> None:
         self.called: list[tuple[str, list[Any], dict[str, Any]]] = []

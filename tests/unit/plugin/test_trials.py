@@ -1,4 +1,4 @@
-"""Tables of settings, attempts and pools; and wide lines and errors, broken to a terminal's width."""
+"""Tables of settings, attempts and pools, and long lines and errors wrapped to a terminal's width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of each function's return; and returns of hostile minions, which can't make an operator's command fail."""
+"""Tables of each function's return; returns of hostile minions can't make an operator's command fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every declaration that the parser accepts in these tests is valid by the JSON Schema, too."""
+"""Check that every declaration that the parser accepts in these tests is valid by the JSON Schema, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``host``: what an environment may ask its host for, the reserved name, and the links that follow."""
+"""``host``: the requests that an environment may make to its host, the reserved name, and the resulting links."""
 
 from __future__ import annotations
 

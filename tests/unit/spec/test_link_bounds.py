@@ -1,4 +1,4 @@
-"""Bounds of a link: accepted ones, and those that are refused because nothing would enforce them."""
+"""Limits of a link: accepted ones, and limits that are refused because nothing would enforce them."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_link_in_memory_is_refused_on_a_cluster() -> None:
 
 
 def problems(value: dict[str, Any]) -> str:
-    """Return all that is wrong with a declaration."""
+    """Return all problems of a declaration."""
     try:
         parse.declaration(value)
     except SpecError as err:

@@ -227,7 +227,7 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_one_mistake_of_an_environment_hides_no_other_of_it():
-    """The environment breaks rules of its form, of its runtime and of the whole declaration: each is reported."""
+    """An environment with mistakes of form, runtime and the whole declaration: each mistake is reported."""
     kernel = {"kernel": "/srv/k", "command": ["/x"], "env": {"A": "b"}, "health": {"exec": ["/x"]}, "target": True}
     data = {
         "environments": {

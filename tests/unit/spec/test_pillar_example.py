@@ -1,4 +1,4 @@
-"""``pillar.example`` holds every key of a declaration, and netspace accepts it."""
+"""``pillar.example`` contains every key of a declaration, and netspace accepts it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def reached(kind: type[msgspec.Struct], found: list[type[msgspec.Struct]]) -> li
 
 
 def used(kind: type[msgspec.Struct], data: Any, found: dict[type[msgspec.Struct], set[str]]) -> None:
-    """Note the keys of *data*, by their structs; *kind* is the type of *data*."""
+    """Record the keys of *data*, by their structs; *kind* is the type of *data*."""
     found.setdefault(kind, set()).update(data)
     named = {field.encode_name for field in msgspec.structs.fields(kind) if typing.get_origin(field.type) is dict}
     for key, below in inner(kind):
@@ -110,7 +110,7 @@ def test_pillar_example_has_settings_of_runtimes(section: dict[str, Any]) -> Non
 
 
 def cluster() -> dict[str, Any]:
-    """Return the broker that stands in the comment at the end."""
+    """Return the broker in the comment at the end of the file."""
     text = EXAMPLE.read_text().split("#  broker:\n")[1]
     found: dict[str, Any] = yaml.safe_load("\n".join(line.removeprefix("#") for line in text.splitlines()))
     return found

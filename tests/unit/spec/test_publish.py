@@ -1,4 +1,4 @@
-"""Publications: their forms, refusals with their paths, and conflicts between two."""
+"""Published ports: their forms, refusals with their paths, and conflicts between two."""
 
 from __future__ import annotations
 

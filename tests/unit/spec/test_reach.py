@@ -1,4 +1,4 @@
-"""Reachability, compared with a model that judges single messages and packets, without edges and overlaps."""
+"""Reachability, compared with a model that decides single messages and packets, without edges and overlaps."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def reach_kind(spec: Any) -> str:
 
 
 def begins(declared: Declaration, source: str, target: str) -> bool:
-    """Return whether *source* may send a first message or packet to *target*: both single ends."""
+    """Return whether *source* may send a first message or packet to *target*. Both are single ends."""
     if source in (*NAMES, "x@h2") and target in (*NAMES, "x@h2"):
         return any((link.source, link.target) == (source, target) for link in declared.links)
     name, peer, way = (source, target, "out") if source in NAMES else (target, source, "in")

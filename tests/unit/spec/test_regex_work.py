@@ -1,4 +1,4 @@
-"""Regular expressions in terms for minions are bounded before they are used."""
+"""Regular expressions in targets for minions are limited before they are used."""
 
 from __future__ import annotations
 

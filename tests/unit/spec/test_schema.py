@@ -157,7 +157,7 @@ NAMES = st.sampled_from(["web", "orders", "a", "x-1"])
 
 
 def values(of: inspect.Type, key: str = "") -> st.SearchStrategy[Any]:
-    """Return values of a type that are well-formed, but may make no sense."""
+    """Return values of a type that are well-formed, but may be invalid."""
     if isinstance(of, inspect.StructType):
         return structs(of)
     if isinstance(of, inspect.UnionType):
@@ -233,7 +233,7 @@ CHECKS = ("environment", "interface", "link", "runtimes", "runtime_settings", "u
 
 
 def problems(declaration: Any) -> dict[str, str]:
-    """Return the parser's messages on form by path; a kernel's kind of interface is not a matter of form."""
+    """Return the parser's messages on form, by path. An interface kind that the kernel lacks isn't a matter of form."""
 
     def told(found: tuple[Problem, ...]) -> dict[str, str]:
         return {problem.path: problem.message for problem in found if "stack of its own" not in problem.message}

@@ -1,6 +1,6 @@
-"""An editor with a YAML language server marks the same mistakes in a declaration that ``netspace.check`` names.
+"""An editor with a YAML language server marks the same mistakes in a declaration that ``netspace.check`` reports.
 
-On request, since it needs a program from npm: ``sudo scripts/provision --callers`` installs it.
+These tests run on request, since they need a program from npm: ``sudo scripts/provision --callers`` installs it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def example() -> dict[str, Any]:
 
 
 def checked(declaration: Any) -> list[Problem]:
-    """Return what ``netspace.check`` finds without a host."""
+    """Return the problems that ``netspace.check`` finds without a host."""
     try:
         parse.declaration(declaration)
     except SpecError as err:

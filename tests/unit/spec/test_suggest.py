@@ -1,4 +1,4 @@
-"""A suggestion permits exactly what was seen, is accepted by the parser, and marks what is risky."""
+"""A suggestion permits exactly the recorded refusals, is accepted by the parser, and marks risky permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPECIFICATION.md itself: each line has a test, and each test a line."""
+"""SPECIFICATION.md itself: each line has a test, and each of these tests has a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANGES = re.compile(r"^(?:CHANGES|KINDS) = \(([^)]*)\)", re.MULTILINE)
 
 
 def held() -> set[str]:
-    """Return the keys that tests name, or make of a change and a kind."""
+    """Return the keys of lines that tests name, or build from a change and a kind."""
     text = "\n".join(path.read_text() for path in SOURCES)
     changes, kinds = (re.findall(r'"([a-z]+)"', names) for names in CHANGES.findall(text))
     return set(KEY.findall(text)) | {f"{change}.{kind}" for change in changes for kind in kinds}

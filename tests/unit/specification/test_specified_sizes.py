@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: the largest inputs. One of that size is taken, and a larger one is refused with the reason."""
+"""SPECIFICATION.md: the largest inputs. One of that size is accepted, and a larger one is refused with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_page_of_a_fleet_is_small() -> None:
 
 
 def declared(environment: dict[str, Any], name: str = "web") -> str:
-    """Return why a declaration of one environment is refused; empty if it is taken."""
+    """Return the reason why a declaration of one environment is refused; empty if it is accepted."""
     try:
         parse.declaration({"environments": {name: {"image": "tar:/x.tar", "command": ["/x"], **environment}}})
     except NetspaceError as err:

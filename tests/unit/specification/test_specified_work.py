@@ -1,4 +1,4 @@
-"""The bounds of SPECIFICATION.md on calls of the library's own functions, for planning and compiling.
+"""The limits of SPECIFICATION.md on calls of the library's own functions, for planning and compiling.
 
 These counts depend neither on the machine nor on Python's version.
 """

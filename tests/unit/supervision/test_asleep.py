@@ -1,4 +1,4 @@
-"""Programs that are asleep: all their threads wait for something, and none has run since the last look."""
+"""Programs that are asleep: all their threads wait for something, and none has run since the last check."""
 
 from __future__ import annotations
 

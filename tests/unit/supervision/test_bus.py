@@ -1,4 +1,4 @@
-"""The client of systemd's bus, with a peer that behaves like systemd, or badly."""
+"""The client of systemd's bus, with a peer that behaves like systemd, or incorrectly."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signals_do_not_prolong_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peer sends only signals, each before the timeout of a single message."""
+    """The peer sends only signals, each before a single message's timeout; the client gives up at its deadline."""
     monkeypatch.setattr(dbus, "TIMEOUT", 0.1)
     ours, theirs = socket.socketpair()
     ended = threading.Event()

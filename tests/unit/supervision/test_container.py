@@ -1,4 +1,4 @@
-"""A container that has ended is deleted like crun does, or left to crun unchanged."""
+"""A container that has ended is deleted as crun does it, or left to crun unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CGROUP = "/netspace/environment-web"
 
 
 class Runtime:
-    """crun's folder of a container that has ended, and its empty control groups."""
+    """crun's folder for a container that has ended, and the container's empty control groups."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "crun"

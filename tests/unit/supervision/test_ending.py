@@ -1,4 +1,4 @@
-"""The end of services in netspace's own supervisor, without processes: what a declaration's change means."""
+"""The end of services in netspace's own supervisor, without processes: the effects of a changed declaration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from netspace.supervision.service import Service
 def test_a_policy_of_the_last_moment_counts_at_a_retry(
     tmp_path: Path, restart: str, exit: str, error: str, started: bool, state: str
 ) -> None:
-    """Declare another policy while a service waits for its next start."""
+    """Another restart policy is declared while a service waits for its restart; the new policy counts."""
     layout = Layout(root=tmp_path)
     service = Service("a", ("/bin/true",), restart="always")
     again: list[Unit] = []

@@ -31,7 +31,7 @@ class Clock:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the logs that were looked at."""
+    """The names of the logs that were checked."""
     found: list[str] = []
     real = logs.rotate
     monkeypatch.setattr(logs, "rotate", lambda path: found.append(path.name) or real(path, logs.SIZE))
@@ -39,7 +39,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def rotation(folder: Path, *names: str) -> tuple[Rotation, Loop]:
-    """Return the rotation of these services' logs, which were looked at for the first time."""
+    """Return the rotation of these services' logs, after the first check."""
     loop = Loop()
     units = Units(Layout(root=folder), lambda _: None)
     for name in names:

@@ -1,4 +1,4 @@
-"""Times of a log's lines: in a file beside it, bounded, kept over rotations, repaired after a cut, never forged."""
+"""Times of a log's lines, in a file beside it: limited, kept over rotations, repaired after a cut, never forged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def write(log: Path, times: Times, data: bytes, moment: float) -> None:
-    """Write *data* to the log, and its time, like the relay."""
+    """Write *data* to the log, and its time, as the relay does."""
     times.note(logs.size(log), moment)
     logs.append(log, data)
 
@@ -54,7 +54,10 @@ def test_lines_have_times_and_starts_are_between_them(log: Path) -> None:
 
 
 def test_line_has_the_time_of_its_end_whatever_was_begun(log: Path) -> None:
-    """A program leaves the first byte of its next line at the end of each write, to hide lines from ``since``."""
+    """A line gets the time of its end, although the program wrote the line's first byte earlier.
+
+    A program could otherwise hide lines from ``since`` by this.
+    """
     times = Times(log)
     write(log, times, b"one\n2", 1.0)
     write(log, times, b"-two\n3", 500.0)
@@ -173,7 +176,7 @@ def test_half_an_entry_is_mended(log: Path, cut: int) -> None:
 
 
 def test_entries_of_a_log_that_was_emptied_are_dropped(log: Path) -> None:
-    """A supervisor was killed between two steps of a rotation, or somebody emptied the log."""
+    """A log was emptied, or a supervisor was killed during a rotation; the outdated entries are dropped."""
     times = Times(log)
     write(log, times, b"one\n", 1.0)
     write(log, times, b"two\n", 2.0)

@@ -73,7 +73,10 @@ def test_process_with_any_name_is_not_dying(name: bytes) -> None:
 
 
 def test_forgotten_group_that_a_child_still_holds_is_silent(tmp_path: Path) -> None:
-    """A child between fork and exec still has the descriptor; the kernel writes to it when the group is removed."""
+    """A removed group whose descriptor a forked child still holds gives no notice.
+
+    The kernel writes to the descriptor when the group is removed.
+    """
     for name in ("web", "orders"):
         folder = tmp_path / "memory" / name
         folder.mkdir(parents=True)

@@ -24,7 +24,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def lock(layout: Layout) -> Iterator[int]:
-    """A descriptor of the lock's file; this process holds the lock."""
+    """A descriptor of the lock's file, whose lock this process holds."""
     fd = os.open(presence.lock_path(layout), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     yield fd

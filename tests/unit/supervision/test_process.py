@@ -1,4 +1,4 @@
-"""A pass finds the processes that a service leaves behind, or says that it may have missed one."""
+"""A pass over ``/proc`` finds the processes that a service leaves behind, or reports that it may have missed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARK = "test/left"
 
 @pytest.fixture
 def restless(tmp_path: Path) -> Iterator[int]:
-    """Run a process that executes itself again and again: during execve(2) it has no environment."""
+    """Run a process that executes itself repeatedly, since during execve(2) a process has no environment."""
     script = tmp_path / "restless"
     script.write_text('#!/bin/sh\nexec "$0"\n')
     script.chmod(0o755)

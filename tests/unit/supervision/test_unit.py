@@ -242,7 +242,7 @@ def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: 
 
 
 def test_unit_of_a_program_in_tmp_sees_that_folder() -> None:
-    """A service whose interpreter is below /tmp sees the host's /tmp; all others have a /tmp of their own."""
+    """A service whose interpreter is below /tmp sees the host's /tmp; all others have a private /tmp."""
     usual = unit_file.render(Layout(), Service(name="renewer", command=("/usr/bin/python3", "-I", "x")))
     ours = unit_file.render(
         Layout(), Service(name="renewer", command=("/bin/sh", "-c", "x", "/tmp/checkout/.venv/bin/python"))

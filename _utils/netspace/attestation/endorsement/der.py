@@ -105,7 +105,7 @@ def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
 
 
 def split(data: bytes, most: int) -> list[bytes]:
-    """Split *data* into the certificates that it consists of, at most *most*. Padding may follow the last certificate.
+    """Split *data* into its DER certificates, at most *most*. Padding may follow the last certificate.
 
     A TPM's NV indices hold a chain in this form (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 
@@ -126,7 +126,8 @@ def signed_part(data: bytes) -> bytes:
     """Return the signed part of a certificate or revocation list (RFC 5280, 4.1.1).
 
     :param data: the certificate or revocation list, as DER.
-    :raises ValueError: when *data* is neither of the two, or when it names two different signature algorithms.
+    :raises ValueError: when *data* is neither a certificate nor a revocation list, or names two different signature
+        algorithms.
     """
     whole = element(data, 0, len(data))
     if whole.tag != SEQUENCE or whole.end != len(data):
@@ -156,7 +157,9 @@ def with_sorted_sets(data: bytes) -> bytes:
 
 
 def with_sorted_issuer(data: bytes) -> bytes:
-    """Return a revocation list in which the issuer's name is sorted. The entries, perhaps megabytes, are not parsed.
+    """Return a copy of a revocation list with a sorted issuer's name.
+
+    The list's entries, which may take megabytes, are not parsed.
 
     :raises ValueError: when *data* is not a revocation list.
     """

@@ -1,16 +1,16 @@
 """Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
 This is RFC 5280 path validation, limited to the needs of TCG's EK Credential Profile 2.5. ``cryptography`` checks the
-signatures and decodes certificates and names. Its own path building (``cryptography.x509.verification``) refuses
-certificates of real makers under any policy: Nuvoton's because of the order of their names, Infineon's and ST's
-intermediates because of a critical certificatePolicies extension.
+signatures and decodes certificates and names. The path building of ``cryptography.x509.verification`` can't be used,
+because it always refuses the certificates of some makers: Nuvoton's because of the order of fields in names, and
+Infineon's and ST's intermediates because of a critical certificatePolicies extension.
 
-Some makers write names in an order that DER forbids, so fields are read from a sorted copy
+Some makers write names in an order that DER forbids. So the fields of a certificate are read from a sorted copy
 (``netspace.attestation.endorsement.der``). Signatures are checked over the bytes that the maker signed.
 
 This module fetches nothing. Intermediates come with the evidence or lie among the roots. Revocation lists are files
 that the operator puts beside the roots; the module ignores the address of a list in a certificate. The entries of an
-expired list still count as revoked. All other certificates of that list's maker are refused until there is a newer
+expired list still count as revoked. All other certificates of the list's issuer are refused until there is a newer
 list. If a maker has no list, its certificates are not checked for revocation.
 """
 
@@ -43,7 +43,7 @@ MAX_LIST = 16 * 1024 * 1024
 class Untrusted(NetspaceError):
     """Error: the certificate has no valid path to a root.
 
-    The host gets only the level of a host without a certificate.
+    The host then gets only the level of a host whose TPM has no certificate.
     """
 
 
@@ -87,7 +87,8 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates from the evidence. A root must vouch for each; unreadable intermediates are ignored.
+    :param chain: DER intermediates from the evidence. An intermediate counts only if it chains to a root. Unreadable
+        intermediates are ignored.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
@@ -149,8 +150,8 @@ def described(data: bytes) -> tuple[str, str, float]:
 def revocations(raw: bytes) -> bytes:
     """Return a revocation list (PEM or DER) in the form that :func:`check` uses: DER.
 
-    :raises NetspaceError: when *raw* is not a complete revocation list. A list with a critical extension covers only
-        some certificates, or only changes to an earlier list (RFC 5280, 5.2), so it would hide revocations.
+    :raises NetspaceError: when *raw* is not a complete revocation list. A list with a critical extension is incomplete:
+        it covers only some certificates, or only changes to an earlier list (RFC 5280, 5.2).
     """
     if len(raw) > MAX_LIST:
         raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
@@ -188,9 +189,9 @@ def _load_list(data: bytes) -> _Signed:
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """Check a certificate against the newest list of each issuer.
+    """Check that the newest revocation list of each issuer doesn't have the certificate.
 
-    Distinguish issuers with the same name by their keys.
+    Issuers with the same name are distinguished by their keys.
     """
     number: int = certificate.fields.serial_number
     for issuer in issuers:
@@ -221,7 +222,7 @@ def _signed_list(found: _Signed, issuer: _Signed) -> bool:
 
 
 def _unsigned(found: _Signed, issuer: _Signed) -> str:
-    """Return why the signature of *found* is not one by *issuer*; empty if the signature is valid."""
+    """Return why the signature of *found* is not a valid signature by *issuer*; empty if the signature is valid."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -252,10 +253,7 @@ def _load(data: bytes) -> _Signed:
 
 
 def _readable(data: bytes) -> _Signed | None:
-    """Return an intermediate from the evidence; None if the intermediate can't be read.
-
-    Such an intermediate is ignored.
-    """
+    """Return an intermediate from the evidence; None if the intermediate can't be read and is to be ignored."""
     try:
         return _load(readable(data))
     except NetspaceError:
@@ -267,8 +265,8 @@ def _path(
 ) -> list[_Signed]:
     """Return the shortest path from *leaf* to a root, the root last.
 
-    The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf: a longer path
-    could only violate more pathLenConstraints. So the work grows at most with the square of the number of
+    The search is breadth-first. It visits each intermediate only once, at its smallest distance from the leaf, because
+    a longer path could only violate more pathLenConstraints. The work grows at most with the square of the number of
     intermediates.
 
     :raises Untrusted: when there is no path.

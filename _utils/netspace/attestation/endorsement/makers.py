@@ -1,4 +1,4 @@
-"""Makers of TPMs that the operator trusts: a folder, read by a master's registrar and by hosts that judge themselves.
+"""Reader of the folder with the certificates of TPM makers that the operator trusts.
 
 ::
 
@@ -9,8 +9,9 @@
 A file in ``ek/`` is named after the key of its first certificate (SHA-256 of SubjectPublicKeyInfo; ``hosts`` shows this
 digest). The file adds no trust: its certificate must chain to a root, like a certificate from a TPM.
 
-A certificate that can't be read is reported in ``unreadable``; the others are still read. A revocation list that can't
-be read is an error: without the list, revoked certificates would pass.
+The folder is read by the master's registrar, and by hosts that judge themselves. A certificate that can't be read is
+reported in ``unreadable``; the other certificates are still read. A revocation list that can't be read is an error:
+without the list, revoked certificates would pass.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MAX_FILE = 4 * 1024 * 1024
 class Makers:
     """Content of the folder of roots.
 
-    :param roots: certificates, DER. *lists*: revocation lists, DER.
+    :param roots: certificates, DER.
+    :param lists: revocation lists, DER.
     :param unreadable: file and problem of each certificate that can't be read.
     :param given: the folder with the operator's endorsement certificates; None if it does not exist.
     """
@@ -99,9 +101,9 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return the readable certificates of a file, and the problems of the unreadable ones.
+    """Return the readable certificates of a file, and the problems of the unreadable certificates.
 
-    At least one list has an item.
+    At least one of the two lists is not empty.
     """
     try:
         found = _in_file(path)

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 def unfit(certificate: Certificate, name: str, when: datetime.datetime, understood: Container[str]) -> str:
-    """Return why no path may contain *certificate*: its validity, its key, or an extension.
-
-    Empty if a path may contain it.
+    """Return why a path must not contain *certificate*: its validity, its key, or an extension. Empty if a path may.
 
     :param name: the certificate's name, for people.
     :param understood: object identifiers of the critical extensions that the caller checks.
@@ -47,7 +45,7 @@ def weak(certificate: Certificate, name: str) -> str:
 
 
 def no_issuer(issuer: Certificate, depth: int) -> str:
-    """Return why *issuer* may not sign a certificate; empty if it may.
+    """Return why *issuer* may not sign a certificate; empty if *issuer* may.
 
     :param depth: number of intermediates below the issuer.
     """

@@ -1,16 +1,15 @@
-"""Admission of minions whose Salt keys are pending: a key is accepted if its host's TPM vouches for it.
+"""Admission of minions whose Salt keys are pending: the master accepts a key if the host's TPM vouches for it.
 
-A minion whose key is pending can't be asked over Salt's bus. So it asks for admission itself, by HTTP
-(:mod:`admission_http`). The exchange is that of an enrolment and an attestation: the registrar's credential, a quote,
-the policy of the minion's group. Two things differ:
+The master can't ask a minion with a pending key over Salt's bus. So the minion asks for admission by HTTP
+(:mod:`admission_http`). The exchange is an enrolment followed by an attestation: the registrar's credential, a quote,
+and the policy of the minion's group. There are two differences:
 
-- The TPM's statements name the pending key. Both sides put :func:`name` in the place of the master's fingerprint, so
-  the credential's answer and the quote are for this master and for this Salt key. A host that passes on the answers of
-  another host's TPM under a key of its own has statements about the wrong key.
+- The TPM's statements name the pending key. Both sides use :func:`name` in place of the master's fingerprint, so the
+  answer to the credential and the quote are valid only for this master and this Salt key. If an attacker asks for its
+  own key and passes on the answers of another host's TPM, these answers name the wrong key.
 - Only minions in the inventory are admitted.
 
-The master accepts the content of the key that was proved, even if Salt's folder has another one by then. Imports no
-Salt.
+The master accepts exactly the key that was proved, even if another key is in Salt's folder by then. Imports no Salt.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ Work = Generator[Step, Answer, HostState]
 
 
 class NotNow(NetspaceError):
-    """Too much is asked at this moment; the minion may ask again later."""
+    """Error: the master can't handle this request at this moment. The minion may ask again later."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A minion's claim that a pending key is its own.
+    """A minion's claim that a pending Salt key belongs to it.
 
     :param key: the key (PEM).
     """
@@ -80,9 +79,9 @@ class _Refusal:
 
 @dataclass
 class _Session:
-    """A session; it is busy while its work is made, and while an answer is worked on.
+    """A minion's open session. It is busy while the master prepares the work or handles an answer.
 
-    :param work: None until it is made.
+    :param work: the generator that enrols and attests the minion; None until the master has made it.
     """
 
     claim: Claim
@@ -93,9 +92,9 @@ class _Session:
 
 
 def name(master: str, key: bytes) -> str:
-    """Return what stands for the verifier in the TPM's statements of an admission.
+    """Return the verifier's name in the TPM's statements of an admission.
 
-    It is never a fingerprint alone, so no statement of an admission is one of an ordinary attestation.
+    The name is never a plain fingerprint, so a statement of an admission is never valid in an ordinary attestation.
 
     :param master: fingerprint of the master's key.
     :param key: the minion's Salt key (PEM).
@@ -106,9 +105,10 @@ def name(master: str, key: bytes) -> str:
 def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], float] = time.time) -> Work:
     """Enrol a minion's TPM and attest it; return its state.
 
-    :param made: a verifier whose ``master`` is :func:`name`, and whose identities know the pending key.
-    :raises NetspaceError: the inventory doesn't name the minion, the host can't be enrolled, or nothing proves that the
-        answers are its own.
+    :param made: a verifier (:class:`Fleet`) whose ``master`` is :func:`name`, and whose ``identities`` have the pending
+        key.
+    :raises NetspaceError: when the inventory doesn't name the minion, the host can't be enrolled, or nothing proves
+        that the host made the answers.
     """
     listed = made.registrar.listed
     if listed is None or minion not in inventory.read(listed).minions:
@@ -138,8 +138,8 @@ class Desk:
     :param master: fingerprint of the master's key.
     :param pending: returns the pending key of a minion (PEM); None if there is none.
     :param begin: returns the work for a claim (:func:`admitting`).
-    :param accept: accepts exactly the key of a claim. It raises NetspaceError if another key is pending by then.
-    :param tell: called with each verdict: the claim, and why it is refused (empty: it is accepted).
+    :param accept: accepts exactly the key of a claim. It raises NetspaceError if another key is pending at that time.
+    :param tell: called with each verdict: the claim, and the reason for a refusal (empty if the claim is accepted).
     """
 
     def __init__(
@@ -161,11 +161,11 @@ class Desk:
         """Begin an admission: return ``session``, the fingerprint of the ``master``, and the first ``call``.
 
         :param data: ``minion`` and ``key`` (PEM).
-        :raises NotNow: too many ask.
-        :raises NetspaceError: no such key is pending.
+        :raises NotNow: when too many sessions are open, or the minion was refused a moment ago.
+        :raises NetspaceError: when *data* is malformed, the key isn't pending, or the minion can't be admitted.
         """
         if not isinstance(data, dict) or set(data) != {"minion", "key"}:
-            raise NetspaceError("expected minion and key")
+            raise NetspaceError("admission: expected a mapping with minion and key")
         minion, key = data["minion"], data["key"]
         if not isinstance(minion, str) or not 0 < len(minion) <= MAX_NAME or not isinstance(key, str):
             raise NetspaceError("expected a minion's id and its Salt key")
@@ -177,7 +177,7 @@ class Desk:
             self._hear(claim)
             of_it = sum(one.claim.minion == minion for one in self._sessions.values())
             if of_it >= EACH or len(self._sessions) >= MAX_SESSIONS:
-                raise NotNow("too many ask at this moment; ask again later")
+                raise NotNow("too many admissions are open at this moment; ask again later")
             session = secrets.token_hex(16)
             found = self._sessions[session] = _Session(claim, self._clock())
         try:  # without the lock: others don't wait until files are read
@@ -193,7 +193,7 @@ class Desk:
     def _begun(self, claim: Claim) -> tuple[Work, Call]:
         """Return the work for a claim, and its first call.
 
-        :raises NetspaceError: no such key is pending, or the minion can't be admitted.
+        :raises NetspaceError: when the claimed key isn't pending, or the minion can't be admitted.
         """
         found = self._pending(claim.minion)
         if found is None or key_fingerprint(found) != key_fingerprint(claim.key):
@@ -202,9 +202,9 @@ class Desk:
         try:
             call = next(work)
         except StopIteration as err:
-            raise NetspaceError("the master's admission asked this minion nothing") from err
+            raise NetspaceError("the admission ended before the master's first call; see the master's log") from err
         if not isinstance(call, Call):
-            raise NetspaceError("the master's admission asked this minion nothing")
+            raise NetspaceError("the admission ended before the master's first call; see the master's log")
         return work, call
 
     def _hear(self, claim: Claim) -> None:
@@ -219,15 +219,15 @@ class Desk:
             raise NotNow(f"{claim.minion:.80} was refused a moment ago; ask again in {left:.0f} s")
 
     def known(self, session: str) -> bool:
-        """Return whether a session is open, before its next message is read."""
+        """Return whether a session is open. The HTTP service asks this before it reads the session's next message."""
         with self._lock:
             self._tidy()
             return session in self._sessions
 
     def step(self, session: str, value: Any) -> dict[str, Any]:
-        """Take a minion's answer to the last call; return the next ``call``, ``accepted`` or ``refused`` (why).
+        """Handle a minion's answer to the last call; return ``call`` (the next one), ``accepted`` or ``refused``.
 
-        :raises NotNow: the session is over, or its last message is still worked on.
+        :raises NotNow: when the session is over, or the master still handles the session's last message.
         """
         with self._lock:
             found = self._sessions.get(session)
@@ -257,9 +257,9 @@ class Desk:
         return {"accepted": True, "level": state.shown(time.time())["level"]}
 
     def _signed(self, session: _Session, value: Any) -> None:
-        """Check that the holder of the pending key made the first answer, and for this session's call.
+        """Check that the holder of the pending key signed the first answer, for the call of this session.
 
-        :raises Refused: nothing proves that.
+        :raises Refused: when the signature is missing or wrong, or the answer is to another session's call.
         """
         claim = session.claim
         master = name(self._master, claim.key)
@@ -268,9 +268,9 @@ class Desk:
             raise Malformed("enrolment: not an answer to this session's call; begin again")
 
     def _stepped(self, session: _Session, value: Any) -> HostState | None:
-        """Resume the work; return the state of a host that was admitted, and None if another call follows.
+        """Resume the work with an answer. Return the state of an admitted host; None if another call follows.
 
-        :raises NetspaceError: the host isn't admitted.
+        :raises NetspaceError: when the host isn't admitted.
         """
         assert session.work is not None
         try:
@@ -289,7 +289,8 @@ class Desk:
     def _over(self, session: str, claim: Claim, refused: str | None) -> None:
         """End a session.
 
-        :param refused: why the minion is refused; empty: it is accepted; None: the session tells nothing of the minion.
+        :param refused: the reason for which the minion is refused; empty if it is accepted; None if the session ended
+            without a verdict.
         """
         with self._lock:
             self._sessions.pop(session, None)
@@ -303,7 +304,7 @@ class Desk:
             self._tell(claim, refused)
 
     def _tidy(self) -> None:
-        """Forget sessions and refusals that are over; the caller holds the lock."""
+        """Forget expired sessions and refusals; the caller holds the lock."""
         now = self._clock()
         old = [name for name, one in self._sessions.items() if now - one.begun > LIFETIME and not one.busy]
         for one in old:
@@ -316,9 +317,9 @@ def _wire(call: Call) -> dict[str, Any]:
 
 
 def replied(reply: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """Return the call in a master's reply; None if it is a verdict.
+    """Return the call in a master's reply; None if the reply is a verdict.
 
-    :raises NetspaceError: it is neither.
+    :raises NetspaceError: when the reply is neither a call nor a verdict.
     """
     call = reply.get("call")
     if isinstance(call, dict) and set(call) == {"function", "value"} and isinstance(call["function"], str):

@@ -1,8 +1,8 @@
-"""HTTP service of the master for minions whose keys are pending (:mod:`admission`), and their requests to it.
+"""HTTP service of the master for minions whose keys are pending (:mod:`admission`), and the minions' requests to it.
 
-Nothing here is secret, and no message is believed because of its origin: signatures and the TPM's statements prove it.
-So there is no TLS. Everybody who reaches the port may ask; sizes, times and the number of threads are bounded, and a
-message of more than a few KiB is read only in an open session.
+There is no TLS: no message is secret, and none is trusted because of its sender's address. Signatures and the TPM's
+statements prove the content. Everybody who reaches the port may send requests. Sizes, times and the number of threads
+are limited, and the service reads a message of more than a few KiB only in an open session.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHUNK = 64 * 1024
 
 
 class Service(http.server.ThreadingHTTPServer):
-    """The service for one desk."""
+    """HTTP server for one :class:`~netspace.attestation.fleet.admission.Desk`."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -50,7 +50,7 @@ class Service(http.server.ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread; if all threads are busy, end it, because others may wait for ever."""
+        """Handle a connection in a thread. If all threads are busy, close it, because it might wait for ever."""
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -71,7 +71,7 @@ class Service(http.server.ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do nothing: a peer that goes away, or sends rubbish, is no event."""
+        """Do nothing. A peer that disconnects or sends an invalid request is no error of the service."""
 
 
 def _cut(request: socket.socket) -> None:
@@ -109,9 +109,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._reply(HTTPStatus.OK, found)
 
     def _body(self, most: int, until: float) -> bytes:
-        """Return the message.
+        """Return the body of the request.
 
-        :raises NetspaceError: it is too long, or comes too slowly.
+        :raises NetspaceError: when the body is too long, or arrives too slowly.
         """
         given = self.headers.get("Content-Length", "")
         if not given.isascii() or not given.isdigit() or len(given) > 9 or int(given) > most:
@@ -136,15 +136,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Log nothing: anybody could fill the log. Verdicts are told by the desk."""
+        """Log nothing, because anybody could fill the log. The desk reports the verdicts."""
 
 
 def post(url: str, path: str, data: Any) -> dict[str, Any]:
     """Send one message to a master's service, and return the reply.
 
     :param url: ``http://<address>:<port>``.
-    :raises NotNow: the master has no time at this moment.
-    :raises NetspaceError: the service can't be reached, or its reply is no mapping.
+    :raises NotNow: when the master is busy; the minion may ask again later.
+    :raises NetspaceError: when the service can't be reached, or its reply is no mapping.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):

@@ -1,9 +1,10 @@
 """The master's side of Salt's bus: messages to minions, and their answers in order of arrival.
 
-One message asks many minions, and one stream of events brings the answers to all open messages. No function here
-waits for a job to end, so no minion delays the answers of others. Salt's own client is an argument.
+One message asks many minions, and one stream of events brings the answers to all open messages. No function here waits
+for a job to end, so no minion delays the answers of others. The caller passes in Salt's own client.
 
-**A reply proves nothing about who made it.** Whoever acts on one checks a signature first: ``origin``, ``own_answers``.
+**A reply does not prove its sender.** Before a caller acts on a reply, it checks a signature (``origin``,
+``own_answers``).
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ class Unreachable(NetspaceError):
 
 
 class Bus(Protocol):
-    """Messages to minions, and their answers. The bus has the clock, so a simulated bus has a simulated clock."""
+    """Messages to minions, and their answers.
+
+    The bus also has the clock, so that a simulated bus can have a simulated clock.
+    """
 
     def clock(self) -> float:
-        """Return the time in seconds since any fixed moment. The value never decreases."""
+        """Return a monotonic clock's time in seconds."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         """Send one message to exactly these minions.

@@ -1,9 +1,9 @@
-"""The values that pass between the work for a minion, the window over many minions, and the bus.
+"""The values that the work for a minion, the window over many minions and the bus exchange.
 
 The work for one minion is a generator: it yields a :class:`Call` and is resumed with the :class:`Answer`
 (:mod:`netspace.attestation.fleet.window`). The bus returns :class:`Sent` for a message and brings each :class:`Reply`.
 
-Pure: nothing here sends, waits or has a clock.
+Pure: this module neither sends nor waits, and has no clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Pace:
     :param concurrency: number of hosts that are asked at one time.
     :param jitter: most seconds for which calls are collected before one message sends them.
     :param timeout: seconds that a host may take for one call.
-    :param refused: the most answers to one call that are refused before the host counts as silent.
+    :param refused: number of refused answers to one call after which the host counts as silent.
     """
 
     concurrency: int = 32
@@ -38,7 +38,8 @@ class Call:
 
     :param each: name of the argument that maps each minion's id to the *value* for that minion; empty if the function
         has no such argument.
-    :param common: arguments for all minions. Calls with different ones are never sent in the same message.
+    :param common: arguments that are the same for all minions. Calls with different common arguments are sent in
+        separate messages.
     :param within: seconds that this call may take, if less than the timeout.
     :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
     """
@@ -59,8 +60,8 @@ class Answer:
     :param problem: why there is no answer; empty if there is an answer.
     :param took: seconds from the call to the answer.
     :param silent: no answer came by the deadline.
-    :param crowded: the transfer was slow while others waited for its room, so the window ended it. The transfer may be
-        tried once more.
+    :param crowded: the window ended the transfer, because it was slow while other transfers waited for its room. The
+        transfer may be tried once more.
     """
 
     value: Any = None

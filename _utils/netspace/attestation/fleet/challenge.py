@@ -17,7 +17,7 @@ from netspace.attestation.policy.policy import Policy
 class Asked:
     """A challenge that waits for its answer.
 
-    The caller passes each answer to the judge, until the host itself answered.
+    The caller passes each answer to the verifier, until one was made by the host itself.
 
     :param log: SHA-256 of the host's boot log that the master keeps; None: the host must send its log.
     :param listed: the host must send its whole measurement list, for learning.

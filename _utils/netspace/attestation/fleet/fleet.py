@@ -1,22 +1,22 @@
 """The verifier of a fleet: makes challenges, and appraises the answers.
 
-``Fleet.ask`` makes a challenge for one minion. ``Fleet.judge`` checks the answer, in the one legal order:
+``Fleet.ask`` makes a challenge for one minion. ``Fleet.judge`` checks the answer, in the only allowed order:
 
-0. the host itself answered: its attestation key signed the answer for this challenge (``origin``), or its Salt key did
-   (``identity``). The verifier makes no result of any other answer (``Unproved``);
-1. the answer follows this protocol (else: ``malformed``);
+0. the host itself answered: its attestation key (``origin``) or its Salt key (``identity``) signed the answer to this
+   challenge. The verifier makes no result of any other answer (``Unproved``);
+1. the answer follows this protocol (if not: ``malformed``);
 2. the registrar's records have the attestation key, and its certificate is valid (``Registrar.certified``);
-3. the quote is genuine, and answers this challenge: this minion, this master, this nonce, and the boot that
-   the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
+3. the quote is genuine, and answers this challenge: this minion, this master, this nonce, and the boot that the minion
+   names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
 4. the policy of the minion's group decides on the level (step 3 calls ``verifier.appraisal``). If the policy has a
    section ``tee``, the report of the host's TEE counts, too (``tee.appraisal``).
 
 The firmware's log changes only at a boot, so the host sends the log once. ``ask`` names the log that the master keeps.
-If the host still has this log, the host sends only the log's digest. If the master lost its copy in the meantime,
-``judge`` raises ``LogLost``, and the caller asks again with ``whole``.
+If the host's log is the same, the host sends only the digest. If the master lost its copy in the meantime, ``judge``
+raises ``LogLost``, and the caller asks again with ``whole``.
 
-A minion that does not answer is not judged, and its last result stays (``results``). Its state is computed from this
-result and the time (``host_state``). Nothing here talks to a minion, and nothing here imports Salt.
+A minion that does not answer is not judged, and its last result stays (``results``). The minion's state is computed
+from the last result and the time (``host_state``). This module sends no messages, and does not import Salt.
 """
 
 from __future__ import annotations
@@ -102,10 +102,9 @@ class Fleet:
     def certificate_due(self, minion: str, now: float) -> bool:
         """Return whether the minion needs a new certificate before its challenge.
 
-        Only enrolled, unrevoked minions need one.
-
-        A certificate is due one hour before it expires, or up to eleven hours earlier, at random. So hosts that were
-        enrolled together are not renewed together. Nobody can recognize a host by the rhythm of its renewals.
+        Only enrolled minions that aren't revoked need a certificate. A certificate is due at a random time between
+        twelve hours and one hour before it expires. So the certificates of hosts that were enrolled together are not
+        renewed together, and the times of renewals do not identify a host.
         """
         host = self.registrar.host(minion)
         chance = key_of(minion) if host is None else host.get("period") or key_of(minion)
@@ -236,10 +235,9 @@ class Fleet:
             raise
 
     def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-        """Return the host's record at the time of the challenge. The host's certificate may have been renewed since.
+        """Return the host's record at the time of the challenge, since the certificate may have been renewed later.
 
-        A later revocation or change of the TPM counts at once, even if the host was enrolled again after the
-        revocation.
+        A revocation or change of the TPM after the challenge counts at once, even if the host was enrolled again.
         """
         before = asked.host
         if before is None or before["ek"] != host["ek"] or "revoked" in host:
@@ -293,7 +291,8 @@ class Fleet:
     def release(self, minion: str, now: float) -> dict[str, Any] | None:
         """Forget the TPM or software key of *minion*, and its last result. Return the TPM's record, if any.
 
-        The TPM's last clock is forgotten with the last result, since a cleared TPM counts from zero again.
+        The last result contains the TPM's last clock, which is forgotten too, since a cleared TPM's clock starts at
+        zero again.
 
         :raises NetspaceError: when neither a TPM nor a software key of the minion is known.
         """
@@ -323,8 +322,8 @@ class Fleet:
     def learn(self, minions: Sequence[str], wish: learning.Wish) -> tuple[str, learning.Learned]:
         """Return the group of *minions*, and its policy extended so that it accepts their boots.
 
-        :param wish: the further parts to learn. For IMA, ask the minions for their lists (``ask(..., listed=True)``)
-            and judge the answers first.
+        :param wish: options of learning. For IMA, ask the minions for their lists (``ask(..., listed=True)``) and judge
+            the answers first.
         :raises NetspaceError: when the minions are of several groups, or the last evidence of a minion can't be used.
         """
         if wish.ima and len(minions) > MAX_LISTED:
@@ -357,8 +356,8 @@ class Fleet:
     def tried(self, minion: str, policy: Policy, *, listed: bool = False) -> dict[str, Any]:
         """Return the level that *policy* would give the host's last evidence: ``{old, new, code, reason}``.
 
-        :param listed: also try the rules for IMA, on the list that the host just sent. Otherwise only the boot is
-            tried: measurement lists are judged when they arrive, and not kept.
+        :param listed: also try the rules for IMA, on the list that the host just sent. Otherwise only the rules for the
+            boot are tried, since measurement lists are not kept.
         """
         record = self.results.record(minion)
         if record is None or not record["level"] or record["kind"] != "tpm":
@@ -400,6 +399,6 @@ def _answer(data: Any) -> tuple[str, Evidence]:
 
 
 def _boot(data: Any) -> str:
-    """Return the boot's id in an answer; empty if there is no valid one."""
+    """Return the boot's id in an answer; empty if the answer has no valid id."""
     boot = data.get("boot") if isinstance(data, Mapping) else None
     return boot if isinstance(boot, str) and len(boot) <= MAX_BOOT and boot.isprintable() else ""

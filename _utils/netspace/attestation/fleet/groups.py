@@ -1,4 +1,4 @@
-"""Groups of hosts, as the master's configuration declares them, and the group of each minion.
+"""Groups of hosts, which the master's configuration declares, and the group of each minion.
 
 The minion's id alone selects its group. A grain is the host's claim about itself, so it must not select the policy that
 judges the host.

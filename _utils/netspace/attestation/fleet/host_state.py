@@ -1,7 +1,7 @@
 """The current state of a host, computed from the record of its last result and the time.
 
-The state is computed at each read, so hosts become stale when the verifier stops. Pure: no file, no clock, no
-signature. The caller has checked that the verifier made the record.
+The state is computed at each read, so hosts become stale even if the verifier has stopped. Pure: no file, no clock, no
+signature. The caller has checked the verifier's signature of the record.
 """
 
 from __future__ import annotations
@@ -103,5 +103,5 @@ def state(
 
 
 def deadline(record: Mapping[str, Any], group: Group) -> float:
-    """Return the end of a result's validity: the signed deadline, or the group's deadline if that is earlier now."""
+    """Return the end of a result's validity: the signed deadline, or the group's present deadline if it is earlier."""
     return float(min(record["deadline"], record["issued"] + group.deadline))

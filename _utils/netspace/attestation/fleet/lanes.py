@@ -1,6 +1,7 @@
-"""Lanes: the slots and the room that calls of one kind share, and the work for minions that waits for a slot.
+"""Lanes: limits for calls of one kind (a number of slots, and room in bytes), and queues of work that waits for a slot.
 
-Pure: a lane sends nothing and has no clock. :mod:`netspace.attestation.fleet.window` passes the times in.
+Pure: a lane sends nothing and has no clock. The caller, :mod:`netspace.attestation.fleet.window`, passes times as
+arguments.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Heard:
 class Running:
     """The work for one minion, and its state.
 
-    :param home: lane of its calls in ``ask``: present or absent hosts.
-    :param call: the call that the work waits for. Once the call is sent, *sent* and *until* are its time and deadline,
-        by the bus's clock.
+    :param home: the lane for this minion's calls of the kind ``ask``: that of present hosts, or that of absent hosts.
+    :param call: the call for whose answer the work waits. After the call is sent, *sent* and *until* are its time and
+        its deadline, by the bus's clock.
     """
 
     minion: str
@@ -59,7 +60,7 @@ class Running:
 class Pulse:
     """Statistics of the time that answers take.
 
-    :param fixed: patience to use instead of a measured value.
+    :param fixed: seconds that :meth:`patience` returns instead of a measured value.
     """
 
     def __init__(self, fixed: float | None = None) -> None:

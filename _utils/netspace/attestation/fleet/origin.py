@@ -4,7 +4,6 @@ Salt lets a minion answer in another minion's name. So an answer counts as the h
 the host signed the answer for this challenge (:func:`verifier.own_quote`). Any other answer (:class:`Unproved`) proves
 nothing about the host, and the verifier makes no result of it. A compromised host gains nothing by such answers: the
 host gets no new result, and becomes stale.
-Error: nothing proves that the host itself made an answer. The message ends with the code of the refusal.
 """
 
 from __future__ import annotations

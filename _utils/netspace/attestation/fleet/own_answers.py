@@ -1,9 +1,9 @@
 """Calls of minions' functions whose answers count only if the minion itself made them.
 
-Salt's bus does not prove who answered: a minion can fire an event that looks like another minion's answer, and return
-a job in another minion's name. So neither the bus nor the job cache is to be believed (``identity``). A call has a
-nonce, and the minion signs its answer with its Salt key. An answer without that signature is skipped, and the master
-goes on waiting for the genuine one. Errors are signed, too.
+Salt's bus does not prove who answered: a minion can fire an event that looks like another minion's answer, and return a
+job in another minion's name. So neither the bus nor the job cache proves an answer (``identity``). Each call has a
+nonce, and the minion signs its answer to the call with its Salt key. The master skips an answer without this signature,
+and goes on waiting for the genuine answer. Minions sign errors, too.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def ask(
     arguments: Mapping[str, Any],
     timeout: float,
 ) -> dict[str, Any]:
-    """Send one call, and return what the minions themselves answered within *timeout* seconds, by minion.
+    """Send one call to minions, and return the proved answers that arrive within *timeout* seconds.
 
-    Salt's own call waits as long as a minion reports that its job still runs. So one minion could delay all others.
+    Salt's own call isn't used, because it waits as long as a minion reports that its job still runs. One minion could
+    delay all others.
 
     :param function: one of :data:`SIGNED`.
-    :return: a ``NetspaceError`` for a minion that failed, and for one in whose name only unproved answers came.
+    :return: by minion: the answer, or a ``NetspaceError`` if the minion failed or only unproved answers came in its
+        name.
     """
     asked = call(function, arguments)
     sent = bus.send(minions, FUNCTION, {"asked": asked})
@@ -89,8 +91,8 @@ def work(
     """Do the work of one call to one minion, for a :class:`~netspace.attestation.fleet.window.Window`.
 
     :param asked: the call, from :func:`call`.
-    :param heard: called once with the minion and its own answer; or with a ``NetspaceError``, if it failed or did not
-        answer.
+    :param heard: called once with the minion and its proved answer; or with a ``NetspaceError``, if the minion failed
+        or did not answer.
     """
     unproved = ""
     answer = yield Call(FUNCTION, common={"asked": dict(asked)})
@@ -105,7 +107,7 @@ def work(
 
 
 def call(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call, with a nonce of its own."""
+    """Return a call with a new nonce."""
     return {"function": function, "arguments": dict(arguments), "nonce": secrets.token_hex(NONCE)}
 
 
@@ -119,7 +121,7 @@ def _nobody(minion: str, unproved: str) -> NetspaceError:
 def _own(identities: identity.Identities, asked: Mapping[str, Any], reply: Reply) -> Any:
     """Return the answer in a reply, or the error that the reply reports.
 
-    :raises Refused: when nothing proves that the minion itself made it.
+    :raises Refused: when nothing proves that the minion itself made the reply.
     """
     identities.call(reply.minion, asked, reply.value)
     if "error" in reply.value:
@@ -135,12 +137,12 @@ def answer(
     minion: str,
     key: Callable[[], bytes],
 ) -> dict[str, Any]:
-    """Call the function that a master asks for, and return its signed answer, or its signed error.
+    """Call the function that a master asks for, and return the signed answer or the signed error.
 
     :param functions: the minion's functions, by name.
     :param master: fingerprint of the master's key.
     :param key: returns the minion's Salt key (PEM).
-    :raises NetspaceError: the call isn't one, or its answer can't be signed.
+    :raises NetspaceError: when *asked* is no call of a signed function, or the answer can't be signed.
     """
     if not isinstance(asked, Mapping) or set(asked) != {"function", "arguments", "nonce"}:
         raise NetspaceError("asked: expected function, arguments and nonce; install the same netspace on the master")

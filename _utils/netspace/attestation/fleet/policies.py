@@ -33,9 +33,9 @@ class Policies:
     """The policies in force; see the module's docstring."""
 
     def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
-        """Keep the policies in a registrar's *folder*.
+        """Use the policies in a registrar's *folder*.
 
-        :param clock: returns the time, by which parts of a policy expire.
+        :param clock: returns the time in seconds since the epoch, from which expired parts of a policy are known.
         """
         self._folder = folder / "policies"
         self._signer = signer
@@ -84,7 +84,7 @@ class Policies:
         """Sign a policy and put it in force.
 
         :param quoted: PCRs that the group's hosts quote; None if they are not known.
-        :raises PolicyDowngraded: when its version is not higher than the last version.
+        :raises PolicyDowngraded: when the policy's version is not higher than the last version.
         :raises PolicyError: when the policy can't be read, or one of its rules rests on an unjudged PCR
             (:func:`policy.accepted`).
         """

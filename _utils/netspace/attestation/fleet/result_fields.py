@@ -22,9 +22,9 @@ JUDGE_AGAIN = 24 * 3600.0
 
 
 def same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
-    """Return whether a result is of the TPM that the host is enrolled with.
+    """Return whether a result is of the TPM with which the host is enrolled.
 
-    A result that was made before attestation keys had periods names only the attestation key.
+    Results of earlier versions (before attestation keys had periods) name only the attestation key.
     """
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
@@ -34,7 +34,7 @@ def same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
 def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a result whose evidence is refused.
 
-    The last known values of the TPM stay, such as its clock.
+    Values of the TPM, such as its clock, are taken from the last record.
 
     :param before: the last record.
     :param host: the registrar's record.
@@ -104,9 +104,9 @@ def _ima(found: ima.State) -> dict[str, Any]:
 
 
 def good_boot(record: Mapping[str, Any] | None, now: float) -> GoodBoot | None:
-    """Return the good boot in a result.
+    """Return the boot that a result recorded as good; None if it has none or is older than a day.
 
-    Return None once the result is a day old: a newer netspace may have other rules.
+    After a day the boot is judged again, because a newer version of netspace may have other rules.
     """
     kept = None if record is None else record.get("good")
     if not kept or not 0 <= now - kept["since"] < JUDGE_AGAIN:

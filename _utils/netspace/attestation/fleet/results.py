@@ -1,7 +1,7 @@
 """Results of hosts, as the verifier keeps them: a signed record, the logs of the boot, and the announced state.
 
-They lie in a *store* that needs no trust: the verifier signs each record, and ignores records without its signature. A
-log counts only if it has the digest that a signed record names. Nothing here judges evidence.
+The *store* that keeps them need not be trusted: the verifier signs each record, and ignores records without its
+signature. A log counts only if its digest is in a signed record. Nothing here judges evidence.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Results:
         self._store.store("state", key_of(minion), {})
 
     def announced(self, standing: HostState) -> str | None:
-        """Record a state as announced. Return the state that was announced before; None if it is the same."""
+        """Record a state as announced. Return the previously announced state; None if it is the same state."""
         key = key_of(standing.minion)
         before = str(self._store.fetch("told", key).get("state", UNKNOWN))
         if before == standing.state:
@@ -77,7 +77,10 @@ class Results:
     def keep_logs(
         self, asked: Asked, evidence: Evidence, before: Mapping[str, Any] | None
     ) -> tuple[str | None, str | None]:
-        """Save the logs of the boot if they are new, and return their digests. The record holds all other evidence."""
+        """Save the logs of the boot if they are new, and return their digests.
+
+        All other evidence is saved in the record.
+        """
         logs = _logs(evidence)
         known = _digest(logs["log"]), _digest(logs["systemd"])
         # The log that the challenge named and the systemd log of the last record are saved already.
@@ -103,14 +106,14 @@ class Results:
         if evidence.known_log is None:
             return evidence
         if evidence.known_log != asked.log:
-            raise Malformed("evidence: bootlog is the digest of a log that was not named to it")
+            raise Malformed("evidence: bootlog is the digest of a log that the challenge did not name")
         log = self._log(asked.minion, asked.log)
         if log is None:
-            raise LogLost(f"the boot log of {asked.minion} is not kept here any more: it was asked for again")
+            raise LogLost(f"the boot log of {asked.minion} is not on the master any more; the log is asked for again")
         return dataclasses.replace(evidence, boot_log=log, known_log=None)
 
     def evidence(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """Return the evidence of a record (quoted PCRs, logs of the boot), or None and why the evidence is gone."""
+        """Return the evidence of a record (quoted PCRs, logs of the boot); or None, and why there is no evidence."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]

@@ -1,9 +1,9 @@
 """Attestation round: the master challenges all hosts, judges their answers and sends each host its result.
 
-:class:`Round` defines the work for one host, from its certificate to the result that it stores. The
-:class:`~netspace.attestation.fleet.window.Window` does this work for many hosts at once, each at its own speed. A round
-leaves notes for the next one in ``rounds.json`` in the registrar's folder: the hosts that did not answer or were slow,
-and how long rounds took.
+:class:`Round` defines the work for one host, from the renewal of its certificate to the transfer of its result. The
+    :class:`~netspace.attestation.fleet.window.Window` does this work for many hosts at once, each at its own speed. A
+    round saves notes for the next round in ``rounds.json`` in the registrar's folder: the hosts that did not answer or
+    were slow, and the lengths of rounds.
 
 A result is valid until its group's ``deadline``. If the configuration has none, :func:`deadline` computes one from the
 length of the last rounds.
@@ -58,7 +58,7 @@ class Round:
     """One attestation round.
 
     :param ready: called before a certificate is renewed.
-    :param announce: called with each host's state, whether it changed or not.
+    :param announce: called with the state of each host, also if the state did not change.
     :param listed: ask hosts for their whole measurement lists.
     :param wall: clock for the times in results, in seconds since the epoch.
     """
@@ -83,8 +83,8 @@ class Round:
 
         Hosts that are likely absent are asked after the others, so that waiting for absent hosts delays no other host.
 
-        :param connected: the :func:`doubtful` hosts that the master sees connected now. They are asked with the others.
-            If the master sees no host connected in the first round, all hosts are asked alike.
+        :param connected: those of the :func:`doubtful` hosts that are connected to the master now. They are asked
+            together with the present hosts. If no host is connected in the first round, no host counts as absent.
         :raises NetspaceError: when the master or its results can't be reached.
         """
         folder, self._clock = self._fleet.registrar.folder, bus.clock
@@ -191,7 +191,7 @@ class Round:
         return take
 
     def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Step, Answer, None]:
-        """Send a host its result, and note whether the host stored the result."""
+        """Send a host its result, and record whether the host stored it."""
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
@@ -211,7 +211,7 @@ def enrolled(
     identities: Identities | None,
     wall: Callable[[], float] = time.time,
 ) -> Generator[Step, Answer, dict[str, Any]]:
-    """Bind a minion to its TPM, and return its record.
+    """Bind a minion to its TPM, and return the registrar's record of the minion.
 
     :param identities: checks minions' signatures by their Salt keys; None: signatures are not checked.
     :raises Silent: when the minion does not answer.
@@ -243,11 +243,11 @@ def enrolled(
 
 
 def heard(call: Call, take: Take, none: Any = None) -> Asking:
-    """Make a call, pass each answer to *take*, and return the result for the first answer that *take* accepts.
+    """Make a call, and pass each answer to *take* until *take* accepts one; return the result and the answer.
 
     Any minion can send false answers and errors. Such answers are skipped, because they prove nothing about the host.
 
-    :param none: result if *take* accepts no answer; then the returned answer's ``problem`` has the reason.
+    :param none: the result if *take* accepts no answer. In this case the answer's ``problem`` has the reason.
     """
     came, why = (yield call), ""
     while not came.silent:
@@ -292,7 +292,7 @@ def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
 
     Before the first round, return all *minions*.
 
-    :param folder: the registrar's folder.
+    :param folder: the registrar's folder, which has the notes of earlier rounds.
     """
     last = _read(folder)
     return last.absent & set(minions) if last.rounds else frozenset(minions)
@@ -315,7 +315,7 @@ def _came(minion: str, answer: Answer) -> None:
 def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
     """Save the notes of a round over *minions*.
 
-    Keep the notes on other hosts, since other rounds may cover those hosts.
+    Notes on other minions stay, since other rounds may cover them.
     """
     ((now, took),) = found.rounds
     with files.locked(folder / "rounds.lock"):
@@ -334,7 +334,7 @@ def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
 
 
 def _read(folder: Path) -> _Last:
-    """Read the notes of earlier rounds. Rounds work without notes, so unreadable notes count as absent."""
+    """Read the notes of earlier rounds. Rounds work without notes, so unreadable notes are ignored."""
     try:
         data = files.read_json(folder / "rounds.json") or {}
     except NetspaceError:

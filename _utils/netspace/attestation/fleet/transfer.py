@@ -1,14 +1,15 @@
 """Transfer of answers that are too large for one message: the master fetches them in parts, within bounds.
 
 On the host, ``netspace.attestation.minion.master_result`` splits an answer. A host has ``timeout`` seconds for its
-answer, a tenth of ``timeout`` more for each part that came, and at most ten timeouts. So the master soon gives up on a
-host that sends slowly. Time in which a part waits for other hosts' parts does not count.
+answer, a tenth of ``timeout`` more for each received part, and at most ten times ``timeout``. So the master soon gives
+up on a host that sends slowly. Time in which a part has to wait for other hosts' parts does not count.
 
 Parts are kept in an unnamed file in the registrar's folder until all have come. So many hosts can send large answers at
 once, and memory holds only one answer.
 
-A hostile sender may try to exhaust this process: 45 MiB of JSON ``[[],[],...`` become 1,000 MiB of Python objects. An
-honest answer of any size has about fifty values. Therefore values are counted before the answer is decoded.
+A hostile sender may try to exhaust this process's memory: 45 MiB of JSON ``[[],[],...`` become 1,000 MiB of Python
+objects. An honest answer of any size has only about fifty values. Therefore the parser counts the values before it
+decodes the answer.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Parts:
 
 
 def parse(text: bytes) -> Any:
-    """Decode the JSON of an answer; the verifier judges the content.
+    """Decode the JSON of an answer, without judging the content.
 
     :raises Malformed: when *text* is not JSON, or has more values than any honest answer.
     """

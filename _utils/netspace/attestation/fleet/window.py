@@ -5,9 +5,10 @@ sends the calls to many minions in few messages, and resumes each generator when
 
 Each call belongs to a *lane*. The lane limits the number of open calls:
 
-- ``ask``: ``concurrency`` slots for calls that make a host work, if the host counts as present;
-- hosts that did not answer in the last round have separate slots, half as many, so they delay no other host;
-- ``parts``: a quarter as many, for parts of large answers, which share ``ROOM`` bytes;
+- ``ask``: ``concurrency`` slots for calls to present hosts that take the host some work, such as a quote;
+- ``ask`` for hosts that did not answer in the last round: separate slots (half of ``concurrency``), so that these hosts
+  delay no other host;
+- ``parts``: slots for parts of large answers (a quarter of ``concurrency``), which share ``ROOM`` bytes;
 - ``tell``: unlimited, because the host only stores a value.
 
 An answer proves nothing about its sender: Salt lets a minion answer in another minion's name. If the work finds that an
@@ -15,11 +16,11 @@ answer is false, it yields :class:`Again`. The window then resumes the work with
 that call's deadline. The work may refuse up to ``Pace.refused`` answers to one call. Up to ``WAITING`` answers are kept
 while the work does something else.
 
-A call keeps its slot until the answer comes, but no longer than three times the 80th percentile of the times that
-answers take. After this time another call gets the slot, and the first call goes on waiting until its deadline. So an
-absent host takes a slot for seconds, not for the whole timeout. Only if more than a fifth of all hosts were slow on
-purpose would the percentile grow. At most ``LENT`` calls per slot wait without a slot. So if the whole network is slow,
-the window does not ask more and more hosts.
+A call keeps its slot until the answer comes, but at most for three times the 80th percentile of the answering times.
+After this time another call gets the slot, and the first call goes on waiting until its deadline. So an absent host
+takes a slot for seconds, not for the whole timeout. The percentile grows only if more than a fifth of all hosts are
+slow. At most ``LENT`` calls per slot wait without a slot, so that on a slow network the window does not ask more and
+more hosts.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Window:
     def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
         """Run the work for all minions, and return when all work has ended.
 
-        :param absent: work for minions that did not answer in the last round; this work has slots of its own.
+        :param absent: work for minions that did not answer in the last round. This work has separate slots.
         :raises NetspaceError: when the master can't be reached. Errors from a minion's work pass through.
         """
         behind = iter(absent)
@@ -138,7 +139,7 @@ class Window:
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
     def _another(self, task: Running) -> Answer | None:
-        """Return the next answer to the call that was answered last; None if the task must wait for the answer."""
+        """Return the next answer to the last answered call; None if the task must wait for it."""
         heard = task.heard
         if heard is None:
             return Answer(problem="nothing was asked", silent=True)
@@ -156,7 +157,7 @@ class Window:
         return None
 
     def _forget(self, task: Running) -> None:
-        """Stop keeping further answers to the call that was answered last."""
+        """Drop the further answers to the last answered call, and keep no more of them."""
         if task.heard is not None:
             self._heard.pop((task.heard.job, task.minion), None)
             task.heard = None
@@ -188,7 +189,7 @@ class Window:
                 self._collect(task, lane, now)
 
     def _evict(self, lane: Lane) -> bool:
-        """End the oldest call that holds room but lost its slot, because other calls wait for this room.
+        """End the oldest call that holds room but has no slot, because other calls wait for room.
 
         Return whether there was such a call.
         """
@@ -232,9 +233,9 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Return whether the master has accepted no message at all, or no message for a whole timeout.
+        """Return whether the master never accepted a message, or accepted none for a whole timeout.
 
-        A master that is busy only for a moment must not end a round.
+        A round goes on if the master is busy only for a moment.
         """
         now = self._bus.clock()
         self._failing = now if self._failing is None else self._failing
@@ -302,7 +303,7 @@ class Window:
                                        took=task.until - task.sent, silent=True))  # fmt: skip
 
     def _lend(self, now: float) -> None:
-        """Take the slots of calls that have waited longer than the lane's patience."""
+        """Take the slots away from calls that have waited longer than the lane's patience."""
         for lane in self._lanes.values():
             patience = lane.pulse.patience(self._pace.timeout)
             while lane.order:

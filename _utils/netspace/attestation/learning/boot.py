@@ -1,7 +1,8 @@
 """Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning.policy`.
 
-Labels in a log distinguish a kernel from an initrd, and a program from other data that the firmware measures. A wrong
-label can only put a digest into the wrong list, or make the judge refuse the learned policy. Pure: no file, no network.
+By labels in a log, this module distinguishes a kernel from an initrd, and a program from other data that the firmware
+measures. The effect of a wrong label is only that a digest gets into the wrong list, or that the learned policy is
+refused. Pure: no file, no network.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _TAG_INITRD = 0x8F3B22EC
 class Told:
     """Rules learned from the logs of one boot.
 
-    :param rules: in a policy's written form. ``pinned`` has the digests of command lines whose text is known.
+    :param rules: the rules, in a policy's written form. ``pinned`` has the digests of command lines whose text is
+        known.
     :param problems: for each group of rules, by its first rule: possible reasons why the group is missing.
     :param unled: PCRs whose quoted value differs from the value that the log gives.
     """
@@ -45,7 +47,7 @@ def told(evidence: Evidence) -> Told:
     """Return the rules that follow from the logs of a boot.
 
     :raises Refused: when the logs can't be read, or when the rules rest on PCRs whose quoted values differ from the
-        logs'.
+        values that the logs give.
     """
     logs = extensions.read(evidence)
     replayed = logs.replayed()
@@ -161,7 +163,10 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
 
 
 def _kind(one: Extension, paths: set[str]) -> str:
-    """Return the policy's list for a file, by the file's label in the log. A wrong label only selects a wrong list."""
+    """Return the name of the policy's list for a file, by the file's label in the log.
+
+    A wrong label only selects a wrong list.
+    """
     if not isinstance(one.source, Event):
         return "files"
     tagged = events.tag(one.source)

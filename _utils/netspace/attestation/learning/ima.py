@@ -1,10 +1,11 @@
 """Learn which files may run, from the IMA measurement lists of known good hosts.
 
-A list counts only up to the quoted value of PCR 10. Lines in other PCRs have no proof, so this module doesn't learn
-them. The learned policy lists a file by its path and digests, unless the policy excludes the file already or one of the
-policy's keys signed the file. The policy lists a line of an unknown template by the line's digest. Notes name lines
-that can't be learned: violations and weak digests. Notes also name files that one rule could cover: paths whose content
-changed while the host ran, and files that unknown keys signed.
+Only the lines up to the quoted value of PCR 10 count. Lines in other PCRs have no proof, so this module doesn't learn
+them. The learned policy lists a file by its path and digests. It omits files that the policy excludes, and files that
+one of the policy's keys signed. A line of an unknown template is listed by the line's digest.
+
+Notes name lines that can't be learned: violations and weak digests. Notes also name files that an exclusion or a key
+could cover: paths whose content changed while the host ran, and files that unknown keys signed.
 
 Pure: the module only adds rules, and doesn't put the policy in force. ``netspace.attestation.learning.policy`` calls
 it.
@@ -29,7 +30,7 @@ _NAMED = 5
 
 @dataclass
 class Seen:
-    """Files, entries and keys that the hosts' lists show, and notes for people."""
+    """Files, entries and keys in the hosts' lists, and notes for people."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     entries: dict[str, None] = field(default_factory=dict)
@@ -38,9 +39,9 @@ class Seen:
 
 
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
-    """Return the files that *hosts* run, without files that keys or exclusions of *rules* (a policy's ``ima``) allow.
+    """Return the files that *hosts* run, without those that *rules* (a policy's ``ima``) already allow.
 
-    :param keys: more keys (PEM), which *rules* may lack. The result's ``keys`` has those of them that signed a file.
+    :param keys: more keys (PEM) that may have signed files. The result's ``keys`` has those of them that signed one.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})

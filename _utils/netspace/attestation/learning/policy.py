@@ -1,16 +1,16 @@
-"""Learn a policy that also accepts given boots: by rules where the logs allow rules, else by plain PCR values.
+"""Learn a policy that also accepts given boots: by rules if the logs allow them, otherwise by plain PCR values.
 
 The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
 programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if every PCR
-that the group rests on is judged, and if the judge accepts all of the boots by these rules. So the policy really
-enforces the learned rules. A note names each omitted group. Names in a log serve only to distinguish a kernel from an
-initrd: the policy identifies all files by digest.
+under the rules is judged, and if the rules accept all of the boots. So the policy enforces all rules that it has. A
+note names each omitted group. Names in a log serve only to distinguish a kernel from an initrd. The policy identifies
+all files by digest.
 
 An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each existing digest,
 value or pattern keeps its effect, at least for a time. A new ``dbx`` has only the entries that all of the boots have;
-an existing ``dbx`` is not changed. Entries that no boot shows can get an end (``until``). Of files that IMA measures,
-only former digests get an end: the old digests of files whose content changed. Pure: returns a policy in its written
-form, and does not put it in force.
+an existing ``dbx`` is not changed. Entries that no boot shows can get an end (``until``). For files that IMA measures,
+only the old digests of changed files get an end. Pure: returns a policy in its written form, and does not put it in
+force.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Wish:
         dropped.
     :param ima: also learn which files may run; needs the whole measurement list of each host.
     :param keys: certificates or public keys (PEM) that may have signed files.
-    :param until: the end that entries get if none of the given boots shows them; empty: they get no end.
+    :param until: the end of entries that no given boot shows; empty: such entries get no end.
     """
 
     now: float = 0.0
@@ -168,13 +168,13 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """Split *known* into entries to keep (patterns and *shown* ones) and all other entries."""
+    """Split *known* into entries to keep (patterns, and entries in *shown*) and all other entries."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 
 
 def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str, Any]:
-    """From a policy's IMA rules, remove the old digests of files that have new digests. Return the old digests."""
+    """Remove the old digests of changed files from a policy's IMA rules, and return the removed digests."""
     gone = {}
     for path, digests in seen.items():
         known = rules["files"][path]
@@ -193,10 +193,7 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove the PCRs of rules from ``unchecked``.
-
-    Add PCRs whose quoted value differs from the value that the log gives.
-    """
+    """Update ``unchecked``: remove the PCRs of rules, and add PCRs whose log does not give the quoted value."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
@@ -224,7 +221,7 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
 
 
 def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
-    """Add a group of rules to a new policy. Condition: all logs contain the rules, and the judge accepts all boots."""
+    """Add a group of rules to a new policy if all logs contain the rules and the rules accept all boots."""
     if group[0] in boot or not told:
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
@@ -255,12 +252,15 @@ def _left_out(host: str, group: Sequence[str], why: str, notes: list[str]) -> No
 
 
 def _rule(one: Told, key: str, pinned: bool) -> Any:
-    """Return a rule of one boot. If *pinned*, the rule ``files`` also has the digests of command lines."""
+    """Return one rule that was learned from a boot.
+
+    :param pinned: whether the rule ``files`` also gets the digests of command lines.
+    """
     return [*one.rules[key], *one.rules["pinned"]] if pinned and key == "files" else one.rules.get(key)
 
 
 def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> None:
-    """Add entries to a policy's rules. The demands (``secure_boot``, ``dbx``, ``sbat``) stay as they are."""
+    """Add entries to a policy's rules. ``secure_boot``, ``dbx`` and ``sbat`` stay unchanged."""
     pinned = "command_lines" not in boot
     for key in keys:
         if key not in ("secure_boot", "dbx", "sbat") and not (key == "mok" and "applications" in boot):
@@ -311,9 +311,9 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
 
 
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
-    """Return why the rules *tried* refuse a boot; empty if they accept it.
+    """Return why the rules *tried* refuse a boot; empty if they accept the boot.
 
-    Some rules rest on PCRs without judging them: these PCRs must have the boot's own values. All others are unchecked.
+    If rules rest on a PCR without judging it, the PCR must have the boot's own value. Other PCRs are unchecked.
     """
     rules = _boot(tried)
     plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}

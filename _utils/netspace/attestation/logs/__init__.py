@@ -1,1 +1,1 @@
-"""Logs that a TPM vouches for: boot log, systemd's records, IMA list. Parsed and replayed."""
+"""Parsers and replay of the logs that a TPM's quote covers: boot log, systemd's log, IMA list."""

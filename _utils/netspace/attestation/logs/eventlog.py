@@ -1,12 +1,12 @@
 """The firmware's boot log: parsed strictly, and replayed to PCR values.
 
-Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section
-10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
-All integers are little-endian. Sizes and counts are bounded. A log alone proves nothing: the TPM measured the log's
-events only if a replay of the log gives the quoted values. This module reads no file.
+Parses the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section 10) and the older SHA-1 format, as
+in Linux's file ``binary_bios_measurements``. All integers are little-endian. Sizes and counts are bounded. A log alone
+proves nothing: the TPM measured the log's events only if a replay of the log gives the quoted values. This module reads
+no file.
 
-An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns
-the log of such an area; :func:`parse` accepts only logs without padding.
+An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns the
+log of such an area; :func:`parse` accepts only logs without padding.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class EventLog:
 
         PCRs 0 to 7 without an event in the log must have their initial values.
 
-        :param replayed: the replayed values, if other logs continue this one.
+        :param replayed: the replayed values, if they include other logs that continue this one; None: replay this log.
         :raises LogMismatch: when a value differs; the error names the first such PCR.
         """
         if replayed is None:
@@ -127,9 +127,9 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Return whether padding begins at the current position: PCR and type are both 0 or both all ones.
+        """Return whether padding begins at the current position.
 
-        No event has these.
+        In padding, PCR and type are both 0 or both all ones, as in no event.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -145,7 +145,8 @@ class _Reader:
 def parse(raw: bytes, bank: str | None = None) -> EventLog:
     """Return a parsed boot log.
 
-    :param bank: keep only the digests of this bank, which is faster; None: of every bank that can be replayed.
+    :param bank: keep only the digests of this bank, which is faster; None: keep the digests of every bank that can be
+        replayed.
     :raises LogMalformed: when *raw* is not a complete boot log.
     """
     return _parse(raw, padded=False, bank=bank)[0]
@@ -191,10 +192,7 @@ def _parse(raw: bytes, *, padded: bool, bank: str | None = None) -> tuple[EventL
 
 @functools.lru_cache(maxsize=16)
 def _header(data: bytes, bank: str | None) -> tuple[Mapping[int, int], _Layout]:
-    """Return the sizes of digests by algorithm, and the layout of events.
-
-    The first event of a crypto-agile log has both.
-    """
+    """Return the sizes of digests by algorithm, and the layout of events, from a crypto-agile log's first event."""
     reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8)
     count = reader.number(4)
@@ -241,7 +239,7 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
 class _Layout:
     """The layout of almost every event: a digest for each algorithm, in the header's order. Such events are read fast.
 
-    :param bank: the only bank whose digests are kept; None: all are.
+    :param bank: the only bank whose digests are kept; None: keep all banks.
     """
 
     def __init__(self, sizes: Mapping[int, int], bank: str | None) -> None:

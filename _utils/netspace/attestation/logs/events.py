@@ -1,8 +1,8 @@
-"""Decoder of the event data in boot logs: for operators who read them, and for policies.
+"""Decoder of the event data in boot logs, for display to operators and for policies.
 
 Decodes UEFI variables, signature databases, device paths, command lines and tagged events. Most data is a comment by
 the writer of the log. A policy may rely on data only if its digest was measured (:func:`proved`). All sizes are
-bounded. Data of an unexpected form becomes hex and raises no error. This module decides nothing.
+bounded. Data of an unexpected form becomes hex and raises no error. This module makes no trust decision.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
 def measured_data(event: Event, bank: str) -> bytes | None:
     """Return the event's data if the event's digest in *bank* matches the data; else None.
 
-    Old shims log one byte more of an authority than they measure: return the data without that byte.
+    For an authority, old shims log one byte more than they measure. This byte is not returned.
     """
     if proved(event, bank):
         return event.data
@@ -135,9 +135,9 @@ def _named(guid: bytes, name: bytes) -> tuple[str, str]:
 
 
 def certificate(data: bytes) -> bytes:
-    """Return the certificate or digest in an authority's content.
+    """Return the certificate or digest in an authority's content, without the owner that may precede it.
 
-    An owner before it (EFI_SIGNATURE_DATA) is cut off.
+    The owner is the first field of EFI_SIGNATURE_DATA.
     """
     return data if data[:2] == b"\x30\x82" else data[16:]
 
@@ -205,7 +205,7 @@ def tag(event: Event) -> tuple[int, str] | None:
 def describe(event: Event) -> dict[str, Any]:
     """Return *event* in readable form: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
 
-    ``matches`` is true if the digests match the data. Events whose digest is of other data have no ``matches``.
+    ``matches`` is true if the digests match the data. Events that measure other data than they log have no ``matches``.
     """
     found: dict[str, Any] = {"pcr": event.pcr, "type": type_name(event.type)}
     if event.type != NO_ACTION:

@@ -1,14 +1,14 @@
-"""Parser of the kernel's measurement list (IMA). It also replays the list, and matches it to a quote of PCR 10.
+"""Parser of the kernel's measurement list (IMA); also replays the list, and matches it to a quote of PCR 10.
 
 The parsed form is ``binary_runtime_measurements`` (kernel: security/integrity/ima,
-Documentation/security/IMA-templates.rst). :func:`canonical` converts other forms to this one: text, and lists with
-another algorithm (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have that algorithm's digest
-in place of SHA-1. The kernel may append lines between the quote and the reading: lines beyond the quoted value count
-only in the next round. A verifier asks only for new lines, from a :class:`State`. This module reads no file, and
-``netspace.attestation.verifier.ima_rules`` judges a list.
+Documentation/security/IMA-templates.rst). :func:`canonical` converts other forms to this form: text, and lists with
+another algorithm (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have a digest of that
+algorithm in place of SHA-1. The kernel may append lines after the quote and before the list is read. These lines count
+only in the next round. From a :class:`State`, a verifier knows the lines that it has judged, and asks only for the
+following lines. This module reads no file, and ``netspace.attestation.verifier.ima_rules`` judges a list.
 
-A rule of the kernel's IMA policy may name another PCR (``pcr=``). A quote of PCR 10 proves nothing about
-lines in another PCR, so :func:`match` and :func:`replay` skip them.
+A rule of the kernel's IMA policy may name another PCR (``pcr=``). A quote of PCR 10 proves nothing about lines in
+another PCR, so :func:`match` and :func:`replay` skip them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 class Entry(NamedTuple):
     """One line of the list. The kernel measured *data*, or ``0xff`` bytes for a violation.
 
-    **The TPM proves only this data.** The template's name and the PCR's number are the sender's claims.
+    **The TPM proves only** *data*. The template's name and the PCR's number are the sender's claims.
 
     :param digest: the SHA-1 of *data*; zeros for a violation.
     :param template: the template's name.
@@ -71,13 +71,13 @@ class Entry(NamedTuple):
     def violation(self) -> bool:
         """True if the file was written while it was measured or run.
 
-        **Then *data* is not authentic.**
+        In this case, the TPM does not prove *data*.
         """
         return self.digest == VIOLATION
 
 
 class File(NamedTuple):
-    """A file as a line describes it.
+    """A file, as described by a line of the list.
 
     :param digest: the digest in the kernel's form: ``algorithm:``, NUL, digest.
     :param signature: the file's signature (``security.ima``), if the template has one.
@@ -90,7 +90,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """The part of a list that was judged: its first *lines* lines give *value* (the SHA-256 bank).
+    """The judged part of a list: its first *lines* lines, which extend PCR 10 to *value* (SHA-256 bank).
 
     :param boot: (resetCount, restartCount) of the TPM; the state is void after a reboot.
     :param policy: fingerprint of the policy that judged the lines.
@@ -158,7 +158,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
 
 
 def offset(raw: bytes, lines: int) -> int:
-    """Return the byte offset of line number *lines*, or the list's length if it has no such line.
+    """Return the byte offset of line number *lines*, or the list's length if there is no such line.
 
     :raises ListMalformed: as :func:`parse`.
     """
@@ -183,7 +183,7 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Return whether the line's SHA-1 matches its data. A line that was edited by hand does not match.
+    """Return whether the line's SHA-1 matches its data. A manually edited line does not match.
 
     Only a list without a SHA-256 quote needs this check.
     """
@@ -200,9 +200,9 @@ def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = Non
 
 
 def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
-    """Return how many of *entries* are needed to get from *start* to the *quoted* value.
+    """Return how many of *entries* extend the PCR from *start* to the *quoted* value.
 
-    The rest is newer than the quote.
+    The entries after them are newer than the quote.
 
     :raises ListMismatch: when the entries never reach the quoted value.
     """
@@ -228,7 +228,8 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
 def file(entry: Entry) -> File | None:
     """Return the file that *entry* names; None if the template is unknown, or the data does not fit the template.
 
-    The path may be a bare name: the kernel gives only a name if the file's mount is in no tree (``ima_d_path``).
+    The path may be a file's name without folders: the kernel gives only a name if the file's mount is detached
+    (``ima_d_path``).
     """
     data = entry.data
     template = entry.template
@@ -271,7 +272,7 @@ def line(path: bytes, digest: bytes) -> bytes:
 
 
 def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
-    """Return the boot aggregate of the first line (form: :class:`File`); None if that line has none."""
+    """Return the boot aggregate in the first line, as a :class:`File`; None if the first line has no boot aggregate."""
     if not entries or entries[0].violation or entries[0].pcr != PCR:
         return None
     first = file(entries[0])
@@ -281,9 +282,8 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Return whether process 1 is among *entries*.
 
-    A kernel that measures no programs makes a short list without a bad line. With Secure Boot alone, for example, the
-    kernel measures only modules. So a list without process 1 proves nothing about programs. A list never proves that it
-    is complete.
+    A kernel may measure no programs; with Secure Boot alone, for example, it measures only modules. Its list is short
+    and has no bad line. So a list without process 1 proves nothing about programs. No list proves that it is complete.
     """
     return any(
         (found := file(entry)) is not None
@@ -315,7 +315,7 @@ def canonical(raw: bytes) -> bytes:
 
 
 def _of(raw: bytes, bank: str) -> bool:
-    """Return whether the digest of the first line, in *bank*, matches the line."""
+    """Return whether the first line's digest matches the line, computed by the algorithm of *bank*."""
     header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     if len(raw) < header.size + 4:
         return False
@@ -335,8 +335,8 @@ def _of(raw: bytes, bank: str) -> bool:
 def from_ascii(raw: bytes) -> bytes:
     """Convert ``ascii_runtime_measurements`` to the binary form.
 
-    Each converted line must match its digest, so nothing is guessed (violations have no digest).
-    Only these templates can be converted: ima, ima-ng, ima-sig, ima-ngv2, ima-sigv2, ima-buf.
+    Each converted line must match its digest, so that no field is guessed. (Violations have no digest.) Only these
+    templates can be converted: ima, ima-ng, ima-sig, ima-ngv2, ima-sigv2, ima-buf.
 
     :raises ListMalformed: for a line that can't be converted.
     """

@@ -1,11 +1,11 @@
 """Known measurements: digests of constants that a specification defines, and grammars of data that is not constant.
 
-A digest in a PCR may be of any data, regardless of its label in a log. A digest alone reveals its data only if the data
-is a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``). Other data
-is recognized by its form: a strict grammar that no program, script or archive satisfies.
+The label of a digest in a log proves nothing about the measured data. The measured data is certain only in two cases:
+the digest is that of a known constant (a separator, the name of an action or a section, or a string of systemd in
+``WORDS``), or the data in the log matches the digest and a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile (PFP) 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by
-systemd" and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
+systemd" and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure; makes no trust decision.
 """
 
 from __future__ import annotations
@@ -122,18 +122,18 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Return whether *line* begins with a path, like a kernel's command line from GRUB.
+    """Return whether *line* begins with a path, as a kernel's command line from GRUB does.
 
-    A GRUB command never begins with a path, so no GRUB command is taken for a command line.
+    GRUB's own commands never begin with a path.
     """
     return line[:1] in ("/", "(")
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Return whether text in place of each ``*`` of *pattern* leaves the meaning of the rest of *line* unchanged.
+    """Return whether the parts of *line* that match a ``*`` of *pattern* can't change the meaning of the rest.
 
-    A quote or a word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too long.
-    Text that is not printable may not be a command line at all.
+    A quotation mark or the word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too
+    long. Text that is not printable may not be a command line at all.
     """
     return (
         len(line) <= _MAX_LINE

@@ -1,6 +1,6 @@
 """Parser of systemd's measurement log (``tpm2-measure.log``), which is replayed after the boot log.
 
-systemd logs its own measurements after the firmware has ended: boot phases in PCR 11, machine id and volumes in
+systemd logs its own measurements, which follow those of the firmware: boot phases in PCR 11, machine id and volumes in
 PCR 15. The log is a JSON text sequence (RFC 7464) in the form of TCG's Canonical Event Log. This module reads no file.
 """
 

@@ -1,7 +1,7 @@
-"""A minion that applies for the acceptance of its pending Salt key: the host's side of ``fleet.admission``.
+"""Host's side of ``fleet.admission``: a minion that asks the master to accept its pending Salt key.
 
-The master's service isn't trusted. It may name any master; whatever it asks, the TPM's statements are about this
-minion's own Salt key, so they are worth nothing to anybody who has another key.
+The minion doesn't trust the master's service. The service may give any master's fingerprint, and ask anything. The
+TPM's statements always name this minion's own Salt key, so they are useless for anybody who has another key.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class Applicant(NamedTuple):
-    """One minion.
+    """A minion that asks for admission.
 
     :param chosen: settings of ``minion.settings.of``; they name the TPM.
-    :param verifier: returns the name of the verifier in the TPM's statements, from the master's fingerprint.
+    :param verifier: computes the verifier's name in the TPM's statements from the master's fingerprint.
     :param key: the private Salt key (PEM).
     """
 
@@ -39,9 +39,9 @@ class Applicant(NamedTuple):
     key: bytes
 
     def do(self, master: str, function: str, value: Any) -> dict[str, Any]:
-        """Do what the master's service asks.
+        """Execute a call of the master's service, and return the answer.
 
-        :raises NetspaceError: it asks for something else, or the TPM can't be used.
+        :raises NetspaceError: when the call is no part of an admission, or the TPM can't be used.
         """
         if not _FINGERPRINT.fullmatch(master):
             raise NetspaceError(f"{master!r:.80} is no fingerprint of a master's key")

@@ -1,6 +1,6 @@
 """The attester: makes the messages that a verifier asks for (enrolment, answer to a credential, evidence).
 
-The attester is only the host's side of the protocol: it appraises nothing, and saves nothing.
+The attester appraises nothing, and saves nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Lines(NamedTuple):
 def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
     """Return the TPM's identity and the attestation key of *period*.
 
-    :param template: selects the endorsement key that the verifier knows already; None: the verifier knows no key.
+    :param template: selects an endorsement key that the verifier already knows; None: the verifier knows no key.
     :param others: include the TPM's other endorsement keys.
     """
     endorsement = device.endorsement(template)
@@ -99,8 +99,8 @@ def by_tpm(
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
-    :param measured: reads IMA's list, if the verifier asks for the list. The function is called after the quote of PCR
-        10, so the list has every line that the quote covers.
+    :param measured: a function that reads IMA's list; given if the verifier asks for the list. It is called after the
+        quote of PCR 10, so that the list has every line that the quote covers.
     :param period: selects the attestation key; see :meth:`netspace.attestation.tpm.device.Device.attestation_key`.
     """
     made: Measurements | None = None
@@ -114,18 +114,18 @@ def by_tpm(
 
 
 def by_key(key: software_key.Key, context: Context) -> Evidence:
-    """Return evidence signed by a software key. The evidence has the qualifying data of a quote, but no PCRs."""
+    """Return evidence that is signed by a software key. It has qualifying data like a quote, but no PCRs."""
     attest = SOFTWARE_PREFIX + context.qualifying()
     return Evidence("software", key.public, attest, key.sign(attest))
 
 
 def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:
-    """Return *made* with a report of this host's TEE, which covers *context* and the evidence's key.
+    """Return the evidence *made* with a report of this host's TEE, which covers *context* and the evidence's key.
 
     Return *made* unchanged if the host is no confidential guest, or if the kernel gives no report. Evidence without a
-    report is valid, and the verifier decides on its level.
+    report is valid; the verifier decides on the level.
 
-    :param root: stands for ``/``.
+    :param root: the host's root folder, ``/``; another folder in tests.
     :param files: access to the kernel's files; tests pass their own.
     """
     if not configfs.available(root):
@@ -142,7 +142,7 @@ def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files
 def _log_of(area: bytes | None) -> bytes | None:
     """Return the log in a log area, without the padding that may fill most of the area.
 
-    Return an area without a readable log unchanged: the verifier judges it.
+    An area without a readable log is returned unchanged, and left to the verifier.
     """
     try:
         return eventlog.unpadded(area) if area else None
@@ -178,8 +178,8 @@ def measurement_list(root: Path) -> Path | None:
 def measured(root: Path, first: int) -> Lines:
     """Return IMA's list from line *first* on, converted to the form of ``binary_runtime_measurements``.
 
-    Return no lines if the list has fewer than *first* lines: the host was restarted, and the verifier will ask for the
-    whole list.
+    Return no lines if the list has fewer than *first* lines. In this case the host was restarted, and the verifier will
+    ask for the whole list.
 
     :raises NetspaceError: when there is no list, when it is too large, or when it can't be read to its end.
     """

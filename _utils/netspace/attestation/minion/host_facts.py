@@ -1,8 +1,8 @@
 """Facts about this host, read from the kernel's files: TPM, boot, TEE, isolation.
 
 The facts become Salt's grains. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
-no heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They
-never raise a trust level.
+no heavy import) and never raises. The facts are the host's claims about itself. They serve only for display and
+targeting, and never raise a trust level.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
          "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False},
          "netspace": {"kernel": "6.12.0", "erofs": True, "overlay": True, ...}}
 
-    A value is None if the files don't show it. ``reason`` says why a thing is absent.
+    A value is None if the files don't show it. ``reason`` says why a feature is absent.
 
-    :param root: stands for ``/``; for tests.
+    :param root: the host's root folder, ``/``; another folder in tests.
     """
     flags = _cpu_flags(root)
     return {
@@ -212,7 +212,10 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """Return the kernel's features for isolating environments. None: not loaded, but a kernel module may exist."""
+    """Return the kernel's version, and by name whether it has the features that isolate environments.
+
+    A value is None if the feature is not loaded, but a kernel module may provide it.
+    """
     filesystems = {line.split()[-1] for line in (_text(root / "proc/filesystems") or "").splitlines() if line.split()}
     modules = root / "sys/module"
     release = _text(root / "proc/sys/kernel/osrelease") or ""

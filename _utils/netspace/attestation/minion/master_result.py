@@ -4,9 +4,9 @@ An answer that is too large for Salt's bus (``PART``) waits in ``answer.json``, 
 host's measurement list can have 20 MiB, and Salt replaces values in messages above its ``max_event_size`` (1 MiB) by
 ``VALUE_TRIMMED``.
 
-This module decides no level. It saves an accepted result in ``result.json``, which enforcement reads. ``master.json``
-has the last challenge, and the versions of the policies by which the master judged this host. The module accepts a
-result only for the last answered challenge, and only in the same boot; see ``netspace.attestation.ear``.
+This module does not judge. It saves an accepted result in ``result.json``, which enforcement reads. ``master.json`` has
+the last challenge, and the versions of the policies by which the master judged this host. The module accepts a result
+only for the last answered challenge, and only in the same boot; see ``netspace.attestation.ear``.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def answer(
 ) -> dict[str, Any]:
     """Answer a challenge, record the challenge, and return ``{boot, evidence}``.
 
-    If the answer is too large for one message, save the answer, and return ``{parts, sha256}`` of its JSON; see
-    :func:`part`.
+    If the answer is too large for one message, save the answer and return ``{parts, sha256}``: the number of parts and
+    the digest of the answer's JSON. :func:`part` returns the parts.
 
     :param chosen: settings from :func:`netspace.attestation.minion.settings.of`.
-    :param master: fingerprint of the key of the master that this minion trusts.
+    :param master: fingerprint of the master key that this minion trusts.
     :param salt_key: returns the minion's Salt key (PEM), which signs the answer if the challenge asks for a signature.
     :raises NetspaceError: when the challenge is malformed, or the configured TPM can't be used.
     """
@@ -174,7 +174,10 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """Return the nonce of the last answered challenge, the boot of the answer, and policies' versions by group."""
+    """Return the nonce of the last answered challenge, the boot in which it was answered, and policies' versions.
+
+    The versions are by group.
+    """
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:

@@ -1,10 +1,10 @@
 """Self-appraisal of a host without a master: attester and verifier in one process.
 
-If the host's root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result
-proves nothing to others, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with
-less input: PCR values (``references``) and no policy. So a self-appraisal covers neither measurement lists nor TEE
-reports. The pin has the TPM's last clock without the boot in which it was read, so a TPM reset within one boot goes
-unnoticed.
+If no attacker has root, the host learns whether its TPM, firmware and boot are in the expected state. The result proves
+nothing to other hosts, so it names the verifier ``self``. The module ``verifier`` makes the same checks as on a master,
+but compares only PCR values (``references``), not a policy. So a self-appraisal covers neither measurement lists nor
+TEE reports. The pin (the saved record of the TPM) has the TPM's last clock, but not the boot in which it was read, so a
+TPM reset within one boot goes unnoticed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ ENROLMENT = 50.0
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
-    """Make and verify evidence; return the result. Save only the pin with the TPM's clock, and the software key.
+    """Make and verify evidence, and return the result.
+
+    The function saves only the pin (the TPM's identity and clock) and the software key.
 
     :param chosen: :func:`netspace.attestation.minion.settings.of`.
     :raises netspace.attestation.refusals.Refused: when the verifier refuses the evidence.
@@ -107,8 +109,9 @@ def enroll(
 ) -> Enrolment:
     """Return the TPM's identity for a remote registrar.
 
-    :param template: selects the endorsement key that the registrar knows already; None: the registrar knows no key.
-    :param period: selects the attestation key. *others*: include the TPM's other endorsement keys.
+    :param template: selects an endorsement key that the registrar already knows; None: the registrar knows no key.
+    :param period: selects the attestation key.
+    :param others: include the TPM's other endorsement keys.
     :raises NetspaceError: when no TPM is configured, or the TPM can't be used.
     """
     if chosen["tpm"] is None:
@@ -143,9 +146,10 @@ def activate(
 
 
 def pin(layout: Layout) -> dict[str, Any] | None:
-    """Return the record of the TPM at this host's first appraisal; None if this host was never appraised.
+    """Return the pin: the record of the TPM since this host's first appraisal; None before the first appraisal.
 
-    :raises StateError: when the record is damaged. The record is never replaced: a new pin would accept any TPM.
+    :raises StateError: when the pin is damaged. It is not replaced automatically, because a new pin would accept any
+        TPM.
     """
     path = pin_path(layout)
     record = files.read_json(path)

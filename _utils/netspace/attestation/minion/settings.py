@@ -1,7 +1,7 @@
-"""Settings of an appraisal: a part of the declaration, and a fingerprint of the files that this part names.
+"""Settings of an appraisal: a part of the declaration, and a fingerprint of the files that it names.
 
-Every run compares them with the last appraisal's, and a change demands a new appraisal. Few runs appraise. So this
-module needs neither a TPM, nor cryptography, nor the verifier.
+Every run compares these settings with those of the last appraisal; a change demands a new appraisal. Most runs only
+compare, so this module imports neither the TPM's library, nor ``cryptography``, nor the verifier.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
 
 
 def of(declared: Attestation) -> dict[str, Any]:
-    """Return the settings that an appraisal depends on, in the form in which results record them."""
+    """Return the settings on which an appraisal depends, in the form in which results record them."""
     return {
         "policy": declared.policy,
         "tpm": declared.tpm,
@@ -38,7 +38,7 @@ def of(declared: Attestation) -> dict[str, Any]:
 def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
     """Return a fingerprint of the names, sizes and times of the files that settings name, without reading the files.
 
-    The fingerprint changes, for example, when a root is added or a TPM appears.
+    For example, the fingerprint changes when a root certificate is added or a TPM device appears.
 
     :param chosen: settings from :func:`of`.
     """

@@ -1,7 +1,7 @@
 """Software key of a host without a TPM: Ed25519, in a file that only root can read.
 
-The key proves only that the same installation answers: anybody who can read the file can pose as the host. The key is
-bound to the machine id, so a clone of the disk with another id makes its own key.
+The key proves only that the same installation answers: anybody who can read the file can impersonate the host. The key
+is bound to the machine id, so a clone of the disk with another machine id makes a new key.
 """
 
 from __future__ import annotations

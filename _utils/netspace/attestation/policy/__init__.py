@@ -1,1 +1,1 @@
-"""Policies: an operator's demands on a host, parsed strictly."""
+"""Appraisal policies (an operator's demands on a host), and their strict parser."""

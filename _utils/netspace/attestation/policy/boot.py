@@ -1,13 +1,13 @@
 """The rules of a policy for the boot, and the PCRs that prove them.
 
-A rule is worth as much as its proof. The firmware measures programs into PCR 4 and drivers into PCR 2. Programs measure
-the files that they load into PCRs 8 to 13. Such a PCR is worth as much as the programs that measure into it, so rules
-for loaded files rest on PCR 4, too. Root can extend PCRs after the boot, but can't remove a digest. So a rule has to
-judge **every** digest of every PCR that could hold its subject. Otherwise a forger would use a PCR that is not quoted,
-or one that may have any value.
+A rule is worth only as much as the PCRs that prove it. The firmware measures programs into PCR 4 and drivers into PCR
+2. These programs measure the files that they load into PCRs 8 to 13. PCRs 8 to 13 are trustworthy only if the programs
+are, so rules for loaded files also rest on PCR 4. Root can extend PCRs after the boot, but can't remove a digest. So a
+rule has to judge **every** digest of every PCR that could hold the measurement. Otherwise, an attacker would measure
+into a PCR that is not quoted, or that may have any value.
 
-:func:`gaps` returns the PCRs that a policy leaves unjudged. :func:`policy.accepted` refuses such a policy before it
-comes into force, and the judge refuses it at each appraisal. Pure: no file is read.
+:func:`gaps` returns the PCRs that a policy leaves unjudged. A policy with gaps is refused by :func:`policy.accepted`
+    before it comes into force, and by the verifier at each appraisal. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Boot:
-    """A policy's rules for the boot; None: no such rule."""
+    """A policy's rules for the boot. A field is None if the policy has no such rule."""
 
     secure_boot: bool = False
     dbx: frozenset[bytes] = frozenset()
@@ -94,11 +94,11 @@ class Boot:
 
     @cached_property
     def needs(self) -> Mapping[int, str]:
-        """The PCRs that prove rules, each with the name of one rule that it proves.
+        """The PCRs that prove rules; for each PCR, the name of one rule that it proves.
 
-        ``signers`` without ``applications`` trusts shim to verify the programs that it starts. PCR 14 shows whether
-        shim verified them, and with which keys. An old shim measures nothing about itself, so only its digest in PCR 4
-        identifies it. Therefore ``sbat`` rests on PCR 4, too.
+        A policy with ``signers`` and without ``applications`` trusts shim to verify the programs that shim starts. PCR
+        14 shows whether shim verified them, and with which keys. An old shim measures nothing about itself, so only its
+        digest in PCR 4 identifies it. Therefore ``sbat`` also rests on PCR 4.
         """
         found: dict[int, str] = {}
         for rule, there, where in (
@@ -119,19 +119,19 @@ class Boot:
 
     @cached_property
     def unordered(self) -> frozenset[bytes]:
-        """The listed programs without an entry in ``started_by``."""
+        """The programs in ``applications`` without an entry in ``started_by``."""
         return (self.applications or frozenset()) - self.started_by.keys()
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed digests, and digests of whole lines."""
+        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed files, and whole command lines."""
         listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
         listed[8] = self.grub_commands or frozenset()
         return {number: found | self.lines[number] for number, found in listed.items()}
 
     @cached_property
     def lines(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests of whole command lines (patterns without ``*``), by the PCR that they are measured into."""
+        """The digests of whole command lines (patterns without ``*``), by the PCR into which they are measured."""
         exact = [one.text for one in self.command_lines or () if one.exact]
         return {
             number: frozenset(form for line in exact for form in measured.line_forms(number, line))
@@ -146,9 +146,9 @@ class Boot:
 
 
 def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return the gaps in the proofs of rules, each as a sentence with its remedy.
+    """Return the gaps in the proofs of rules, each as a sentence with a remedy.
 
-    Most gaps are PCRs that have to prove a rule, though no rule or value judges them.
+    Most gaps are PCRs that a rule rests on, but that no rule or value judges.
 
     :param quoted: the quoted PCRs; None if they are not known yet.
     :param values: the PCRs for which references give values.
@@ -177,7 +177,9 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Return whether references give values for all PCRs that hold a command line. Then the line needs no other proof.
+    """Return whether references give values for all PCRs that hold a command line.
+
+    If they do, the command line needs no other proof.
 
     :param values: the PCRs for which references give values.
     """
@@ -185,13 +187,12 @@ def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
 
 
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return the gaps in the proof of an IMA list, each as a sentence with its remedy.
+    """Return the gaps in the proof of an IMA list, each as a sentence with a remedy.
 
-    The list is worth as much as the kernel that wrote the list, and the command line that made the kernel measure
-    files. So rules or values have to judge programs, the files that they loaded, and the command line. Each pattern of
-    ``command_lines`` has to demand that IMA measures, and has to be a whole line: the text in place of ``*`` could turn
-    IMA off. The list's first line shows whether somebody extended PCRs 0 to 9 after the boot, so the host must quote
-    these.
+    The list is trustworthy only if the kernel that wrote it is, and if the command line made the kernel measure files.
+    So rules or values have to judge boot programs, the files that they loaded, and the command line. Each pattern of
+    ``command_lines`` has to turn IMA's measurements on, and must not have a ``*``, whose text could turn IMA off. The
+    host must quote PCRs 0 to 9: the list's first line shows whether somebody extended them after the boot.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
@@ -217,7 +218,8 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 def _measures(line: str) -> bool:
     """Return whether a command line makes IMA measure programs.
 
-    ``ima_policy=`` has one or several names (kernel-parameters). The kernel passes the words after ``--`` to process 1.
+    ``ima_policy=`` has one or several names (kernel-parameters). Words after ``--`` don't count, since the kernel
+    passes them to process 1.
     """
     words = itertools.takewhile(lambda word: word.strip('"') != "--", _WORD.findall(line))
     found = [option for option in map(_IMA_OPTION.fullmatch, words) if option is not None]

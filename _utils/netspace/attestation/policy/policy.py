@@ -1,4 +1,4 @@
-"""Appraisal policies, parsed strictly: rules for a good boot, and for the programs that may run after it.
+"""Strict parser of appraisal policies: rules for a good boot, and for the programs that may run after the boot.
 
 A policy is a mapping (YAML, JSON)::
 
@@ -31,9 +31,9 @@ A policy is a mapping (YAML, JSON)::
         boot: {kernels: [<sha256>, ...]}
         ima: {files: {...}}
 
-The judge refuses everything that no rule allows: each quoted PCR needs a rule, a value, or an entry in ``unchecked``.
-``until`` only adds to lists. Only :mod:`netspace.attestation.verifier.appraisal` and the modules of rules that it
-calls compare evidence with a policy. This module reads no file.
+The verifier refuses everything that no rule allows: each quoted PCR needs a rule, a value, or an entry in
+``unchecked``. ``until`` only adds to lists. Only :mod:`netspace.attestation.verifier.appraisal` and the modules of
+rules that it calls compare evidence with a policy. This module reads no file.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Keyring:
 class Ima:
     """Rules for the programs and other files that IMA measures.
 
-    :param lines: the data of an ``ima-ng`` line for each allowed file (:func:`netspace.attestation.logs.ima.line`).
-        So one look-up judges most lines of a list, without parsing them (:meth:`unlisted`).
+    :param lines: for each allowed file, the data of its ``ima-ng`` line (:func:`netspace.attestation.logs.ima.line`).
+        By a look-up in this set, :meth:`unlisted` judges most lines of a list without parsing them.
     """
 
     lines: frozenset[bytes]
@@ -147,7 +147,7 @@ class Ima:
     kexec: bool = False
 
     def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries, with their numbers, except the lines of listed files.
+        """Yield the entries that are not lines of listed files, with their numbers.
 
         Violations and lines with a signature are always yielded.
 
@@ -178,10 +178,11 @@ class Ima:
 
 @dataclass(frozen=True)
 class Policy:
-    """A whole policy. It is parsed once and used for every host, because parsing a long list takes time.
+    """A whole policy. It is parsed once and used for all hosts, because parsing a long policy takes time.
 
     :param fingerprint: SHA-256 of the rules in force.
-    :param changes: end of the next ``until``, in seconds since the epoch; None if no ``until`` is in force.
+    :param changes: the time at which the next section under ``until`` ends, in seconds since the epoch; None if none is
+        in force.
     :param tee: rules for confidential guests; if set, each host must be a confidential guest.
     """
 
@@ -196,8 +197,8 @@ class Policy:
 def parse(data: Any, now: float | None = None) -> Policy:
     """Parse a policy.
 
-    :param now: the time, in seconds since the epoch; sections ``until`` a later time are in force. None: no section
-        under ``until`` is in force.
+    :param now: the time, in seconds since the epoch; sections under ``until`` with a later time are in force. None: no
+        section under ``until`` is in force.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
     try:
@@ -230,9 +231,9 @@ def _parsed(data: Any, now: float | None) -> Policy:
 def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:
     """Parse a policy before it comes into force.
 
-    :param quoted: PCRs that its hosts quote; None if they are not known.
+    :param quoted: PCRs that the policy's hosts quote; None if they are not known.
     :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted.
-        A forger could satisfy such a rule, though the rule looks strict.
+        An attacker could satisfy such a rule.
     """
     found = parse(data, now)
     for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
@@ -241,7 +242,7 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
 
 
 def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
-    """Check that the rules for the boot support the rules for IMA.
+    """Check that the rules for the boot prove everything on which the rules for IMA rest.
 
     :raises PolicyError: when the rules for the boot allow no host to reach L5.
     """
@@ -263,9 +264,9 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check the sections under ``until``, and return each with its moment.
+    """Check the sections under ``until``, and return each with its time of expiry.
 
-    Each list there must extend a list of the permanent rules. The parser checks the lists' entries later.
+    Each list in a section must extend a list of the permanent rules. The parser checks the lists' entries later.
 
     :param whole: the permanent rules, which were parsed before.
     :raises PolicyError: when a section has other keys, or extends a list that does not exist.
@@ -294,7 +295,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
 
 
 def _joined(whole: Mapping[str, Any], terms: Iterable[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return *whole* with its lists extended by *terms*. The parser checks the types later."""
+    """Return *whole* with its lists extended by *terms*. The parser checks the entries' types later."""
     made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in whole.items()}
     for _, section in terms:
         for kind, lists in section.items():
@@ -325,7 +326,7 @@ def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
 def plain(data: Any) -> Any:
     """Return *data* with all keys as text.
 
-    YAML has numbers as keys, JSON has only text; both must give the same policy.
+    In YAML, keys may be numbers; in JSON, they are always text. Both forms must give the same policy.
     """
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
@@ -381,10 +382,7 @@ def _text(text: str, at: str) -> bytes:
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
-    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2).
-
-    IMA's signatures name a key by these.
-    """
+    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures contain."""
     found: dict[bytes, PublicKey] = {}
     for one in _list(data, at, 1024):
         key = _key(one, at)

@@ -1,12 +1,12 @@
-"""Append-only log of the actions of the registrar and the Privacy CA. Each record is chained to the one before.
+"""Append-only log of the actions of the registrar and the Privacy CA, as a chain of hashes.
 
 A record is a line of JSON: ``{"n", "time", "event", "data", "prev", "hash"}``. *hash* is SHA-256 over the other fields
-in canonical form; *prev* is the hash of the record before. Changed, removed, added or reordered records break the chain
-at a line that :func:`verify` names. Records that are cut off the end don't break it: to find these, compare the *head*
-with a head that was noted elsewhere.
+in canonical form; *prev* is the hash of the previous record. Changed, removed, inserted or reordered records break the
+chain at a line that :func:`verify` names. Records that are missing at the end don't break the chain. To find such a
+loss, compare the log with a *head* that was noted elsewhere.
 
-The log must hold no secrets, since it is meant to be read. A record is on disk before :func:`append` returns. A crash
-may leave a half-written record, which was never acknowledged; the next append removes it and logs that.
+The log must contain no secrets, since people read it. A record is on disk before :func:`append` returns. A crash may
+leave a half-written record, which no caller relied on. The next append removes this record, and logs the removal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LogBroken(NetspaceError):
 
 @dataclass(frozen=True)
 class Head:
-    """The end of a log: the number of *records*, and the *hash* of the last one. Operators note it elsewhere."""
+    """The end of a log: the number of *records*, and the *hash* of the last record. Operators note it elsewhere."""
 
     records: int = 0
     hash: str = FIRST
@@ -68,7 +68,7 @@ def record(head: Head, when: float, event: str, data: Mapping[str, Any]) -> dict
 def verify(lines: Iterable[bytes], noted: Head | None = None) -> Head:
     """Check the chain from its beginning, and return its head.
 
-    :param lines: the file's lines, each with its newline. They are read one by one, so a log may be large.
+    :param lines: the file's lines, each with its newline. The function reads them one by one, so a log may be large.
     :param noted: a head that was noted earlier; the log must contain it.
     :raises LogBroken: at the first line that is wrong, or where the log ends before *noted*.
     """
@@ -88,7 +88,7 @@ def verify(lines: Iterable[bytes], noted: Head | None = None) -> Head:
 def append(path: Path, event: str, data: Mapping[str, Any], *, when: float | None = None) -> Head:
     """Append a record to the file at *path* (created with mode 0600 if missing), and return the new head.
 
-    Only the last record is checked; :func:`verify` checks all.
+    Only the last record is checked; :func:`verify` checks all records.
 
     :raises LogBroken: when the last record is invalid. Nothing is appended to a damaged log.
     :raises NetspaceError: when other users can write to the file.
@@ -120,7 +120,7 @@ def append(path: Path, event: str, data: Mapping[str, Any], *, when: float | Non
 
 
 def _end(fd: int, size: int) -> tuple[Head, int]:
-    """Return the head at the last whole record, and the number of bytes of a half-written record after it."""
+    """Return the head at the last complete record, and the length of a half-written record after it, in bytes."""
     start = max(0, size - 2 * MAX_RECORD)
     tail = os.pread(fd, size - start, start)
     whole, newline, torn = tail.rpartition(b"\n")

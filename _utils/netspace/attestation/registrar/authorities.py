@@ -1,7 +1,7 @@
 """The authorities of the Privacy CA in the registrar's folder: root, current intermediate, and earlier intermediates.
 
-The files are named in ``netspace.attestation.registrar.registrar``. The log records each change before the files are
-written. Nothing here knows a minion or certifies an attestation key.
+``netspace.attestation.registrar.registrar`` lists the files. The log records each change before the files are written.
+This module has nothing to do with minions or their attestation keys.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NAME = "netspace Privacy CA"
 
 
 class Authorities:
-    """Authorities whose files are in *folder*. Time is an argument.
+    """Authorities whose files are in *folder*. Methods take the time as an argument.
 
-    :param module: hardware security module that makes and holds new keys; None: files hold them.
+    :param module: hardware security module that makes and holds new keys; None: new keys are in files.
     """
 
     def __init__(self, folder: Path, module: hsm.Module | None = None) -> None:
@@ -36,8 +36,9 @@ class Authorities:
     def init(self, now: float, *, name: str = NAME, here: bool = True) -> dict[str, Any]:
         """Make the CA, and return its status.
 
-        :param here: make the root and the intermediate here; False: only make a request for a root on another machine.
-        :raises NetspaceError: when there is a CA already.
+        :param here: True: make the root and the intermediate here; False: make only a certificate request for a root on
+            another machine.
+        :raises NetspaceError: when the folder already has a CA.
         """
         with files.locked(self._folder / "lock"):
             if (self._folder / "ca").exists() or (self._folder / "root").exists():
@@ -49,14 +50,15 @@ class Authorities:
             return self._intermediate(name, now)
 
     def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
-        """Make the next intermediate. Certificates by the last one stay valid until they expire."""
+        """Make the next intermediate. Certificates of the previous intermediate stay valid until they expire."""
         with files.locked(self._folder / "lock"):
             return self._intermediate(name, now)
 
     def adopt(self, certificate: bytes, root: bytes, now: float) -> dict[str, Any]:
         """Install the certificate (PEM) that a root on another machine made for the last request.
 
-        :raises NetspaceError: when it is not for that request, or not by *root*, or there is no request.
+        :raises NetspaceError: when there is no request, or the certificate is for another request or by another root
+            than *root*.
         """
         with files.locked(self._folder / "lock"):
             path = self._folder / "requested.pem"
@@ -70,7 +72,7 @@ class Authorities:
             return self.status(now)
 
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the CA: its name, its key's place and its expiry."""
+        """Return the state of the CA: its name, the place of its key, and its time of expiry."""
         authority = self.current() if (self._folder / "ca").exists() else None
         return {
             "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
@@ -102,11 +104,14 @@ class Authorities:
         return folder
 
     def current(self) -> Authority:
-        """Return the current intermediate with its key. If a module has the key, this may be slow or fail."""
+        """Return the current intermediate with its key.
+
+        If a hardware security module has the key, this may be slow or fail.
+        """
         return privacy_ca.load(self.place(), self._module)
 
     def _new(self, use: str) -> EllipticCurvePrivateKey | None:
-        """Make a key in the hardware security module; None if there is no module, and the caller makes the key."""
+        """Make a key in the hardware security module. Return None without a module; then the caller makes the key."""
         return None if self._module is None else self._module.create(use)
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:

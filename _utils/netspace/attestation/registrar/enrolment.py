@@ -1,6 +1,6 @@
-"""A pending enrolment: the registrar's record of it, and the message to the minion.
+"""A pending enrolment: the registrar's record, and the message to the minion.
 
-Pure values. ``netspace.attestation.registrar.registrar`` makes the checks before and after.
+Pure values. ``netspace.attestation.registrar.registrar`` makes all checks.
 """
 
 from __future__ import annotations

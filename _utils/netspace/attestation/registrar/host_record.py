@@ -1,6 +1,6 @@
-"""The registrar's record of a minion: its keys, and its name in the books.
+"""The registrar's record of a minion: its keys, and the name of its file.
 
-Pure: nothing here reads or writes the books, or checks a certificate.
+Pure: nothing here reads or writes a file, or checks a certificate.
 """
 
 from __future__ import annotations
@@ -32,5 +32,8 @@ def keys_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def key_of(minion: str) -> str:
-    """Return the file name for a minion: a hash, because a file's name cannot have all characters of a minion's."""
+    """Return the file name for a minion's record: a hash of the minion's id.
+
+    The id itself can't be the name, because it may have characters that a file name can't have.
+    """
     return hashlib.sha256(minion.encode()).hexdigest()[:32]

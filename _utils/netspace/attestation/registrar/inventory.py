@@ -1,12 +1,12 @@
 """Inventory of TPMs: the operator's list of the endorsement keys that each minion may have.
 
-At enrolment, root can show the genuine TPM of another machine and relay its answers. No TPM protocol detects
-that. The operator can prevent it by recording which TPM is in which machine, in this file::
+At enrolment, an attacker with root can present the genuine TPM of another machine and relay its answers. No TPM
+protocol detects this relay. To prevent it, the operator records in this file which TPM is in which machine::
 
     # minion   SHA-256 of its endorsement keys (SubjectPublicKeyInfo), one or more
     web1       5f0c...e1  9a77...03
 
-If there is an inventory, only minions that it names are enrolled. This module reads one file, and decides nothing else.
+If there is an inventory, only minions in it are enrolled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Inventory:
-    """Minions by the fingerprint of an endorsement key, and the set of all listed minions."""
+    """Content of the inventory.
+
+    :param owners: the minion of each endorsement key, by the key's fingerprint.
+    :param minions: all listed minions.
+    """
 
     owners: dict[str, str]
     minions: frozenset[str]
@@ -34,8 +38,9 @@ class Inventory:
     def check(self, minion: str, endorsement: str, others: list[str]) -> None:
         """Check that the inventory assigns the TPM with these endorsement keys to *minion*.
 
-        :param endorsement: fingerprint of the minion's endorsement key. *others*: fingerprints of the TPM's other keys.
-        :raises UnlistedEndorsementKey: when it assigns the TPM to another minion, or to none.
+        :param endorsement: fingerprint of the minion's endorsement key.
+        :param others: fingerprints of the TPM's other endorsement keys.
+        :raises UnlistedEndorsementKey: when the inventory assigns the TPM to another minion, or to no minion.
         """
         if minion not in self.minions:
             raise UnlistedEndorsementKey(f"the inventory does not name {minion}")
@@ -48,9 +53,9 @@ class Inventory:
 
 
 def read(path: Path) -> Inventory:
-    """Read the inventory. Each call checks the file's stamp, and reads the file again only if it changed.
+    """Read the inventory. The file is read again only if its size or time changed.
 
-    :raises NetspaceError: naming the line that is wrong.
+    :raises NetspaceError: when a line is invalid; the message names the line.
     """
     try:
         return _read(path, files.stamp(path))

@@ -3,21 +3,21 @@
 A certificate states that a key is in a TPM whose endorsement key was checked. Only the CA's records name the minion.
 The certificate has neither the endorsement key nor a host's name: its subject is a random pseudonym, its serial number
 is random, and its times are whole hours. The registrar requires a new key for each certificate, so two certificates of
-one host have nothing in common. A quote by the key reveals more: the TPM's clock and counters, and the measurements.
+one host have nothing in common. (But a quote by the key reveals the TPM's clock and counters, and the measurements.)
 
 Rules:
 
-1. The CA certifies only a :class:`netspace.attestation.verifier.verifier.Bound`, and only the answer to a
-   credential makes one. One endorsement key belongs to one minion (:func:`claim`).
+1. The CA certifies only a :class:`netspace.attestation.verifier.verifier.Bound`, which the registrar gets only from a
+   correct answer to a credential. One endorsement key belongs to one minion (:func:`claim`).
 2. A root signs intermediates. An intermediate signs attestation keys and the revocation list. If the root is on another
    machine: :func:`request` here, :func:`sign_request` there, then :func:`adopt` here.
-3. ``ak_certificate.check`` accepts a certificate only if a trusted intermediate issued it for this key, it is valid
-   now, and a fresh revocation list, if lists are given, does not have it. Two intermediates are trusted while keys are
-   rotated.
+3. ``ak_certificate.check`` accepts a certificate only if a trusted intermediate issued it for this key, if it is valid
+   now, and if a fresh revocation list does not have it (without any list, revocation is not checked). While keys are
+   rotated, two intermediates are trusted.
 
 Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument.
-Apart from that hardware, only :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have
-mode 0700 and its key 0600.
+Apart from the hardware module, only :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder
+must have mode 0700 and its key 0600.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ROOT_DAYS, INTERMEDIATE_DAYS, LIST_HOURS = 3650.0, 365.0, 24.0
 
 @dataclass(frozen=True)
 class Authority:
-    """A CA's key and certificate. *chain* leads from the issuer to the root; a root's chain is empty."""
+    """A CA's key and certificate. *chain* has the certificates from the issuer to the root; a root's chain is empty."""
 
     key: EllipticCurvePrivateKey
     certificate: Certificate
@@ -82,7 +82,7 @@ def root(name: str, now: float, days: float = ROOT_DAYS, key: EllipticCurvePriva
 
 
 def request(name: str, key: EllipticCurvePrivateKey | None = None) -> tuple[EllipticCurvePrivateKey, bytes]:
-    """Return an intermediate's key (*key*, or a new one), and the certificate request (PEM) for the root."""
+    """Return an intermediate's key (*key*, or a new key), and the certificate request (PEM) for the root."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
@@ -122,7 +122,8 @@ def sign_request(authority: Authority, pem: bytes, now: float, days: float = INT
 def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: bytes, now: float) -> Authority:
     """Return the intermediate CA of *key* and its *certificate* (PEM).
 
-    :raises NetspaceError: when the certificate is for another key, by another root, not a CA's, or not valid now.
+    :raises NetspaceError: when the certificate is for another key, is by another root, is not a CA certificate, or is
+        not valid now.
     """
     found, anchor = _pem(certificate), _pem(root_certificate)
     if found.public_key() != key.public_key():
@@ -138,7 +139,7 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
 
 
 def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) -> Issued:
-    """Certify the attestation key of *bound* under a new pseudonym.
+    """Issue a certificate for the attestation key of *bound*, under a new pseudonym.
 
     :raises NetspaceError: when the CA's own certificate is not valid now, or *authority* is a root.
     """
@@ -198,8 +199,8 @@ def revocations(authority: Authority, revoked: Mapping[int, float], now: float, 
 def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
     """Check that *minion* may have an endorsement key.
 
-    :param owners: minions by the fingerprint of the endorsement key that they are bound to.
-    :raises SharedEndorsementKey: when the key is bound to another minion: one TPM serves one minion.
+    :param owners: minions by the fingerprint of the endorsement key to which they are bound.
+    :raises SharedEndorsementKey: when the key is bound to another minion.
     """
     owner = owners.get(endorsement)
     if owner is not None and owner != minion:
@@ -209,7 +210,8 @@ def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
 def save(authority: Authority, folder: Path) -> None:
     """Write *authority* to *folder* (made with mode 0700).
 
-    ``authority.pem`` (0600) has its key and certificates; ``chain.pem`` has the certificates, and anybody may read it.
+    ``authority.pem`` (mode 0600) has the key and the certificates. ``chain.pem``, which anybody may read, has only the
+    certificates.
     """
     from cryptography.hazmat.primitives import serialization
 
@@ -232,7 +234,7 @@ def load(folder: Path, module: hsm.Module | None = None) -> Authority:
     raw, chain = _read(folder)
     key = private_key(raw, module, folder / "authority.pem")
     if chain[0].public_key() != key.public_key():
-        raise NetspaceError(f"{folder}: the key is not the certificate's")
+        raise NetspaceError(f"{folder}: the key does not belong to the certificate")
     return Authority(key, chain[0], tuple(chain[1:]))
 
 
@@ -266,7 +268,7 @@ def _private(path: Path) -> None:
     info = path.stat(follow_symlinks=False)
     wrong = info.st_mode & 0o077 or info.st_uid != os.geteuid() or stat.S_ISLNK(info.st_mode)
     if wrong:
-        raise NetspaceError(f"{path}: must be its user's alone (mode {stat.S_IMODE(info.st_mode):04o}): chmod go= it")
+        raise NetspaceError(f"{path}: others can access it (mode {stat.S_IMODE(info.st_mode):04o}); chmod go= it")
 
 
 def _pem(certificate: bytes) -> Certificate:

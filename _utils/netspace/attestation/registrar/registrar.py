@@ -1,11 +1,12 @@
-"""Registrar on the master: the TPM that each minion is bound to, and the certificates of its attestation keys.
+"""Registrar on the master: binds each minion to a TPM, and keeps the certificates of its attestation keys.
 
-``Registrar.begin`` makes a credential that only a minion's TPM can open. ``finish`` takes the answer, binds the minion
-to the TPM, and has the attestation key certified. The records are in a folder that only the master's user can read::
+``Registrar.begin`` makes a credential that only the minion's TPM can open. ``finish`` takes the minion's answer, binds
+the minion to the TPM, and has the attestation key certified. The records are in a folder that only the master's user
+can read::
 
     root/                 the root, if it is on this master                         (authorities)
     ca/                   the current intermediate                                  (authorities)
-    requested.pem         key of a request that the root has not answered yet       (authorities)
+    requested.pem         key of a certificate request without a certificate yet    (authorities)
     retired.pem           earlier intermediates, until they expire                  (authorities)
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
     owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
@@ -13,11 +14,11 @@ to the TPM, and has the attestation key certified. The records are in a folder t
     audit.log             every change and refusal                                  (audit_log)
 
 This module sends nothing to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until
-``release``. At a minion's first enrolment, its TPM proves all of its endorsement keys, so that no other minion can use
-one of them later.
+``release``. At a minion's first enrolment, the TPM proves all of its endorsement keys, so that no other minion can be
+bound to the same TPM by another endorsement key.
 
 Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), from
-which the minion's TPM derives the key. The minion's record has the period, and each challenge names it.
+which the minion's TPM derives the key. The period is in the minion's record and in each challenge.
 
 The log records a binding, a certificate or a revocation before the files are written.
 """
@@ -50,14 +51,14 @@ if TYPE_CHECKING:
 
 
 class Registrar:
-    """Registrar whose records are in *folder*. Time is an argument."""
+    """Registrar whose records are in *folder*. Methods take the time as an argument."""
 
     def __init__(self, folder: Path, module: hsm.Module | None = None, listed: Path | None = None) -> None:
         """Use the records in *folder*.
 
-        :param module: hardware security module that makes and holds new keys; None: files hold them.
-        :param listed: the operator's inventory of TPMs (``netspace.attestation.registrar.inventory``); None: there
-            is none.
+        :param module: hardware security module that makes and holds new keys; None: new keys are in files.
+        :param listed: the file with the operator's inventory of TPMs (``netspace.attestation.registrar.inventory``);
+            None: no inventory.
         """
         self.folder = folder
         self.module = module
@@ -67,7 +68,7 @@ class Registrar:
         self.log = folder / "audit.log"
 
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the registrar: that of the CA, and the number of hosts."""
+        """Return the state of the CA, and the number of hosts."""
         return {**self.ca.status(now), "hosts": len(self._hosts())}
 
     def revocations(self, now: float) -> bytes:
@@ -81,8 +82,8 @@ class Registrar:
     def request(self, minion: str) -> dict[str, Any]:
         """Return the request for a minion's next enrolment.
 
-        ``template`` is that of the endorsement key on record (empty: any), ``period`` selects a new attestation key for
-        each request, and ``others`` asks for the TPM's other endorsement keys.
+        The request has ``template`` (that of the recorded endorsement key; empty: any template), ``period`` (new in
+        each request; selects a new attestation key) and ``others`` (whether to show the TPM's other endorsement keys).
         """
         known = self.host(minion)
         self._requested[minion] = secrets.token_bytes(PERIOD)
@@ -113,7 +114,7 @@ class Registrar:
             known = self.host(minion)
             shown = parse_enrolment(enrolment)
             if shown.period != self._requested.get(minion):
-                raise Malformed("enrolment: not an answer to what was asked last")
+                raise Malformed("enrolment: not an answer to the last request")
             del self._requested[minion]
             endorsement = structures.endorsement(shown.endorsement).fingerprint
             self._check_listed(minion, endorsement, shown)
@@ -134,11 +135,11 @@ class Registrar:
     def finish(self, pending: Pending, answer: Any, now: float) -> dict[str, Any]:
         """Bind a minion to its TPM, and have its attestation key certified.
 
-        :param answer: the result of the minion's ``netspace_attestation.activate``. It must come within 60 s, which
-            include the time on the bus.
-        :param now: the same time as for :meth:`begin`.
-        :raises Refused: when it is not the answer to *pending*; the log records the refusal.
-        :raises NetspaceError: when the minion was enrolled, revoked or released meanwhile.
+        :param answer: the result of the minion's ``netspace_attestation.activate``. It must arrive within 60 s,
+            including the time on Salt's bus.
+        :param now: the same value as for :meth:`begin`.
+        :raises Refused: when *answer* is not the answer to *pending*; the log records the refusal.
+        :raises NetspaceError: when the minion was enrolled, revoked or released since :meth:`begin`.
         """
         authority, minion, enrolment = self.ca.current(), pending.minion, pending.enrolment
         with self._told(minion, now):
@@ -183,7 +184,7 @@ class Registrar:
 
     @contextlib.contextmanager
     def _told(self, minion: str, now: float) -> Iterator[None]:
-        """Log a refusal that the context's body raises."""
+        """Context manager that logs a refusal raised in its body."""
         try:
             yield
         except Refused as err:
@@ -194,7 +195,7 @@ class Registrar:
     def certificate(self, minion: str) -> dict[str, Any]:
         """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for other verifiers.
 
-        ``period`` selects this key at the minion; other verifiers have no use for it.
+        The result's ``period`` selects this key on the minion. Other verifiers don't need ``period``.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -225,12 +226,12 @@ class Registrar:
     def is_revoked(self, serial: str) -> bool:
         """Return whether the list of revoked certificates has *serial*.
 
-        A later revocation drops entries older than two days.
+        The list keeps entries for at least two days, longer than a certificate is valid.
         """
         return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
 
     def release(self, minion: str, now: float) -> dict[str, Any]:
-        """Delete the minion's record and revoke its certificate, so that it can be bound to another TPM."""
+        """Delete the minion's record and revoke its certificate, so that the minion can be bound to another TPM."""
         record = self.revoke(minion, "released", now)
         with files.locked(self.folder / "lock"):
             self._log("released", now, {"minion": minion, "ek": record["ek"]})
@@ -240,7 +241,7 @@ class Registrar:
         return record
 
     def host(self, minion: str) -> dict[str, Any] | None:
-        """Return the record of *minion*, or None if it is not enrolled."""
+        """Return the record of *minion*; None if the minion is not enrolled."""
         return files.read_json(self._path(minion), files.KEPT)
 
     def hosts(self) -> list[dict[str, Any]]:
@@ -268,7 +269,7 @@ class Registrar:
         )
 
     def note(self, event: str, data: dict[str, Any], now: float) -> None:
-        """Log an event from outside of the registrar."""
+        """Write an event of another module into the log."""
         with files.locked(self.folder / "lock"):
             self._log(event, now, data)
 
@@ -296,7 +297,8 @@ class Registrar:
     def _owned(self, key: str) -> dict[str, str]:
         """Return ``{key: owner}``, or an empty mapping if no minion has the key.
 
-        The owner comes from the key's own file: reading all records for each of 10,000 hosts would take an hour.
+        The owner is read from the key's file in ``owners``, because reading the records of all minions would take too
+        long.
         """
         owner = (files.read_json(self._owner(key), files.KEPT) or {}).get("minion")
         known = self.host(str(owner)) if owner is not None else None
@@ -306,7 +308,7 @@ class Registrar:
         privacy_ca.claim(self._owned(endorsement), endorsement, minion)
 
     def _check_new(self, key: structures.Public, minion: str, known: dict[str, Any] | None) -> None:
-        """Check that an attestation key is new: no other minion has it, and this minion's last one was different.
+        """Check that an attestation key is new: no other minion has it, and it differs from this minion's last key.
 
         :raises SharedAttestationKey: when the key is not new.
         """

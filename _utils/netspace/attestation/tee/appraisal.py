@@ -1,8 +1,13 @@
-"""Appraisal of a TEE report: it must be genuine, for this challenge, and allowed by the policy.
+"""Appraisal of a TEE report, which must be genuine, cover this challenge, and be allowed by the policy.
 
-The checks in order: there is a report; there is a verifier for its kind; the report is genuine (structure, certificate,
-signature, path to a root); it covers this challenge and this key; the policy has rules for its kind; the guest can't be
-debugged; measurement; TCB; settings; registers; the guest's log.
+The checks, in this order:
+
+1. the evidence has a report, and netspace has a verifier for its kind;
+2. the report is genuine: structure, certificate, signature, path to a root;
+3. the report covers this challenge and this key;
+4. the policy has rules for this kind of TEE;
+5. the guest can't be debugged;
+6. measurement, TCB, settings and registers are as the rules demand, and the guest's log matches the registers.
 
 A forged or replayed report raises :class:`Refused`: the whole evidence is refused. A genuine report that the policy
 does not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
@@ -66,7 +71,7 @@ class Worth:
 
 
 def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, now: float) -> Verdict:
-    """Appraise the TEE report in *evidence*, whose signature for *context* was verified before.
+    """Appraise the TEE report in *evidence*. The caller has verified the evidence's signature for *context*.
 
     :param now: seconds since the epoch.
     :raises Refused: when the report is forged, or is for another challenge or key.
@@ -92,7 +97,7 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), if the guest sent one. A log must match the registers even if no rule demands a
+    :param log: the guest's log (CCEL), if the guest sent it. It must match the registers, even if no rule demands a
         log.
     :raises Limited: for the first rule that is not met.
     """
@@ -122,9 +127,9 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
 def weighed(
     evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
 ) -> tuple[Worth, dict[str, Any]]:
-    """Appraise the TEE of verified *evidence*; return the level with the TEE, and the TEE's values for the result.
+    """Appraise the TEE of verified *evidence*; return the level, and the TEE's values for the result.
 
-    :param section: the policy's section ``tee``; None: the policy demands no TEE, and a report is ignored.
+    :param section: the policy's section ``tee``; None: the policy demands no TEE, and reports are ignored.
     :param trust: reads the operator's certificates.
     :param base: level of the evidence without a TEE.
     :raises NetspaceError: when *trust* can't read the certificates; then there is no verdict.

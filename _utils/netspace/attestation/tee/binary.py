@@ -14,7 +14,7 @@ _MAX_ITEMS = 256
 
 
 class Reader(structures.Reader):
-    """Sequential reader of a report, which never reads past its end. The caller bounds the report's size."""
+    """Sequential reader of a report, which never reads past its end. The caller checks the report's size."""
 
     order = "little"
     malformed = TeeMalformed
@@ -57,7 +57,9 @@ def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
 
 
 def number(content: bytes, what: str) -> int:
-    """Return the value of a DER INTEGER or ENUMERATED: in shortest form, not negative, and of at most 9 bytes.
+    """Return the value of a DER INTEGER or ENUMERATED.
+
+    It must be in shortest form, not negative, and of at most 9 bytes.
 
     :raises TeeMalformed: when *content* is not such a number.
     """
@@ -84,7 +86,7 @@ def oid(content: bytes, what: str) -> str:
 def _next(data: bytes, what: str) -> tuple[int, bytes, bytes]:
     """Return tag and content of the first DER element, and the bytes after the element.
 
-    :raises TeeMalformed: when the element's length is not definite and in shortest form (X.690, 10.1).
+    :raises TeeMalformed: when the element's length is indefinite or not in shortest form (X.690, 10.1).
     """
     try:
         found = der.element(data, 0, len(data))

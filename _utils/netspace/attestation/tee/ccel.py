@@ -21,7 +21,7 @@ RUNTIME = 3
 def registers(area: bytes) -> dict[int, bytes]:
     """Return the value of each RTMR that the log in *area* extends.
 
-    :raises TeeLog: when *area* has no log, or the log does not fit a TD.
+    :raises TeeLog: when *area* has no log, or the log has other registers than a TD.
     """
     try:
         log = eventlog.parse(eventlog.unpadded(area))

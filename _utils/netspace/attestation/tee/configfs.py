@@ -1,11 +1,11 @@
 """Guest's side of TEE evidence: gets a report from the kernel (configfs-tsm, Linux 6.7 and later).
 
-Linux: Documentation/ABI/testing/configfs-tsm-report. This module makes a directory in
-``/sys/kernel/config/tsm/report`` for each report, and the kernel adds the attributes. The module writes the 64 bytes
-that the report must cover to ``inblob``. It reads the report from ``outblob`` and the host's certificates from
-``auxblob``. Each write raises ``generation``, so a changed ``generation`` shows that another process wrote, too.
-The kernel handles a binary attribute when its file is closed, and can't report an error at that point. But the kernel
-does not raise ``generation`` after an error.
+Linux: Documentation/ABI/testing/configfs-tsm-report. This module makes a directory in ``/sys/kernel/config/tsm/report``
+for each report, and the kernel adds the attributes. The module writes the 64 bytes that the report must cover to
+``inblob``. It reads the report from ``outblob`` and the host's certificates from ``auxblob``. Each successful write
+increments the attribute ``generation``. From its value, the module detects that another process wrote, too, or that its
+own write failed. (The kernel handles a binary attribute when its file is closed, and can't report an error at that
+point.)
 
 The module needs root. At the end, it always removes the directory.
 """
@@ -38,13 +38,16 @@ class Taken(NamedTuple):
 
 
 class Files(Protocol):
-    """Operations on a report's directory. :class:`Kernel` implements them; tests pass their own."""
+    """Interface for operations on a report's directory.
+
+    :class:`Kernel` implements it; tests use another implementation.
+    """
 
     def make(self, path: Path) -> None:
         """Make a directory."""
 
     def remove(self, path: Path) -> None:
-        """Remove a directory, and with it the attributes that the kernel made."""
+        """Remove a report's directory. The kernel removes the attributes in it."""
 
     def write(self, path: Path, data: bytes) -> None:
         """Write an attribute with one call of write(2)."""
@@ -81,7 +84,7 @@ class Kernel:
 def available(root: Path) -> bool:
     """Return whether this host is a confidential guest that can get reports.
 
-    :param root: replaces ``/``.
+    :param root: the host's root folder, ``/``; another folder in tests.
     """
     return (root / FOLDER).is_dir()
 
@@ -89,9 +92,9 @@ def available(root: Path) -> bool:
 def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
     """Get a report over *data* from the kernel.
 
-    :param root: replaces ``/``.
-    :param data: 64 bytes.
-    :param files: replaces :class:`Kernel` in tests.
+    :param root: the host's root folder, ``/``; another folder in tests.
+    :param data: the 64 bytes that the report must cover.
+    :param files: access to the report's directory; :class:`Kernel`, except in tests.
     :raises TsmError: when the kernel gives no report, or a report that is too large.
     """
     if len(data) != INPUT:

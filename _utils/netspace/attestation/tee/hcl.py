@@ -2,10 +2,11 @@
 
 The vTPM's NV index 0x01400001 has the report. The paravisor requests the TEE's report from the processor. The TEE's
 report covers a JSON document with the vTPM's attestation and endorsement keys. If the TEE's report is genuine, and the
-paravisor requested it, then the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest
-attestation", azure-cli ``cvm-attestation-tools``).
+paravisor requested it, the keys belong to the vTPM in the TEE (Microsoft: "Confidential VM guest attestation",
+azure-cli ``cvm-attestation-tools``).
 
-For TDX, the paravisor keeps a TDREPORT. Only its own machine can check a TDREPORT, so a quote is needed in addition.
+For TDX, the index has a TDREPORT. Only the machine that made a TDREPORT can check it, so a TDX quote is needed in
+addition.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Claims:
 
     :param kind: :data:`SNP` or :data:`TDX`.
     :param report: the SNP report; for TDX the TDREPORT, which netspace doesn't use.
-    :param bound: the data that the TEE's report must cover: the document's hash.
+    :param bound: the hash of the JSON document, which the TEE's report must cover.
     :param claims: the JSON document.
     """
 
@@ -63,7 +64,7 @@ class Claims:
             raise TeeMalformed("HCL report: no list of keys")
         named = [one for one in keys if one.get("kid") == name]
         if len(named) != 1 or named[0].get("kty") != "RSA":
-            raise TeeMalformed(f"HCL report: not one RSA key {name}, but {len(named)}")
+            raise TeeMalformed(f"HCL report: {len(named)} RSA keys {name}; expected one")
         modulus, exponent = (_number(named[0].get(part)) for part in ("n", "e"))
         if not 2048 <= modulus.bit_length() <= 4096:
             raise TeeMalformed(f"HCL report: {name} has {modulus.bit_length()} bits")
@@ -83,7 +84,7 @@ def parse(raw: bytes) -> Claims:
     reader = binary.Reader(raw, "HCL report")
     magic, version, size = reader.take(4), reader.number(4), reader.number(4)
     if magic != MAGIC or version not in (1, 2):
-        raise TeeMalformed("HCL report: does not begin like one")
+        raise TeeMalformed("HCL report: unknown magic number or version")
     reader.take(HEADER - 12)
     report = reader.take(snp.SIZE)
     whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
@@ -104,9 +105,10 @@ def parse(raw: bytes) -> Claims:
 
 
 def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genuine, Claims]:
-    """Verify a paravisor's report. Return the TEE's report that vouches for it, and the claims with the vTPM's keys.
+    """Verify a paravisor's report; return the TEE's report that covers it, and the claims with the vTPM's keys.
 
-    :param evidence: for SNP the host's table of certificates (empty if the operator has them); for TDX the quote.
+    :param evidence: for SNP, the host's table of certificates (empty if the operator supplies them); for TDX, the
+        quote.
     :raises Refused: when the TEE's report is not genuine; see ``snp.genuine`` and ``tdx.genuine``.
     :raises TeeBinding: when the TEE's report covers another document, or the paravisor did not request it.
     """
@@ -126,7 +128,7 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
 def _number(text: Any) -> int:
     """Parse a number of a JWK (RFC 7518, 6.3.1)."""
     if not isinstance(text, str) or not 1 <= len(text) <= 1024:
-        raise TeeMalformed("HCL report: a key lacks its numbers")
+        raise TeeMalformed("HCL report: a key without modulus or exponent")
     try:
         return int.from_bytes(jose.octets(text, "a key"), "big")
     except jose.Unreadable as err:

@@ -1,7 +1,7 @@
 """Verifiers of the kinds of TEE, by the provider's name in the kernel (configfs-tsm).
 
-The sender claims the name, so the name only selects the verifier. A verifier refuses a report of another kind as
-malformed.
+The name is only the sender's claim, so it does nothing but select the verifier. A verifier refuses a report of another
+kind as malformed.
 """
 
 from __future__ import annotations

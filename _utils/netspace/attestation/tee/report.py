@@ -1,7 +1,7 @@
 """Verified TEE report of any kind.
 
-A :class:`Genuine` has values signed by a processor whose maker the operator trusts. ``appraisal`` decides whether the
-values are good.
+The values of a :class:`Genuine` are signed by a processor whose maker the operator trusts. ``appraisal`` decides
+whether the values are good.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Genuine:
     :param kind: ``snp`` or ``tdx``.
     :param report_data: the 64 bytes that the guest chose.
     :param measurement: measurement of the guest's initial content: launch digest (SNP), MRTD (TDX); 48 bytes.
-    :param debug: the setting that lets the host read the guest's memory; empty if the host can't read it.
+    :param debug: name of the setting that lets the host read the guest's memory; empty if the host can't read the
+        memory.
     :param tcb: security versions by name (SNP).
     :param status: the maker's status of the TCB, such as ``UpToDate``; :data:`UNKNOWN` if the maker gave no status.
     :param registers: RTMRs by number (TDX).
@@ -50,7 +51,7 @@ class Genuine:
     shown: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
-        """Return the few values that an attestation result has, in a form for JSON."""
+        """Return the values for an attestation result, in a form for JSON."""
         found: dict[str, Any] = {"kind": self.kind, "measurement": self.measurement.hex()}
         if self.tcb:
             found["tcb"] = dict(self.tcb)

@@ -26,7 +26,8 @@ MAX_FILES = 4096
 def read(folder: str | None) -> Trust:
     """Read the folder. If *folder* is None, no certificate is trusted.
 
-    :raises NetspaceError: when the folder or a file can't be read. An ignored file would silently lower trust.
+    :raises NetspaceError: when the folder or a file can't be read. (If such a file were ignored, trust would be lower
+        without a reason.)
     """
     if folder is None:
         return Trust()

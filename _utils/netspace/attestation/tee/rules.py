@@ -27,7 +27,7 @@
         config_ids: [<hex>, ...]   # MRCONFIGID; also owners (MROWNER), owner_configs, modules (MRSEAM)
         attributes: [<hex>, ...]   # attributes of the TD: 8 bytes, in the order of a quote; xfams: the same
 
-The judge refuses a kind that the section does not name, and each guest that allows debugging.
+The verifier refuses a kind of TEE that the section does not name, and every guest that allows debugging.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _TDX_LISTS = {
 class Rules:
     """Rules for one kind of TEE.
 
-    :param measurements: allowed launch measurements; None: any, because a rule for the guest's signer exists.
+    :param measurements: allowed launch measurements; None: any measurement, if there is a rule for the guest's signer.
     :param tcb: minimum security versions.
     :param statuses: allowed statuses of the TCB; None: any.
     :param registers: allowed values of registers.
@@ -85,7 +85,7 @@ class Tee:
     """The whole section ``tee``.
 
     :param kinds: rules by kind.
-    :param rooted_key: whether a software key counts as rooted in hardware if a good TEE vouches for it.
+    :param rooted_key: whether a software key for which a good TEE vouches counts as rooted in hardware.
     """
 
     kinds: Mapping[str, Rules]
@@ -93,7 +93,7 @@ class Tee:
 
 
 def parse(data: Any, at: str = "policy:tee") -> Tee:
-    """Parse the section.
+    """Parse the policy's section ``tee``.
 
     :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, or rules that any guest would meet.
     """
@@ -168,13 +168,14 @@ def _tdx(data: Any, at: str) -> Rules:
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
     """Return the allowed measurements; None if there is only a rule for the guest's signer (*signed*).
 
-    :raises PolicyError: when the policy has neither measurements nor such a rule, because every guest would pass.
+    :raises PolicyError: when the policy has neither measurements nor a rule for the guest's signer, because every guest
+        would pass.
     """
     if "measurements" not in found and signed:
         return None
     given = _digests(found.get("measurements", []), f"{at}:measurements")
     if not given:
-        raise PolicyError(f"{at}:measurements: expected at least one; without it anybody's guest would be good")
+        raise PolicyError(f"{at}:measurements: expected at least one; without any, every guest would pass")
     return given
 
 

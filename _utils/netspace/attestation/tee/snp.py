@@ -4,9 +4,14 @@ The layout is ATTESTATION_REPORT of "SEV Secure Nested Paging Firmware ABI Speci
 versions 2 to 5. The certificates are those of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
 Specification" (57230). All integers are little-endian.
 
-:func:`genuine` checks, in this order: the structure; that a certificate fits this report (kind of key; chip, for a
-VCEK; reported TCB); the signature; the path to one of the operator's roots. It returns the bits of the guest's policy
-without judging them.
+:func:`genuine` checks, in this order:
+
+1. the structure;
+2. whether a certificate fits the report: kind of key, chip (for a VCEK), reported TCB;
+3. the signature;
+4. the path to one of the operator's roots.
+
+It returns the bits of the guest's policy without judging them.
 """
 
 from __future__ import annotations
@@ -66,7 +71,7 @@ class Report:
 
     :param key: :data:`VCEK` or :data:`VLEK`: the kind of key that must have signed the report.
     :param tcb: the reported TCB, from which the signing key is derived.
-    :param r: the signature's number r; *s* is the second one.
+    :param r: the signature's number r; the field *s* is its number s.
     """
 
     version: int
@@ -119,7 +124,7 @@ def parse(raw: bytes) -> Report:
     family = reader.number(1)
     if version == 2:
         if family:
-            raise TeeMalformed("SNP report: version 2 with a processor's family")
+            raise TeeMalformed("SNP report: version 2 with a processor family, which this version does not have")
         reader.zero(23)
     else:
         reader.take(2)  # model and stepping
@@ -133,7 +138,7 @@ def parse(raw: bytes) -> Report:
     # Mitigation vectors at launch and now, which version 5 defines. Firmware for Turin fills them in version 4 already.
     mitigations = reader.take(16)
     if version < 4 and any(mitigations):
-        raise TeeMalformed(f"SNP report: version {version} with mitigations")
+        raise TeeMalformed(f"SNP report: version {version} with mitigation vectors, which this version does not have")
     reader.zero(152)
     r, s = reader.number(72), reader.number(72)
     reader.zero(368)
@@ -151,7 +156,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     :param now: seconds since the epoch.
     :raises TeeMalformed: when report or table can't be parsed.
     :raises TeeCertificate: when the certificate that came with the report does not fit the report.
-    :raises TeeSignature: when certificates fit this report, but none of their keys signed it.
+    :raises TeeSignature: when certificates fit the report, but none of their keys signed it.
     :raises TeeUntrusted: when no certificate fits the report, or there is no path to a root.
     :raises TeeRevoked: when a certificate was revoked.
     """
@@ -183,7 +188,9 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
 
 
 def certificates(table: bytes) -> list[bytes]:
-    """Return the DER certificates of a host's table (GHCB, 4.1.8.1: GUID, offset, length; the last is all 0).
+    """Return the DER certificates in a host's certificate table (GHCB, 4.1.8.1).
+
+    An entry of the table is GUID, offset and length. The last entry is all zeros.
 
     :raises TeeMalformed: for entries that point outside the table.
     """
@@ -232,7 +239,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
     if fits:
         raise TeeSignature("SNP report: the processor's key did not sign the report")
     if other:
-        raise TeeCertificate(f"the certificate that came with the report is not for it: {other}")
+        raise TeeCertificate(f"the certificate that came with the report does not fit the report: {other}")
     raise TeeUntrusted(
         f"there is no {KEYS[report.key].upper()} certificate for chip {report.chip.hex()[:16]}... with TCB {report.tcb}"
     )
@@ -281,7 +288,7 @@ def _mismatch(certificate: Certificate, report: Report) -> str:
 
 
 def _provider(leaf: Certificate) -> str:
-    """Return the cloud provider that a VLEK was issued to; empty for a VCEK."""
+    """Return the cloud provider to which a VLEK was issued; empty for a VCEK."""
     value = x509.extension(leaf, _CSP)
     if value is None:
         return ""
@@ -297,7 +304,7 @@ def _tcb(raw: bytes, turin: bool) -> dict[str, int]:
 
 
 def _lowest(report: Report) -> dict[str, int]:
-    """Return the lower of each part's versions in the launch TCB and the reported TCB.
+    """Return, for each part of the TCB, the lower of its versions at launch and in the report.
 
     The guest may have been started under an older TCB than the reported one.
     """

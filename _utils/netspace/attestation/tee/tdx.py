@@ -7,7 +7,7 @@ except for those of ECDSA.
 :func:`genuine` makes these checks, in this order:
 
 1. the quote's structure;
-2. the quoting enclave (QE) is Intel's;
+2. the quoting enclave (QE) is one of Intel's;
 3. the QE's report vouches for the attestation key;
 4. the attestation key signed the quote;
 5. the key of the platform's certificate (PCK) signed the QE's report;
@@ -15,7 +15,7 @@ except for those of ECDSA.
 7. the TDX module is Intel's;
 8. Intel's status of the TCB is good, if the operator has Intel's documents (``tdx_tcb``).
 
-Every owner of an SGX platform can run an enclave and let the platform certify the enclave's report. So this module
+Every owner of an SGX platform can run any enclave, and the platform certifies the enclave's report. So this module
 always checks the QE's signer, product and attributes, even without Intel's identity document.
 """
 
@@ -58,7 +58,7 @@ class Body:
 
     :param tcb: security versions at the start of the TD.
     :param module_signer: signer of the TDX module; zeros for Intel.
-    :param module_attributes: attributes of the TDX module; *attributes* has the TD's own attributes.
+    :param module_attributes: attributes of the TDX module. (The field *attributes* has those of the TD.)
     :param current_tcb: security versions now, because the module can be updated while the TD runs.
     :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has neither *current_tcb*
         nor *services*: both are None.
@@ -252,9 +252,9 @@ def _key(raw: bytes) -> object:
 
 
 def _verify(key: object, signature: bytes, data: bytes, problem: str) -> None:
-    """Check an ECDSA signature on P-256 with SHA-256; r and s have 32 big-endian bytes each.
+    """Check an ECDSA signature (P-256, SHA-256) that consists of r and s, each of 32 big-endian bytes.
 
-    :raises TeeSignature: with *problem*, when the signature is wrong.
+    :raises TeeSignature: when the signature is wrong; the message is *problem*.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes

@@ -1,8 +1,8 @@
 """Intel's status of a TDX platform's TCB, from the operator's files of TCB information and enclave identities.
 
 The documents come from Intel's Provisioning Certification Service, version 4 (``/tdx/certification/v4/tcb`` and
-``.../qe/identity``). They are JSON, signed by Intel's TCB signing key, whose certificate must be in the same folder.
-The comparison is that of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
+``.../qe/identity``). They are JSON texts, signed by Intel's TCB signing key, whose certificate must be in the same
+folder. The comparison follows "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
 
 The module ignores a document that Intel did not sign, or that has expired. Without a document, the status is unknown.
 """
@@ -33,9 +33,9 @@ _DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":
 class Platform:
     """Versions by which a platform's TCB is judged.
 
-    :param components: security versions of SGX's 16 components, from the PCK certificate. *pce_svn* is from there too.
+    :param components: security versions of SGX's 16 components, from the PCK certificate (as is *pce_svn*).
     :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 if the report has it; both are judged.
-    :param module_signer: from the TD's report, as are *module_attributes*.
+    :param module_signer: signer of the TDX module, from the TD's report (as are *module_attributes*).
     """
 
     fmspc: bytes
@@ -60,9 +60,9 @@ class Enclave:
 
 
 def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
-    """Return Intel's status of the TCB: the worst of platform, TDX module and enclave.
+    """Return Intel's status of the TCB: the worst status of platform, TDX module and enclave.
 
-    If one of them has no valid document, the status is unknown at best.
+    If a valid document is missing for one of the three, the status is unknown at best.
     """
     try:
         found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
@@ -81,8 +81,8 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
 def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     """Split a document into its kind, its content, the signed bytes, and the signature (r and s).
 
-    :raises TeeMalformed: when the document can't be parsed. It must be the signed text byte for byte, without added
-        blanks.
+    :raises TeeMalformed: when the document can't be parsed. The document must have exactly the signed bytes, for
+        example no added blanks.
     """
     found = _DOCUMENT.fullmatch(raw) if len(raw) <= MAX_DOCUMENT else None
     try:
@@ -113,7 +113,7 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """Return kind, content and signer of a document; None if no key of a certificate in *known* signed it.
+    """Return kind, content and signer of a document; None if no certificate in *known* has the signing key.
 
     The signer is the certificate whose key signed the document. The result is cached, because each report needs it.
     """
@@ -157,9 +157,9 @@ def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> 
 
 
 def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
-    """Return the status of the first level that the platform reaches; out of date if the platform reaches no level.
+    """Return the status of the first TCB level that the platform reaches; out of date if it reaches no level.
 
-    For a separate TDX module (since 1.5), the first two versions are not compared: :func:`_module` judges them.
+    For a separate TDX module (since 1.5), the first two versions are not compared here: :func:`_module` judges them.
     """
     first = 2 if svn[1] else 0
     for level in levels:
@@ -180,7 +180,7 @@ def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) 
 def _module(platform: Platform, svn: bytes, data: Mapping[str, Any]) -> str:
     """Return the status of the TDX module, by its major version (TEE_TCB_SVN[1]).
 
-    Version 0 has no status of its own: the platform's levels include it.
+    For version 0 there is no separate status, because the platform's levels include it.
     """
     if not svn[1]:
         module = data["tdxModule"]

@@ -1,10 +1,10 @@
 """Certificates of processors: parsed, and validated up to one of the operator's roots.
 
 This is RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
-``cryptography.x509.verification`` demands a DNS name or an address as subject, so it can't be used. But
-``cryptography`` checks signatures and parses encodings and names. The module fetches nothing: intermediates come with
-the report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, that
-list must be valid now.
+``cryptography.x509.verification`` can't be used, because it demands a DNS name or an address as subject.
+``cryptography`` only checks signatures, and parses encodings and names. The module fetches nothing: intermediates come
+with the report or from the operator, and revocation lists come from the operator. If the operator supplies an issuer's
+revocation list, the list must be valid now.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
 
 
 def is_root(certificate: Certificate) -> bool:
-    """Return whether *certificate* is a CA's and self-signed."""
+    """Return whether *certificate* is a self-signed CA certificate."""
     return certificate.subject == certificate.issuer and not _signed(certificate, certificate, 0)
 
 
@@ -142,7 +142,7 @@ def _path(
 ) -> list[Certificate]:
     """Return a path from *leaf* to a root, both included.
 
-    ``MAX_DEPTH`` and ``MAX_CHECKS`` bound the search, so that a sender can't prolong it with many certificates.
+    ``MAX_DEPTH`` and ``MAX_CHECKS`` limit the search, so that a sender of many certificates can't prolong it.
 
     :raises TeeUntrusted: when there is no path.
     """
@@ -193,7 +193,7 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
 
 
 def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
-    """Return why no path may contain the certificate; empty if a path may."""
+    """Return why a path must not contain the certificate; empty if it may."""
     name = _name(certificate)
     return path_rules.unfit(certificate, name, when, _UNDERSTOOD) or path_rules.weak(certificate, name)
 
@@ -224,7 +224,7 @@ def _not_revoked(
     lists: Sequence[CertificateRevocationList],
     when: datetime.datetime,
 ) -> None:
-    """Check a certificate against the newest revocation list that *issuer* signed. If there is no list, accept it.
+    """Check a certificate against the newest revocation list of *issuer*. Without a list, accept the certificate.
 
     :raises TeeRevoked: when the certificate was revoked.
     :raises TeeUntrusted: when the list is not valid now.

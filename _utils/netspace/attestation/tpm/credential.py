@@ -1,7 +1,7 @@
 """MakeCredential in software: encrypts a secret that only one TPM with one attestation key can open.
 
-To open it (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in the same TPM. This
-module needs no TPM and no libtss2, and saves nothing.
+Opening the credential (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in one TPM.
+This module needs no TPM and no libtss2, and saves nothing.
 
 Source: TPM 2.0 Library specification, Part 1: section 24 (credential protection), annexes B.10 and C.6 (sharing a
 secret with an RSA or ECC key) and 11.4.10 (KDFa, KDFe).
@@ -24,11 +24,11 @@ _LABEL = b"IDENTITY\0"
 
 
 def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]:
-    """Encrypt *secret* so that only the TPM of *endorsement* can open it, and only if it also holds the key *name*.
+    """Encrypt *secret* for the TPM of *endorsement*, which can open it only if it also holds the key *name*.
 
     :param endorsement: the result of :func:`netspace.attestation.tpm.structures.endorsement`.
     :param name: the attestation key's TPM name.
-    :param secret: at most as long as the endorsement key's name digest.
+    :param secret: the bytes to encrypt; at most as long as the digest in the endorsement key's name.
     :return: the contents of TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
     :raises Malformed: when *endorsement* can't be used for encryption.
     """
@@ -46,7 +46,10 @@ def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]
 
 
 def kdfa(digest: str, key: bytes, label: bytes, first: bytes, second: bytes, bits: int) -> bytes:
-    """Return *bits* of KDFa: SP 800-108 in counter mode with HMAC (Part 1, 11.4.10.2). *label* includes its NUL."""
+    """Return *bits* bits of KDFa: SP 800-108 in counter mode with HMAC (Part 1, 11.4.10.2).
+
+    :param label: the label with its final NUL.
+    """
     out = b""
     counter = 0
     while len(out) * 8 < bits:
@@ -57,7 +60,10 @@ def kdfa(digest: str, key: bytes, label: bytes, first: bytes, second: bytes, bit
 
 
 def kdfe(digest: str, shared: bytes, use: bytes, first: bytes, second: bytes, bits: int) -> bytes:
-    """Return *bits* of KDFe: SP 800-56A concatenation with a hash (Part 1, 11.4.10.3). *use* includes its NUL."""
+    """Return *bits* bits of KDFe: SP 800-56A concatenation with a hash (Part 1, 11.4.10.3).
+
+    :param use: the label with its final NUL.
+    """
     out = b""
     counter = 0
     while len(out) * 8 < bits:
@@ -91,7 +97,7 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:
     """Encrypt *plain* by AES in CFB mode with 128-bit feedback and a zero IV, block by block (SP 800-38A, 6.3).
 
-    ``cryptography`` is about to drop its own CFB mode.
+    The function doesn't use ``cryptography``'s CFB mode, which will be removed.
     """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 

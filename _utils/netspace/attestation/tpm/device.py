@@ -2,13 +2,14 @@
 
 The module imports tpm2-pytss only when a TPM is used. Rules:
 
-- The configuration names the TPM. libtss2 must never search for one: it would connect to any program
-  that listens on TCP port 2321.
-- Nothing stays in the TPM: its keys are primaries, derived again for each use, and every handle is flushed.
-- Each period has its own attestation key. Nobody can tell that the keys of two periods are in one TPM.
-- A lock lets one process at a time use the TPM, and a time limit bounds each use.
+- The configuration names the TPM. libtss2 must never search for a TPM, because it would connect to any program that
+  listens on TCP port 2321.
+- Nothing stays in the TPM: all keys are primary keys, which are derived again for each use, and every handle is
+  flushed.
+- Each period has a different attestation key. The keys themselves don't show that they are in the same TPM.
+- By a lock, only one process at a time uses the TPM. Each use has a time limit.
 
-This module judges nothing; the verifier checks its output.
+This module makes no trust decision; the verifier checks the module's output.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class DeviceError(NetspaceError):
 def check_tcti(tcti: str) -> None:
     """Check that *tcti* names exactly one TPM.
 
-    :raises DeviceError: unless it is ``device:<path>`` or ``swtpm:path=<path>``.
+    :raises DeviceError: when *tcti* is neither ``device:<path>`` nor ``swtpm:path=<path>``.
     """
     if device_path(tcti) is None:
         raise DeviceError(
@@ -66,7 +67,7 @@ class Endorsement:
 
     :param template: name of its template.
     :param public: TPMT_PUBLIC.
-    :param certificate: content of its certificate's NV index; None if there is none.
+    :param certificate: content of the NV index with the key's certificate; None if the TPM has no certificate.
     """
 
     template: str
@@ -135,7 +136,7 @@ def _hold(lock: Path, deadline: float) -> int:
 def _library() -> Any:
     """Import tpm2_pytss with libtss2's log turned off.
 
-    :raises MissingError: when it is not installed.
+    :raises MissingError: when tpm2_pytss is not installed.
     """
     os.environ.setdefault("TSS2_LOG", "all+NONE")
     try:
@@ -159,14 +160,17 @@ def _open(tcti: str) -> Iterator[Device]:
 
 
 def _hint(tcti: str) -> str:
-    """Return a hint if swtpm's control socket is missing, because libtss2 does not report that; else an empty text."""
+    """Return a hint for the error message if swtpm's control socket is missing; otherwise an empty text.
+
+    libtss2 itself does not report the missing socket.
+    """
     kind, _, path = tcti.partition(":path=")
     control = Path(f"{path}.ctrl")
     return f"; swtpm needs --ctrl type=unixio,path={control}" if kind == "swtpm" and not control.exists() else ""
 
 
 class Device:
-    """An open TPM; see :func:`run`, which turns the errors of libtss2 into DeviceError."""
+    """An open TPM. :func:`run` opens it, and converts the errors of libtss2 to DeviceError."""
 
     def __init__(self, tss: Any, esapi: Any) -> None:
         self._tss = tss
@@ -208,7 +212,7 @@ class Device:
         raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
     def others(self, template: str) -> list[Endorsement]:
-        """Return the endorsement keys of the other known templates: each identifies the same TPM."""
+        """Return the endorsement keys of the other known templates. Each of them identifies the same TPM."""
         found: list[Endorsement] = []
         for name in TEMPLATES:
             # A TPM may lack some algorithms, and may forbid reading an index.
@@ -219,9 +223,9 @@ class Device:
         return found
 
     def chain(self, most: int) -> tuple[bytes, ...]:
-        """Return at most *most* of the maker's certificates that the TPM holds (DER).
+        """Return the maker's intermediate certificates (DER) that the TPM holds, at most *most*.
 
-        The operator's roots must vouch for them, so unreadable ones count as absent.
+        Unreadable certificates are left out. This is safe, because a chain to the operator's roots is needed anyway.
         """
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         read = utils.NVReadEK(self._esapi)
@@ -238,7 +242,10 @@ class Device:
             return ()
 
     def _template(self, name: str) -> tuple[bytes | None, Any]:
-        """Return (certificate, template) of an endorsement key; the template is None if the TPM has no such key."""
+        """Return the certificate and the template of an endorsement key.
+
+        The template is None if the TPM has no such key.
+        """
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         if name not in TEMPLATES:
             raise DeviceError(f"unknown template {name!r} of an endorsement key")
@@ -254,7 +261,7 @@ class Device:
 
     @contextlib.contextmanager
     def _primary(self, template: Any) -> Iterator[tuple[Any, bytes]]:
-        """Make a primary key of the endorsement hierarchy, and yield (handle, TPMT_PUBLIC); flush it at the end."""
+        """Make a primary key of the endorsement hierarchy, yield (handle, TPMT_PUBLIC), and then flush the key."""
         handle, public, *_ = self._esapi.create_primary(
             self._tss.TPM2B_SENSITIVE_CREATE(), template, primary_handle=self._tss.ESYS_TR.ENDORSEMENT
         )
@@ -265,9 +272,9 @@ class Device:
 
     @contextlib.contextmanager
     def attestation_key(self, period: bytes = b"") -> Iterator[tuple[Any, bytes]]:
-        """Derive the attestation key of *period*, and yield (handle, TPMT_PUBLIC); flush it at the end.
+        """Derive the attestation key of *period*, yield (handle, TPMT_PUBLIC), and then flush the key.
 
-        A period gives the same key until the endorsement seed changes. The key is not stored.
+        The same period always gives the same key until the endorsement seed changes. The key is not stored.
 
         :param period: random bytes that the registrar chose; empty: the key of a host that judges itself.
         """
@@ -290,8 +297,8 @@ class Device:
         """Open a credential for a loaded attestation key (TPM2_ActivateCredential), and return the secret.
 
         :param key: the attestation key's handle from :meth:`attestation_key`.
-        :param template: template of the endorsement key that the credential is for.
-        :raises DeviceError: (by ``run``) when the credential is not for these two keys.
+        :param template: template of the endorsement key for which the credential was made.
+        :raises DeviceError: when the credential is not for these two keys. (:func:`run` raises it.)
         """
         tss = self._tss
         _, public = self._template(template)
@@ -318,7 +325,7 @@ class Device:
     def quote(self, key: Any, qualifying: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes, dict[int, bytes]]:
         """Quote *pcrs* of the SHA-256 bank, and return (TPMS_ATTEST, TPMT_SIGNATURE, values).
 
-        The values match the quote: if a PCR is extended between reading and quoting, read and quote again.
+        The values always match the quote: if a PCR is extended between reading and quoting, both are repeated.
 
         :raises DeviceError: when PCRs keep changing, or the TPM has no SHA-256 bank.
         """

@@ -1,7 +1,7 @@
 """Parser of PCR values in the forms that tpm2-tools write.
 
-The forms are: the output of ``tpm2_quote -o`` (C structures; with ``-F values``, digests one after another), the text
-of ``tpm2_pcrread``, and JSON ``{"sha256": {"0": "<hex>"}}``. Values prove nothing until they match a quote's digest.
+The forms are: the output of ``tpm2_quote -o`` (C structures, or concatenated digests with ``-F values``), the text of
+``tpm2_pcrread``, and JSON ``{"sha256": {"0": "<hex>"}}``. Values prove something only if they match a quote's digest.
 This module reads no file.
 """
 
@@ -51,7 +51,7 @@ def _cut(raw: bytes, flat: Sequence[tuple[str, int, int]]) -> Values:
 
 
 def _serialized(raw: bytes) -> Values:
-    """Parse TPML_PCR_SELECTION, a count, and that many TPML_DIGEST: C structures of a little-endian machine."""
+    """Parse C structures of a little-endian machine: TPML_PCR_SELECTION, a count, and this number of TPML_DIGEST."""
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(raw[at : at + size], "little")

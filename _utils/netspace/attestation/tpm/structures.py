@@ -1,8 +1,8 @@
 """Strict parsers of TPM structures, without libtss2.
 
-They parse TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library specification, Part 2:
-Structures). All integers are big-endian. Every length is checked before it is used, and no byte may be left over.
-This module verifies no signature, reads no file and uses no TPM.
+The structures are TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library specification, Part 2:
+Structures). All integers are big-endian. Every length is checked before it is used, and bytes after a structure are an
+error. This module verifies no signature, reads no file and uses no TPM.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Reader:
 
 
 class Clock(NamedTuple):
-    """TPMS_CLOCK_INFO (Part 2, 10.11.1); *clock* in ms since the TPM was last cleared."""
+    """TPMS_CLOCK_INFO (Part 2, 10.11.1). *clock* is the time in ms since the TPM was last cleared."""
 
     clock: int
     reset_count: int
@@ -154,8 +154,8 @@ def quote(raw: bytes) -> Quote:
     """Parse a quote.
 
     :raises WrongMagic: when the TPM did not make these bytes itself.
-    :raises WrongType: when it is an attestation structure of another type.
-    :raises Malformed: when it is not an attestation structure.
+    :raises WrongType: when the bytes are an attestation structure of another type.
+    :raises Malformed: when the bytes are not an attestation structure.
     """
     reader = Reader(raw, "TPMS_ATTEST")
     magic = reader.number(4)
@@ -195,7 +195,8 @@ def _set_bits(bitmap: bytes) -> frozenset[int]:
 class Signature(NamedTuple):
     """TPMT_SIGNATURE (Part 2, 11.3.4): the scheme, its hash, and the signature's bytes.
 
-    :param value: in the form that ``cryptography`` takes: DER for ECDSA, the block for RSA.
+    :param value: the signature's bytes in the form that ``cryptography`` takes: DER for ECDSA; for RSA, as in the
+        structure.
     """
 
     scheme: int
@@ -206,7 +207,7 @@ class Signature(NamedTuple):
 def signature(raw: bytes) -> Signature:
     """Parse a signature by ECDSA, RSASSA or RSAPSS.
 
-    :raises Malformed: when it is malformed, or has another scheme.
+    :raises Malformed: when the signature is malformed, or has another scheme.
     """
     reader = Reader(raw, "TPMT_SIGNATURE")
     scheme, digest = reader.number(2), reader.number(2)
@@ -238,7 +239,7 @@ class Public:
     """TPMT_PUBLIC (Part 2, 12.2.4) of an RSA or ECC key.
 
     :param symmetric: (algorithm, key bits, mode) of a storage key; None otherwise.
-    :param scheme: (TPM_ALG_ID, hash) that the key is restricted to; None if it has no such restriction.
+    :param scheme: (TPM_ALG_ID, hash) to which the key is restricted; None if the key may use any scheme.
     :param size: key bits (RSA) or TPM_ECC_CURVE (ECC).
     :param unique: the modulus, or the point's two coordinates.
     """
@@ -263,7 +264,7 @@ class Public:
     def qualified_name(self) -> bytes:
         """Qualified name (Part 1, 16) of the object as a primary key of the endorsement hierarchy.
 
-        It is the hash of two names: the hierarchy's (its handle), and the object's.
+        It is the hash of the hierarchy's name (its handle) and the object's name.
         """
         above = ENDORSEMENT.to_bytes(4, "big") + self.name
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], above).digest()
@@ -272,8 +273,8 @@ class Public:
     def fingerprint(self) -> str:
         """SHA-256 of the key itself (SubjectPublicKeyInfo), in hex.
 
-        A hash of the whole public area would not identify a TPM: the sender chooses other fields in it (attributes,
-        policy, leading zeros), and could make one TPM look like two.
+        A hash of the whole public area would not identify a TPM: the sender chooses other fields of the area
+        (attributes, policy, leading zeros), and could make one TPM look like two.
         """
         return _fingerprint(self.type, self.size, self.exponent, self.unique)
 
@@ -287,7 +288,7 @@ class Public:
 
 @functools.lru_cache(maxsize=1024)
 def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> PublicKey:
-    """Return the public key. The result is cached: a verifier uses a key often, and checking its point takes long."""
+    """Return the public key. The result is cached, because a key is used often and checking its point takes long."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     try:
@@ -312,7 +313,7 @@ def _fingerprint(kind: int, size: int, exponent: int, unique: tuple[bytes, ...])
 def public(raw: bytes) -> Public:
     """Parse the public area of an RSA key (2048 to 4096 bits) or an ECC key (P-256, P-384).
 
-    :raises Malformed: when it is malformed, or has another type, curve or name algorithm.
+    :raises Malformed: when the area is malformed, or has another type, curve or name algorithm.
     """
     reader = Reader(raw, "TPMT_PUBLIC")
     kind, name_alg, attributes = reader.number(2), reader.number(2), reader.number(4)
@@ -368,11 +369,11 @@ def _scheme(reader: Reader, kind: int) -> tuple[int, int] | None:
 def endorsement(raw: bytes) -> Public:
     """Parse a public area, and check that it has the properties of an endorsement key.
 
-    An endorsement key is a restricted decryption key that was made in this TPM and can't leave it (TCG EK
-    Credential Profile 2.5, templates L-1, L-2 and H-1 to H-3, AES-128 or AES-256 in CFB mode).
+    An endorsement key is a restricted decryption key that was made in this TPM and can't leave it (TCG EK Credential
+    Profile 2.5, templates L-1, L-2 and H-1 to H-3, AES-128 or AES-256 in CFB mode).
 
-    :raises WrongEndorsementKey: when it is another kind of key.
-    :raises Malformed: when it is not a public area.
+    :raises WrongEndorsementKey: when the key lacks one of these properties.
+    :raises Malformed: when the bytes are not a public area.
     """
     key = public(raw)
     required = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def device_path(tcti: str) -> Path | None:
-    """Return the device or socket whose absolute path is in *tcti*; None if there is none."""
+    """Return the absolute path of the device or socket in *tcti*; None if *tcti* has no such path."""
     for prefix in ("device:", "swtpm:path="):
         if tcti.startswith(prefix):
             path = tcti[len(prefix) :]

@@ -1,1 +1,1 @@
-"""Verifier (RFC 9334): genuine evidence, judged by a policy."""
+"""Verifier (RFC 9334): checks that evidence is genuine, and appraises it by a policy."""

@@ -1,4 +1,4 @@
-"""Check of an attestation key's certificate, which the Privacy CA issued, and of its revocation. Reads no file."""
+"""Check of a certificate that the Privacy CA issued for an attestation key, and of its revocation. Reads no file."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def check(
 ) -> str:
     """Check an attestation key's certificate (DER), and return its pseudonym.
 
-    :param key: the attestation key that the certificate must be for.
+    :param key: the attestation key for which the certificate must be issued.
     :param trusted: intermediates of the Privacy CA; more than one while keys are rotated.
-    :param lists: revocation lists (PEM), one by each issuer; None: revocation is not checked here.
+    :param lists: revocation lists (PEM), one from each issuer; None: revocation is not checked here.
     :raises WrongAttestationCertificate: when the certificate is malformed, is for another key or use, or comes from an
         untrusted issuer.
-    :raises ExpiredAttestationCertificate: when the certificate, or its issuer's, is not valid now.
+    :raises ExpiredAttestationCertificate: when the certificate, or the issuer's certificate, is not valid now.
     :raises RevokedAttestationCertificate: when the certificate is revoked, or its issuer has no fresh revocation list.
     """
     found = _leaf(certificate)

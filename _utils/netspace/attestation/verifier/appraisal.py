@@ -1,14 +1,14 @@
-"""Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
+"""Appraise genuine evidence: boot log, references, boot policy and IMA, in the only allowed order.
 
-Pure: no file, no network, no clock. The judge takes evidence as genuine: ``verifier.verify_quote`` calls it after
-checking every signature, and other callers pass evidence that was verified before. The judge decides on L4 and L5:
+Pure: no file, no network, no clock. This module checks no signature: ``verifier.verify_quote`` calls it after it has
+checked every signature, and other callers pass evidence that was verified before. It decides on L4 and L5:
 
 1. The boot matches the references or the boot policy (:mod:`netspace.attestation.verifier.boot_rules`). **L4**
 2. There is an IMA policy, and a measurement list that continues where the last list ended.
-3. Replaying the list gives the quoted PCR 10; lines after that point wait for the next appraisal.
+3. Replaying the list gives the quoted value of PCR 10. Lines after this value wait for the next appraisal.
 4. The list begins with this boot's PCR values and has process 1, and the policy allows each line
    (:mod:`netspace.attestation.verifier.ima_rules`).
-5. The boot policy covers every PCR that the list rests on (:func:`boot_policy.ima_gaps`). **L5**
+5. The boot policy covers every PCR on which the list rests (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from netspace.attestation.verifier.references import References
 
 
 class Appraisal(NamedTuple):
-    """Level that the evidence reaches, and the reason why it does not reach a higher one.
+    """Level that the evidence reaches, and the reason why it does not reach a higher level.
 
     :param level: 3, 4 or 5.
     :param code: code of the refusal that prevents the next level (``ok`` at L5).
     :param ima: the judged part of the measurement list; None if the list was not judged.
-    :param boot: the boot, if a policy without references found it good; the caller keeps it for the next appraisal.
+    :param boot: the boot, if a policy without references judged it good; the caller keeps this value for the next
+        appraisal.
     """
 
     level: int
@@ -58,7 +59,8 @@ def appraise(
 
     :param boot: the quoted (resetCount, restartCount).
     :param start: the part of this host's measurement list that was judged earlier.
-    :param good: the last boot that was judged good. The same policy does not judge the same boot again.
+    :param good: the last boot that was judged good. If the boot and the policy are the same, the boot is not judged
+        again.
     """
     now = None if policy is None or references is not None else identity(evidence, policy.fingerprint)
     if good is None or good.identity != now:
@@ -83,7 +85,7 @@ def _programs(
     """Appraise the measurement list of a good boot."""
     try:
         if policy is None or policy.ima is None:
-            raise NoImaPolicy("what runs after the boot is not measured (IMA)")
+            raise NoImaPolicy("the policy has no rules for the programs that run after the boot (IMA)")
         state = ima_rules.judged(evidence, policy.ima, policy.fingerprint, boot, start)
     except Refused as err:
         return Appraisal(4, err.code, str(err), err.remedy)
@@ -106,9 +108,9 @@ def ask_from(policy: Policy, start: State | None) -> int:
 def _unfounded(
     policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
 ) -> ImaUnfounded | None:
-    """Return why the rules for the boot do not suffice for a measurement list; None if they suffice.
+    """Return why the rules for the boot do not suffice to trust a measurement list; None if they suffice.
 
-    :param proved: PCRs that prove a command line which root can't have added later.
+    :param proved: PCRs that prove the kernel's command line, because root can't have added it to them later.
     """
     quoted = evidence.pcrs.keys() | set(range(10))  # the list's boot aggregate covers PCRs 0 to 9
     found = boot_policy.ima_gaps(policy.boot, quoted, references or {})

@@ -1,8 +1,8 @@
-"""Attestation keys with proof that a TPM has them: by a credential at enrolment, later by their certificate.
+"""Attestation keys with a proof that they are in a TPM: a credential at enrolment, and later a certificate.
 
 No file, no network, no TPM, no clock: the time is an argument. ``netspace.attestation.verifier.verifier`` has the
-rules. Only :meth:`Challenge.redeem` makes a :class:`Bound`, and only :func:`certified` makes a :class:`Certified`.
-Nothing here handles quotes.
+rules. Only :meth:`Challenge.redeem` makes a :class:`Bound`, and only :func:`certified` makes a :class:`Certified`. This
+module does not handle quotes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Certified:
-    """An attestation key whose certificate shows that it was bound at enrolment; see :func:`certified`.
+    """An attestation key whose certificate shows that the key was bound to a TPM at enrolment; see :func:`certified`.
 
     :param level: as in :class:`Bound`.
     :param reason: as in :class:`Bound`.
@@ -89,7 +89,7 @@ class Challenge:
     """A credential for one enrolment; see :func:`challenge`.
 
     The master sends ``blob`` and ``encrypted`` to the host. ``others`` has such a pair for each of the TPM's other
-    endorsement keys. The answer depends on the secrets of all pairs, in this order.
+    endorsement keys. The answer depends on the secrets of all pairs, in the order of these fields.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class Challenge:
         self.others = tuple(rest)
 
     def redeem(self, answer: bytes, now: float) -> Bound:
-        """Check the host's answer. A second call fails.
+        """Check the host's answer. Each challenge can be redeemed only once.
 
-        :raises ChallengeExpired: when the call comes too late, or is the second one.
+        :raises ChallengeExpired: when the call comes too late, or is the second call.
         :raises WrongActivation: when the answer is wrong.
         """
         expected, self._answer = self._answer, None
@@ -142,7 +142,7 @@ def challenge(
     """Check an enrolment's keys, and make the credential that binds them.
 
     :param roots: DER certificates of trusted makers of TPMs.
-    :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
+    :param pinned: fingerprint of the endorsement key to which this host was bound before; None at first use.
     :param lists: the makers' revocation lists, DER.
     :param unreadable: the operator's certificates that can't be read. If no root is found, the reason names them.
     :raises Refused: see the module's rules.
@@ -164,7 +164,7 @@ def challenge(
 def _endorsed(
     enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], lists: Sequence[bytes], now: float
 ) -> str:
-    """Return why no trusted maker certified the endorsement key; empty if a maker did.
+    """Return why no trusted maker certified the endorsement key; empty if a maker certified the key.
 
     :raises Refused: when the certificate is for another key, or was revoked.
     """
@@ -193,7 +193,8 @@ def certified(
 ) -> Certified:
     """Check the certificate of an attestation key that the registrar recorded, and return the key.
 
-    :param level: level of the enrolment, with its *reason*.
+    :param level: level that the enrolment gave.
+    :param reason: why the level is not 3.
     :param trusted: intermediates of the Privacy CA.
     :param revoked: whether the registrar has recorded the certificate as revoked.
     :raises Refused: when the certificate is not valid, or is for another key.
@@ -211,7 +212,7 @@ def certified(
 def check_attestation_key(key: Public) -> None:
     """Check that *key* signs only data that its TPM made, and can't leave the TPM.
 
-    :raises WrongAttestationKey: when the key's attributes allow any other use.
+    :raises WrongAttestationKey: when the key's attributes allow another use.
     """
     if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
         raise WrongAttestationKey(

@@ -1,15 +1,15 @@
-"""Judge a boot: every digest of every PCR that a rule touches has to be allowed.
+"""Judge a boot: every digest of every PCR that a rule rests on has to be allowed.
 
 A digest is allowed in three cases: the policy lists it; it is the digest of a constant that a specification fixes
 (:mod:`netspace.attestation.logs.measured`); or its preimage is known and has a form that only harmless data has: a
-variable, a command line that a pattern allows, a word that systemd measures. An event's type, and the log that holds
-it, decide nothing. The checks, in order:
+variable, a command line that a pattern allows, a word that systemd measures. An event's type, and the log that contains
+the event, do not count. The checks, in order:
 
 1. the logs lead to the quoted values of all PCRs except ``unchecked`` ones;
 2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
 3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
 4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
-5. PCRs that are known by value.
+5. PCRs for which the policy lists plain values.
 
 What each PCR proves, and what it does not (docs/attestation-policy.md says more):
 
@@ -77,7 +77,7 @@ _ORDER = (8, 12, 9, 11, 13)
 
 @dataclass(frozen=True)
 class GoodBoot:
-    """A boot that was judged good, in the form that a verifier keeps.
+    """Record of a boot that was judged good; a verifier keeps it.
 
     :param identity: digest of everything that was judged, in hex: see :func:`identity`.
     :param proved: the PCRs that :func:`judged_boot` returned.
@@ -88,7 +88,7 @@ class GoodBoot:
 
 
 def identity(evidence: Evidence, fingerprint: str) -> str:
-    """Return the digest of the input of :func:`judged_boot` without references: both logs, PCR values and policy.
+    """Return a digest over the input of :func:`judged_boot`, except references: both logs, PCR values and policy.
 
     :param fingerprint: the policy's fingerprint.
     """
@@ -100,12 +100,12 @@ def identity(evidence: Evidence, fingerprint: str) -> str:
 
 
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:
-    """Check the boot, and return the PCRs that prove the kernel's command line to the judge of an IMA list.
+    """Check the boot, and return the PCRs that prove the kernel's command line. The IMA rules need them.
 
     A PCR is returned only if root can't have added the command line after the boot:
 
     - PCRs 8 and 9: IMA's list begins with a digest over their values, recorded before root could extend them.
-    - PCRs 11 and 12: their value is known, or one of systemd's own words comes after the command line.
+    - PCRs 11 and 12: the policy lists their value, or one of systemd's own words comes after the command line.
 
     Without ``command_lines``, a listed section ``.cmdline`` of a unified kernel image proves the command line.
 
@@ -159,9 +159,10 @@ def _values(quoted: Mapping[int, bytes], references: References, pcrs: Collectio
 def _applications(
     extended: Sequence[Extension], allowed: frozenset[bytes], started_by: Mapping[bytes, frozenset[bytes]]
 ) -> None:
-    """Judge PCR 4: refuse each digest that is neither listed nor a constant of the specification.
+    """Judge PCR 4: every digest must be listed, or be a constant of the specification.
 
-    :param started_by: the programs that may come right before each program. Root can add programs only at the end.
+    :param started_by: for each program, the programs that may run directly before it. (After the boot, root can add
+        digests only at the end.)
     """
     seen, last = 0, FIRMWARE
     for one in extended:
@@ -188,9 +189,9 @@ def _applications(
 
 @dataclass
 class _Found:
-    """Findings in PCRs 8 to 13: whether a kernel was loaded, lines known as text, PCRs that prove a line.
+    """Findings in PCRs 8 to 13: whether a kernel was loaded, the texts of command lines, the PCRs that prove a line.
 
-    :ivar open: PCRs without systemd's words. Root may have added the line in such a PCR after the boot.
+    :ivar open: PCRs without systemd's words. Root may have added the command line in such a PCR after the boot.
     """
 
     kernel: bool = False
@@ -202,8 +203,8 @@ class _Found:
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
     """Judge the measurements of boot loader and kernel, and return the PCRs that prove the kernel's command line.
 
-    These are measurements of files, commands, and the command line. Extensions by root after the boot are judged by the
-    same rules. systemd measures a word after the boot loader has ended, so measurements after this word prove nothing.
+    The measurements are of files, commands, and the command line. Extensions by root after the boot are judged by the
+    same rules. When systemd starts, it measures a word; measurements after this word prove nothing about the boot.
     """
     found = _Found()
     for pcr in _ORDER:
@@ -266,7 +267,7 @@ def _line(pcr: int, one: Extension, policy: Boot) -> str | None:
 
 
 def logged_line(pcr: int, one: Extension) -> str | None:
-    """Return the text measured into *pcr* if it has the form of a command line. The log's label decides nothing."""
+    """Return the text measured into *pcr* if it has the form of a command line, regardless of the log's label."""
     for data in one.preimages():
         wide = data[1:2] == b"\0"
         if wide or pcr == 8:
@@ -277,7 +278,10 @@ def logged_line(pcr: int, one: Extension) -> str | None:
 
 
 def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot) -> Extension:
-    """Return the extension that the refusal of *one* names. In PCR 8, a refused line says more than GRUB's command."""
+    """Return the extension that an error message about *one* should name.
+
+    In PCR 8, this is the refused command line, which says more than GRUB's command.
+    """
     for other in extended if pcr == 8 else ():
         if other.kind is not None and events.is_command_line(other.source):  # type: ignore[arg-type]
             line = logged_line(pcr, other)
@@ -287,7 +291,7 @@ def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot
 
 
 def _refuse(pcr: int, one: Extension) -> None:
-    """Raise the refusal of an extension that is not allowed. The log's label only selects the message."""
+    """Raise the error for an extension that is not allowed. The log's label only selects the message."""
     said = f"PCR {pcr}: {one.digest.hex()}"
     if pcr in (8, 12) and one.kind is not None and events.is_command_line(one.source):  # type: ignore[arg-type]
         line = logged_line(pcr, one)

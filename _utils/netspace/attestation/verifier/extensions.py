@@ -1,8 +1,8 @@
 """The extensions of PCRs, in one sequence: the boot log's events, then systemd's records.
 
-The quoted value proves the sequence of a PCR's digests. Not proved are an event's type, its description, and the log
-that holds the event: these are claims of the sender. So both logs form one sequence here, and data counts only if its
-digest was measured. Pure: no file is read.
+The quoted value proves the sequence of a PCR's digests. An event's type, its description, and the log that contains it
+are only claims of the sender. So this module treats both logs as one sequence, and data counts only if its digest was
+measured. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Extension(NamedTuple):
     def preimages(self) -> Iterator[bytes]:
         """Yield the data that was measured, if it can be derived from the logged data.
 
-        Some programs log other data than they measure. Old shims log a byte more of an authority; systemd-boot before
-        v251 logged a byte less of a command line; GRUB logs a label before a text, and a NUL after it.
+        Some programs log other data than they measure. For an authority, old shims log one byte more. For a command
+        line, systemd-boot before v251 logs one byte less. GRUB logs a label before a text and a NUL after it.
         """
         for one in self._told():
             if measured.digest(one) == self.digest:
@@ -99,7 +99,7 @@ def read(evidence: Evidence) -> Logs:
 def is_word(pcr: int, one: Extension) -> bool:
     """Return whether *one* measures a fixed text such as ``enter-initrd``, or in PCR 9 the name of an NvPCR.
 
-    Such a text says nothing about what was loaded. It adds no trust, so it is allowed anywhere.
+    Such a text gives no information about loaded files. It adds no trust, so it is allowed anywhere.
     """
     if one.digest in measured.WORDS.get(pcr, ()):
         return True

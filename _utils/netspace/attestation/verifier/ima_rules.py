@@ -2,20 +2,21 @@
 
 ``netspace.attestation.verifier.appraisal`` calls this module for L5, after the boot reached L4. Pure.
 
-These facts prove that the kernel measured from its start:
+These facts prove that the kernel has measured all files since its start:
 
 1. PCR 10 begins at zero, and every user of the TPM can extend it. So a list that leads to the quoted value has all
-   measurements of PCR 10 in order. It does not prove who made them.
-2. The kernel's first extension of PCR 10 is ``boot_aggregate``, the digest of PCRs 0 to 9. It comes before process 1.
-   So this name means the PCRs at the kernel's start in line 0, and in no other line. The digest must match the PCR
-   values that the logs give for the kernel's start. This binds the list to the judged boot. It also shows that nobody
-   extended PCRs 0 to 9 later to feign another kernel or command line. Without this comparison there is no L5: it fails
-   if one of these PCRs is not quoted, or if the kernel used another bank. The comparison is made only where a list
-   begins, so a list is remembered only if the boot had passed every rule by then. Extensions after that prove nothing.
-3. Without IMA in the kernel, root can write the whole list by hand, including line 0. Only the rules for the boot
-   exclude that: they demand a kernel that has IMA, and a command line that turns it on.
-4. A kernel that was started by kexec continues the list and adds another ``boot_aggregate``. Nothing measures its
-   command line, so it is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
+   measurements of PCR 10 in order. The list does not prove who made them.
+2. The kernel's first extension of PCR 10 is ``boot_aggregate``, the digest of PCRs 0 to 9. It is measured before
+   process 1 starts. So only in line 0 does the name ``boot_aggregate`` prove the PCRs at the kernel's start. The digest
+   must match the PCR values that the logs give for the kernel's start. This binds the list to the judged boot, and
+   shows that nobody extended PCRs 0 to 9 later to feign another kernel or command line. Without this comparison there
+   is no L5. The comparison is impossible if one of these PCRs is not quoted, or if the kernel used another bank. It is
+   possible only at the beginning of a list. So the verifier remembers a list for later appraisals only if the boot
+   passed every rule when the list began.
+3. If the kernel doesn't use IMA, root can forge the whole list, including line 0. Only the rules for the boot prevent
+   this: they demand a kernel with IMA, and a command line that turns IMA on.
+4. A kernel that was started by kexec continues the list and adds another ``boot_aggregate``. Nothing measures the
+   command line of this kernel, so the list is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
 
 Root can still do the following on a host that keeps L5 (docs/attestation-policy.md has the remedies):
 
@@ -36,8 +37,8 @@ run a file while writing to it, where           the list does not show the file'
 ``violations: ignore``
 ==============================================  =======================================================
 
-The policy judges lines in other PCRs (``pcr=`` in the kernel's IMA policy) like the others. No quote proves these
-lines, so they can lower the level but never raise it.
+The policy judges lines in other PCRs (``pcr=`` in the kernel's IMA policy) like the lines in PCR 10. No quote proves
+these lines, so they can lower the level but never raise it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
     :param fingerprint: fingerprint of the whole policy.
     :param boot: the quoted (resetCount, restartCount).
-    :param start: the state after the lines that were judged before; None if there are none.
+    :param start: the state after the lines that were judged before; None if no line was judged before.
     :raises Refused: when the list belongs to another boot, or does not continue from *start*.
     """
     brought = evidence.ima
@@ -100,7 +101,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
 
 def remedy(code: str) -> str:
-    """Return the remedy for a refusal by its *code*. A :class:`State` keeps this code."""
+    """Return the remedy for a refusal with the reason code *code*, as in a :class:`State`."""
     kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
     return next(kind.remedy for kind in kinds if kind.code == code)
 
@@ -116,7 +117,7 @@ def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Cal
         raise NothingMeasured("nothing was measured into PCR 10: the kernel has no IMA")
     digest = ima.boot_aggregate(entries)
     if digest is None:
-        raise WrongAggregate("the list does not begin with the PCR values at boot")
+        raise WrongAggregate("the list does not begin with a digest of PCR values (boot_aggregate)")
     algorithm, _, value = digest.partition(b":\0")
     if not value.strip(b"\0"):
         raise WrongAggregate("IMA found no TPM when it started")
@@ -138,9 +139,9 @@ def _digest(values: Values) -> bytes:
 def _at_start(evidence: Evidence) -> Values:
     """Return the PCR values at the kernel's start.
 
-    These are the quoted values without the strings (``measured.WORDS``) with which systemd extended a PCR last. No
-    other extension may come after the kernel's start. The two logs are read as one sequence, because the sender chooses
-    the log in which an extension stands. L4 has shown that replaying the sequence gives the quoted value.
+    These are the quoted values without systemd's strings (``measured.WORDS``) at the end of a PCR's sequence. No other
+    extension may come after the kernel's start. The two logs are read as one sequence, because the sender chooses the
+    log for each extension. The check for L4 has shown that replaying the sequence gives the quoted values.
     """
     values = dict(evidence.pcrs)
     if evidence.boot_log is None or evidence.systemd_log is None:
@@ -158,7 +159,7 @@ def _at_start(evidence: Evidence) -> Values:
 def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collection[bytes]:
     """Return the two boot aggregates that a kernel started by kexec may record.
 
-    One is over the PCRs at the first kernel's start, the other over the quoted PCRs.
+    The first is the digest of the PCRs at the first kernel's start, the second that of the quoted PCRs.
     """
     if any(pcr not in evidence.pcrs for pcr in AGGREGATED):
         return ()
@@ -171,7 +172,7 @@ def _first_refused(
     """Return code and reason for the first line that the policy refuses; None if the policy allows all lines.
 
     :param first: line number of the first entry.
-    :param known: returns the boot aggregates of this boot.
+    :param known: a function that returns the boot aggregates of this boot.
     """
     for number, entry in policy.unlisted(entries, first):
         if entry.violation:
@@ -195,7 +196,10 @@ def _first_refused(
 
 
 def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
-    """Judge a ``boot_aggregate`` after line 0. With a known digest, the line means a kexec; otherwise it is a file."""
+    """Return the code and the reason for refusing a ``boot_aggregate`` after line 0; None if the policy allows it.
+
+    If the digest is one of this boot's aggregates, the line shows a kexec. If not, it is a file of this name.
+    """
     if file.digest not in known:
         return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
     if policy.kexec:

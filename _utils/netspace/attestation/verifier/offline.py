@@ -1,8 +1,8 @@
-"""Offline verification of quotes and logs in the formats of tpm2-tools and the kernel. For people, on any machine.
+"""Offline verification of quotes and logs in the formats of tpm2-tools and the kernel, for people on any machine.
 
-It needs no TPM and no enrolment, and trusts the attestation key that the caller gives. It makes the same checks as
-``netspace.attestation.verifier.verifier``, in the same order, except for two that need a session: the key's binding to
-a TPM, and the clock. This module reads no file.
+This needs no TPM and no enrolment, and trusts the attestation key that the caller gives. The checks and their order are
+those of ``netspace.attestation.verifier.verifier``. Two checks are left out, because they need a session: the key's
+binding to a TPM, and the clock. This module reads no file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class Logs:
-    """Content of the files of a boot's logs; empty for a log that is absent."""
+    """Content of the log files of a boot; empty for an absent log."""
 
     boot: bytes = b""
     systemd: bytes = b""
@@ -66,7 +66,7 @@ class Logs:
 
 @dataclass
 class Report:
-    """Results of the checks, up to the first failed one.
+    """Results of the checks, up to the first failed check.
 
     :param code: ``ok``, or the stable code of the failure (docs/attestation-reasons.md).
     """
@@ -96,7 +96,7 @@ class Report:
 def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
     """Parse an attestation key: TPM2B_PUBLIC, TPMT_PUBLIC, PEM or DER.
 
-    PEM and DER have no TPM attributes, so the second value is None for them.
+    Return the key, and its TPM attributes. The attributes are None for PEM and DER, which don't have them.
 
     :raises Malformed: when *raw* has none of these forms, or the key is of another type or too short.
     """
@@ -125,7 +125,7 @@ def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
 def replay(logs: Logs) -> dict[str, Any]:
     """Return the PCR values that result from replaying the logs: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
 
-    With an IMA list, there is also ``ima``: the numbers of ``lines`` and ``violations``, and in ``edited`` the lines
+    With an IMA list, there is also ``ima``: the numbers of ``lines`` and ``violations``, and ``edited``, the lines
     whose digest does not match their data.
 
     :raises Refused: when a log is malformed.
@@ -169,15 +169,15 @@ def verify_quote(
     policy: Policy | None = None,
     issue: Issue | None = None,
 ) -> Report:
-    """Check a quote, and the PCR values, logs and certificate that are given with the quote.
+    """Check a quote, and the PCR values, logs and certificate that the caller gives with it.
 
     :param attest: the quote in the form that ``tpm2_quote -m`` writes.
     :param signature: the signature in the form that ``tpm2_quote -s`` writes (``-f tss``, the default).
     :param ak: the attestation key that the caller trusts; see :func:`key`.
     :param nonce: the expected qualifying data; None: not checked.
     :param pcrs: PCR values; see :mod:`netspace.attestation.tpm.pcr_values`.
-    :param policy: judges the boot, and with its section ``ima`` also the programs that ran after the boot.
-    :param issue: certificate for the key; None: only the caller vouches for the key.
+    :param policy: rules for the boot, and in its section ``ima`` for the programs that ran after the boot.
+    :param issue: certificate for the key; None: the caller knows by other means that the key is in a TPM.
     """
     report = Report()
     try:
@@ -251,7 +251,7 @@ def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
 
 
 def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) -> None:
-    """Judge the boot by a policy. PCR 10 changes after the boot, so only the policy's section ``ima`` judges it."""
+    """Judge the boot by a policy. PCR 10 is left to the policy's section ``ima``, since it changes after the boot."""
     quoted = dict((values or {}).get(BANK, {}))
     if not quoted:
         raise Uncovered(f"a policy needs the values of quoted PCRs of the {BANK} bank (pcrs=)")
@@ -304,7 +304,7 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
 
 
 def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str) -> Values:
-    """Return the caller's values of the quoted PCRs, after checking the values against the quote's digest.
+    """Check the caller's values of the quoted PCRs against the quote's digest, and return them.
 
     :raises WrongSelection: when a quoted PCR has no value.
     :raises WrongDigest: when the values do not match the quote.
@@ -312,7 +312,7 @@ def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, d
     given = pcr_values.parse(pcrs, selections)
     missing = [f"{bank}:{pcr}" for bank, chosen in selections for pcr in chosen if pcr not in given.get(bank, {})]
     if missing:
-        raise WrongSelection(f"the quote covers {', '.join(missing)}, of which no value was given")
+        raise WrongSelection(f"the quote covers {', '.join(missing)}, but their values are not given")
     joined = b"".join(given[bank][pcr] for bank, chosen in selections for pcr in chosen)
     if not hmac.compare_digest(hashlib.new(digest, joined).digest(), quote.digest):
         raise WrongDigest("the PCR values are not those that were quoted")
@@ -368,7 +368,7 @@ def _check_blind(
     entries: list[ima.Entry],
     digest: str,
 ) -> None:
-    """Check that replaying the logs gives the quote's digest, without PCR values.
+    """Check that replaying the logs gives the quote's digest. Used if the caller gave no PCR values.
 
     A PCR that no log extends is assumed to have its initial value.
 
@@ -397,4 +397,4 @@ def _check_blind(
             if len(candidates) > 1:
                 report.passed("ima", f"{number} of {len(entries)} lines lead to what was quoted")
             return
-    raise LogMismatch("the logs don't lead to what was quoted; give pcrs= to learn which PCR differs")
+    raise LogMismatch("the logs don't lead to the quoted digest; give pcrs= to learn which PCR differs")

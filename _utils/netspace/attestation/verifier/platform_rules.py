@@ -1,8 +1,8 @@
-"""Rules for PCRs 7 and 14: the state of Secure Boot, its keys, and whether shim verified what it started.
+"""Rules for PCRs 7 and 14: the state of Secure Boot, its keys, and whether shim verified the programs that it started.
 
-Before the separator in PCR 7, only the firmware has run. So a variable that is measured there has the value that the
-firmware read. After the separator, any program can extend the PCR. So every digest there must be allowed, and none
-of them raises trust. Pure: called by :mod:`netspace.attestation.verifier.boot_rules`.
+Only the firmware runs before the separator in PCR 7. So a variable that is measured before the separator has the value
+that the firmware read. After the separator, any program can extend the PCR. So every later digest must be allowed, and
+no later digest raises trust. Pure: called by :mod:`netspace.attestation.verifier.boot_rules`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read(extended: Sequence[Extension]) -> Platform:
 
 
 def _setting(found: Platform, read: events.Variable | None) -> None:
-    """Record a measurement from before the separator: a known variable, or the authority of a trusted driver.
+    """Record a measurement before the separator: a known variable, or the authority of a trusted driver.
 
     :raises UnexpectedEvent: for any other measurement.
     """
@@ -120,7 +120,7 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
 
 
 def _authority(found: Platform, read: events.Variable | None) -> None:
-    """Record a measurement from after the separator: the authority of a started program, or a variable of shim's.
+    """Record a measurement after the separator: the authority of a started program, or a variable of shim.
 
     :raises UnexpectedEvent: for any other measurement.
     :raises ShimInsecure: when shim's variable turns verification off.
@@ -143,7 +143,7 @@ def is_shim_level(read: events.Variable) -> bool:
 
 
 def _is_authority(data: bytes) -> bool:
-    """Return whether *data* is EFI_SIGNATURE_DATA (an owner, and a certificate or a digest), or a certificate alone."""
+    """Return whether *data* is EFI_SIGNATURE_DATA (an owner, then a certificate or digest), or a certificate alone."""
     return len(data) == 48 or (len(data) > 64 and events.certificate(data)[:1] == b"\x30")
 
 
@@ -167,8 +167,7 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
     """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
 
-    A level must precede shim's first trust decision. Root can add levels later. So if shim records no level before
-    that decision, later levels prove nothing.
+    Shim must record a level before its first trust decision. Later levels alone prove nothing, since root can add them.
 
     :raises OldShimLevel: when the first level is missing, or a level is too low.
     """
@@ -188,10 +187,10 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
-    """Judge PCR 14: shim's lists of keys are known, and shim verifies what it starts.
+    """Judge PCR 14: the policy lists shim's lists of keys, and shim verifies the programs that it starts.
 
-    The byte 1 is the value of ``MokListTrusted`` (since shim 15.5), and of ``MokSBState`` if verification is off. So
-    the digest of this byte is allowed once; a second one is refused.
+    A measured byte 1 can be the value of ``MokListTrusted`` (since shim 15.5), or of ``MokSBState``, which turns
+    verification off. So the digest of this byte is allowed once, and refused the second time.
 
     :raises Refused: for the first measurement that the policy does not allow.
     """

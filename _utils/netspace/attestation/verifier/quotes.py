@@ -1,7 +1,7 @@
 """Checks of a quote: its key's signature, the request that it answers, the PCRs that it covers, and their values.
 
 Pure: no file, no network, no TPM, no clock. The order of the checks is in ``netspace.attestation.verifier.verifier``.
-Nothing here uses a policy, the host's last quote, or a level.
+These checks use neither a policy nor the host's last quote, and decide on no level.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
     """Check that *key* signed the quote for this challenge, and return the quote.
 
-    The signature proves whose evidence it is. ``verifier.verify_quote`` makes all other checks.
+    The signature proves which host made the evidence. ``verifier.verify_quote`` makes all other checks.
 
     :raises Refused: when *key* did not sign the quote, or the quote is for another challenge.
     """
@@ -49,7 +49,7 @@ def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
 def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
     """Check that *raw* (TPMT_SIGNATURE) is a signature by *key* over *attest*, and return the signature.
 
-    :param scheme: (scheme, hash) that the key is restricted to; None if unknown.
+    :param scheme: (scheme, hash) to which the key is restricted; None if unknown.
     :raises Refused: with code `malformed`, `scheme` or `signature`, checked in this order.
     """
     from cryptography.exceptions import InvalidSignature
@@ -80,7 +80,7 @@ def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int
 def _signed(attest: bytes, signature: bytes, key: Public, context: Context, at: str = "") -> Quote:
     """Parse a quote, and check that *key* signed it for *context*.
 
-    :param at: prefix of the message about a wrong context.
+    :param at: prefix for the error message about a wrong context.
     :raises Refused: when structure, signature or qualifying data are wrong.
     """
     quote = structures.quote(attest)
@@ -91,7 +91,9 @@ def _signed(attest: bytes, signature: bytes, key: Public, context: Context, at: 
 
 
 def check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") -> None:
-    """Check that a quote has the TPM's real counters, and covers exactly *pcrs*.
+    """Check that a quote is by a key of the endorsement hierarchy, and covers exactly *pcrs*.
+
+    For keys of other hierarchies, a TPM obfuscates its counters.
 
     :param at: prefix of error messages.
     :raises Refused: when the key is of another hierarchy, or the quote covers other PCRs.
@@ -104,7 +106,9 @@ def check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") 
 
 
 def is_digest(quote: Quote, values: bytes, key: Public) -> bool:
-    """Return whether the quote's digest is that of *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
+    """Return whether the quote's digest is the digest of *values* with the hash of the key's scheme.
+
+    Source: TPM 2.0 Library specification, Part 3, TPM2_Quote.
 
     :func:`check_signature` has checked this hash.
     """
@@ -113,7 +117,7 @@ def is_digest(quote: Quote, values: bytes, key: Public) -> bool:
 
 
 def check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
-    """Check the quote of PCR 10 like the main quote, and check that both quotes are of one boot."""
+    """Check the quote of PCR 10 as the main quote is checked, and that both quotes are of the same boot."""
     quote = _signed(made.attest, made.signature, key, context, "IMA: ")
     check_covers(quote, key, frozenset((ima.PCR,)), "IMA: ")
     if not is_digest(quote, made.value, key):

@@ -1,4 +1,4 @@
-"""References: the values that an operator accepts for PCRs, parsed strictly. Pure, and judges nothing."""
+"""Strict parser of references: the values that an operator accepts for PCRs. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline verification of TEE reports from files, with the result of each check. For people, on any machine.
+"""Offline verification of TEE reports from files, for people on any machine. Shows the result of each check.
 
 A report is the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``). The first
 bytes show the kind of the report. This module reads no file.
@@ -44,7 +44,7 @@ def verify(
 ) -> dict[str, Any]:
     """Check a report, and return ``{valid, code, reason, checks, report}``.
 
-    :param data: up to 64 bytes that the report must be over, padded with zeros; None: not checked.
+    :param data: up to 64 bytes that the report must cover, padded with zeros; None: not checked.
     :param section: the policy's rules for the guest; None: not checked.
     """
     shown = Report()

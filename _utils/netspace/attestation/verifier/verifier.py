@@ -1,24 +1,24 @@
-"""Verifier of evidence: it makes every check, in the one legal order, and nothing else.
+"""Verifier of evidence: makes every check in the only allowed order, and does nothing else.
 
 No file, no network, no TPM, no clock. Rules:
 
 1. ``attestation_keys.challenge`` checks four things: each endorsement key has the properties of an endorsement key; the
-   first key's certificate, if any, is for that key; the key is the pinned one, if a key is pinned; the attestation key
-   is restricted, only signs, and can't leave its TPM. A certificate that chains to a root gives L3; without one, the
-   level is L2. A certificate that its maker revoked is refused.
-2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can make this answer. Nothing else
-   makes a ``Bound``. ``attestation_keys.certified`` accepts a key that was bound before, by its certificate from the
-   Privacy CA.
+   certificate of the first endorsement key, if any, is for this key; the first endorsement key is the pinned key, if a
+   key is pinned; the attestation key is restricted, only signs, and can't leave its TPM. A certificate that chains to a
+   root gives L3; without such a certificate, the level is L2. A certificate that its maker revoked is refused.
+2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can make this answer. A ``Bound``
+   is made only by ``redeem``. For a key that was bound before, ``attestation_keys.certified`` accepts the certificate
+   of the Privacy CA.
 3. ``verify_quote`` checks, in this order: the evidence's key; size; magic; type; structure; the signature's scheme,
-   which must be the key's, with SHA-256 or better; signature; qualifying data; that the key is a primary key of the
-   endorsement hierarchy, because a TPM obfuscates counters and firmware version for keys of other hierarchies; exactly
-   the requested PCRs, of one bank; digest of the values; clock; no reset of the TPM within one boot. If there is a
-   quote of PCR 10, the same checks follow for that quote, and both quotes must be of one boot. If the certificate gave
-   L3, ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
-4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying data. It gives L1.
+   which must be the key's, with SHA-256 or better; signature; qualifying data; the key's hierarchy, which must be the
+   endorsement hierarchy (for keys of other hierarchies, a TPM obfuscates counters and firmware version); PCRs, which
+   must be exactly the requested ones, of one bank; digest of the values; clock; no reset of the TPM within one boot. If
+   there is a quote of PCR 10, the same checks follow for this quote, and both quotes must be of one boot. If the
+   certificate gave L3, ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
+4. ``verify_software`` checks a software key's evidence (structure, key, signature, qualifying data), and gives L1.
 
-Each refusal is an exception of its own with a stable code (``netspace.attestation.refusals``).
-Only this module can make a :class:`Verified`. A complete use::
+Each kind of refusal is a separate exception with a stable code (``netspace.attestation.refusals``). Only this module
+can make a :class:`Verified`. A complete use::
 
     challenge = attestation_keys.challenge(enrolment, context, roots=roots, pinned=None, now=now)
     answer = ...                      # the host, with challenge.blob and challenge.encrypted
@@ -72,7 +72,7 @@ class Verified:
     :param code: code of the reason; ``ok`` at the highest level.
     :param ima: the judged part of the measurement list.
     :param firmware: the TPM's firmware version from the quote; None for a software key.
-    :param boot: the boot, if a policy found it good.
+    :param boot: the boot, if a policy judged it good.
     """
 
     level: int
@@ -94,11 +94,11 @@ class Verified:
 
 @dataclass(frozen=True)
 class Expected:
-    """Requirements for a quote.
+    """Expected values for a quote.
 
     :param pcrs: the PCRs that must be quoted, of the SHA-256 bank.
     :param previous: the TPM's clock at the last quote, if any.
-    :param references: acceptable values of PCRs.
+    :param references: acceptable values of PCRs, if any.
     :param policy: rules for the boot and for programs. Without policy and references, the level is at most 3.
     :param ima: the part of this host's measurement list that was judged earlier, if any.
     :param previous_boot: id of the boot (``Context.binding``) in which *previous* was read; empty if unknown.
@@ -161,12 +161,12 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
 
 
 def _check_clock(clock: Clock, previous: Clock | None) -> None:
-    """Check that the TPM's counters did not fall.
+    """Check that the TPM's counters did not decrease.
 
-    resetCount never falls. The other counters are compared only if resetCount is equal, because a reboot lowers
-    restartCount.
+    In a genuine TPM, resetCount never decreases. The other counters are compared only if resetCount is equal, because a
+    reboot sets restartCount to zero.
 
-    :raises ClockRolledBack: when a counter fell.
+    :raises ClockRolledBack: when a counter decreased.
     """
     if previous is None:
         return
@@ -184,9 +184,10 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
 def _check_boot(clock: Clock, expected: Expected) -> None:
     """Check that the TPM was not reset within one boot.
 
-    resetCount grows when the TPM is reset (Part 1, 36.2). Only a restart of the host should reset the TPM.
+    Each reset of the TPM increments resetCount (TPM 2.0 Library, Part 1, 36.2). Only a restart of the host should reset
+    the TPM.
 
-    :raises ResetWithinBoot: when resetCount grew within one boot.
+    :raises ResetWithinBoot: when resetCount increased within one boot.
     """
     previous = expected.previous
     same = expected.previous_boot and expected.previous_boot == expected.context.binding
@@ -209,7 +210,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
         raise UnknownAttestationKey("the key that signed the evidence is not this host's key")
     logs = evidence.boot_log, evidence.known_log, evidence.systemd_log, evidence.ima
     if len(key) != 32 or evidence.pcrs or any(one is not None for one in logs):
-        raise Malformed("a software key's evidence claims nothing about PCRs, the boot or what ran after it")
+        raise Malformed("a software key's evidence must have neither PCR values nor logs")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(evidence.signature, evidence.attest)
     except InvalidSignature as err:

@@ -1,25 +1,26 @@
 """Program of the exhaustion audit: takes units of the kernel's pools, and holds them.
 
-In the attacking twin the program takes all units that it gets; in the neighbour twin, and as root on the host, it takes
-a small share.
+In the attacking twin, the program takes all units that it can get. In the neighbour twin, and as root on the host, it
+takes a small share.
 
 It needs only the standard library (Python 3.10 or newer), ``pools.py`` and ``storms.py``. It reads requests from
-standard input, one JSON object per line. It answers each with one line, ``{"taken": number, "ended": text}``:
+standard input, one JSON object per line. It answers each request with one line, ``{"taken": number, "ended": text}``:
 
 ``{"take": pool, "aim": [address]}``
     Take units until the kernel refuses one, and hold them. ``ended`` is the name of the error, or ``killed`` if the
-    kernel killed a process for it. ``ended`` is empty if nothing was refused within the pool's ``most``,
-    :data:`PATIENCE` and :data:`CHILDREN`.
+    kernel killed a process that took units. ``ended`` is empty if the kernel refused nothing before the pool's ``most``
+    units, :data:`PATIENCE` or :data:`CHILDREN` was reached.
 ``{"share": pool}``
     Take at most :data:`SHARE` units, and release them.
 ``{"storm": name}``
-    Put the load of that storm on the host until ``drop``.
+    Put the load of this storm (``storms.py``) on the host until ``drop``.
 ``{"drop": true}``
     Release everything.
 ``{"echo": true}``
     Only answer.
 
-At the end of its standard input it releases everything and exits. Its argument is the folder in which it makes files.
+At the end of its standard input, the program releases everything and exits. Its argument is the folder in which it
+makes files.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Program:
         self.hold, self.release = os.pipe()
 
     def answer(self, request: dict[str, object]) -> tuple[int, str]:
-        """Carry out a request; return the number of units taken, and the reason why the taking ended."""
+        """Execute a request; return the number of units taken, and the reason why no more were taken."""
         if "take" in request:
             wanted, aim = POOLS[str(request["take"])], request.get("aim")
             given = tuple(str(address) for address in aim) if isinstance(aim, list) else ()
@@ -74,7 +75,7 @@ class Program:
         self.hold, self.release = os.pipe()
 
     def close(self) -> None:
-        """Release everything, and end the processes."""
+        """Release everything, and end the child processes."""
         os.close(self.release)
         for pid in self.holders:
             with contextlib.suppress(ChildProcessError):
@@ -110,7 +111,7 @@ class Program:
         return taken, ended
 
     def _child(self, wanted: Pool, most: int, deadline: float, aim: tuple[str, ...]) -> tuple[int, str]:
-        """Take units in one more process; return their number, and the reason why the taking ended."""
+        """Take units in one more child process; return their number, and the reason why no more were taken."""
         count = mmap.mmap(-1, 8)  # in shared memory, the count outlives a killed process
         reader, writer = os.pipe()
         try:
@@ -155,7 +156,7 @@ def name_of(error: OSError) -> str:
 
 
 def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
-    """Take one unit and release it; return 1, or 0 and the error's name."""
+    """Take one unit and release it; return the number of taken units (1 or 0), and the name of the error, if any."""
     try:
         with ExitStack() as after:
             wanted.take(place, after)()
@@ -165,7 +166,7 @@ def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
 
 
 def _hold(taker: Taker, place: Place, most: int, deadline: float, count: mmap.mmap, writer: int) -> None:
-    """Take units until one is refused, report the reason, hold the units until their release, and exit."""
+    """Take units until the kernel refuses one, report the reason, hold the units until the release, and exit."""
     # If memory runs out, let the kernel kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("1000")

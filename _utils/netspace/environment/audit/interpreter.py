@@ -1,6 +1,6 @@
 """This host's Python interpreter, packed so that it runs inside any environment.
 
-An image may hold no interpreter, another C library, or just one static program. So this module copies the interpreter,
+An image may have no interpreter, another C library, or only one static program. So this module copies the interpreter,
 the shared objects that it loads and the few modules that it needs into one folder. A copy of the host's loader starts
 the interpreter. The interpreter uses and changes no file of the image, so the image can't falsify its output. The
 module fetches, builds and installs nothing.
@@ -49,7 +49,8 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 class PortableInterpreter:
     """A packed interpreter.
 
-    :param start: the arguments before the script; ``{}`` stands for the folder where the packed interpreter is mounted.
+    :param start: the arguments before the script. ``{}`` in them is replaced by the folder where the packed interpreter
+        is mounted.
     """
 
     start: tuple[str, ...]
@@ -67,7 +68,7 @@ class PortableInterpreter:
 def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> PortableInterpreter:
     """Fill *folder* with an interpreter that can import *modules*.
 
-    :param interpreter: the interpreter to pack; this process's by default.
+    :param interpreter: the interpreter to pack; by default, that of this process.
     :raises NetspaceError: when the interpreter can't import the modules, or can't be inspected.
     """
     program = interpreter or sys.executable
@@ -106,7 +107,7 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Portabl
 
 
 def _place(source: Path, module: str, library: Path) -> None:
-    """Copy a module's file from any folder to the place where the interpreter looks for it."""
+    """Copy a module's file to the place where the packed interpreter looks for it."""
     parts = module.split(".")
     if source.suffix == ".so":
         target = library.joinpath("lib-dynload", *parts[:-1], source.name)

@@ -1,8 +1,8 @@
 """Pools of the kernel, from which ``exhaust.py`` takes units.
 
-This file uses only the standard library: the audit copies it into a twin. A pool is a function that returns a *taker*.
-Each call of the taker takes one more unit and holds it, or raises OSError if the kernel refuses the unit. The end of
-the process releases most units; callbacks on the given stack release the others.
+This file uses only the standard library, because the audit copies it into a twin. A pool is a function that returns a
+*taker*. Each call of the taker takes and holds one more unit, or raises OSError if the kernel refuses the unit. Most
+units are released when the process ends. For other units, the pool adds callbacks to the given exit stack.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Place:
     """Surroundings of a process that takes units.
 
-    :param folder: the folder in which it makes files.
+    :param folder: the folder in which the process makes files.
     :param hold: a descriptor that becomes readable when the process must release all units.
-    :param aim: addresses to send packets to.
+    :param aim: addresses to which the process sends packets.
     """
 
     folder: str
@@ -48,9 +48,9 @@ Taker = Callable[[Place, ExitStack], Take]
 class Pool:
     """A pool of units.
 
-    :param most: the most units to ask for.
-    :param brief: whether a unit outlives a killed process. Then the units of a small share are taken one by one, and
-        each is released before the next.
+    :param most: the greatest number of units to ask for.
+    :param brief: whether a unit stays when its process is killed. In this case, the units of a small share are taken
+        one by one, and each is released before the next is taken.
     """
 
     take: Taker
@@ -62,7 +62,7 @@ POOLS: dict[str, Pool] = {}
 
 
 def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
-    """Register a pool."""
+    """Register the decorated function as a pool."""
 
     def register(take: Taker) -> None:
         POOLS[name] = Pool(take, most, brief)
@@ -71,7 +71,10 @@ def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
 
 
 def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
-    """Register a pool: the process holds its units by keeping the objects from *take*."""
+    """Register a pool whose units are the objects that *take* returns.
+
+    The process holds a unit by keeping the object.
+    """
 
     def register(take: Callable[[int], object]) -> None:
         def taker(place: Place, after: ExitStack) -> Take:
@@ -84,7 +87,7 @@ def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
 
 
 def checked(result: int) -> int:
-    """Return the result of a function of the C library; raise OSError if it is -1."""
+    """Return the result of a call of the C library. Raise OSError if the result is -1."""
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -92,7 +95,7 @@ def checked(result: int) -> int:
 
 
 def called(x86: int, arm: int, *arguments: object) -> int:
-    """Make a system call by its number on x86-64 or Arm, without the C library."""
+    """Make a system call by its number on x86-64 or on Arm, without the C library's wrapper."""
     LIBC.syscall.restype = ctypes.c_long
     number = x86 if os.uname().machine == "x86_64" else arm
     words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
@@ -322,7 +325,7 @@ def _files(place: Place, after: ExitStack) -> Take:
 
 
 def unnamed() -> int:
-    """Open a file without a name on the layer's disk: however this process ends, no file is left."""
+    """Open a file without a name on the disk of the environment's layer. No file is left when this process ends."""
     for folder in ("/var/tmp", "/", "/var", "/home", "/srv", "/opt"):  # noqa: S108 (without a name)
         with contextlib.suppress(OSError):
             return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
@@ -348,7 +351,7 @@ def _on_disk(number: int) -> object:
 
 # -- network -----------------------------------------------------------------------------------------
 def _fill(sender: socket.socket, least: int) -> None:
-    """Send until the socket would block; raise OSError if it took fewer than *least* bytes."""
+    """Send until the socket would block; raise OSError if the socket accepted fewer than *least* bytes."""
     sender.setblocking(False)
     sent = 0
     with contextlib.suppress(BlockingIOError):

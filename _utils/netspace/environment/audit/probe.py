@@ -1,11 +1,11 @@
 """Program of the audit: tries to break out of an environment, from *inside* it.
 
-It needs only the standard library (Python 3.9 or newer) and the package ``attempts``. It uses ``pika`` if the image has
-it. It reads one JSON object from standard input, makes each attempt of ``attempts`` once, bounded in count and time,
-and prints a JSON list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good), ``succeeded``
+The program needs only the standard library (Python 3.9 or newer) and the package ``attempts``. It uses ``pika`` if the
+image has it. It reads one JSON object from standard input, makes each attempt of ``attempts`` once, with a time limit,
+and prints a JSON list of rows ``{name, group, outcome, detail}``. *outcome* is ``refused`` (good), ``succeeded``
 (isolation is broken) or ``skipped`` (there is no target).
 
-The input names the targets. The program skips attempts on absent ones::
+The input names the targets. The program skips attempts whose target is absent::
 
     {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y", "account": "env.x",
               "marker": "text in the peer's files", "locked": "/path", "touched": "/path",
@@ -14,12 +14,13 @@ The input names the targets. The program skips attempts on absent ones::
      "outside": {"addresses": [...], "port": 80},
      "limits": {"memory": bytes, "pids": 64, "files": 1024, "tmp": bytes, "shm": bytes, "disk": bytes}}
 
-A value ``{"skip": "why"}`` gives the reason.
+``{"skip": "why"}`` in place of a target gives the reason for its absence.
 
-Each attempt asks for only a little beyond a limit, and does no harm to the host if it succeeds.
+An attempt exceeds a limit only slightly, and does the host no harm if it succeeds.
 
-With the argument ``victim`` the program is the peer, a target of the attempts: it holds a lock, opens a file again and
-again, keeps the marker in a file and in memory, and listens. It prints ``ready`` and then runs until it is killed.
+With the argument ``victim``, the program is the peer, the target of another twin's attempts: it holds a lock, opens a
+file again and again, keeps the marker in a file and in memory, and listens. It prints ``ready`` and then runs until it
+is killed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ GROUPS = ("files", "locks", "memory", "processes", "namespaces", "kernel", "devi
 
 
 def run(target: dict[str, Any]) -> list[dict[str, str]]:
-    """Run all attempts, each in a process of its own, so that none can help or hinder the next."""
+    """Run all attempts, each in a separate process, so that no attempt influences the next."""
     return [
         {"name": name, "group": group, **isolated(function, target)}
         for group, name, function in sorted(ATTEMPTS, key=lambda entry: GROUPS.index(entry[0]))
@@ -66,7 +67,7 @@ def run(target: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
-    """Run one attempt in a child, for 15 seconds at most."""
+    """Run one attempt in a child process, for at most 15 seconds."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

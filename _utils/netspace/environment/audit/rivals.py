@@ -1,7 +1,7 @@
-"""Three rivals for the same pools: a twin that takes all units that it gets, its neighbour, and the host's root.
+"""Three rivals for the same pools: a twin that takes all units that it can get, a neighbour twin, and the host's root.
 
-Each runs ``exhaust.py``, which reads requests from its standard input. The answers of the two twins come from inside an
-environment, so this module accepts only a number and a short text.
+Each rival is a process of ``exhaust.py``, which reads requests from its standard input. The answers of the two twins
+come from inside an environment, so this module accepts only a number and a short text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rival:
     """A process of ``exhaust.py`` that answers requests.
 
     :param begin: starts the process.
-    :param finish: ends the process, whatever its state.
+    :param finish: ends the process, also if it has ended already.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Rival:
     def ask(self, **request: object) -> Answer:
         """Send a request and return the answer, or :data:`GONE` if the process was killed.
 
-        The first request starts the process, and so does the first one after the process was killed.
+        The first request starts the process; so does the first request after the process was killed.
 
         :raises NetspaceError: when the process can't be started, or its answer is late or malformed.
         """
@@ -87,9 +87,9 @@ class Rival:
 
 
 def understood(line: bytes) -> Answer:
-    """Return the answer in a line that comes from inside an environment.
+    """Parse an answer: a line that comes from inside an environment, so it isn't trusted.
 
-    :raises NetspaceError: when it is malformed.
+    :raises NetspaceError: when the line is malformed.
     """
     try:
         answer = msgspec.json.decode(line, type=Answer)
@@ -129,7 +129,7 @@ def _line(fd: int) -> bytes:
 
 @dataclass(frozen=True)
 class Rivals:
-    """The three rivals, and functions to measure them.
+    """The three rivals, and functions for measurements.
 
     :param enter: runs a trivial program in the neighbour.
     :param memory: returns the bytes of memory that the kernel charges to the attacker.
@@ -153,7 +153,7 @@ def _end_on_host(process: subprocess.Popen[bytes]) -> None:
 def rivals(making: Builder, original: Record, twins: tuple[str, str]) -> Iterator[Rivals]:
     """Make the two twins and yield the three rivals; end all three afterwards.
 
-    The twins must have a note and network namespaces.
+    The caller has written the twins' note (``twin.note``), and made their network namespaces.
 
     :raises NetspaceError: when a twin can't be made.
     """

@@ -1,6 +1,6 @@
-"""Storms: loads that make others wait, but hold no units. ``exhaust.py`` repeats a storm in a loop.
+"""Storms: loads that make other programs wait, but hold no units of a pool. ``exhaust.py`` repeats a storm in a loop.
 
-This file uses only the standard library and ``pools.py``: the audit copies it into a twin.
+This file uses only the standard library and ``pools.py``, because the audit copies it into a twin.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Throw-away twins of an environment, in which an audit tries to break out or to exhaust shared resources.
+"""Temporary copies (twins) of an environment, in which an audit tries to break out or to exhaust shared resources.
 
-A twin has the original's image, system call profile, limits, user and hardening, but its own ids,
-root, cgroup and card. It has none of the original's files, variables or credentials, and an empty tmpfs in place of
-each volume. Instead of the image's program it runs a program of netspace, with this host's interpreter.
-``docs/isolation.md`` lists the other differences. A twin has no record, only a note. The note is removed once all parts
-of the twins are gone.
+A twin has the original's image, system call profile, limits, user and hardening, but separate ids, root, cgroup and
+``environment.json``. It has none of the original's files, variables or credentials, and an empty tmpfs in place of each
+volume. It runs a program of netspace with this host's interpreter, not the image's program. ``docs/isolation.md`` lists
+the other differences. Unlike an environment, a twin has no record, but only a note: a file with the twins' names. The
+note is removed last, so that the remains of an interrupted audit can be found and removed.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ def names() -> tuple[str, str]:
 
 
 def note(layout: Layout, twins: Sequence[str]) -> None:
-    """Write a note of twins; call this before any part of them is made."""
+    """Write the note of twins. Call this function before any part of the twins is made."""
     files.write_json(_path(layout, twins), {"twins": list(twins)})
 
 
 def forget(layout: Layout, twins: Sequence[str]) -> None:
-    """Remove the note of twins; call this after all parts of them are gone."""
+    """Remove the note of twins. Call this function after all parts of the twins are gone."""
     files.remove(_path(layout, twins))
 
 
 def noted(layout: Layout) -> list[list[str]]:
-    """Return the twins of audits that were interrupted."""
+    """Return the names in notes: the twins of interrupted audits."""
     return [[str(name) for name in note["twins"]] for note in files.read_records(layout.records(_KIND)).values()]
 
 
@@ -86,7 +86,7 @@ def _path(layout: Layout, twins: Sequence[str]) -> Path:
 
 
 def erase(layout: Layout, name: str) -> None:
-    """Remove everything of a twin: processes, mounts, files, cgroup."""
+    """Remove all parts of a twin: processes, mounts, files, cgroup."""
     mounted = mounts.table()
     oci_runtime.delete(layout, name, mounted)
     kept = kit_folder(layout, name)
@@ -105,7 +105,7 @@ def erase(layout: Layout, name: str) -> None:
 def kit_folder(layout: Layout, attacker: str) -> Path:
     """Return the folder of the interpreter and its programs.
 
-    The folder is outside the bundles, since the runtimes of both twins must reach it.
+    The folder is outside the OCI bundles, since the runtimes of both twins must be able to read it.
     """
     return layout.run / "kits" / attacker
 
@@ -119,11 +119,11 @@ def cgroup(layout: Layout, name: str) -> str:
 def attack(
     making: Builder, original: Record, twins: tuple[str, str], target: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    """Run the probe in the first twin, with the second as its target; return the probe's rows.
+    """Run the probe in the first twin, with the second twin as its target; return the probe's rows.
 
-    Both must have a note and network namespaces.
+    The caller has written the twins' note, and made their network namespaces.
 
-    :param target: further targets, besides the peer and the limits.
+    :param target: further targets for the probe, besides the peer and the limits.
     :raises NetspaceError: when one of the twins doesn't run.
     """
     image = _mounted(making, original)
@@ -146,10 +146,10 @@ def attack(
 
 @dataclass(frozen=True)
 class Role:
-    """A twin's part in a trial.
+    """The role of one twin in an audit.
 
     :param program: one of :data:`PROGRAMS`.
-    :param variables: environment variables in addition to the usual ones.
+    :param variables: environment variables in addition to those that every twin has.
     """
 
     program: str
@@ -158,9 +158,9 @@ class Role:
 
 
 def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit.PortableInterpreter:
-    """Make twins, each for its role; return the interpreter, which lies in :func:`kit_folder` of the first one.
+    """Make twins, one for each role; return the interpreter, which is in the first twin's :func:`kit_folder`.
 
-    All must have a note and network namespaces.
+    The caller has written the twins' note, and made their network namespaces.
 
     :raises NetspaceError: when a twin can't be made.
     """
@@ -186,7 +186,7 @@ def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit
 def _mounted(making: Builder, original: Record) -> Path:
     """Return the mount point of the original's image; mount the image if needed."""
     if original.spec.kernel is not None:
-        raise NetspaceError("a kernel makes no system calls of the host's, so the probe can't run in it")
+        raise NetspaceError("a unikernel makes no system calls of the host, so the probe can't run in it")
     problems = making.mount_images({original.image.digest}, mounts.table())
     if problems:
         raise NetspaceError(*problems.values())
@@ -194,7 +194,7 @@ def _mounted(making: Builder, original: Record) -> Path:
 
 
 def _pack(folder: Path) -> kit.PortableInterpreter:
-    """Copy the interpreter and the programs into a new tmpfs: /run may be mounted noexec."""
+    """Copy the interpreter and the programs into a new tmpfs, because /run may be mounted noexec."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
@@ -237,10 +237,11 @@ def _make(
 
 
 def spared(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an environment's OCI resources so that a lack of memory doesn't kill the whole twin. Pure.
+    """Return an environment's OCI resources, changed so that a lack of memory doesn't kill the whole twin. Pure.
 
-    On cgroup version 2 the kernel kills the whole environment, and the twin's program could not tell what it took. Here
-    the kernel kills only the process that took too much.
+    With an environment's own settings for cgroup version 2, the kernel kills all processes, and the twin's program
+    could not report the units that it took. With the changed settings, the kernel kills only the process that took too
+    much.
     """
     unified = {key: value for key, value in resources.get("unified", {}).items() if key != "memory.oom.group"}
     kept = {key: value for key, value in resources.items() if key != "unified"}
@@ -248,7 +249,7 @@ def spared(resources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limits(making: Builder, original: Record) -> dict[str, Any]:
-    """Return the limits that the probe tries to exceed; a limit that this host can't enforce is marked as skipped."""
+    """Return the limits that the probe tries to exceed. A limit that this host can't enforce is marked as skipped."""
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
     }
@@ -259,7 +260,7 @@ def _limits(making: Builder, original: Record) -> dict[str, Any]:
 
 
 def _readable(image: Path) -> tuple[str, str]:
-    """Return two files of an image (or one, twice) that everybody may read, by their paths inside."""
+    """Return the paths of two files of an image that everybody may read; if only one exists, its path twice."""
     found: list[str] = []
     for folder, folders, entries in os.walk(image):
         folders[:] = [
@@ -287,7 +288,7 @@ def start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
-    """Run the peer during the context. The context begins once the peer is ready."""
+    """Context manager that runs the peer. Its body begins when the peer is ready."""
     process = start(layout, name, used)
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
@@ -326,9 +327,9 @@ class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def understood(answer: bytes) -> list[dict[str, str]]:
-    """Return the rows of a probe's answer, which comes from inside an environment.
+    """Parse the rows of a probe's answer, which comes from inside an environment, so it isn't trusted.
 
-    :raises NetspaceError: when it is malformed.
+    :raises NetspaceError: when the answer is malformed.
     """
     try:
         rows = msgspec.json.decode(answer, type=list[_Row])
@@ -338,7 +339,7 @@ def understood(answer: bytes) -> list[dict[str, str]]:
 
 
 def failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
-    """End a twin; return the error that says why it doesn't run."""
+    """End a twin; return an error with the reason why it doesn't run."""
     end(layout, name, process)
     reason = oci_runtime.failure(layout, name)
     if not reason and process.stderr is not None and not process.stderr.closed:

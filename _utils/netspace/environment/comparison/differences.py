@@ -1,4 +1,4 @@
-"""Differences between a desired and an observed environment, as shown in changes, and what they need. Pure."""
+"""Differences between a desired and an observed environment, in the form of a state's changes. Pure."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _HIDDEN = "(not shown)"
 
 
 def differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
-    """Return the keys of the declarations that differ, apart from the runtime, with the old and new values."""
+    """Return the differing keys of two declarations, except the runtime, with their old and new values."""
     changes = files.differences(parse.written(records.own(old)), parse.written(records.own(new)))
     # runtime_changes compares the runtimes in use, declared or by default.
     return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}
 
 
 def runtime_changes(old: Runtime, new: Runtime) -> dict[str, dict[str, Any]]:
-    """Return the difference of two runtimes: another one, or the settings that differ."""
+    """Return the difference between two runtimes: their names, or the settings that differ."""
     if old.name != new.name:
         return {"runtime": {"old": old.name, "new": new.name}}
     changes = files.differences(old.settings, new.settings)
@@ -53,14 +53,14 @@ def created(want: DesiredEnvironment) -> Changes:
 
 
 def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:
-    """Return the change, with the values of environment variables hidden: they may be secrets."""
+    """Return the change, with hidden values of environment variables, since these may be secrets."""
     if key.partition(":")[0] != "env":
         return change
     return {side: None if value is None else f"({side} value)" for side, value in change.items()}
 
 
 def files_changes(want: DesiredEnvironment, seen: ObservedEnvironment) -> dict[str, dict[str, Any]]:
-    """Return the files under ``/run/netspace`` inside that differ, without their contents, and their summary."""
+    """Return the differing files under ``/run/netspace`` inside, without their contents, and a summary of the files."""
     wanted = injected_files.digests(want.files)
     if seen.files == wanted and dict(seen.record.summary) == dict(want.files_summary):
         return {}
@@ -93,7 +93,7 @@ def in_place(key: str, old: Environment, new: Environment, grows: bool) -> bool:
 
 
 def smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
-    """Return the keys of file systems that are smaller than recorded, after a crash or a change by hand."""
+    """Return the keys of file systems that are smaller than recorded, for example after a crash or a manual change."""
     wanted = disk_sizes.sizes(spec)
     return sorted(
         key for key, there in seen.disks.items() if key in wanted and there.size < disk_sizes.whole(wanted[key])

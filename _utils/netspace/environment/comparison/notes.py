@@ -1,4 +1,4 @@
-"""Notes for the operator: problems of environments, and limits that this host can't keep. Pure."""
+"""Notes for the operator: problems of environments, and limits that this host can't enforce. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netspace.supervision import restart_policy
 
 
 def problems(name: str, seen: ObservedEnvironment, now: float) -> list[str]:
-    """Return notes for the operator on an existing environment's problems: out of memory, unhealthy, flapping."""
+    """Return notes about the problems of an existing environment: out of memory, unhealthy, flapping."""
     found = []
     status = seen.status
     if status is not None and status.exit == "oom":
@@ -34,7 +34,7 @@ def problems(name: str, seen: ObservedEnvironment, now: float) -> list[str]:
 
 
 def why_down(want: DesiredEnvironment, seen: ObservedEnvironment, step: Step | None, now: float) -> str:
-    """Return why an environment is down although it should run, if this plan doesn't start it; else an empty text."""
+    """Return why an environment that should run is down, if this plan doesn't start it; otherwise an empty text."""
     status = seen.status
     if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
         return ""
@@ -58,7 +58,10 @@ def unconfined(desired: Mapping[str, DesiredEnvironment], observed: Observed) ->
 
 
 def oversubscribed(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
-    """Return a note if all sizes together exceed the disk. That is no error, since few file systems are ever full."""
+    """Return a note if all declared sizes together exceed the disk.
+
+    This is no error, since few file systems are ever full.
+    """
     if observed.budget is None:
         return []
     kept = (its.promised for name, its in observed.claims.items() if name not in remove and name not in desired)
@@ -70,7 +73,7 @@ def oversubscribed(desired: Mapping[str, DesiredEnvironment], observed: Observed
 
 
 def unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
-    """Return a note that names the environments whose ``limits:io`` this host can't keep."""
+    """Return a note that names the environments whose ``limits:io`` this host can't enforce."""
     names = sorted(name for name, want in desired.items() if want.spec.limits.io != Io())
     if not names or not (observed.idle or "io" in observed.unkept):
         return []

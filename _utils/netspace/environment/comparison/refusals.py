@@ -1,4 +1,4 @@
-"""Refusals: declarations that this host can't have beside its other environments. Pure."""
+"""Refusals of declarations that conflict with this host or with its other environments. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from netspace.spec import checks
 def impossible_order(
     desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
 ) -> dict[str, str]:
-    """Return the error, by name, of each environment whose ``after`` names a missing one or makes a circle.
+    """Return an error, by name, for each environment whose ``after`` names a missing environment or makes a circle.
 
-    Validation finds this within one declaration; here also environments that were declared separately count.
+    Validation finds such errors within one declaration. This function also considers environments that were declared
+    separately.
     """
     if not any(want.spec.after for want in desired.values()):
         return {}
@@ -37,10 +38,10 @@ def impossible_order(
 def taken_folders(
     desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
 ) -> dict[str, str]:
-    """Return the error, by name, of each environment that asks for a folder which another environment keeps.
+    """Return an error, by name, for each environment that asks for a folder of another environment.
 
-    Validation refuses the same path twice in one declaration. This function also finds environments
-    that were declared separately, and one folder under two names (bind mounts).
+    Validation refuses the same path twice in one declaration. This function also finds environments that were declared
+    separately, and a folder that has two paths (bind mounts).
     """
     refused: dict[str, str] = {}
     if not any(claims.folders(want.spec) for want in desired.values()):
@@ -65,7 +66,7 @@ def taken_folders(
 
 
 class _Folders:
-    """The host's folders that are given to environments, by their origin (``mounts.origin``)."""
+    """The host's folders that belong to environments, by the folders' origin (``mounts.origin``)."""
 
     def __init__(self, mounted: Mapping[str, mounts.Mount]) -> None:
         self._mounted = mounted
@@ -80,7 +81,7 @@ class _Folders:
                 self._above.setdefault(folder, (owner, source))
 
     def taken(self, folders: Iterable[str]) -> str:
-        """Return the error if another environment has one of *folders*, or a folder below or above one; else empty."""
+        """Return an error if one of *folders* is, contains or is below another environment's folder; else empty."""
         for source in folders:
             path, *above = self._upwards(source)
             hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]
@@ -94,7 +95,7 @@ class _Folders:
 
 
 def impossible_sizes(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
-    """Return the error of each environment whose file system would have a size that is impossible or too small here."""
+    """Return an error for each environment whose file system would have an impossible or too small size here."""
     refused = {}
     for name, want in desired.items():
         sizes = disk_sizes.sizes(want.spec)

@@ -1,4 +1,4 @@
-"""Step of one existing environment: its differences, and the action that they need. Pure."""
+"""Planned step for one existing environment: its differences, and the action that these need. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FIXED = {
 def compare(
     name: str, want: DesiredEnvironment, seen: ObservedEnvironment, source: images.Seen, observed: Observed
 ) -> Step | None:
-    """Return the step that brings an existing environment into its desired state; None if it is in that state.
+    """Return the step that brings an existing environment into its desired state; None if nothing differs.
 
     :param source: the present state of the image's source.
     """
@@ -154,7 +154,7 @@ def compare(
 
 
 def untrusted_update(name: str, want: DesiredEnvironment, seen: ObservedEnvironment) -> Step | None:
-    """Plan the only step that is allowed without trust: an update of the environment's record and card."""
+    """Plan the only step that is allowed if the host lacks trust: update the record and ``environment.json``."""
     if want.spec.kernel is not None:  # A kernel reads its card when it starts: until then the change stays pending.
         return None
     changes = {**differences(seen.record.spec, want.spec), **files_changes(want, seen)}

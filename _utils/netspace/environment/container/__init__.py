@@ -1,1 +1,1 @@
-"""Container of an environment, as OCI and the kernel see it."""
+"""Container of an environment: OCI configuration and runtime, seccomp, AppArmor, cgroups."""

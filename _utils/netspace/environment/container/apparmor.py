@@ -1,9 +1,9 @@
 """AppArmor: confines environments by a profile, on hosts whose kernel has it switched on.
 
-A profile is written to the state folder, compiled and loaded by ``apparmor_parser``, which hands it to the kernel in
-one write: a profile is loaded whole or not at all. The runtime then starts the program under it. A reboot empties the
-kernel's list, so each start loads what is missing. Written after apparmor.d(5), apparmorparser(8) and the kernel's
-admin-guide/LSM/apparmor.rst.
+This module writes a profile to the state folder. ``apparmor_parser`` compiles it and loads it into the kernel in one
+write, so a profile is never loaded in part. The runtime then starts the program under the profile. A reboot empties the
+kernel's list of profiles, so each start loads a missing profile. Sources: apparmor.d(5), apparmor_parser(8), and the
+kernel's admin-guide/LSM/apparmor.rst.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 class State(msgspec.Struct, frozen=True):
     """AppArmor on this host.
 
-    :param enabled: the kernel has AppArmor, and it is switched on.
-    :param problem: why it can't confine environments; empty if it can.
-    :param failed: the parser's error at the last attempt to load a profile; empty if it succeeded.
-    :param loaded: the instance's profiles that the kernel enforces; None if that can't be read.
+    :param enabled: whether the kernel has AppArmor, and it is switched on.
+    :param problem: why AppArmor can't confine environments; empty if it can.
+    :param failed: the parser's error at the last attempt to load a profile; empty after a success.
+    :param loaded: the instance's profiles that the kernel enforces; None if the kernel's list can't be read.
     """
 
     enabled: bool = False
@@ -56,7 +56,10 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def told(self) -> str:
-        """Return why this host confines no environment although it has AppArmor; empty if it does, or has none."""
+        """Return why this host has AppArmor but confines no environment.
+
+        Empty if AppArmor confines environments, or if the host has no AppArmor.
+        """
         return (self.problem or self.failed) if self.enabled else ""
 
 
@@ -91,9 +94,10 @@ def look(layout: Layout) -> State:
 
 
 def toothless(layout: Layout) -> str:
-    """Return why the kernel's AppArmor, which is switched on, refuses nothing; empty if it enforces profiles.
+    """Return why AppArmor, though switched on, refuses nothing; empty if it enforces profiles.
 
-    The kernel lists a profile as enforced also while its mode for all profiles is ``complain``.
+    The kernel's list alone doesn't show this: a profile is listed as enforced even if the mode for all profiles is
+    ``complain``.
     """
     try:
         mode = files.read(layout.root / _MODE, 64).decode(errors="replace").strip()
@@ -108,7 +112,7 @@ def toothless(layout: Layout) -> str:
 
 
 def label(pid: int) -> str:
-    """Return the AppArmor profile that a process is under, without its mode; empty if it can't be read."""
+    """Return the AppArmor profile of a process, without its mode; empty if it can't be read."""
     for place in ("attr/apparmor/current", "attr/current"):
         try:
             with open(f"/proc/{pid}/{place}") as stream:
@@ -122,8 +126,8 @@ def label(pid: int) -> str:
 def loose(programs: Mapping[str, tuple[str, int]]) -> set[str]:
     """Return the names of the programs that are not under the profile chosen at their start.
 
-    A program gets its profile only when the runtime executes it. So this function waits a few seconds, for all
-    together. A process that has ended is not loose.
+    A program gets its profile only when the runtime executes it. So this function waits a few seconds, once for all
+    programs. Processes that have ended are not returned.
 
     :param programs: profile and process of each, by name.
     """
@@ -150,11 +154,9 @@ class Confinement:
         self._chosen: set[str] = set()
 
     def chosen(self, spec: Environment, used: Runtime) -> str:
-        """Return the name of the profile for an environment that is about to be made; empty: it gets none.
+        """Return the name of the profile for a new environment, and load the profile; empty if it gets no profile.
 
-        The profile is loaded if needed.
-
-        :raises NetspaceError: its declaration demands a profile, and it can't have one.
+        :raises NetspaceError: when the declaration demands a profile, but the environment can't have one.
         """
         if spec.apparmor == "off":
             return ""
@@ -175,10 +177,10 @@ class Confinement:
         return ""
 
     def ensure(self, name: str, demanded: bool = False) -> None:
-        """Load the profile *name* unless it is loaded.
+        """Load the profile *name* if the kernel doesn't have it.
 
-        :param demanded: the declaration demands that it is enforced.
-        :raises NetspaceError: when it can't be loaded, or it is demanded and AppArmor refuses nothing.
+        :param demanded: whether the declaration demands that the profile is enforced.
+        :raises NetspaceError: when the profile can't be loaded; or when it is demanded, but AppArmor refuses nothing.
         """
         if not name:
             return
@@ -195,16 +197,17 @@ class Confinement:
             del self._errors[name]
 
     def outdated(self, spec: Environment, used: Runtime, confined: str) -> bool:
-        """Return whether an environment that was made with the profile *confined* would get another one now."""
+        """Return whether an environment that was made with the profile *confined* would get another profile now."""
         state = look(self._layout)
         if spec.apparmor == "off" or lacking(used) or state.problem:
             return False
         return confined != apparmor_profile.name(self._layout.instance, _abi(self._layout))
 
     def forget(self, used: Callable[[], Collection[str]]) -> None:
-        """Remove the profiles of this instance that no environment names.
+        """Remove the profiles of this instance that no environment uses.
 
-        :param used: returns the profiles that environments name; called only where there is a profile to remove.
+        :param used: returns the profiles that environments use; called only if the kernel has profiles that may be
+            removed.
         """
         loaded = look(self._layout).loaded or frozenset()
         if not loaded and not self._layout.apparmor.is_dir():
@@ -221,7 +224,7 @@ class Confinement:
             self._layout.apparmor.rmdir()
 
     def _load(self, name: str) -> str:
-        """Load a profile; return the error, and keep it for the next look."""
+        """Load a profile. Return the error, and save it for the next call of :func:`look`."""
         error = self._run(name)
         note = _note(self._layout)
         if error:
@@ -258,7 +261,7 @@ class Confinement:
 
 
 def lacking(used: Runtime) -> str:
-    """Return why a runtime can't start a program under a profile; empty if it can."""
+    """Return why a runtime can't start a program under a profile; empty if the runtime can."""
     if LACK not in used.jail.lacks:
         return ""
     return f"{used.jail.name} starts no program under an AppArmor profile; choose crun or runc"

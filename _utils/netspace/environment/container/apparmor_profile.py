@@ -1,12 +1,12 @@
 """AppArmor profile of environments, as text for ``apparmor_parser``. Pure.
 
-The profile refuses once more what namespaces, empty capability sets and the system call profile refuse, so that an
-error in one of these opens nothing. It matters most with a system call profile of an operator's own. The kernel refuses
-what the profile doesn't allow. A ``deny`` rule keeps refusals out of the kernel's log, which a program could otherwise
-fill. Written after apparmor.d(5).
+The profile is a second barrier: it refuses the accesses that namespaces, empty capability sets and the system call
+profile refuse, too. So an error in one of these opens nothing. The profile matters most if the operator wrote the
+system call profile. The kernel refuses everything that the AppArmor profile doesn't allow. A ``deny`` rule keeps
+refusals out of the kernel's log, which a program could otherwise fill. Source: apparmor.d(5).
 
 All environments of one instance have the same profile. Its name ends in a digest of its text, so a loaded profile never
-changes: a program that runs keeps its profile when a new version of netspace brings another.
+changes. If a new version of netspace has another profile, running programs keep the old one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _FAMILIES = ("inet", "inet6", "unix", "netlink")
 def text(name: str, abi: str) -> str:
     """Return the profile *name*.
 
-    :param abi: the features that the text is written for (``/etc/apparmor.d/abi``); empty: the parser's own choice.
+    :param abi: the feature set for which the text is written (a file in ``/etc/apparmor.d/abi``); empty: the parser's
+        default.
     """
     rules = _RULES.format(name=name, families="\n".join(f"  network {family}," for family in _FAMILIES))
     head = f"abi <abi/{abi}>,\n" if abi else ""

@@ -1,8 +1,8 @@
 """Cgroup limits of a running environment: reads them, and changes them in place.
 
-The runtime sets the limits when an environment starts, from ``oci_config``. This
-module changes them without a restart, and finds limits that differ from the declaration.
-Written after cgroups(7) and the kernel's cgroup-v2, memory, blkio-controller and pids pages.
+The runtime sets the limits when an environment starts, from ``oci_config``. This module changes limits without a
+restart, and finds limits that differ from the declaration. Sources: cgroups(7) and the kernel's cgroup-v2, memory,
+blkio-controller and pids pages.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ Device = tuple[int, int]
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One file of a cgroup and what to write to it.
+    """One file of a cgroup, and the value to write to it.
 
-    :param key: the limit that the file keeps, as the declaration calls it.
-    :param optional: the kernel may lack the file.
+    :param key: the declaration's name of the limit that the file sets.
+    :param optional: whether the kernel may lack the file.
     """
 
     key: str
@@ -64,12 +64,12 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
-    """Return the controllers among *known* that can keep a limit, by their names in :data:`CONTROLLERS`."""
+    """Return the controllers among *known* that can enforce a limit, by their names in :data:`CONTROLLERS`."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
 
 
 def sockets() -> frozenset[str]:
-    """Return a set with :data:`SOCKETS` if this host's kernel bounds the memory of TCP sockets separately.
+    """Return a set with :data:`SOCKETS` if the kernel limits the memory of TCP sockets separately.
 
     Otherwise the set is empty.
     """
@@ -77,20 +77,20 @@ def sockets() -> frozenset[str]:
 
 
 def quota(cpus: float) -> int:
-    """Return the CPU time of each period, in microseconds."""
+    """Return the CPU time that the environment may use in each period, in microseconds."""
     return max(round(cpus * PERIOD), _LEAST_QUOTA)
 
 
 def rates(io: Io) -> dict[str, int]:
-    """Return the rates that are bounded, by key."""
+    """Return the declared I/O rates, by key."""
     return {key: int(getattr(io, key)) for key, _, _ in _RATES if getattr(io, key) is not None}
 
 
 def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[Setting]:
     """Return the settings that an environment's cgroup must have. Pure.
 
-    :param devices: the disks that ``io`` bounds.
-    :param unified: the host has cgroup version 2.
+    :param devices: the disks to which the limits ``io`` apply.
+    :param unified: whether the host has cgroup version 2.
     """
     memory = str(int(spec.memory))
     wanted = rates(spec.io)
@@ -130,7 +130,7 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
 class Hierarchies:
     """The folders of this host's cgroup hierarchies, looked up once for all environments.
 
-    :param controllers: the controllers that can keep limits on this host.
+    :param controllers: the controllers that can enforce limits on this host.
     """
 
     def __init__(self, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
@@ -148,11 +148,11 @@ class Hierarchies:
 class Group:
     """One environment's cgroup, in all cgroup hierarchies of this host.
 
-    :param path: its path from the root of each hierarchy.
-    :param unit: its parent is a systemd unit with the same bounds except io. The parent's bounds must never be lower
-        than the environment's. systemd applies a changed unit file later, so this class changes both. systemd rounds
-        the CPU bound, so a difference there is ignored.
-    :param lacks: bounds that the creator of the cgroup does not set; only ``sockets`` counts.
+    :param path: the cgroup's path from the root of each hierarchy.
+    :param unit: whether the cgroup's parent is a systemd unit, which has the same limits except io. The parent's limits
+        must never be lower than the environment's. systemd applies a changed unit file only later, so this class
+        changes the limits of both cgroups. systemd rounds the CPU limit, so a difference in it is ignored.
+    :param lacks: limits that the creator of the cgroup does not set; only ``sockets`` counts.
     """
 
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:
@@ -172,7 +172,10 @@ class Group:
         return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def used(self) -> int:
-        """Return the bytes that count towards the cgroup's memory limits; version 1 counts sockets' data separately."""
+        """Return the bytes that count towards the cgroup's memory limits.
+
+        With cgroup version 1, this includes the data of TCP sockets, which version 1 counts separately.
+        """
         files = ("memory.current",) if self.unified else ("memory.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes")
         found = 0
         for file in files:
@@ -181,7 +184,7 @@ class Group:
         return found
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
-        """Return the limits that differ from *spec*; none if the environment doesn't run."""
+        """Return the limits that differ from *spec*; empty if the environment doesn't run."""
         found = [key for key in self._above.differing(spec, ()) if key != "cpus"] if self._above else []
         for one in self._settings(spec, devices):
             try:
@@ -196,7 +199,7 @@ class Group:
     def change(self, spec: Limits, devices: Collection[Device]) -> None:
         """Set a running environment's limits to the limits in *spec*.
 
-        :raises NetspaceError: when a limit can't be set; the others are still set.
+        :raises NetspaceError: when a limit can't be set; the other limits are still set.
         """
         if self._above is not None:
             self._above.change(spec, ())
@@ -222,9 +225,12 @@ class Group:
             raise NetspaceError("; ".join(dict.fromkeys(failed.values())))
 
     def _reclaim(self, wanted: int) -> None:
-        """Have the kernel free the memory over *wanted*: under version 2, a write to memory.max would kill instead.
+        """Make the kernel free the memory above *wanted*, in bytes.
 
-        :raises OSError: EBUSY when the kernel can't free all of it, as version 1 reports it.
+        Otherwise, under cgroup version 2, the kernel would kill processes when the lower limit is written to
+        memory.max.
+
+        :raises OSError: EBUSY when the kernel can't free enough (the error that version 1 gives, too).
         """
         file = self._file("memory.current")
         with open(file, "rb", buffering=0) as stream:
@@ -246,7 +252,7 @@ def _write(file: str, value: str) -> None:
 
 
 def _same(one: Setting, now: str) -> bool:
-    """Return whether a file's content *now* means the setting's value."""
+    """Return whether a file's content *now* is equivalent to the setting's value."""
     if one.key == "memory":
         page = os.sysconf("SC_PAGESIZE")  # the kernel rounds down
         with contextlib.suppress(ValueError):
@@ -265,9 +271,9 @@ def _same(one: Setting, now: str) -> bool:
 
 
 def disk(path: Path) -> Device | None:
-    """Return the whole disk that the file system of *path* is on; None if it is on none (memory, network).
+    """Return the disk of the file system of *path*; None if it has no disk (memory, network).
 
-    Rates are kept per disk, never per partition.
+    This is the whole disk, not a partition, because I/O rates apply to disks.
     """
     try:
         number = os.stat(_existing(path)).st_dev

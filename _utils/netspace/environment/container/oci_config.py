@@ -1,10 +1,9 @@
 """The OCI runtime configuration of an environment. Pure: values in, a dict out.
 
-All hardening is here: own namespaces and user ids, no capability, no new privileges, a system call
-profile, a minimal /dev, masked kernel files, limits. A declaration chooses the profile and the limits;
-it can loosen nothing else. There are no annotations (``run.oci.*`` would reconfigure crun) and no
-hooks. The only devices are those that a kind of interface (``DEVICES``) or a runtime needs. Written
-after the OCI runtime specification 1.1.
+All hardening is here: own namespaces and user ids, no capability, no new privileges, a system call profile, a minimal
+/dev, masked kernel files, limits. A declaration can change only the profile and the limits. There are no annotations
+(``run.oci.*`` would reconfigure crun) and no hooks. The only devices are those that a kind of interface (``DEVICES``)
+or a runtime needs. Source: OCI runtime specification 1.1.
 """
 
 from __future__ import annotations
@@ -75,17 +74,18 @@ def config(
 ) -> dict[str, Any]:
     """Return ``config.json`` of the environment's bundle.
 
-    :param base: the host id that the environment's id 0 stands for.
-    :param cgroup: its cgroup's path from the root of the cgroup hierarchy.
-    :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that no controller keeps.
-    :param disks: the disks that its layer and volumes are on, which ``limits:io`` bounds.
-    :param unified: whether those controllers are of cgroup version 2.
+    :param base: the host user id to which the environment's user id 0 is mapped.
+    :param cgroup: path of the environment's cgroup, from the root of the cgroup hierarchy.
+    :param controllers: the host's cgroup controllers. Other limits are left out, because a runtime would refuse them.
+    :param disks: the disks with the environment's layer and volumes, to which ``limits:io`` applies.
+    :param unified: whether the controllers are of cgroup version 2.
     :param defaults: the image's own settings, used if *spec* has none.
-    :param rules: the system call profile of an operator's own file, or a tender's; None: the one that *spec* names.
-    :param opened: devices of the host that it may open, in addition to its interface's.
-    :param seen: mounts in addition to those of every environment.
+    :param rules: the system call profile from an operator's file, or for a unikernel's tender; None: the built-in
+        profile that *spec* names.
+    :param opened: host devices that the environment may open, in addition to those of its interface.
+    :param seen: additional mounts, besides those that every environment has.
     :param lacks: the abilities that the runtime lacks (``runtimes.LACKS``).
-    :param confined: the AppArmor profile that it starts under; empty: none.
+    :param confined: the AppArmor profile under which the program starts; empty if it has none.
     :raises NetspaceError: when neither *spec* nor the image names a command.
     """
     devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
@@ -130,9 +130,9 @@ def process(
     *,
     confined: str = "",
 ) -> dict[str, Any]:
-    """Return the ``process`` object of the environment's program, or of another *command* beside it.
+    """Return the ``process`` object of the environment's program, or of another *command* in the environment.
 
-    :param confined: the AppArmor profile of the environment's program; empty: it has none.
+    :param confined: the AppArmor profile of the environment's program; empty if it has none.
     :raises NetspaceError: when neither *spec* nor the image names a command, and *command* is empty.
     """
     own = arguments_of(spec, defaults)
@@ -166,19 +166,19 @@ def process(
 
 
 def user_of(spec: Environment, defaults: Defaults) -> int:
-    """Return the uid inside: the declaration's, else the image's; never 0."""
+    """Return the uid inside: from the declaration, or from the image if the declaration has none; never 0."""
     return spec.user or defaults.user or USER
 
 
 def group_of(spec: Environment, defaults: Defaults) -> int:
-    """Return the gid inside: the declared user's number, else the image's gid; never 0."""
+    """Return the gid inside: the number of the declared user, or the image's gid if no user is declared; never 0."""
     return spec.user or defaults.group or USER
 
 
 def arguments_of(spec: Environment, defaults: Defaults) -> tuple[str, ...]:
     """Return the argument vector.
 
-    As in Kubernetes, ``command`` replaces the image's Entrypoint and Cmd, ``args`` its Cmd.
+    As in Kubernetes, ``command`` replaces the image's Entrypoint and Cmd, and ``args`` replaces only its Cmd.
     """
     if spec.command:
         return (*spec.command, *(spec.args or ()))
@@ -271,8 +271,8 @@ def _resources(
 def revision(controllers: frozenset[str]) -> str:
     """Return the revision of the hardening: a digest of a sample's configuration and of the profiles.
 
-    It changes if a new version of this library hardens differently, or if the host can keep other limits than before.
-    An environment gets the present hardening when it is started the next time.
+    A changed revision restarts running environments. It changes if a new version of this library has other hardening,
+    or if the host can enforce other limits than before.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
@@ -282,5 +282,5 @@ def revision(controllers: frozenset[str]) -> str:
 
 
 def encode(config: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a configuration; compact, since each environment has one."""
+    """Return a configuration as compact JSON."""
     return msgspec.json.encode(config, order="sorted")

@@ -1,10 +1,11 @@
 """Calls of OCI runtimes: their command lines, and the errors in their logs.
 
-``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
-program, writes the program's PID to a file and ends, so no process of netspace stays with an
-environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
-``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which another mount covers
-version 2; the host's mounts are never touched.
+The module ``runtimes`` describes the runtimes and their differences. A runtime runs detached: it starts the program,
+writes the program's PID to a file and ends. So no process of netspace stays with an environment.
+
+crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at ``/sys/fs/cgroup/unified``). On a host
+with this layout, each call runs in a separate mount namespace, in which another mount hides version 2. The host's own
+mounts are not changed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _UNIFIED = f"{cgroups.ROOT}/unified"
 
 
 def service_name(name: str) -> str:
-    """Return the name of the environment's service, as the supervisor knows it."""
+    """Return the name of the environment's service in the supervisor."""
     return f"environment-{name}"
 
 
@@ -50,7 +51,7 @@ def container(layout: Layout, name: str, runtime: Runtime) -> str:
 
 
 def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
-    """Return the command prefix that hides hybrid cgroups from a runtime; empty if this host has none."""
+    """Return the command prefix that hides hybrid cgroups from a runtime; empty if the host isn't hybrid."""
     unified = mounted.get(_UNIFIED)
     if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
         return ()  # not there, or covered by another mount
@@ -80,11 +81,12 @@ def _program(runtime: Runtime, root: Path) -> tuple[str, ...]:
 def beside(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount], scratch: Path
 ) -> tuple[str, ...]:
-    """Return the command line that runs another program (``<scratch>/process.json``) in a running environment.
+    """Return the command line that runs an additional program in a running environment.
 
-    The program's PID will be in ``<scratch>/pid``, and the runtime's errors in ``<scratch>/log``.
+    The program is described in ``<scratch>/process.json``. The runtime writes the program's PID to ``<scratch>/pid``,
+    and errors to ``<scratch>/log``.
 
-    :raises NetspaceError: when the runtime doesn't know the environment (any more).
+    :raises NetspaceError: when the runtime has no container of the environment (any more).
     """
     runtime = runtime.jail
     own, root = container(layout, name, runtime), state(layout, runtime.name)
@@ -103,9 +105,9 @@ def beside(
 
 
 def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a runtime call that stays as long as its program, with three pipes as its standard streams.
+    """Start a runtime that stays until its program ends, with pipes as its three standard streams.
 
-    It never gets the host's /dev/null: a runtime makes the environment's user the owner of its streams (fchown).
+    The streams must not be the host's /dev/null, because a runtime makes the environment's user their owner (fchown).
     """
     return subprocess.Popen(
         call,
@@ -138,12 +140,12 @@ def pid_file(layout: Layout, name: str) -> Path:
 
 
 def halt_mark(layout: Layout, name: str) -> Path:
-    """Return the path of the halt mark: a file that exists from just before a stop until the next start."""
+    """Return the path of the halt mark: a file that exists from shortly before a stop until the next start."""
     return below(layout.bundle(name), "halted")
 
 
 def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
-    """Return the paths of all files that a runtime's state folder may have of the environment."""
+    """Return the paths of all files about the environment that a runtime's state folder may have."""
     folder, own = state(layout, runtime.name), container(layout, name, runtime)
     return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
 
@@ -151,7 +153,7 @@ def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
 def cleanup(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the commands that kill and delete the environment's container, even after a partial launch."""
+    """Return the commands that kill and delete the environment's container, even if its start was incomplete."""
     own = container(layout, name, runtime)
     delete = call(layout, runtime, mounted, "delete", "--force", own)
     if "tidy" not in runtime.lacks:
@@ -161,14 +163,14 @@ def cleanup(
 
 
 def failure(layout: Layout, name: str) -> str:
-    """Return why the runtime failed to start the environment the last time; empty if it didn't fail."""
+    """Return why the last start of the environment failed; empty if it didn't fail."""
     return complaint(log(layout, name))
 
 
 def complaint(path: Path) -> str:
-    """Return the last error in a runtime's log, harmless to a terminal; empty if there is none.
+    """Return the last error in a runtime's log; empty if there is none.
 
-    An error may quote what is in an image.
+    Control characters are escaped, since an error may quote content of an image.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -194,7 +196,7 @@ def _objects(line: str) -> list[dict[str, Any]]:
 
 
 def known(layout: Layout, name: str) -> list[str]:
-    """Return the runtimes that know a container of the environment, running or not, or have remains of one."""
+    """Return the runtimes that have a container of the environment, running or not, or remains of one."""
     return [
         runtime
         for runtime in runtimes.names()
@@ -204,9 +206,9 @@ def known(layout: Layout, name: str) -> list[str]:
 
 
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
-    """Have each runtime that knows the environment's container, or has remains of it, kill and delete it.
+    """Make each runtime that has the environment's container, or remains of it, kill and delete the container.
 
-    :param used: the runtime that the environment was made with.
+    :param used: the runtime with which the environment was made.
     :raises NetspaceError: when a runtime does not end within ``PATIENCE``.
     """
     for one in known(layout, name):
@@ -229,7 +231,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Remove an environment's empty cgroup in every hierarchy, and the instance's cgroup once it is empty."""
+    """Remove an environment's empty cgroup in every hierarchy, and the instance's cgroup if it is empty then."""
     for target, mount in mounts.below(cgroups.ROOT, mounted).items():
         if mount.kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):
@@ -238,7 +240,7 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, *names: str) -> None:
-    """Remove the programs' output files and the files rotated from them, in one pass over the folder."""
+    """Remove the programs' output files, including rotated files, in one pass over the folder."""
     files = tuple(output(layout, name).name for name in names)
     own, others = frozenset(files), tuple(f"{file}." for file in files)
     with contextlib.suppress(FileNotFoundError):
@@ -248,7 +250,7 @@ def remove_output(layout: Layout, *names: str) -> None:
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
-    """Return the environment's usage: ``memory`` in bytes and ``pids``; empty if it doesn't run."""
+    """Return the environment's usage: ``memory`` (bytes) and ``pids`` (number); empty if it doesn't run."""
     found = {}
     for target, mount in mounts.below(cgroups.ROOT, mounted).items():
         if mount.kind in ("cgroup", "cgroup2"):

@@ -1,15 +1,15 @@
-"""The system calls that an environment may make. Deny by default; pure tables.
+"""The system calls that an environment may make: pure tables; all other calls are denied.
 
-The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason;
-``standard`` adds calls that some servers need beyond that (``STANDARD``). A call that is not listed
-fails with EPERM, or with ENOSYS if a C library tests for the call and goes on without it. ``NEVER`` lists the
-calls that neither profile lets through, whatever the program's capabilities: those that make namespaces or mounts,
-reach into another process or widen the kernel's attack surface. Some calls pass only with some arguments
-(``seccomp_arguments``). Landlock and seccomp stay allowed, so that a program can narrow itself further.
-``seccomp_file`` reads an operator's own profiles; this module touches no file.
+The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason; ``standard`` adds
+calls that some servers need (``STANDARD``). A call that is not listed fails with EPERM, or with ENOSYS if C libraries
+test for the call and can do without it. ``NEVER`` lists the calls that neither profile allows, regardless of the
+program's capabilities: calls that make namespaces or mounts, access another process or widen the kernel's attack
+surface. Some calls are allowed only with certain arguments (``seccomp_arguments``). Landlock and seccomp stay allowed,
+so that a program can restrict itself further. ``seccomp_file`` reads an operator's own profiles; this module uses no
+file.
 
-Written from the manual pages of section 2; the names of both architectures stand in one
-table, since a name unknown to one of them is skipped.
+Source: the manual pages of section 2. One table has the names of both architectures, since a name that one of them
+doesn't have is skipped.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ _PERSONALITIES = (0, 0xFFFFFFFF)  # set plain Linux; ask
 def profile(name: str, machine: str | None = None) -> dict[str, Any]:
     """Return ``linux.seccomp`` of the OCI runtime configuration.
 
-    :param machine: ``uname -m``; this machine's when absent.
+    :param machine: the architecture, as ``uname -m`` prints it; by default, this machine's.
     :raises NetspaceError: for an unknown profile or machine.
     """
     if name not in PROFILES:
@@ -272,9 +272,9 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
 
 
 def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]:
-    """Return the profile of a tender: narrower than ``strict``. A tender makes threads, but no process.
+    """Return the profile of a unikernel's tender: narrower than ``strict``, with threads but no new process.
 
-    :param looks: whether it may ask which interfaces its namespace has.
+    :param looks: whether the tender may list the interfaces of its namespace.
     :raises NetspaceError: for an unknown machine.
     """
     allowed = {call for family in TENDER.values() for call in family.calls.split()}
@@ -289,7 +289,10 @@ def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]
 
 
 def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
-    """Return the rules that let *families* through, each call of ``NARROWED`` with its conditions."""
+    """Return the rules that allow the calls of *families*.
+
+    Calls in ``NARROWED`` are allowed only under their conditions.
+    """
     rules: list[dict[str, Any]] = []
     for family in families:
         calls = family.calls.split()
@@ -303,7 +306,7 @@ def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
 
 
 def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]:
-    """Return a profile that permits the calls in *rules*, and no others."""
+    """Return a profile that permits only the calls in *rules*."""
     machine = machine or os.uname().machine
     if machine not in ARCHITECTURES:
         raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")
@@ -334,9 +337,9 @@ class Answer(NamedTuple):
 def answer(rules: Mapping[str, Any], name: str, arguments: Sequence[int] = ()) -> Answer:
     """Return a profile's answer to one call, combining its rules as libseccomp(3) does.
 
-    A rule without conditions wins over those with some.
+    A rule without conditions has precedence over rules with conditions.
 
-    :param arguments: the call's arguments; absent ones are 0.
+    :param arguments: the call's arguments; missing arguments are 0.
     """
     given = [*arguments, *[0] * (6 - len(arguments))]
     fitting = [
@@ -364,7 +367,11 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """Return dangers that a profile allows: calls of ``NEVER``, even if conditional; clone flags; refused arguments."""
+    """Return the dangerous calls that a profile allows.
+
+    These are calls in ``NEVER`` (even if allowed only conditionally), clone flags that make namespaces, and arguments
+    that ``NARROWED`` refuses.
+    """
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [

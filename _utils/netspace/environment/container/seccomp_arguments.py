@@ -1,8 +1,8 @@
-"""System calls that pass only with certain arguments. Pure tables.
+"""System calls that are allowed only with certain arguments. Pure tables.
 
 A filter can compare only arguments that are not pointers, such as the command of ``fcntl`` or the advice of
-``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
-<linux/memfd.h>, <linux/shm.h>, <asm-generic/resource.h> and <linux/prctl.h>, which are the same on both architectures.
+``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>, <linux/memfd.h>,
+<linux/shm.h>, <asm-generic/resource.h> and <linux/prctl.h>, which are the same on both architectures.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _WORD = 2**32 - 1
 
 
 class Narrow(NamedTuple):
-    """Conditions on one argument of a call.
+    """Conditions under which a call passes the filter, on one argument of the call.
 
     :param why: the reason for the conditions, for the documentation.
     :param place: index of the argument, from 0. Only its lower 32 bits count.
     :param refused: values that must not pass, by their names in the manual pages.
     :param passes: ranges of values that pass (first, last).
     :param bits: used if *passes* is empty: a value passes if it has none of these bits.
-    :param asks: index of a pointer argument. The call passes if it is null, because it then changes nothing.
-    :param told: index of the pointer where the call stores its result; -1: it stores none. A refused call reports
-        success if that pointer is null or there is none, because some programs would exit at an error. None: a
-        refused call always fails.
+    :param asks: index of a pointer argument. If this pointer is null, the call changes nothing, and passes.
+    :param told: index of the pointer argument where the call stores its result; -1: the call stores no result. If there
+        is no such argument or it is null, a refused call reports success, because some programs would exit at an error.
+        None: a refused call always fails.
     """
 
     why: str
@@ -78,12 +78,12 @@ NARROWED: Mapping[str, Narrow] = {
 
 
 def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Yield alternatives under which a call passes, each a list of conditions that must all hold.
+    """Yield alternatives under which a call passes. Each is a list of conditions that must all hold.
 
-    A comparison for "less" or "not equal" would look at all 64 bits of an argument, but the kernel
-    reads only 32. With an upper bit set, a refused value would pass. So a range is cut into blocks
-    whose size is a power of 2 and whose first value is a multiple of that size, like networks.
-    Each block is one comparison under a mask.
+    A comparison for "less" or "not equal" would look at all 64 bits of an argument, but the kernel reads only 32. With
+    an upper bit set, a refused value would pass. So a range is split into blocks, as a range of addresses is split into
+    CIDR networks: a block's size is a power of 2, and its first value a multiple of its size. Each block needs one
+    masked comparison.
     """
     if not narrow.passes:
         yield [masked(narrow.place, narrow.bits, 0)]
@@ -101,12 +101,15 @@ def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
 
 
 def changing(narrow: Narrow, value: int) -> list[int]:
-    """Return example arguments of a call that changes something with *value*."""
+    """Return example arguments for a call that really changes something if the compared argument is *value*."""
     return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
 
 
 def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Yield alternatives under which a refused call reports success, each a list of conditions that must all hold."""
+    """Yield alternatives under which a refused call reports success.
+
+    Each alternative is a list of conditions that must all hold.
+    """
     if narrow.told is None:
         return
     for value in narrow.refused.values():

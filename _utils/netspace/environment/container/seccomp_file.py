@@ -1,9 +1,9 @@
 """Reader of an operator's own system call profile: a JSON file in the format of OCI runtimes or Docker.
 
-The file is read strictly and with bounds: an unknown key, action or operator is an error, since a
-misread rule would be a hole. Docker's conditions (``includes``, ``excludes``, ``archMap``) are
-resolved for this machine and for a program without capabilities. The operator decides which calls the
-profile allows; the plan's notes name those of ``seccomp.NEVER`` among them.
+The parser is strict and bounded: an unknown key, action or operator is an error, since a misread rule could allow too
+much. Docker's conditions (``includes``, ``excludes``, ``archMap``) are evaluated for this machine and for a program
+without capabilities. The operator decides which calls the profile allows. If it allows calls in ``seccomp.NEVER``, the
+plan's notes name them.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class _File(_Strict, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """A profile as it was read.
+    """A parsed profile, or the error.
 
-    :param digest: hexadecimal sha256 of the file, to notice a change.
+    :param digest: hexadecimal SHA-256 of the file; shows whether the file has changed.
     :param rules: ``linux.seccomp`` of the OCI runtime configuration.
-    :param dangers: calls and arguments that it allows and that no built-in profile allows.
-    :param error: why it could not be read; then there are no rules.
+    :param dangers: allowed calls and arguments that no built-in profile allows.
+    :param error: why the file could not be read; then there are no rules.
     """
 
     digest: str = ""
@@ -149,10 +149,10 @@ def _read(path: str) -> bytes:
 def parse(content: bytes, path: str, machine: str | None = None, kernel: str | None = None) -> Profile:
     """Parse a profile.
 
-    :param path: its name in errors.
-    :param machine: ``uname -m``; this machine's when absent.
-    :param kernel: ``uname -r``; this machine's when absent.
-    :raises NetspaceError: naming the part that can't be understood.
+    :param path: the file's name for error messages.
+    :param machine: the architecture, as ``uname -m`` prints it; by default, this machine's.
+    :param kernel: the kernel's version, as ``uname -r`` prints it; by default, this machine's.
+    :raises NetspaceError: when the profile is invalid; the message names the invalid part.
     """
     machine = machine or os.uname().machine
     try:
@@ -164,7 +164,10 @@ def parse(content: bytes, path: str, machine: str | None = None, kernel: str | N
 
 
 def dangers(rules: Mapping[str, Any], machine: str) -> list[str]:
-    """Return the profile's dangers for the operator to reconsider, including calls of other architectures."""
+    """Return the dangerous calls that the profile allows, as texts for the operator.
+
+    They include calls of other architectures.
+    """
     found = seccomp.dangers(rules)
     if others := [name for name in rules["architectures"] if name != seccomp.ARCHITECTURES[machine]]:
         found.append(f"the calls of {', '.join(others)}")
@@ -189,7 +192,7 @@ def _rules(found: _File, machine: str, kernel: str) -> dict[str, Any]:
 
 def _architectures(found: _File, machine: str) -> list[str]:
     if machine not in seccomp.ARCHITECTURES:
-        raise ValueError(f"profiles are understood on {', '.join(seccomp.ARCHITECTURES)}, not on {machine}")
+        raise ValueError(f"profiles are supported on {', '.join(seccomp.ARCHITECTURES)}, not on {machine}")
     own = seccomp.ARCHITECTURES[machine]
     if found.architectures and found.archMap:
         raise ValueError("has both architectures and archMap")
@@ -207,7 +210,7 @@ def _architectures(found: _File, machine: str) -> list[str]:
 
 
 def _applies(rule: _Rule, index: int, machine: str, kernel: str) -> bool:
-    """Return whether Docker would apply a rule here, to a program without capabilities."""
+    """Return whether Docker would apply a rule on this machine to a program without capabilities."""
     name = _DOCKER[machine]
     wants, spares = rule.includes, rule.excludes
     if spares.minKernel is not None:

@@ -1,10 +1,10 @@
 """Unikernels as environments: the image, the program and the disk of such an environment.
 
-A unikernel is the guest of a tender, and the tender is the only program of an ordinary environment.
-This module is the image source of such environments (:data:`SCHEME`, never declared). An image holds the kernel, the
-tender, the tender's libraries and its data, under fixed names, and nothing else. So it is built, measured, compared
-and pruned like any other image. The kernel gets its files as one read-only disk. Some tenders need their own copy of
-that disk (:func:`hand_out`); nothing else is written.
+A unikernel (here: *kernel*) is the guest of a tender, such as qemu or solo5-spt. The tender is the only program of an
+otherwise ordinary environment. This module builds the images of such environments. Their source has the scheme
+:data:`SCHEME`, which no declaration may use. An image has only the kernel, the tender, and the tender's libraries and
+data, under fixed names. So it is built, measured, compared and pruned like any other image. The kernel gets its files
+as one read-only disk. Some tenders need their own copy of the disk (:func:`hand_out`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PATIENCE = 30.0  # seconds for the loader to list a program's libraries
 
 
 def source(spec: Environment, runtime: Runtime) -> str:
-    """Return an environment's image source: the declared one, or a tender with this kernel."""
+    """Return an environment's image source: the declared source, or a source for a tender with this kernel."""
     if spec.kernel is None:
         return spec.image
     settings = json.dumps(dict(sorted(runtime.settings.items())), separators=(",", ":")) if runtime.settings else ""
@@ -59,7 +59,7 @@ def source(spec: Environment, runtime: Runtime) -> str:
 
 
 def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
-    """Return the environment to render for a kernel: *spec* with the tender as its program."""
+    """Return the declaration *spec* of a unikernel, with the tender as its program."""
     tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
     guest = Guest(
         kernel=KERNEL,
@@ -78,12 +78,15 @@ def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defa
 
 
 def copied(layout: Layout, name: str) -> Path:
-    """Return the folder with the tender's own copy of the disk, for a tender that opens its disk for writing."""
+    """Return the folder with a tender's own copy of the disk.
+
+    Tenders that open their disk for writing need such a copy.
+    """
     return layout.bundle(name) / "disk"
 
 
 def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, Any]]:
-    """Return the mounts of a tender in addition to those of every environment."""
+    """Return the mounts that a tender needs, besides those that every environment has."""
     if not runtime.module.WRITES:
         return []
     options = ["bind", "nosuid", "nodev", "noexec", "private", "rw"]
@@ -91,7 +94,10 @@ def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, 
 
 
 def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Write a tender's own copy of the disk, if it opens its disk for writing; the kernel can change only that copy."""
+    """Write a tender's own copy of the disk if the tender opens its disk for writing.
+
+    The kernel can change only this copy.
+    """
     if not runtime.module.WRITES:
         return
     folder = copied(layout, name)
@@ -104,7 +110,7 @@ def _disk_inside(runtime: Runtime) -> str:
 
 
 def disk(files: Mapping[str, bytes]) -> bytes:
-    """Return a disk with these files: a tar archive (ustar), equal for equal files."""
+    """Return a disk with these files, as a tar archive (ustar). Equal files give equal archives."""
     import tarfile
 
     out = io.BytesIO()
@@ -120,7 +126,7 @@ def disk(files: Mapping[str, bytes]) -> bytes:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """The content of a file, for a node of the tree."""
+    """The content of a file in the image's tree."""
 
     path: str
     size: int
@@ -145,7 +151,10 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """Return a hash of the tender's files and the kernel's ``sha256:<hex>``, which ``source_hash`` is compared with."""
+    """Return a hash of the tender's files, and the kernel's ``sha256:<hex>``.
+
+    The kernel's digest is compared with ``source_hash``.
+    """
     runtime, kernel, files, start = _parts(location)
     state = hashlib.sha256(json.dumps([runtime.name, start]).encode())
     for inside, path in sorted(files.items()):
@@ -170,7 +179,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
 
 
 def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]]:
-    """Return the tender, the kernel's path, the tender's files (path inside: path), and its start command."""
+    """Return the tender, the kernel's path, the tender's files (host path by path inside), and its start command."""
     name, rest = re.fullmatch(r"([a-z0-9_]+)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
     settings, end = json.JSONDecoder().raw_decode(rest) if rest.startswith("{") else ({}, 0)
     runtime, kernel = Runtime(name, settings), rest[end + 1 :]
@@ -189,9 +198,9 @@ def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]
 
 
 def _interpreter(program: str) -> str:
-    """Return the loader that a tender's program names; empty if it is linked statically.
+    """Return the loader (ELF interpreter) of a tender's program; empty if the program is linked statically.
 
-    :raises NetspaceError: when it is no 64-bit little-endian ELF program.
+    :raises NetspaceError: when the tender is no 64-bit little-endian ELF program.
     """
     with sources.opened(Path(program)) as stream:
         try:

@@ -1,5 +1,5 @@
 """Health of environments: probes, judgements, and the restart of unhealthy environments.
 
-``probes`` runs the declared checks, ``state`` judges their results (pure), ``record`` has the files, and ``watcher`` is
-the one process that does all that for the environments of a host. ``alarms`` derives events from observations (pure).
+``probes`` runs the declared checks, ``state`` judges their results (pure), ``record`` reads and writes the files, and
+``watcher`` is the process that watches all environments of a host. ``alarms`` derives events from observations (pure).
 """

@@ -1,7 +1,7 @@
 """Events from two observations of a host's environments. Pure.
 
-A lasting trouble (unhealthy, flapping, frozen, failed) makes one event, when it begins. An incident (a
-crash, an OOM kill) makes an event each time, but several between two observations make only one.
+A lasting trouble (unhealthy, flapping, frozen, failed) causes one event, when it begins. An incident (a crash, an OOM
+kill) causes an event each time. Several equal incidents between two observations cause only one event.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def problem(config: Any) -> str:
 def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> list[dict[str, Any]]:
     """Return the events for changes of environments since the last observation.
 
-    :param before: the rows of the last observation (``environments.list``); None at the first one.
+    :param before: the rows of the last observation (``environments.list``); None at the first observation.
     """
     found: list[dict[str, Any]] = []
     if _alone(now) and not _alone(before or {}) and "unsupervised" in wanted:
@@ -60,7 +60,7 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
 
 
 def _alone(rows: Rows) -> bool:
-    """Return whether these environments have no supervisor. That is the same for all environments of a host."""
+    """Return whether these environments have no supervisor. All environments of a host have the same supervisor."""
     return any(not row["supervised"] for row in rows.values())
 
 
@@ -75,6 +75,6 @@ def lasting(row: Mapping[str, Any]) -> set[str]:
 
 
 def _rose(was: Mapping[str, Any], row: Mapping[str, Any], count: str) -> bool:
-    """Return whether a count has grown since the last observation. A requested start resets all counts to 0."""
+    """Return whether a count has increased since the last observation. A requested start resets all counts to 0."""
     earlier = was[count] if row[count] >= was[count] and row["restarts"] >= was["restarts"] else 0
     return bool(row[count] > earlier)

@@ -1,7 +1,7 @@
 """Probes of an environment's health: a program run inside, or the number of its mailbox's consumers.
 
-A probe changes nothing, and never raises. It fails if the program can't be run inside. If the broker doesn't
-answer, the probe has no result: the consumers are unknown, and a restart of the environment would not help.
+A probe changes nothing, and never raises. It fails if the program can't be run inside. If the broker doesn't answer,
+the probe has no result, because the number of consumers is unknown and a restart of the environment would not help.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Found = tuple[bool | None, str]
 
 
 def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
-    """Run the check's program inside."""
+    """Run the check's program inside the environment."""
     try:
         done = execute.enter(layout, name, record, health.exec, health.timeout)
     except (NetspaceError, OSError) as err:
@@ -29,7 +29,7 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
 
 
 def judged(done: execute.Done, timeout: float) -> Found:
-    """Judge the result of the check's program; if the program failed, give the last line of its output. Pure."""
+    """Return whether the check's program succeeded, and a text for a failure: the program's last line. Pure."""
     if done.timed_out:
         return False, f"no answer within {timeout:g} s"
     if done.retcode == 0:
@@ -43,7 +43,7 @@ def judged(done: execute.Done, timeout: float) -> Found:
 def mailbox(name: str, readers: Callable[[str], int]) -> Found:
     """Check whether the environment's mailbox has a consumer.
 
-    :param readers: returns the number of its consumers, or raises.
+    :param readers: returns the number of the mailbox's consumers, or raises.
     """
     try:
         count = readers(name)

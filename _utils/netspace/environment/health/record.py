@@ -3,13 +3,11 @@
 ``<run>/health/<name>.json``
     the judgement, and the judged process. The watch writes it; the list of environments reads it.
 ``<run>/health/<name>.up``
-    exists while the environment is healthy (or runs, if it has no check). Environments that come after it wait
+    exists while the environment is healthy (or runs, if it has no check). Environments that name it in ``after`` wait
     for this file.
 ``<run>/health/<name>.condemned``
-    exists from when the watch ends an unhealthy environment until it is healthy again. Meanwhile its
-    restarts count as restarts after a crash, however long it ran.
-``<run>/health/<name>.ill``
-    exists while a process of the environment is unhealthy. It is for the host's peer, which can't read judgements.
+    exists from the time when the watch ends an unhealthy environment until the environment is healthy again. During
+    this time, restarts count as restarts after a crash, regardless of how long the environment ran.
 
 This module doesn't judge.
 """
@@ -31,7 +29,11 @@ from netspace.layout import Layout
 
 
 class HealthVerdict(msgspec.Struct, frozen=True):
-    """A judgement on the process *pid*, started at ``ticks`` (proc(5)); ``since`` is in seconds since the epoch."""
+    """A judgement on the process *pid*.
+
+    ``ticks`` is the start time of the process (proc(5), field 22 of ``stat``). ``since`` is the time of the judgement,
+    in seconds since the epoch.
+    """
 
     judgement: Judgement
     pid: int
@@ -56,7 +58,7 @@ def ill(layout: Layout, name: str) -> Path:
 
 
 def ready(layout: Layout) -> Path:
-    """Return the path of the file with the watch's PID, written once the watch has begun to probe."""
+    """Return the path of the file with the watch's PID. The watch writes the file when it has begun to probe."""
     return folder(layout) / ".watch"
 
 
@@ -91,21 +93,24 @@ def read(layout: Layout, name: str) -> HealthVerdict | None:
 
 
 def clear(layout: Layout, names: Iterable[str]) -> None:
-    """Remove the verdicts and marks of environments that were stopped, so that nothing takes them for running."""
+    """Remove the verdicts and marks of stopped environments, so that they don't count as healthy."""
     for name in names:
         for path in (up(layout, name), ill(layout, name), _path(layout, name), condemned(layout, name)):
             files.remove(path)
 
 
 def clear_all(layout: Layout) -> None:
-    """Remove all verdicts and marks. Called once no watch runs: it would leave a mark after its program's end."""
+    """Remove all verdicts and marks.
+
+    Call this function only when no watch runs, since a watch could write a mark again.
+    """
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder(layout)):
             files.remove(folder(layout) / name)
 
 
 def mark(path: Path, there: bool) -> None:
-    """Create the mark, or remove it."""
+    """Create or remove the mark of an environment."""
     if there:
         path.touch(mode=0o600)
     else:

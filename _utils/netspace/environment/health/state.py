@@ -1,4 +1,4 @@
-"""Judgement of an environment's health from its probes. Pure: times come in, a judgement goes out."""
+"""Judgement of an environment's health from the results and times of its probes. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DETAIL = 200  # the most characters that are kept of a failed probe's text
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """The judgement on one process.
+    """The judgement on the health of one process.
 
     :param failures: number of probes that failed in a row.
     :param detail: the text of the last failed probe.
@@ -26,16 +26,16 @@ class Judgement(msgspec.Struct, frozen=True):
 
 
 def allowance(health: Health) -> float:
-    """Return the seconds that an environment has from its start until it must have been healthy once."""
+    """Return the seconds after its start within which an environment must become healthy."""
     return health.start_period + health.retries * health.interval
 
 
 def judge(before: Judgement, health: Health, passed: bool | None, detail: str, age: float) -> Judgement:
     """Return the judgement after a probe.
 
-    A starting environment becomes unhealthy only after its allowance, however many probes fail. A healthy one
-    becomes unhealthy after ``retries`` failures in a row. One success makes an environment healthy. A probe
-    without a result changes only the text.
+    A starting environment becomes unhealthy only after its :func:`allowance`, regardless of the number of failed
+    probes. A healthy environment becomes unhealthy after ``retries`` failures in a row. One success makes an
+    environment healthy. A probe without a result changes only the text.
 
     :param passed: None if the probe has no result.
     :param age: seconds since the process started, or since the last probe without a result.
@@ -53,6 +53,6 @@ def judge(before: Judgement, health: Health, passed: bool | None, detail: str, a
 def pause(now: Judgement, health: Health) -> float:
     """Return the seconds until the next probe.
 
-    A starting environment is probed more often, so that those that wait for it can go on soon.
+    A starting environment is probed more often, so that environments that wait for it can start soon.
     """
     return min(health.interval, SOON) if now.state == "starting" else health.interval

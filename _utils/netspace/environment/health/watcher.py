@@ -1,13 +1,12 @@
 """The one process that watches the health of all environments of a host.
 
-It is a service like the broker: the supervisor of the environments keeps it running, and the two don't
-communicate. The watch reads the environments from their records, finds running ones by the PID files
-that their runtime writes, and follows processes by pidfd. Probes run in a few threads, everything else in
-one loop. The watch writes its judgements to files (``record``).
+The supervisor keeps the watch running like other services, but the two don't communicate. The watch reads the
+environments from their records, finds running environments by the PID files of their runtime, and follows processes by
+pidfd. Probes run in a few threads, everything else in one loop. The watch writes its judgements to files (``record``).
 
-If there is a supervisor, the watch ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM
-and, at the deadline, SIGKILL. The supervisor then starts the environment again, as after a crash. A watch
-that was killed and started again continues from the files: the environments don't depend on it.
+If there is a supervisor, the watch ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM and, at
+the deadline, SIGKILL. The supervisor then starts the environment again, as after a crash. A watch that is killed and
+started again continues from the files. The environments run without a watch, too.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Watched:
 
 
 class Watch:
-    """The loop, and all watched environments."""
+    """The loop of the watch, with the environments that it watches."""
 
     def __init__(self, layout: Layout, readers: Callable[[str], int]) -> None:
         self.layout = layout
@@ -150,7 +149,7 @@ class Watch:
         self._begin(one)
 
     def _begin(self, one: Watched) -> None:
-        """Write the judgement and start probing. An environment without a check is up while it runs."""
+        """Write the first judgement and start probing. An environment without a check is healthy while it runs."""
         one.cancel()
         self._write(one)
         health = one.record.spec.health
@@ -218,11 +217,11 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Return whether a supervisor would restart what ends. If not, the watch lets unhealthy ones run on."""
+        """Return whether a supervisor restarts ended environments. If not, the watch doesn't end unhealthy ones."""
         return booted() or presence.attended(self.layout)
 
     def _write(self, one: Watched) -> None:
-        """Write the judgement, unless the process has ended. Then a stop may have cleared the verdict already."""
+        """Write the judgement if the process still runs. After its end, a stop may have removed the verdict already."""
         if not process.alive(one.pid, one.ticks):
             return
         health, state = one.record.spec.health, one.judgement.state
@@ -257,7 +256,7 @@ class Watch:
 
 
 def needed(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the environments to watch: each with a check, and each that another one names in ``after``."""
+    """Return the environments to watch: those with a check, and those that another environment names in ``after``."""
     awaited = {name for record in known.values() for name in record.spec.after}
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 
@@ -265,7 +264,7 @@ def needed(known: Mapping[str, Record]) -> dict[str, Record]:
 def main(layout: Layout, readers: Callable[[str], int]) -> int:
     """Watch until SIGTERM or SIGINT; return an exit code.
 
-    :param readers: counts the consumers of an environment's mailbox; see ``netspace.link.status.readers``.
+    :param readers: returns the number of consumers of an environment's mailbox; see ``netspace.link.status.readers``.
     """
     Watch(layout, readers).run()
     return 0

@@ -1,10 +1,10 @@
-"""Images: read-only roots, each built once as an erofs file that is named by its sha256.
+"""Images: read-only root file systems, each built once as an erofs file whose name is its SHA-256.
 
-The erofs file is the same on every host, and a host attests to its digest. After each boot, netspace checks the file
-against its name, and mounts it once for all environments. If the kernel can't mount it (no erofs, older than 6.12, an
-unsuitable file system below), netspace unpacks the checked file into a folder beside it and mounts that folder. Only
-:meth:`Store.prune` and :meth:`Store.remove` remove images. This package knows no environments: the caller says which
-images are used.
+The same source gives the same erofs file on every host, and hosts attest to its digest. After each boot, netspace
+checks the file against its name, and mounts it once for all environments. If the kernel can't mount it (no erofs, a
+kernel older than 6.12, an unsuitable file system under the file), netspace unpacks the checked file into a folder
+beside it and mounts the folder. Only :meth:`Store.prune` and :meth:`Store.remove` remove images. The caller tells this
+package which images environments use.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def mismatch(identity: str, source_hash: str) -> str:
 
 
 class Store:
-    """The images of one host. A caller that changes something must hold the layout's lock.
+    """The images of one host. For methods that change something, the caller must hold the layout's lock.
 
-    :param remote: fetcher of sources that are not on this host; None if there is none.
+    :param remote: fetches sources that are not on this host; None if this is impossible.
     """
 
     def __init__(self, layout: Layout, remote: Remote | None = None) -> None:
@@ -105,7 +105,10 @@ class Store:
     # -- building --------------------------------------------------------------
 
     def seen(self, image: str) -> Seen:
-        """Observe a source without building it; hash it only if it may have changed. Writes nothing."""
+        """Return the state of a source without building it. Writes nothing.
+
+        The source is hashed only if it may have changed.
+        """
         try:
             source, location = sources.split(image)
             note = self.note(image)
@@ -127,7 +130,7 @@ class Store:
     def problem(self, image: str) -> str:
         """Return why an image can't be built from its source now; empty if the source exists.
 
-        This looks at names, sizes and times, not at content: the build may still refuse the source.
+        This checks names, sizes and times, not the content, so the build may still refuse the source.
         """
         try:
             source, location = sources.split(image)
@@ -141,7 +144,7 @@ class Store:
         return ""
 
     def note_seen(self) -> None:
-        """Write new fingerprints of sources that were touched but not changed: they need not be hashed again."""
+        """Write new fingerprints of sources whose times but not contents changed, so that they aren't hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
@@ -152,8 +155,8 @@ class Store:
         """Return the image of the present content of ``<source>:<location>``; build it if it doesn't exist.
 
         :param source_hash: sha256 that the source must have.
-        :raises NetspaceError: when the source is missing, damaged, not an image, or has another hash; then no file of
-            the build stays.
+        :raises NetspaceError: when the source is missing, damaged, not an image, or has another hash; In these cases no
+            file of the build stays.
         """
         source, location = sources.split(image)
         note = self.note(image)
@@ -231,7 +234,7 @@ class Store:
 
     @contextlib.contextmanager
     def _telling(self, image: str) -> Iterator[None]:
-        """Add the image's name to every error, and the remedy if the disk is full."""
+        """Context manager that adds the image's name to every error, and the remedy if the disk is full."""
         try:
             yield
         except (NetspaceError, OSError) as err:
@@ -243,7 +246,10 @@ class Store:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[Path]:
-        """Make a folder beside the images for the context. If the run is killed, the next apply removes the folder."""
+        """Context manager that makes a temporary folder beside the images.
+
+        If the run is killed, the next apply removes the folder.
+        """
         self._layout.images.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._layout.images))
         try:
@@ -318,7 +324,7 @@ class Store:
     # -- checking and mounting -----------------------------------------------------
 
     def damage(self, digest: str) -> str:
-        """Read the whole image; return its damage and the remedy, or an empty text if its content matches its name."""
+        """Read the whole image; return its damage and the remedy, or an empty text if the content matches the name."""
         path = self.file(digest)
         remedy = f"remove it and apply again: rm {path}"
         try:
@@ -386,7 +392,7 @@ class Store:
         shutil.rmtree(self.folder(digest), ignore_errors=True)
 
     def unused(self, used: Collection[str]) -> list[str]:
-        """Return the digests of all images, and remains of images, that are not in *used*."""
+        """Return the digests of all images, and of remains of images, that are not in *used*."""
         found = {match[1] for entry in self._entries() if (match := _FILE.fullmatch(entry.name))}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._layout.run / "images") as entries:
             found |= {match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))}

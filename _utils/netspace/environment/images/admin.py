@@ -1,7 +1,7 @@
 """Operations on images: build, list, inspect, verify, remove.
 
-Each change is planned and then applied, so a test run shows the plan. The caller says which images
-are used. Returned values are plain, fit for JSON.
+Each change is planned and then applied, so a test run shows the plan. The caller tells this module which images are
+used. Returned values can be written as JSON.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Wanted:
 
 
 class Images:
-    """The images of one host. A caller that changes something must hold the layout's lock.
+    """The images of one host. For methods that change something, the caller must hold the layout's lock.
 
-    :param users: returns, by image, the environments that use it now.
+    :param users: returns the environments that use an image now, by image.
     """
 
     def __init__(self, store: Store, users: Callable[[], Users]) -> None:
@@ -83,8 +83,8 @@ class Images:
         """Return all facts about one image, without the values of variables.
 
         The result has the keys of :meth:`list`, and ``digest``, ``file``, ``unpacked`` (the folder, if this host can't
-        mount the file), ``verity`` (its digest, or why there is none), and per source the image's own settings for
-        running it.
+        mount the file), ``verity`` (the fs-verity digest, or why there is none), and for each source the image's own
+        settings for running it.
         """
         digest = self.resolve(name)
         row = self.list()[f"sha256:{digest}"]
@@ -100,9 +100,10 @@ class Images:
         }
 
     def resolve(self, name: str) -> str:
-        """Return the digest of the image that *name* means: a source, a digest or the beginning of one.
+        """Return the digest of the image that *name* selects.
 
-        :raises NetspaceError: when it means no image, or several.
+        :param name: a source, a digest, or the beginning of a digest.
+        :raises NetspaceError: when *name* selects no image, or several.
         """
         note = self._store.note(name)
         if note is not None:
@@ -117,14 +118,17 @@ class Images:
         raise NetspaceError(f"image {name}: there is no such image; netspace_image.list shows them")
 
     def verify(self, names: Collection[str] = ()) -> dict[str, str]:
-        """Read whole images, all of them by default; return the damage of each, empty if it has none."""
+        """Read whole images (by default all); return the damage of each image, empty for an undamaged image."""
         digests = [self.resolve(name) for name in names] or sorted({*self._store.digests(), *self._users()})
         return {f"sha256:{digest}": self._store.damage(digest) for digest in digests}
 
     # -- building ------------------------------------------------------------------
 
     def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
-        """Plan the builds of images, by the caller's names for them. Ask for hashes, but fetch and write nothing."""
+        """Plan the builds of images, by the caller's names for them.
+
+        The method may ask a server for hashes, but fetches and writes nothing.
+        """
         steps, refusals = [], []
         for name, want in wanted.items():
             found = self._needed(name, want)
@@ -135,7 +139,7 @@ class Images:
         return Plan(steps, refusals)
 
     def _needed(self, name: str, want: Wanted) -> Step | str:
-        """Return the step that builds the image, or why it can't be built; empty if it is built already."""
+        """Return the step that builds the image, or why it can't be built; empty if it exists already."""
         if error := _invalid(want):
             return error
         seen = self._store.seen(want.source)
@@ -151,7 +155,7 @@ class Images:
         return Step(KIND, name, "build", changes, data=want)
 
     def apply(self, steps: Sequence[Step]) -> Sequence[Outcome]:
-        """Build the planned images; the outcomes have the digests."""
+        """Build the planned images; return the outcomes, which have the images' digests."""
         self._store.tidy()
         return [self._build(step) for step in steps]
 
@@ -235,7 +239,7 @@ def _described(note: Note) -> dict[str, Any]:
 
 
 def shown(defaults: Defaults) -> dict[str, Any]:
-    """Return an image's own settings for an operator: their texts are harmless to a terminal."""
+    """Return an image's own settings for an operator, with control characters escaped."""
     return {
         "entrypoint": [*map(harmless, defaults.entrypoint)],
         "cmd": [*map(harmless, defaults.cmd)],

@@ -1,9 +1,9 @@
-"""Reader of tar archives: ustar, pax and GNU long names; strict, and within bounds.
+"""Strict reader of tar archives with size limits: ustar, pax and GNU long names.
 
 The reader yields an archive's members and writes nothing. The standard library decodes the headers. An archive is
 untrusted, so this module checks everything else (extended headers, sizes, types). It refuses sparse files, unknown
-types, data in a member whose type has none, and an archive without its end. Written after pax(1) of POSIX.1-2017 and
-GNU tar's manual.
+types, members with data although their type has none, and incomplete archives. Sources: pax(1) of POSIX.1-2017, and GNU
+tar's manual.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
 def members(reader: Reader, budget: Budget) -> Iterator[Member]:
     """Yield the archive's members in their order.
 
-    :raises NetspaceError: when it is damaged, beyond the bounds, or not to be trusted.
+    :raises NetspaceError: when the archive is damaged, exceeds a limit, or contains something that this module refuses.
     """
     pax: dict[bytes, bytes] = {}
     headers = count = 0
@@ -106,7 +106,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
                 raise budget.refuse(f"{printable(path)}: ends too early (was it copied in full?)")
             return Member(path, make(FILE, content=content))
     if size:
-        raise budget.refuse(f"{printable(path)}: data in a member that can have none")
+        raise budget.refuse(f"{printable(path)}: data in a member of a type without data")
     if info.type == tarfile.DIRTYPE:
         return Member(path, make(FOLDER))
     if info.type == tarfile.SYMTYPE:

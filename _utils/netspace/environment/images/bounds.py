@@ -1,7 +1,7 @@
-"""Bounds of an image's size. An image that exceeds them is refused before it is built.
+"""Limits of an image's size. An image that exceeds them is refused before it is built.
 
-An image source is untrusted: these bounds keep a small file from filling the host's disk or memory.
-They are far above the needs of programs.
+An image source is untrusted. These limits, far above the needs of programs, keep a small file from filling the host's
+disk or memory.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ DICTIONARY = 128 * 1024**2
 
 
 class Budget:
-    """The amounts that one image has used of its bounds.
+    """The amounts that one image has used of its limits.
 
-    :param where: the image's source as the operator names it; every refusal begins with it.
+    :param where: the image's source as the operator named it; every error text begins with it.
     """
 
     def __init__(self, where: str) -> None:
@@ -55,7 +55,7 @@ class Budget:
         self._names = 0
 
     def refuse(self, message: str) -> NetspaceError:
-        """Return the error to raise; its quotations from the image are harmless to a terminal."""
+        """Return the error to raise. Control characters in texts from the image are escaped."""
         return NetspaceError(f"image source {self.where}: {harmless(message)}")
 
     def take_bytes(self, count: int) -> None:

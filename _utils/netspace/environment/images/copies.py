@@ -1,10 +1,10 @@
 """Copies of images, for environments that share no page in memory with others (``image_cache: own``).
 
-The kernel keeps pages per file: a page of an image that another environment has read is read faster, and the reader
-learns from this that another environment has read it. A copy is another file, with pages of its own. It is mounted, and
-its name is removed at once. The kernel frees its space when its last mount is gone, and that is the environment's root.
-So nobody has to remove a copy, and a crash leaves none. Where the file system can share blocks (XFS, btrfs), a copy
-takes no space.
+The kernel caches pages per file. A page of a shared image that one environment has read is read faster by another
+environment, which so learns about the first one's accesses. A copy is a separate file with separate pages. It is
+mounted, and its name is removed at once. The kernel frees the copy's space when its last mount, the environment's root,
+is gone. So nobody has to remove a copy, and a crash leaves none. If the file system can share blocks (XFS, btrfs), a
+copy takes no space.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _PIECE = 64 * 1024**2
 
 @contextlib.contextmanager
 def mounted(store: Store, digest: str) -> Iterator[Path]:
-    """Mount a copy of an image for the duration of the context; mounts that were cloned from it stay.
+    """Context manager that mounts a copy of an image, and yields the mount point.
 
-    :return: the mount point.
-    :raises NetspaceError: when the disk has no room, the copy differs from the image's name, or this host can't mount
-        image files.
+    At the end, this mount is removed. Mounts that were cloned from it stay.
+
+    :raises NetspaceError: when the disk has no room, the copy differs from the image, or this host can't mount image
+        files.
     """
     with store.aside() as aside:
         copy, point = aside / "image", aside / MOUNTED

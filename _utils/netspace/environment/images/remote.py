@@ -1,6 +1,6 @@
-"""Image sources that are not on this host yet: ``tar:salt://images/shop.tar``.
+"""Image sources on a file server, such as ``tar:salt://images/shop.tar``.
 
-The caller passes a :class:`Remote` that fetches; this module only decides which files it fetches. A fetched file is
+This module decides which files to fetch. The caller passes a :class:`Remote`, which fetches them. A fetched file is
 used only if its hash matches, and is kept only until the image is built.
 """
 
@@ -18,17 +18,19 @@ SCHEME = "salt://"
 
 
 class Remote(Protocol):
-    """A server of files, by URL."""
+    """Interface to a file server."""
 
     def here(self, url: str) -> Path | None:
-        """Return the file's path if the file is on this host already. Then no other method is called for it.
+        """Return the path of a file that is on this host already; None for other files.
+
+        For a file on this host, no other method is called.
 
         :raises NetspaceError: when the file should be on this host, but is missing.
         """
         ...
 
     def hash(self, url: str) -> str:
-        """Return ``sha256:<hex>`` of the file as it is on the server now.
+        """Return ``sha256:<hex>`` of the server's present file.
 
         :raises NetspaceError: when the server doesn't give the hash.
         """
@@ -43,7 +45,7 @@ class Remote(Protocol):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """A source's place: a location on this host, or a URL and the *rest* of the location after it."""
+    """A source's place: a location on this host; or a URL, and the *rest* of the declared location after the URL."""
 
     location: str
     url: str = ""

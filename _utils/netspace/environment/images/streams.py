@@ -1,8 +1,8 @@
-"""Readers of archives' bytes: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
+"""Readers of archives, plain or compressed (gzip, xz, bzip2, zstd). They count the bytes and check the digest.
 
 File contents of a plain archive are read from the archive itself. An archive that is compressed, or whose digest is
-checked, is unpacked once. Its file contents go to an unnamed file: the kernel removes it when this process ends, for
-whatever reason.
+checked, is read only once. Its file contents are written to an unnamed file, which the kernel removes when this process
+ends for any reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reader(Protocol):
         ...
 
     def content(self, size: int) -> Piece | None:
-        """Return the next *size* bytes, to be read later; None if there are fewer."""
+        """Return the next *size* bytes as a content that can be read later; None if fewer bytes are left."""
         ...
 
     def finish(self) -> None:
@@ -162,7 +162,7 @@ class _Unpacked:
 
 
 class _Raw(io.RawIOBase):
-    """The archive's raw bytes, read once from the beginning; counted and hashed on the way."""
+    """The archive's raw bytes, which are read once from the beginning, counted and hashed."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
@@ -209,7 +209,7 @@ def _unpacking(kind: str, raw: _Raw, budget: Budget) -> Iterator[IO[bytes]]:
 
 
 class _Xz(io.RawIOBase):
-    """A replacement of lzma.LZMAFile with a memory limit: an xz header may ask for 4 GiB."""
+    """Replacement of lzma.LZMAFile with a memory limit, because an xz header may ask for 4 GiB."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
@@ -247,7 +247,7 @@ class _Xz(io.RawIOBase):
 
 @contextlib.contextmanager
 def _zstd(packed: IO[bytes], budget: Budget) -> Iterator[IO[bytes]]:
-    """Unpack by the program zstd: Python has no zstd before 3.14."""
+    """Unpack by the program zstd, because Python has no zstd before 3.14."""
     command = ["zstd", "-d", "-c", "-q", f"-M{bounds.DICTIONARY // 2**20}MB"]
     with tools.started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -272,7 +272,7 @@ def _feed(packed: IO[bytes], pipe: IO[bytes]) -> None:
 
 
 class _Checked(io.RawIOBase):
-    """A program's output; reading its end fails if the program failed."""
+    """The output of a program. Reading it to the end fails if the program failed."""
 
     def __init__(self, process: subprocess.Popen[bytes], budget: Budget) -> None:
         self._process = process

@@ -25,9 +25,9 @@ def message(output: bytes) -> str:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program with its stderr piped, for the duration of the context.
+    """Context manager that runs a program with its stderr piped.
 
-    An exception kills the program, and so does the death of the process that started it.
+    The program is killed if the body raises an exception, or if this process dies.
 
     :raises MissingError: when the program is not installed.
     """
@@ -46,7 +46,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def end_those_in(folder: Path) -> None:
-    """Kill the programs that a killed run started for a file in *folder*."""
+    """Kill remaining programs of a killed run that work on a file in *folder*."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -66,7 +66,7 @@ def run(command: Sequence[str], what: str) -> bytes:
     """Run a program without input; return its output.
 
     :param what: the beginning of an error's text.
-    :raises NetspaceError: when it fails; the text has the end of its output.
+    :raises NetspaceError: when the program fails; the text has the end of its output.
     """
     with started(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         output, complaint = process.communicate()

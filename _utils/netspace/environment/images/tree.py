@@ -1,9 +1,8 @@
 """The content of an image, in memory: names, modes, owners, links, and the places of file contents.
 
-Every source except a ready erofs file becomes a tree before it becomes an image, so an archive never changes the host's
-own files. A tree holds folders, files and symbolic links. It leaves out other members, set-user-id bits, and all
-extended attributes except ``user.*``. Equal trees are written as equal bytes, regardless of the order in which they
-were filled.
+Every source except a ready erofs file is first read into a tree, so an archive never changes the host's own files. A
+tree holds folders, files and symbolic links. It leaves out other members, set-user-id bits, and all extended attributes
+except ``user.*``. Equal trees are written as equal bytes, regardless of the order in which they were filled.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Content(Protocol):
     def chunks(self) -> Iterator[bytes]:
         """Yield exactly *size* bytes.
 
-        :raises NetspaceError: when the bytes are no longer there.
+        :raises NetspaceError: when the file has become shorter.
         """
         ...
 
@@ -85,7 +84,10 @@ class Node(msgspec.Struct, eq=False):
 
 
 class Member(msgspec.Struct):
-    """A member of an archive: a node, another name of a node (``same_as``), or a member of another kind (``odd``)."""
+    """A member of an archive.
+
+    It is a node, another name of a node (``same_as``), or a member of a kind that a tree can't hold (``odd``).
+    """
 
     path: bytes
     node: Node | None = None
@@ -113,9 +115,9 @@ def printable(name: bytes) -> str:
 
 
 class Tree:
-    """The root of an image, filled member by member.
+    """The root file system of an image, which is filled member by member.
 
-    :param budget: the bounds of the image, and how much of them is used.
+    :param budget: the limits of the image, and the amounts used so far.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -126,10 +128,10 @@ class Tree:
     # -- filling -----------------------------------------------------------------
 
     def apply(self, members: Iterable[Member], *, layer: bool = False) -> None:
-        """Add an archive's members; if two have one path, the last counts.
+        """Add an archive's members. If several members have the same path, the last one counts.
 
-        :param layer: whether the archive is a layer of an OCI image. Its whiteouts hide members of the layers below,
-            regardless of their place in the archive.
+        :param layer: whether the archive is a layer of an OCI image. A whiteout hides members of lower layers,
+            regardless of the whiteout's position in the archive.
         """
         if layer:
             members = list(members)
@@ -145,9 +147,9 @@ class Tree:
                 self.add(member.path, member.node)
 
     def add(self, path: bytes, node: Node) -> None:
-        """Put *node* at *path*; an existing folder keeps its content.
+        """Put *node* at *path*. If both are folders, the content of the existing folder stays.
 
-        :raises NetspaceError: when the path leads out of the image, is too long or too deep.
+        :raises NetspaceError: when the path leads out of the image, is too long, or has too many levels.
         """
         parts = self.parts(path)
         if not parts:
@@ -185,7 +187,7 @@ class Tree:
             raise self._budget.refuse(f"{printable(path)}: a path of more than {bounds.PATH} bytes")
 
     def _folder(self, parts: list[bytes]) -> tuple[Node, int, int]:
-        """Return the folder at *parts*, its depth and its path's length; make missing folders."""
+        """Return the folder at *parts*, its depth and the length of its path. Missing folders are made."""
         trail = self._walk(parts, make=True)
         assert trail is not None
         names, node = trail
@@ -194,7 +196,7 @@ class Tree:
         return node, len(names), sum(len(name) + 1 for name in names)
 
     def _walk(self, parts: list[bytes], *, make: bool = False) -> tuple[list[bytes], Node] | None:
-        """Follow *parts* as a process inside would: links never lead out of the image. Return names and node."""
+        """Follow *parts* and symbolic links as a process inside would; return the resolved names and the node."""
         trail, names = [self.root], list[bytes]()
         todo = parts[::-1]
         hops = 0
@@ -231,7 +233,7 @@ class Tree:
         return names, trail[-1]
 
     def find(self, path: bytes) -> Node | None:
-        """Return the node that a process inside would find at *path*, links followed; None if there is none."""
+        """Return the node that a process inside would find at *path*, after following links; None if there is none."""
         found = self._walk(_parts(path))
         return found[1] if found is not None else None
 
@@ -280,7 +282,7 @@ class Tree:
             stack.extend((below + name, node.children[name]) for name in sorted(node.children, reverse=True))
 
     def write(self, write: Callable[[bytes], object]) -> tuple[int, int]:
-        """Write the tree as a tar archive: an equal tree gives equal bytes.
+        """Write the tree as a tar archive. Equal trees give equal bytes.
 
         :return: the number of entries, and the bytes of content.
         """
@@ -323,7 +325,7 @@ def _is_whiteout(member: Member) -> bool:
 
 
 def _dress(folder: Node, like: Node) -> None:
-    """Give *folder* the mode, owner, time and attributes of *like*."""
+    """Set the mode, owner, time and attributes of *folder* to those of *like*."""
     folder.mode, folder.uid, folder.gid = like.mode, like.uid, like.gid
     folder.mtime, folder.xattrs = like.mtime, like.xattrs
 

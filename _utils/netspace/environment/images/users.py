@@ -1,7 +1,7 @@
-"""The user that an image names for its program: by number, or by name from its own /etc/passwd. Pure.
+"""The user that an image names for its program, by number or by a name in its own /etc/passwd. Pure.
 
-This module refuses root, a name that the image doesn't know, and an id beyond 65535: then it returns no user, and a
-note says so. In place of root's group, the user gets a group with the user's number.
+For root, a name that is not in the image, or an id above 65535, this module returns no user, and a note. If the group
+is root's, the user's number is used as its group.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """fs-verity: the kernel checks each block of an image's file whenever it is read.
 
-With fs-verity, a byte that flips on disk after the mount makes the read fail, and never changes a program. Not every
-kernel and file system has fs-verity. Without it, netspace still hashes the image's content before each mount. Written
-after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
+With fs-verity, reading fails if a byte on disk has changed after the mount, so a damaged program is never run. Not
+every kernel and file system has fs-verity. Without it, netspace still hashes the image's content before each mount.
+Sources: Documentation/filesystems/fsverity.rst and linux/fsverity.h.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _ABSENT = {
 
 
 def request() -> bytes:
-    """Return the argument that enables fs-verity: SHA-256 over blocks of 4096 bytes, no salt and no signature."""
+    """Return the ioctl argument that enables fs-verity: SHA-256, blocks of 4096 bytes, no salt, no signature."""
     return _ENABLE_ARG.pack(_VERSION, SHA256, _BLOCK, 0, 0, 0, 0, 0, *([0] * 11))
 
 
 def answer(buffer: bytes) -> str:
-    """Return ``sha256:<hex>`` from the kernel's answer on a file.
+    """Return ``sha256:<hex>`` from the kernel's answer to a request for a file's digest.
 
     :raises ValueError: when the digest's algorithm is not SHA-256.
     """
@@ -46,9 +46,9 @@ def answer(buffer: bytes) -> str:
 
 
 def enable(path: Path) -> str:
-    """Make the kernel refuse all changes of a file from now on. No process may have the file open for writing.
+    """Enable fs-verity, so that the kernel refuses all changes of a file. No process may have it open for writing.
 
-    :return: why the kernel can't do that; empty if it does.
+    :return: why the kernel can't enable fs-verity; empty after success.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

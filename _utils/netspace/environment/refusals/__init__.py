@@ -1,5 +1,6 @@
-"""Refused system calls and files of audited environments: counted by the kernel, and read. Permits nothing.
+"""Records of the system calls and file accesses that were refused to environments with ``audit: true``.
 
-``program`` is the program that counts, ``calls`` says what of each call it records, ``recording`` attaches it and gives
-each audited environment its maps, and ``reading`` reads these.
+The kernel counts them by a BPF program, which can permit nothing. ``program`` encodes this program, and ``calls``
+selects the data that it records of each call. ``recording`` attaches the program and makes the BPF maps of each audited
+environment. ``reading`` reads the maps.
 """

@@ -1,4 +1,4 @@
-"""Facts about system calls: their numbers here, their paths, and the arguments that profiles compare.
+"""Facts about system calls: numbers on this machine, path arguments, and the arguments that profiles compare.
 
 The numbers come from libseccomp, which also makes the filters.
 """
@@ -34,18 +34,18 @@ def _library() -> Any:
 
 
 def number(name: str) -> int:
-    """Return the number of a system call on this machine; negative: it has none.
+    """Return the number of a system call on this machine; negative if the machine doesn't have the call.
 
-    :raises OSError: this host has no libseccomp.
+    :raises OSError: when this host has no libseccomp.
     """
     return int(_library().seccomp_syscall_resolve_name(name.encode()))
 
 
 @functools.cache
 def name(number: int) -> str:
-    """Return the name of a system call; ``call 999`` if it has none.
+    """Return the name of a system call; for an unknown number, a text such as ``call 999``.
 
-    :raises OSError: this host has no libseccomp.
+    :raises OSError: when this host has no libseccomp.
     """
     text = _library().seccomp_syscall_resolve_num_arch(0, number)  # 0: this machine's own calls
     if not text:
@@ -56,7 +56,7 @@ def name(number: int) -> str:
 
 
 def compared(rules: Mapping[str, Any]) -> dict[str, int]:
-    """Return a bit for each argument that a profile compares, by the call's name."""
+    """Return, by the call's name, a bit mask of the arguments that a profile compares."""
     found: dict[str, int] = {}
     for rule in rules.get("syscalls") or ():
         bits = functools.reduce(lambda bits, one: bits | 1 << one["index"], rule.get("args") or (), 0)
@@ -67,10 +67,10 @@ def compared(rules: Mapping[str, Any]) -> dict[str, int]:
 
 
 def without_notice() -> set[str]:
-    """Return the calls of which nothing is recorded.
+    """Return the calls that are not recorded.
 
-    Programs go on without the calls that no built-in profile permits and that are answered with ENOSYS. C libraries try
-    some of them at each start of a thread.
+    These are the calls that no built-in profile permits and that fail with ENOSYS. Programs can do without them, and C
+    libraries try some of them at each start of a thread.
     """
     answers = seccomp.profile("standard")
     absent = {one for one in seccomp.ABSENT.split() if not seccomp.answer(answers, one).passes}
@@ -78,9 +78,11 @@ def without_notice() -> set[str]:
 
 
 def looks(profiles: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, bytes]]:
-    """Yield what is recorded of each call (``program.look``), by its number; of others, only the call itself is.
+    """Yield, by a call's number, the data to record of the call (``program.look``).
 
-    :param profiles: the profiles whose conditions count.
+    Of calls that are not yielded, only the number and the answer are recorded.
+
+    :param profiles: the profiles whose compared arguments are recorded.
     """
     bits: dict[str, int] = {}
     for rules in profiles:

@@ -1,15 +1,16 @@
-"""The program that counts refused system calls in the kernel. Pure: encodes it, and decodes what it counted.
+"""The BPF program that counts refused system calls: encoder of the program, and decoder of its counts. Pure.
 
-The kernel runs it at the end of each system call of the host (tracepoint ``sys_exit``), after the call's answer is
-decided. It can't change an answer, delay a call or wait. It goes on only for the answers EPERM, EACCES, EROFS and
-ENOSYS, and only if the caller's user id belongs to an audited environment. The id is the host's view of it, so no
-program can pretend another's. The id 0 inside is the runtime's, which prepares a start. Then the call is counted, with
-its answer, arguments and path, in one of that environment's own two maps: one for calls with a path, one for all
-others. So a search through many files hides no system call.
+The kernel runs the program at the end of each system call of the host (tracepoint ``sys_exit``), when the call's result
+is already decided. The program can't change a result or wait. It records a call only if the result is EPERM, EACCES,
+EROFS or ENOSYS, and if the caller's user id belongs to an audited environment. This is the host's user id, so a program
+can't pretend to be another environment. (The environment's user id 0 is left out: with it, the runtime prepares a
+start.)
 
-A map has a fixed size. What a full map can't take is counted as one element (:data:`REST`). Only arguments that a
-profile compares are in a key, else a program could fill the map by changing an argument that decides nothing. A path
-is what the program's memory holds when the call ends: enough for a record, never for a decision.
+The call is counted, with its result, arguments and path, in one of two maps of the environment: one map for calls with
+a path, the other for all other calls. So a search through many files doesn't crowd out other calls. A map has a fixed
+size. Calls for which a full map has no room are counted together in one element (:data:`REST`). A key has only
+arguments that a profile compares; otherwise a program could fill the map by varying an irrelevant argument. The path is
+read from the program's memory when the call ends. This is good enough for a record, but not for a decision.
 
 Sources: bpf-helpers(7); ``arch/*/include/asm/ptrace.h``.
 """
@@ -46,11 +47,11 @@ _LOOK_UP, _UPDATE, _USER, _READ_KERNEL, _READ_TEXT, _CLOCK = 1, 2, 15, 113, 114,
 
 
 class Registers(NamedTuple):
-    """Places in ``struct pt_regs`` of one machine.
+    """Layout of ``struct pt_regs`` on one architecture.
 
-    :param pieces: the pieces to read: offset and size.
+    :param pieces: the parts to read: offset and size.
     :param call: offset of the call's number.
-    :param arguments: offsets of its arguments.
+    :param arguments: offsets of the call's arguments.
     """
 
     pieces: tuple[tuple[int, int], ...]
@@ -75,14 +76,14 @@ _LONG = _SAVED - KEY
 
 
 class Seen(NamedTuple):
-    """Refused calls that are alike.
+    """Equal refused calls, counted together.
 
-    :param call: the call's number; -1: calls that the full map couldn't take.
-    :param answer: the error.
-    :param arguments: the six arguments; 0 for those that aren't looked at.
-    :param path: the path, as the program gave it; empty: the call has none, or it couldn't be read.
-    :param first: the time of the first, in nanoseconds of CLOCK_BOOTTIME.
-    :param last: the time of the last.
+    :param call: the call's number; -1 for the calls for which the full map had no room.
+    :param answer: the call's error (errno).
+    :param arguments: the six arguments; 0 for arguments that aren't recorded.
+    :param path: the path that the program gave; empty if the call has no path or it couldn't be read.
+    :param first: time of the first call, in nanoseconds of CLOCK_BOOTTIME.
+    :param last: time of the last call, in the same unit.
     """
 
     call: int
@@ -95,7 +96,7 @@ class Seen(NamedTuple):
 
 
 def seen(key: bytes, value: bytes) -> Seen:
-    """Decode an element of an environment's map."""
+    """Decode one element of an environment's map: key and value."""
     call, answer, *arguments, path = _KEY.unpack(key)
     times, first, last = _VALUE.unpack(value)
     text = path.partition(b"\0")[0]
@@ -103,27 +104,27 @@ def seen(key: bytes, value: bytes) -> Seen:
 
 
 def look(arguments: int = 0, path: int | None = None, *, left_out: bool = False) -> bytes:
-    """Return the element of the map of calls that says what of a call is recorded.
+    """Return an element for the map of calls. It selects the data that the program records of one call.
 
-    :param arguments: a bit for each argument.
+    :param arguments: bit mask of the arguments to record.
     :param path: index of the argument that is a path, 0 to 2.
-    :param left_out: nothing is recorded.
+    :param left_out: whether the call is not recorded at all.
     """
     return struct.pack("=I", arguments | (0 if path is None else 1 << _PATHS + path) | (_LEFT_OUT if left_out else 0))
 
 
 def owner(uid: int) -> bytes:
-    """Return the key of a map of environments' maps that a host user id leads to."""
+    """Return the key of a host user id's environment in the map of environments' maps."""
     return struct.pack("=I", uid >> UIDS)
 
 
 def code(calls: int, files: int, looks: int, machine: str | None = None) -> bytes:
-    """Return the program.
+    """Return the encoded program.
 
-    :param calls: descriptor of the map that leads from :func:`owner` to an environment's map of calls without a path.
-    :param files: descriptor of the map that leads to its map of calls with a path.
+    :param calls: descriptor of the map with each environment's map of calls without a path, by :func:`owner`.
+    :param files: descriptor of the map with each environment's map of calls with a path, by :func:`owner`.
     :param looks: descriptor of the map of calls (:func:`look`).
-    :raises KeyError: it isn't written for this machine.
+    :raises KeyError: when the program doesn't support this machine.
     """
     registers = MACHINES[machine or os.uname().machine]
     it = Code()
@@ -199,14 +200,14 @@ def _look_up(it: Code, map_: int, key: int) -> None:
 
 
 def _find(it: Code) -> None:
-    """Look up the key in the environment's map."""
+    """Emit code that looks up the key in the environment's map."""
     it.copy(R1, R8)
     it.place(R2, _LONG)
     it.call(_LOOK_UP)
 
 
 def _save(it: Code, registers: Registers) -> dict[int, int]:
-    """Copy registers of the call to the stack; return where each one lies, by its offset in ``struct pt_regs``."""
+    """Emit code that copies registers of the call to the stack; return each stack address, by offset in ``pt_regs``."""
     places, free = {}, _SAVED
     for offset, size in registers.pieces:
         it.place(R1, free)
@@ -221,7 +222,10 @@ def _save(it: Code, registers: Registers) -> dict[int, int]:
 
 
 def _make_key(it: Code, arguments: list[int]) -> None:
-    """Make the key: R9 says what of the call is recorded (:func:`look`), and its number is there already."""
+    """Emit code that makes the key of a call; the call's number is in the key already.
+
+    The register R9 has the selection of the data to record (:func:`look`).
+    """
     it.copy(R1, R7)
     it.change(R1, "neg")
     it.store(FRAME, _LONG + 4, R1, 4)

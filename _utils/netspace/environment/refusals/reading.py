@@ -1,4 +1,4 @@
-"""The refused system calls and files of one environment, as the kernel has counted them. Changes nothing."""
+"""Reader of an environment's refused system calls and files, as the BPF program has counted them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ By = Literal["profile", "kernel", "rest"]
 
 
 class Refusal(NamedTuple):
-    """Calls of one kind that were refused.
+    """Calls of one kind that were refused, with the number of times.
 
-    :param by: ``profile``: the profile of system calls that is applied, or that ``strict`` is. ``kernel``: the
-        kernel's own checks, such as a file's permissions. ``rest``: calls that the full map couldn't take.
-    :param call: its name; empty for ``rest``.
-    :param arguments: the arguments that profiles compare; the others are 0.
-    :param path: as the program gave it; empty: the call has none.
-    :param answer: the error that the program got.
-    :param first: the time of the first, in seconds since the epoch.
-    :param last: the time of the last.
-    :param has_path: whether it is a call with a path, also if that couldn't be read.
+    :param by: ``profile``: the environment's profile of system calls refused them, or the built-in profile ``strict``
+        with which the program started. ``kernel``: the kernel's own checks did, such as a file's permissions. ``rest``:
+        calls of any kind that were counted together, because the map was full.
+    :param call: the system call's name; empty for ``rest``.
+    :param arguments: the values of the arguments that profiles compare; 0 for the other arguments.
+    :param path: the path as the program gave it; empty if the call has none.
+    :param answer: the errno that the program got.
+    :param first: the time of the first refusal, in seconds since the epoch.
+    :param last: the time of the last refusal, in seconds since the epoch.
+    :param has_path: whether the call takes a path; true even if the path couldn't be read.
     """
 
     by: By
@@ -45,10 +46,10 @@ class Refusal(NamedTuple):
 
 
 class Refusals(NamedTuple):
-    """The refused calls of one environment, as far as they are known.
+    """The refused calls of one environment.
 
-    :param found: the oldest first.
-    :param unseen: why nothing is recorded; empty if it is.
+    :param found: the refusals; the one that began first comes first.
+    :param unseen: why nothing is recorded; empty if refusals are recorded.
     """
 
     found: list[Refusal]
@@ -58,7 +59,7 @@ class Refusals(NamedTuple):
 def refusals(layout: Layout, name: str, record: Record) -> Refusals:
     """Return the refused calls of an environment.
 
-    :param record: its record.
+    :param record: the environment's record.
     """
     if not record.spec.audit:
         return Refusals([], "audit isn't true")
@@ -101,7 +102,7 @@ def _counted(own: int, record: Record, with_path: bool) -> list[Refusal]:
 
 
 def refuses(profile: str, one: Refusal) -> bool:
-    """Return whether a built-in profile answers a call with the error that the program got."""
+    """Return whether a built-in profile refuses this call with the same errno that the program got."""
     return _refuses(profile, one.call, one)
 
 
@@ -110,10 +111,11 @@ def _refuses(profile: str, call: str, one: Refusal | program.Seen) -> bool:
 
 
 def _by(record: Record, call: str, seen: program.Seen) -> By | None:
-    """Return who refused a call; None: nobody did, the kernel just doesn't have it, or a packet was dropped.
+    """Return who refused a call; None if nobody did.
 
-    The program may still run with an earlier profile. So ask ``strict``, too, unless the present one lets the call
-    pass: then it may be the kernel that refuses.
+    Nobody refused a call that the kernel doesn't have, or whose packet was dropped. If the present profile stops the
+    call with another answer, ``strict`` is asked, too: the program may have started with an earlier profile. If the
+    present profile lets the call pass, the kernel refused it.
     """
     answer = seccomp.answer(recording.rules(record), call, seen.arguments)
     if answer == ("ERRNO", seen.answer) or (not answer.passes and _refuses("strict", call, seen)):

@@ -1,10 +1,11 @@
-"""The program that counts refusals, attached to the kernel; and the maps of audited environments.
+"""Recording of refused system calls: a BPF program attached to the kernel, and the maps of audited environments.
 
-All objects have names in a BPF file system of this instance (``/run/netspace/refusals``), which only root may enter. It
-is there only while an environment is audited. No process keeps it, so nothing can end that a call would wait for. The
-program is attached last, and its name has its digest: what a killed run left unfinished, or an older netspace attached,
-is made anew. The names of an environment's maps have a digest of the settings that decide about its calls: with other
-settings its record begins anew. So a refusal is judged by the settings that it was refused by.
+The program and the maps are pinned in a BPF file system of this instance (``/run/netspace/refusals``), which only root
+may enter. It exists only while an environment is audited. They belong to no process, so no process can end and stop the
+recording. The program is attached last, and its file's name contains its digest. So netspace attaches it again if a
+killed run left the set-up unfinished, or if an older netspace attached another version. The names of an environment's
+maps contain a digest of the settings that decide about its calls. If the settings change, the environment gets new,
+empty maps. So each refusal is judged by the settings under which it happened.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _ATTACHED = "attached"
 
 
 class Difference(NamedTuple):
-    """The difference between what is recorded and what shall be.
+    """The difference between the recorded environments and those that shall be recorded.
 
-    :param add: environments that get new maps.
-    :param drop: environments whose maps go.
+    :param add: names of environments that get new maps.
+    :param drop: names of environments whose maps are removed.
     """
 
     add: tuple[str, ...]
@@ -55,18 +56,21 @@ def folder(layout: Layout) -> Path:
 
 
 def kept(layout: Layout, which: str, name: str, record: Record) -> Path:
-    """Return the name of one of :data:`MAPS` of an environment with the settings that it has in its record."""
+    """Return the path of one of the environment's :data:`MAPS`, for the settings in its record."""
     return folder(layout) / f"{which}-{name}@{_settings(record)}"
 
 
 def _settings(record: Record) -> str:
-    """Return a digest of the settings that decide whether a call is refused, and that a suggestion can change."""
+    """Return a digest of an environment's settings that decide whether a call is refused.
+
+    They are the settings that netspace's suggestion for a refusal can change.
+    """
     profile = record.spec.seccomp if record.profile is None else record.profile.digest
     return hashlib.sha256(f"{profile} {record.spec.read_only}".encode()).hexdigest()[:16]
 
 
 def recordable(record: Record) -> bool:
-    """Return whether the host's kernel answers the environment's system calls by a profile that can be chosen."""
+    """Return whether the host's kernel answers the environment's system calls, by a profile that can be chosen."""
     module = record.runtime.module
     return bool(module.RUNS == "images") and not module.OWN_KERNEL
 
@@ -78,20 +82,20 @@ def rules(record: Record) -> Mapping[str, Any]:
 
 @functools.cache
 def built_in(name: str) -> Mapping[str, Any]:
-    """Return a built-in profile, made once: a record has hundreds of calls to ask about."""
+    """Return a built-in profile of system calls, made once per process because it is asked so often."""
     return seccomp.profile(name)
 
 
 def attached(layout: Layout) -> bool:
-    """Return whether the program of this version counts."""
+    """Return whether this version's BPF program is attached, and so counts refusals."""
     return _mark() in _there(layout)
 
 
 def difference(layout: Layout, wanted: Mapping[str, Record], without: Collection[str]) -> Difference:
-    """Return what differs. Reads only.
+    """Return which environments must be added or dropped. Only reads.
 
-    :param wanted: environments that shall be recorded, by name.
-    :param without: environments that shall not.
+    :param wanted: records of the environments that shall be recorded, by name.
+    :param without: names of environments that shall not be recorded.
     """
     there = _there(layout)
     if not there:
@@ -109,7 +113,7 @@ def names(layout: Layout) -> set[str]:
 
 
 def audited(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Return those of *known* whose refused calls shall be recorded."""
+    """Return the records in *known* of environments whose refused calls shall be recorded."""
     return {name: record for name, record in known.items() if record.spec.audit and recordable(record)}
 
 
@@ -124,10 +128,12 @@ def begin(layout: Layout, known: Mapping[str, Record]) -> None:
 
 
 def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> None:
-    """Make the difference. If the program isn't attached, attach it, and record all audited environments.
+    """Add and drop the environments in *what*. If the program isn't attached, attach it.
 
-    :param wanted: the environments that are added, among others.
-    :raises OSError: the kernel refuses; or this host lacks a library.
+    When it attaches the program, it records all audited environments from their beginning.
+
+    :param wanted: records by name; they include all that are added.
+    :raises OSError: the kernel refuses a step, or this host lacks a library.
     """
     add = {name: wanted[name] for name in what.add}
     fresh = bool(add) and not attached(layout)
@@ -174,12 +180,12 @@ def _names(there: Collection[str], which: str) -> set[str]:
 
 
 def _kept_of(layout: Layout, which: str, name: str) -> list[Path]:
-    """Return the names of one of an environment's maps that are there, whatever its settings were."""
+    """Return the paths of an environment's existing maps of one kind (*which*), whatever its settings were."""
     return [folder(layout) / one for one in sorted(_there(layout)) if one.partition("@")[0] == f"{which}-{name}"]
 
 
 def _mark() -> str:
-    """Return the name of the attached program: with its digest, so that another version is attached anew."""
+    """Return the file name of the attached program. It contains a digest, so that another version is attached again."""
     content = program.code(0, 0, 0) + b"".join(value for _, value in calls.looks(_built_in()))
     return f"{_ATTACHED}-{hashlib.sha256(content).hexdigest()[:16]}"
 
@@ -189,7 +195,11 @@ def _built_in() -> list[Mapping[str, Any]]:
 
 
 def _led(layout: Layout, there: Collection[str], name: str, record: Record) -> bool:
-    """Return whether the environment's user ids lead to its maps, and what its profile compares is recorded."""
+    """Return whether an environment is recorded completely.
+
+    The program must be attached, the environment's user ids must lead to its maps, and the arguments that its profile
+    compares must be recorded.
+    """
     if _mark() not in there or any(kept(layout, which, name, record).name not in there for which in MAPS):
         return False
     if record.profile is not None and not _compared(layout, record):
@@ -208,7 +218,7 @@ def _compared(layout: Layout, record: Record) -> bool:
 
 
 def _wanted(record: Record) -> list[tuple[int, int]]:
-    """Return what shall be recorded of each call, by its number."""
+    """Return pairs: a system call's number, and the bit mask of the arguments and properties to record of this call."""
     found = calls.looks([*_built_in(), rules(record)])
     return [(number, int.from_bytes(look, _ORDER)) for number, look in found]
 
@@ -219,7 +229,7 @@ def _look(looks: int, number: int) -> int:
 
 # -- changes --------------------------------------------------------------------
 def _make_folder(layout: Layout) -> None:
-    """Make the file system, and the maps that the program needs."""
+    """Mount the BPF file system, and make the maps that the program itself needs."""
     place = folder(layout)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     mounts.mount(layout.instance, place, "bpf", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC, "mode=0700")
@@ -247,7 +257,7 @@ def _attach(layout: Layout) -> None:
 
 
 def _add(layout: Layout, name: str, record: Record) -> None:
-    """Give an environment empty maps, and lead its user ids there."""
+    """Make empty maps for an environment, and let its user ids lead to them."""
     if record.profile is not None:
         _compare(layout, record)
     for which in MAPS:
@@ -272,7 +282,10 @@ def _compare(layout: Layout, record: Record) -> None:
 
 
 def _drop(layout: Layout, name: str) -> None:
-    """Remove an environment's maps. Its record may be gone, so find its user ids by the map."""
+    """Remove an environment's maps, and its user ids from the program's table of ids.
+
+    The environment's record may be gone. So the ids to remove are those that lead to its map.
+    """
     for which in MAPS:
         for path in _kept_of(layout, which, name):
             with bpf.opened(path) as own, bpf.opened(folder(layout) / which) as owners:
@@ -288,7 +301,7 @@ def _own_map() -> int:
 
 
 def _keep(descriptor: int, path: Path) -> None:
-    """Give an object its name, and close the descriptor."""
+    """Pin an object at *path*, and close its descriptor."""
     try:
         bpf.keep(descriptor, path)
     finally:

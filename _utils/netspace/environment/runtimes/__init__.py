@@ -1,31 +1,32 @@
-"""Runtimes of environments, one module each; its name is the value of ``runtime`` in a declaration.
+"""Runtimes of environments, one module each; a module's name is the value of ``runtime`` in a declaration.
 
 A new file adds a runtime. Every module has
 
 - ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package with the program (empty: none);
 - ``RUNS``: ``"images"`` or ``"kernels"``: the kind of thing that the runtime runs;
 - ``OWN_KERNEL``: whether programs under it run on another kernel than the host's;
-- ``Settings``: the settings of ``netspace:runtimes:<name>``: :class:`Settings`, or more.
+- ``Settings``: the type of the settings in ``netspace:runtimes:<name>``: :class:`Settings`, or a class derived from it.
 
 A module may have
 
-- ``problem(settings) -> str``: why this host can't use the runtime, if the runtime needs more than its program;
-- ``LEAST``: the least values of limits (``memory``, ``pids``), if it uses some of an environment's limits itself.
+- ``problem(settings) -> str``: returns why this host can't use the runtime, if the runtime needs more than its program;
+- ``LEAST``: the least values of an environment's limits (``memory``, ``pids``), if the runtime itself uses a part of
+  them.
 
-A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
-It states its differences from others:
+A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``). It
+states its differences from others:
 
 - ``options(settings)``: global options of each call, before ``--root``;
 - ``LACKS``: the abilities that it lacks (:data:`LACKS`); netspace replaces each, or works without it;
-- ``FIXED_NAMES``: whether all names of containers must have the same length, since the runtime takes the beginning of a
-  name for the name;
-- ``ENTRIES``: the names of all files of a container that its state folder may have, even after a killed launch;
-  ``{}`` stands for the container's name.
+- ``FIXED_NAMES``: whether all names of containers must have the same length, because the runtime confuses a name with a
+  longer one that begins with it;
+- ``ENTRIES``: the names of all files that the runtime may leave in its state folder for a container, even after a
+  killed launch; ``{}`` stands for the container's name.
 
 A runtime may be unable to ``exec`` into a network namespace of the host. Such a runtime also has
 
-- ``elsewhere(root, name, scratch) -> Path``: makes and returns another state folder, in *scratch*, which describes
-  the container without its network namespace. Then netspace calls the runtime from within that namespace.
+- ``elsewhere(root, name, scratch) -> Path``: makes and returns another state folder, in *scratch*, which describes the
+  container without its network namespace. netspace calls the runtime with this folder from within that namespace.
 
 A module that runs **kernels** is a tender: a program whose guest is the kernel. The tender is the only process of an
 ordinary environment (under crun), whose root holds just the tender and the kernel (``container.unikernel``). The module
@@ -38,11 +39,11 @@ has
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
 - ``STOPS``: whether the tender ends after a SIGTERM; if not, netspace kills it at once;
 - ``LOOKS``: whether the tender asks the host's kernel for all interfaces before it attaches to its own;
-- ``WRITES``: whether the tender must open its disk for writing; then it gets its own copy of the disk;
-- ``devices(settings)``: the host's devices that the tender opens, besides those of the interface;
+- ``WRITES``: whether the tender must open its disk for writing; if so, it gets its own copy of the disk;
+- ``devices(settings)``: the host's devices that the tender opens, besides those of the interface.
 
-and, if the kernel's file names its devices, ``reads(kernel, disk) -> (argument, ...)``, which netspace calls when it
-builds the kernel's image.
+A module also has ``reads(kernel, disk) -> (argument, ...)`` if a kernel's file names its devices; netspace calls it
+when it builds the kernel's image.
 
 Everything else, hardening above all, is the same for all runtimes.
 """
@@ -79,21 +80,21 @@ Thing = Literal["images", "kernels"]
 class Settings(Base, frozen=True):
     """The settings that every runtime has.
 
-    :param program: its program's path; absent: the program is searched for in the usual folders.
+    :param program: the path of the runtime's program; if absent, netspace looks for the program in the usual folders.
     """
 
     program: str | None = None
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """A tender's guest, with the paths that the tender sees.
+    """A tender's guest (a kernel), with the paths that the tender sees.
 
     :param kernel: the kernel's path.
     :param found: arguments that follow from the kernel itself, as ``reads`` returned them when the image was built.
     :param arguments: the declared arguments of the kernel.
     :param memory: bytes for the kernel: the limit minus the tender's ``RESERVE``.
     :param disk: the path of the disk with the kernel's files.
-    :param tap: the tap device's name; empty: it has no interface.
+    :param tap: the tap device's name; empty: the guest has no interface.
     :param mac: the interface's MAC address.
     """
 
@@ -110,8 +111,8 @@ class Guest(msgspec.Struct, frozen=True):
 class Runtime:
     """A runtime and its settings.
 
-    :param settings: its settings, in plain values.
-    :param error: why it can't be used here; empty if there is no reason.
+    :param settings: the runtime's settings, in plain values (as in the pillar).
+    :param error: why the runtime can't be used on this host; empty if it can.
     """
 
     name: str = DEFAULT
@@ -129,12 +130,12 @@ class Runtime:
 
     @functools.cached_property
     def typed(self) -> Any:
-        """The settings, as the module's type ``Settings``."""
+        """The settings as an object of the runtime module's class ``Settings``."""
         return msgspec.convert(dict(self.settings), self.module.Settings)
 
     @property
     def jail(self) -> Runtime:
-        """The OCI runtime that runs the environment: this runtime, or for a tender the default one."""
+        """The OCI runtime that runs the environment: this runtime, or for a tender the default OCI runtime."""
         return self if self.runs == "images" else USUAL
 
     @property
@@ -196,12 +197,12 @@ def find(name: str) -> Any:
 
 
 def running(thing: Thing) -> list[str]:
-    """Return the names of the runtimes that run this kind of thing: images or kernels."""
+    """Return the names of the runtimes that run *images*, or of those that run *kernels*."""
     return [name for name in names() if thing == find(name).RUNS]
 
 
 def look(name: str, settings: Mapping[str, Any]) -> Runtime:
-    """Return a runtime, with the error if it can't be used on this host."""
+    """Return a runtime; its ``error`` says why this host can't use it, if that is so."""
     wanted = Runtime(name, settings)
     try:
         for one in {wanted.name: wanted, wanted.jail.name: wanted.jail}.values():

@@ -1,7 +1,7 @@
 """``qemu``: a tender that emulates a whole PC, for kernels that boot by multiboot, PVH or Linux's boot protocol.
 
-The console is the first serial port. The disk is virtio's. The first NIC is the interface's. The last NIC leads only to
-``10.0.2.2``, the environment's own ``lo``, where its mailbox is, at port 5671 or 5672.
+The console is the first serial port. The disk is a virtio disk. The first NIC is the environment's interface. The last
+NIC leads only to ``10.0.2.2``, the environment's own ``lo``, where the guest finds its mailbox at port 5671 or 5672.
 """
 
 from __future__ import annotations

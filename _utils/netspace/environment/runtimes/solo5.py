@@ -1,8 +1,8 @@
 """``solo5``: the tender solo5-spt, which runs MirageOS's and other Solo5 kernels as a process; it needs no KVM.
 
-No distribution has it, so ``program`` must name its path. A kernel's manifest names its devices: a network
-device gets the interface's tap device, a block device the disk with the kernel's files. The tender
-handles no signal, so it is killed at once.
+No distribution has solo5-spt, so the setting ``program`` must name its path. A kernel's manifest names its devices. A
+network device gets the interface's tap device; a block device gets the disk with the kernel's files. The tender handles
+no signal, so it is killed at once.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def files(settings: runtimes.Settings) -> dict[str, str]:
 
 
 def reads(kernel: str, disk: str) -> tuple[str, ...]:
-    """Return the arguments that attach the devices of a kernel's manifest.
+    """Return the tender's arguments that attach the devices of a kernel's manifest.
 
-    :raises NetspaceError: when the file is not a Solo5 kernel, or wants more than one device of a kind.
+    :raises NetspaceError: when the file is not a Solo5 kernel, or its manifest names more than one device of a kind.
     """
     found: dict[int, list[str]] = {_BLOCK: [], _NETWORK: []}
     for kind, name in manifest(Path(kernel).read_bytes(), kernel):
@@ -69,9 +69,9 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
 
 
 def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
-    """Return the devices that a kernel names: (kind, name).
+    """Return the devices in a kernel's manifest, each as a pair: kind and name.
 
-    :raises NetspaceError: when it has no manifest, or an invalid one.
+    :raises NetspaceError: when the file has no manifest, or an invalid one.
     """
     try:
         for note in _notes(content):

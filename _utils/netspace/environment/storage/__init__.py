@@ -1,1 +1,1 @@
-"""Storage of environments: mounts, root file systems, volumes, disks, files that are handed in."""
+"""Storage of environments: mounts, root file systems, volumes, disks, and files that netspace writes for programs."""

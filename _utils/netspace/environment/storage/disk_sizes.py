@@ -1,6 +1,6 @@
-"""Sizes of bounded file systems: the sizes that an environment declares, and the content that fits.
+"""Sizes of bounded file systems: the declared sizes, and how much content fits into a file system of a size.
 
-Pure: nothing here reads a file system or makes one (:mod:`netspace.environment.storage.disks`).
+Pure: nothing here reads or makes a file system; that is done in :mod:`netspace.environment.storage.disks`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ JOURNAL = 4  # MiB, the minimum
 
 
 def whole(size: int) -> int:
-    """Return the size rounded down to whole blocks of a file system."""
+    """Return *size* (bytes) rounded down to whole blocks of a file system."""
     return int(size) // BLOCK * BLOCK
 
 
 def overfull(size: int, used: int, files: int) -> str:
-    """Return why a file system of *size* can't hold so many bytes and files; empty if it can."""
+    """Return why *used* bytes in *files* files don't fit into a file system of *size* bytes; empty if they fit."""
     if used > room(size):
         return f"it holds {used / 1024**2:.1f} MiB already, {size / 1024**2:.4g} MiB have no room for that"
     if files > most_files(size):
@@ -29,17 +29,20 @@ def overfull(size: int, used: int, files: int) -> str:
 
 
 def room(size: int) -> int:
-    """Return roughly the bytes that a file system of *size* has for content: all but its journal and tables."""
+    """Return roughly the bytes for content in a file system of *size* bytes: all but its journal and tables."""
     return size - size * 256 // BYTES_PER_FILE - (JOURNAL + 1) * 1024**2
 
 
 def most_files(size: int) -> int:
-    """Return roughly the number of files that a file system of *size* can have."""
+    """Return roughly the greatest number of files in a file system of *size* bytes."""
     return size // BYTES_PER_FILE
 
 
 def sizes(spec: Environment) -> dict[str, int]:
-    """Return the declared sizes of an environment's own file systems, by their keys."""
+    """Return the declared sizes of an environment's bounded file systems, in bytes, by key.
+
+    The key is ``layer``, or the volume's target.
+    """
     found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
     if spec.limits.disk is not None and not spec.read_only:
         found[LAYER] = int(spec.limits.disk)

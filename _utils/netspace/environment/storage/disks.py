@@ -1,13 +1,13 @@
-"""File systems of a bounded size, each in a file of its own: writable layers and volumes without a source.
+"""File systems of a bounded size: writable layers with a size limit, and volumes without a ``source``.
 
-Each is an ext4 in a sparse file on a loop device. So the kernel keeps its bounds (bytes, and
-files: one per 16 KiB) on any host, whatever file system holds the state folder. ``df`` in an
-environment shows its own file system. File systems share neither free space nor a journal.
+Each is an ext4 in its own sparse file, on a loop device. So the kernel enforces its bounds (bytes, and one file per 16
+KiB) whatever file system holds the state folder. ``df`` in an environment shows the environment's own file system. No
+two share free space or a journal.
 
-With CAP_SYS_RESOURCE, a file system is grown while in use. Without it, and to shrink, it is
-rewritten; a crash leaves either the old or the new one.
+With CAP_SYS_RESOURCE, a file system can grow while in use. Without this capability, and to shrink, the file system is
+rewritten; after a crash, either the old or the new file system is there.
 
-Only *remove* deletes the content of a file system.
+Only :func:`remove` deletes the content of a file system.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class DiskFile(msgspec.Struct, frozen=True):
 class Disk(msgspec.Struct, frozen=True):
     """A mounted file system, as observed.
 
-    :param size: its size in bytes. It differs from the declared one after a change by hand or an interrupted change.
-    :param used: its bytes in use.
+    :param size: its size in bytes. It differs from the declared size after an interrupted change, or if an operator
+        changed it.
+    :param used: the bytes in use.
     :param files: the number of its files, including the file system's own.
     """
 
@@ -78,7 +79,7 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 def layer(layout: Layout, name: str, digest: str, size: int) -> DiskFile:
-    """Return the place of the layer on the image *digest*."""
+    """Return the :class:`DiskFile` of the environment's writable layer on the image *digest*."""
     file = layout.environment(name) / f"{digest[:16]}{SUFFIX}"
     return DiskFile(disk_sizes.LAYER, file, layout.disks(name) / disk_sizes.LAYER, disk_sizes.whole(size), "upper")
 
@@ -92,7 +93,7 @@ def volume(layout: Layout, name: str, one: Volume) -> DiskFile:
 
 
 def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[DiskFile]:
-    """Return the places of all the environment's own file systems that it declares."""
+    """Return the :class:`DiskFile` of each bounded file system that an environment declares."""
     found = []
     if spec.limits.disk is not None and not spec.read_only:
         found.append(layer(layout, name, digest, spec.limits.disk))
@@ -120,7 +121,7 @@ def grows() -> bool:
 
 
 def observe(place: DiskFile, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
-    """Return the file system that is mounted at the place; None if there is none, or it isn't in the place's file."""
+    """Return the file system that is mounted at *place*; None if none is, or if it lies in another file."""
     mount = mounted.get(str(place.point))
     if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
         return None
@@ -153,11 +154,13 @@ def budget(layout: Layout) -> int | None:
 
 
 def ensure(place: DiskFile, owner: int, mode: int) -> None:
-    """Mount the place's file system with at least its size; make it if it is missing. No process may use it.
+    """Mount the file system of *place* with at least its declared size; make it if it is missing.
+
+    No process may use the file system meanwhile.
 
     :param owner: host id that owns the folder of new content.
     :param mode: mode of the folder of new content.
-    :raises NetspaceError: when that fails, with the reason.
+    :raises NetspaceError: when a step fails, with the reason.
     """
     try:
         detach(place.point)
@@ -184,7 +187,7 @@ def ensure(place: DiskFile, owner: int, mode: int) -> None:
 
 
 def _fits(place: DiskFile) -> bool:
-    """Return whether the place's file has the declared size, or can grow to it without a rewrite."""
+    """Return whether the file of *place* has the declared size, or can grow to that size without a rewrite."""
     size, length = ext4.size_of(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
         return False
@@ -192,9 +195,11 @@ def _fits(place: DiskFile) -> bool:
 
 
 def write(place: DiskFile, source: Path, owner: int, mode: int) -> None:
-    """Rewrite the place's file with the content of the folder *source*; replace the old file once all is written.
+    """Make a new file system for *place* with the content of the folder *source*; then replace the old file.
 
-    :raises NetspaceError: when the file system has no room for the content.
+    :param owner: host id that owns the folder of the content.
+    :param mode: mode of the folder of the content.
+    :raises NetspaceError: when the new file system is too small for the content.
     """
     aside = _aside(place)
     beside = place.point.with_name(place.point.name + _NEW)
@@ -212,7 +217,7 @@ def write(place: DiskFile, source: Path, owner: int, mode: int) -> None:
 
 
 def _aside(place: DiskFile) -> Path:
-    """Return the path at which the place's new file is made; delete what an interrupted run left there."""
+    """Return the path at which the new file of *place* is made; delete the rest of an interrupted run there."""
     aside = place.file.with_name(place.file.name + _NEW)
     aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside.unlink(missing_ok=True)
@@ -220,7 +225,7 @@ def _aside(place: DiskFile) -> Path:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy all of the folder *source* into the folder *target*: owners, modes, times, links, attributes.
+    """Copy the whole folder *source* to *target*, with owners, modes, times, links and attributes.
 
     :raises NetspaceError: when that fails, for example because *target* is full.
     """
@@ -233,14 +238,14 @@ def copy(source: Path, target: Path) -> None:
     )
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["cp failed"]
-        raise NetspaceError(f"what is in {source} can't be kept: {reason[0]}")
+        raise NetspaceError(f"the content of {source} can't be kept: {reason[0]}")
     files.sync_all(target)
 
 
 def grow(place: DiskFile, device: str) -> None:
-    """Grow a mounted file system to its place's size, if it is smaller; it may be in use.
+    """Grow a mounted file system to the declared size of *place*, if it is smaller. It may be in use.
 
-    :param device: the loop device that is mounted there.
+    :param device: the loop device on which the file system is.
     """
     if place.file.stat().st_size < place.size:
         os.truncate(place.file, place.size)
@@ -250,7 +255,7 @@ def grow(place: DiskFile, device: str) -> None:
 
 
 def attach(file: Path, point: Path) -> str:
-    """Mount the file system in *file* at *point*; return its loop device, which is freed with the mount."""
+    """Mount the file system in *file* at *point*; return its loop device, which the kernel frees at the unmount."""
     for folder in (point.parent.parent, point.parent):
         folder.mkdir(parents=True, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) & 0o711 != 0o711:
@@ -306,7 +311,7 @@ def _folder(path: Path, owner: int, mode: int) -> None:
 
 
 def measure(folder: Path) -> tuple[int, int] | None:
-    """Return the bytes and files in a folder, which may be in use; None if they can't be counted."""
+    """Return the number of bytes and of files in a folder, which may be in use; None if they can't be counted."""
     found = []
     for what in (("--block-size=1",), ("--inodes",)):
         try:

@@ -10,11 +10,11 @@ _LARGEST = 64 * 1024
 
 
 def interpreter(program: IO[bytes]) -> str:
-    """Return the loader that a program names; empty if it is linked statically.
+    """Return the path of the loader that a program names; empty if the program is linked statically.
 
-    :param program: its file, open at the beginning.
-    :raises ValueError: when it is no 64-bit little-endian ELF file, or a damaged one.
-    :raises OSError: when it can't be read.
+    :param program: the program's file, open at the beginning.
+    :raises ValueError: when the file is no 64-bit little-endian ELF file, or is damaged.
+    :raises OSError: when the file can't be read.
     """
     try:
         head = program.read(64)

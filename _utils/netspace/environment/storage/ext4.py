@@ -1,6 +1,6 @@
-"""ext4 file systems (ext4(5)) in files: a new one, the size of one, and its growth while it is mounted.
+"""ext4 file systems (ext4(5)) in files: makes one, reads the size of one, and grows a mounted one.
 
-A new one has one file per 16 KiB, and the smallest journal. Nothing here attaches or mounts.
+A new file system has one inode per 16 KiB, and the smallest journal. Nothing here attaches or mounts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _LARGEST_BLOCK = 6  # 64 KiB, as a power of two times 1 KiB
 
 
 def size_of(path: Path) -> int:
-    """Return the size in bytes of the ext4 in *path* (a file, or better its mounted device), by its super block.
+    """Return the size in bytes of the ext4 in *path*, by its super block.
 
-    :raises ValueError: when there is none.
+    :param path: a file; better the device, while the file system is mounted.
+    :raises ValueError: when there is no ext4, or a damaged one.
     """
     with path.open("rb", buffering=0) as stream:
         block = os.pread(stream.fileno(), 1024, _SUPER_BLOCK)
@@ -42,7 +43,7 @@ def size_of(path: Path) -> int:
 
 
 def grow(point: Path, size: int) -> None:
-    """Grow the file system that is mounted at *point* to *size* bytes. Its device must have them already."""
+    """Grow the file system that is mounted at *point* to *size* bytes. Its device must already be that large."""
     handle = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(handle, _RESIZE_FS, struct.pack("=Q", size // BLOCK))
@@ -63,7 +64,10 @@ def make(path: Path, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
-    """Return the parts of an empty ext4 of this size that are not zero: offset and bytes. mkfs runs once per size."""
+    """Return the parts of an empty ext4 of this size that aren't zeros, as pairs of offset and bytes.
+
+    mkfs.ext4 runs once per size and process.
+    """
     program = shutil.which("mkfs.ext4", path=runtimes.SEARCHED)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")

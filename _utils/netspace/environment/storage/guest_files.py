@@ -1,10 +1,9 @@
 """Files of a running environment, read and changed from the host with the rights of the environment's user.
 
-No program of the image is run, so this works in an image with just one static binary. An environment
-may be hostile, so nothing is done there with root's rights: a thread takes the environment's user and
-group, without any capability. The kernel resolves every path within the environment's root
-(``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links are there. Only plain files, folders and links
-are touched, and never /proc.
+No program of the image is run, so this works even if the image holds a single static binary. An environment may be
+hostile, so nothing is done in its root with root's rights: a thread takes the environment's user and group, without any
+capability. The kernel resolves every path within the environment's root (``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever
+links are there. Only plain files, folders and links are touched, and never /proc.
 """
 
 from __future__ import annotations
@@ -59,10 +58,13 @@ def _call(number: int, *arguments: Any) -> int:
 
 
 def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -> int:
-    """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks for long.
+    """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of *root*.
 
-    :raises OSError: as open(2); EAGAIN if the file can't be opened for PATIENCE seconds: another process has a lease
-        on it (fcntl(2)), or keeps renaming folders above it.
+    It never blocks longer than ``PATIENCE`` seconds.
+
+    :param one_file_system: whether a path that leads into another mounted file system is refused.
+    :raises OSError: as open(2). EAGAIN: the file couldn't be opened for ``PATIENCE`` seconds, because another process
+        has a lease on it (fcntl(2)) or keeps renaming folders above it.
     """
     resolve = _IN_ROOT | _NO_MAGICLINKS | (_NO_XDEV if one_file_system else 0)
     flags |= os.O_CLOEXEC if flags & os.O_PATH else os.O_CLOEXEC | os.O_NONBLOCK
@@ -78,9 +80,9 @@ def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -
 
 
 def beginning(folder: str, path: str, most: int) -> bytes:
-    """Return the first *most* bytes of a plain file in a root that may be hostile; empty if there is none.
+    """Return the first *most* bytes of a plain file in a root that may be hostile; empty if there is no such file.
 
-    It reads only that root's own file system, and nothing that is mounted in it.
+    Only the root's own file system is read, and nothing that is mounted in it.
     """
     try:
         root = os.open(folder, _PATH | os.O_DIRECTORY)
@@ -103,7 +105,7 @@ def beginning(folder: str, path: str, most: int) -> bytes:
 def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
     """Call *action* in a thread with the host's user *uid* and group *gid*, no other group and no capability.
 
-    :raises MissingError: on a machine whose system calls aren't known here.
+    :raises MissingError: when netspace doesn't know the numbers of this machine's system calls.
     """
     calls = _CALLS.get(platform.machine())
     if calls is None:
@@ -120,7 +122,12 @@ def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a folder: ``file``, ``folder``, ``link`` or ``other``, its permissions, and a link's target."""
+    """An entry of a folder.
+
+    :param kind: ``file``, ``folder``, ``link`` or ``other``.
+    :param mode: the permissions.
+    :param target: a link's target.
+    """
 
     kind: str
     mode: int = 0
@@ -128,7 +135,7 @@ class Entry:
 
 
 class GuestFiles:
-    """The files of one environment; see :func:`entered`. Every method raises NetspaceError naming the path."""
+    """The files of one environment; :func:`entered` makes it. Every method raises NetspaceError with the path."""
 
     def __init__(self, root: int, uid: int, gid: int) -> None:
         self._root, self._uid, self._gid = root, uid, gid
@@ -145,7 +152,7 @@ class GuestFiles:
     def read(self, path: str, most: int = MOST) -> bytes | None:
         """Return the content of a plain file; None if it doesn't exist.
 
-        :raises NetspaceError: when it is larger than *most*, or no plain file.
+        :raises NetspaceError: when the file is larger than *most* bytes, or is no plain file.
         """
 
         def act() -> bytes:
@@ -162,9 +169,9 @@ class GuestFiles:
         return self._do(path, act, absent=None)
 
     def write(self, path: str, content: bytes, mode: int | None) -> None:
-        """Write *content* into a plain file, all at once; a link at *path* is followed.
+        """Write *content* into a plain file, atomically. A link at *path* is followed.
 
-        :param mode: its permissions; None: they stay as they are, or are 0600 for a new file.
+        :param mode: the file's permissions; None: they stay as they are, or are 0600 for a new file.
         """
 
         def act() -> None:
@@ -203,7 +210,7 @@ class GuestFiles:
         self._do(path, act)
 
     def make_folder(self, path: str, mode: int) -> None:
-        """Make one folder; the one above it must exist."""
+        """Make one folder; its parent folder must exist."""
 
         def act() -> None:
             with self._parent(path) as (parent, name):
@@ -262,7 +269,7 @@ class GuestFiles:
             yield parent, whole.name
 
     def _followed(self, path: str) -> str:
-        """Return the path that a chain of links at the end of *path* leads to, within the root."""
+        """Return the path within the root to which *path* leads, if *path* is a link or begins a chain of links."""
         for _ in range(8):
             with self._parent(path) as (parent, name):
                 there = _entry(parent, name)
@@ -282,7 +289,9 @@ class GuestFiles:
 def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[GuestFiles]:
     """Yield the files that process *pid* of an environment sees.
 
-    :param base: host id of the id 0 inside; the process must have one of the environment's ids.
+    :param base: the host id of the environment's id 0; the process must have one of the environment's ids.
+    :param uid: the id inside with which the files are read and written.
+    :param gid: the group id inside.
     :param root: the host's mount point of the environment's root; the process must have that root.
     :raises NetspaceError: when the process has ended, has other ids or another root.
     """

@@ -1,9 +1,10 @@
 """Process 1 of environments with ``init: true``: forwards signals to the program, and reaps orphaned processes.
 
-It is the host's own ``catatonit``, linked statically, so it needs no file of an image. An overlay layer above the
-image adds it to a root, so no file of the image can replace it. Environments share its pages in memory. Unlike with a
-bind mount, they share neither its locks nor its inotify events. The layer holds a copy, named by its content and never
-changed, since a layer in use must not change. A root gets a newer version when it is made the next time.
+The program is the host's ``catatonit``, linked statically, so it needs no file of an image. An overlay layer above the
+image adds it to an environment's root, so no file of the image can replace it. Environments share its pages in memory.
+They share neither its locks nor its inotify events, as they would with a bind mount. The layer holds a copy of the
+program. The layer's name is a digest of the content, and the layer is never changed, because a layer in use must not
+change. A root gets a newer version when it is assembled the next time.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _copying = threading.Lock()
 
 
 def before(spec: Environment) -> tuple[str, ...]:
-    """Return the arguments that stand before an environment's own command."""
+    """Return the arguments (init and ``--``) that precede an environment's own command; none without ``init: true``."""
     return (INSIDE, "--") if spec.init else ()
 
 
 def problem() -> str:
-    """Return why this host has no usable program for process 1; empty if it has one. Reads only."""
+    """Return why this host has no usable init program; empty if it has one. Reads only."""
     try:
         with _opened():
             pass
@@ -50,10 +51,10 @@ def problem() -> str:
 
 
 def layer(layout: Layout) -> Path:
-    """Return the folder of the overlay layer with the program; make it if it is missing.
+    """Return the folder of the overlay layer with the program; make the layer if it is missing.
 
     :raises MissingError: when the program is not installed.
-    :raises NetspaceError: when it can't be used.
+    :raises NetspaceError: when the program can't be used.
     """
     with _opened() as stream:
         content = stream.read(_LARGEST)
@@ -72,10 +73,11 @@ def layer(layout: Layout) -> Path:
 
 @contextlib.contextmanager
 def _opened() -> Iterator[IO[bytes]]:
-    """Open the program's file for reading.
+    """Open the init program's file for reading.
 
-    :raises MissingError: when it is not installed.
-    :raises NetspaceError: when others than root may change it, it needs a loader, or it is no program.
+    :raises MissingError: when the program is not installed.
+    :raises NetspaceError: when users other than root may change the file, when it needs a loader, or when it is no
+        program.
     """
     found = shutil.which(PROGRAM, path=f"{runtimes.SEARCHED}:{_ELSEWHERE}")
     if found is None:
@@ -90,7 +92,7 @@ def _opened() -> Iterator[IO[bytes]]:
             changeable = real if info.st_uid != 0 or info.st_mode & 0o022 else paths.loose(real)
             if changeable:
                 raise NetspaceError(
-                    f"{found} is not used: others than root may change {changeable}; chown it to root, and chmod go-w"
+                    f"{found} is not used: users other than root may change {changeable}; chown root, and chmod go-w"
                 )
             if info.st_size > _LARGEST:
                 raise ValueError(f"more than {_LARGEST // 1024**2} MiB")

@@ -1,14 +1,15 @@
 """Files of an environment under ``/run/netspace``: its card and its credentials.
 
-There are two copies. The kept one is in the state folder, which only root can read; after a reboot the files are
-restored from it. The other one is in the folder that is mounted read-only into the environment. There the files
-belong to root of the environment's user namespace, and no program inside can become that user. The environment's
-group may read them: mode 0440, in a folder of mode 0550. A program must not own them: the owner of a file can take a
-lease on it, and so delay everybody who opens it (fcntl(2)). A change is a rename within that folder, so a running
-environment sees it at once.
+Each file has two copies. The *kept* copy is in the state folder, which only root can read. The *shown* copy is in the
+folder that is mounted read-only into the environment; after a reboot it is restored from the kept copy.
 
-A private key is not kept on disk: its issuer keeps it in ``layout.identity(<name>)``, in memory, and
-issues another after a reboot.
+The shown files belong to root of the environment's user namespace, and no program inside can become that user. The
+environment's group may read them: mode 0440, in a folder of mode 0550. A program must not own them: the owner of a file
+can take a lease on it, and so delay everybody who opens it (fcntl(2)). A change is a rename within that folder, so a
+running environment sees it at once.
+
+A private key is not kept on disk. Its issuer keeps it in memory, in ``layout.identity(<name>)``, and issues another key
+after a reboot.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FOLDER_MODE = 0o550
 
 
 def digests(handed: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the sha256 of each file's content, which shows a change and reveals no secret."""
+    """Return the sha256 of each file's content. A digest shows a change, and reveals no secret."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(handed.items())}
 
 
@@ -70,7 +71,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
 def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: tuple[int, int]) -> None:
     """Write exactly these files into the folder that the environment sees.
 
-    :param owner: the host's uid of root inside, and its gid of the environment's group.
+    :param owner: the host's ids of the files: the uid of root inside, and the gid of the environment's group.
     """
     inside = layout.inside(name)
     inside.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
@@ -91,13 +92,13 @@ def _forget_others(folder: Path, handed: Collection[str]) -> None:
 
 
 def read(layout: Layout, name: str) -> dict[str, bytes]:
-    """Return the kept files, and the private keys that the issuer keeps in memory now."""
+    """Return the kept files, and the private keys that their issuers hold in memory now."""
     keys = {file: content for file, content in _read(layout.identity(name)).items() if file in _NEVER_KEPT}
     return {**_read(_kept(layout, name)), **keys}
 
 
 def observe(layout: Layout, name: str) -> dict[str, str] | None:
-    """Return digests of the files that the environment sees; None if they differ from the kept ones."""
+    """Return the digests of the files that the environment sees; None if these files differ from the kept copies."""
     inside = digests(_read(layout.inside(name)))
     return inside if inside == digests(read(layout, name)) else None
 

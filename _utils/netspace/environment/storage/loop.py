@@ -1,7 +1,7 @@
 """Loop devices (loop(4), linux/loop.h): a file as a block device, for as long as it is mounted.
 
 The device bypasses the host's page cache (direct I/O), so an environment is charged for the memory and the disk I/O of
-all that it reads and writes. Nothing here mounts, or looks into the file.
+all that it reads and writes. Nothing here mounts a device, or reads the file's content.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _RELEASED = 2.0  # seconds allowed to the kernel for releasing an unmounted file
 
 
 def backing_file(device: str) -> str:
-    """Return the file of a loop device (``/dev/loop0``).
+    """Return the path of the file behind a loop device (such as ``/dev/loop0``).
 
-    :raises OSError: when there is none.
+    :raises OSError: when the device has no file.
     """
     return Path(f"/sys/block/{device[5:]}/loop/backing_file").read_text().rstrip("\n")
 
 
 def notice_size(device: str) -> None:
-    """Give a loop device the present size of its file."""
+    """Let a loop device take on the present size of its file."""
     with open(device, "rb", buffering=0) as stream:
         fcntl.ioctl(stream, _SET_CAPACITY, 0)
 
 
 def attach(file: Path) -> tuple[str, int]:
-    """Return a new loop device on *file*, and an open handle of it.
+    """Return a new loop device on *file*, and an open descriptor of the device.
 
     The kernel frees the device once it is neither open nor mounted.
     """
@@ -73,10 +73,10 @@ def attach(file: Path) -> tuple[str, int]:
 def _claim(file: Path, backing: int) -> None:
     """Lock *file* for one loop device: two independent mounts of one ext4 would destroy it.
 
-    The device keeps its backing file open, and with it the lock. It does so as long as any process has
-    a file open in a mount of it, even after netspace has unmounted it.
+    The device keeps its file open, and with it the lock. It does so as long as any process has a file open in a mount
+    of the device, even after netspace has unmounted it.
 
-    :raises NetspaceError: when another device still has the lock.
+    :raises NetspaceError: when another device still holds the lock.
     """
     deadline = time.monotonic() + _RELEASED
     while True:
@@ -90,7 +90,7 @@ def _claim(file: Path, backing: int) -> None:
     device = next((name for name, path in _backing_files() if path == str(file)), "a loop device")
     raise NetspaceError(
         f"{file} is still in use by {device}: a process outside of the environment has a file or folder "
-        "in it open; end that one (a backup? a shell?) and apply again"
+        "in it open; end that process (a backup? a shell?) and apply again"
     )
 
 

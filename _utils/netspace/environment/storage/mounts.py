@@ -1,8 +1,7 @@
-"""Mount operations as direct system calls, without a mount program. Decides nothing.
+"""Mount operations as direct system calls, without a mount program.
 
-Written after mount(2), umount2(2), open_tree(2), move_mount(2), mount_setattr(2)
-and user_namespaces(7). The numbers of the newer calls are the same on every
-architecture.
+The calls are described in mount(2), umount2(2), open_tree(2), move_mount(2), mount_setattr(2) and user_namespaces(7).
+Newer calls have the same numbers on every architecture.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def _check(result: int, what: str) -> int:
 def mount(source: str | Path, target: Path, kind: str, flags: int = 0, data: str = "") -> None:
     """Mount by mount(2).
 
-    :raises OSError: with source and target in its text.
+    :raises OSError: with the source and the target in its text.
     """
     _check(
         _libc().mount(
@@ -107,7 +106,7 @@ def mount(source: str | Path, target: Path, kind: str, flags: int = 0, data: str
 
 
 def unmount(target: Path) -> bool:
-    """Unmount everything at *target*, at once: processes keep their open files (MNT_DETACH).
+    """Unmount everything at *target* at once; processes keep the files that they have open (MNT_DETACH).
 
     :return: whether anything was mounted there.
     """
@@ -129,7 +128,7 @@ def bind(source: Path, target: Path, flags: int) -> None:
 
 
 def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
-    """Mount *source* at *target*, too, with its ids mapped as in the user namespace."""
+    """Mount *source* also at *target*, with its ids mapped as in the user namespace *ids*."""
     libc = _libc()
     tree = _check(
         libc.syscall(
@@ -179,12 +178,12 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def keep_user_namespace(target: Path, base: int, count: int) -> None:
-    """Make a user namespace and keep it at the file *target*.
+    """Make a user namespace, and keep it by a bind mount on the file *target*.
 
-    It maps *count* ids, from 0 inside and from *base* on the host. The user *base* makes it, since the kernel
-    also charges a user namespace's maker for some resources that are used in it (user_namespaces(7),
-    ``/proc/sys/user``): inotify instances, queued signals, locked memory. If root made all user namespaces, they
-    would share root's own bounds.
+    It maps *count* ids, from 0 inside and from *base* on the host. A process of the user *base* makes it, because the
+    kernel charges some resources that are used in a user namespace to its maker, too (user_namespaces(7),
+    ``/proc/sys/user``): inotify instances, queued signals, locked memory. If root made all user namespaces, they would
+    share root's own bounds.
 
     :raises OSError: when it can't be made.
     """
@@ -209,9 +208,9 @@ def keep_user_namespace(target: Path, base: int, count: int) -> None:
 def _user_namespace(base: int, count: int) -> int:
     """Make a user namespace; return a descriptor of it.
 
-    A new process makes the namespace (clone(2), CLONE_NEWUSER). That process shares the caller's memory for
-    its only call, ``_exit``, so a large or threaded caller is not copied. Until it is reaped, its ``/proc``
-    entry is used to write the maps and to open the namespace. It sends no SIGCHLD.
+    A new process makes the namespace (clone(2), CLONE_NEWUSER). This process shares the caller's memory and only calls
+    ``_exit``, so the memory of a large or threaded caller is not copied. Until the process is reaped, its ``/proc``
+    entry serves to write the id maps and to open the namespace. It sends no SIGCHLD.
     """
     libc = _libc()
     stack = ctypes.create_string_buffer(65536)
@@ -235,7 +234,8 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags
 
     The layers are named by file descriptor, so ``/proc/self/mountinfo`` inside shows no path of the host.
 
-    :param lowers: the uppermost first.
+    :param lowers: the read-only layers, the uppermost first.
+    :param work: the overlay's work folder, on the file system of *upper*.
     """
     with contextlib.ExitStack() as stack:
 
@@ -254,9 +254,10 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags
 
 
 class Table(Mapping[str, Mount]):
-    """The mounts by target; the topmost one if a target has several.
+    """Mapping of mount points to mounts; for a mount point with several mounts, the topmost one.
 
-    A line is parsed only when its mount is asked for: a host with a thousand environments has thousands of mounts.
+    A line is parsed only when its mount is looked up, because a host with a thousand environments has thousands of
+    mounts.
 
     :param text: the content of ``/proc/self/mountinfo``.
     """
@@ -289,10 +290,10 @@ def table() -> Table:
 
 
 class Single(Mapping[str, Mount]):
-    """The mounts, like :class:`Table`, but each mount is queried from the kernel when needed, if the kernel can do so.
+    """Mapping like :class:`Table`, but each lookup asks the kernel for that one mount, if the kernel can do so.
 
-    That is faster than a table as long as only some mounts are asked for. The answer is the mount at the time of the
-    question, not at the time when this object was made.
+    That is faster than a table as long as only some mounts are looked up. The answer describes the mount at the time of
+    the lookup.
     """
 
     @functools.cached_property
@@ -322,7 +323,7 @@ class Single(Mapping[str, Mount]):
 
 
 def below(folder: str, mounted: Mapping[str, Mount]) -> dict[str, Mount]:
-    """Return the mounts at *folder* and at the names directly in it, by target."""
+    """Return the mounts at *folder* and at the names directly in it, by mount point."""
     if isinstance(mounted, Single):
         try:
             names = os.listdir(folder)
@@ -335,7 +336,7 @@ def below(folder: str, mounted: Mapping[str, Mount]) -> dict[str, Mount]:
 
 
 def over(path: str, mounted: Mapping[str, Mount]) -> Mount:
-    """Return the mount that a path (without links) is on. Pure."""
+    """Return the mount that holds a path, which must contain no links. Pure."""
     target = path
     while target not in mounted and target != "/":
         target = target.rpartition("/")[0] or "/"
@@ -343,9 +344,9 @@ def over(path: str, mounted: Mapping[str, Mount]) -> Mount:
 
 
 def origin(path: str, mounted: Mapping[str, Mount]) -> tuple[str, str]:
-    """Return the device of a path's file system, and the path from that file system's own root.
+    """Return the device of a path's file system, and the path as seen from that file system's own root.
 
-    *path* has no links. The result is the same for all names that bind mounts give to a folder. Pure.
+    *path* must contain no links. All names that bind mounts give to a folder have the same result. Pure.
     """
     mount = over(path, mounted)
     rest = path[len(mount.target.rstrip("/")) :]

@@ -1,11 +1,11 @@
 """An environment's root: its own overlay on an image that other environments may share.
 
-Even a read-only environment has its own overlay, because two programs on one file system see each
-other's file locks and inotify events. The image is mounted with the environment's user ids. The
-environment writes to a layer that belongs to it and to one image. A new image begins with an empty
-layer, so lasting data belongs into a volume. The layer is a folder, or a file system of its own
-(``disks``) if its size is bounded. A read-only environment's layer is volatile and holds only mount
-points. A layer with the program for process 1 (``init``) may lie between the image and the writable layer.
+Even a read-only environment has its own overlay, because two programs on one file system see each other's file locks
+and inotify events. The image is mounted with the environment's user ids. The environment writes to a layer that belongs
+to this environment and this image. A new image begins with an empty layer, so lasting data belongs into a volume. The
+layer is a folder; if its size is bounded, it is a file system (``disks``). A read-only environment's layer is volatile
+and holds only mount points. A layer with the program for process 1 (``init``) may lie between the image and the
+writable layer.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ _MEMORY_BOUNDS = "size=4m,nr_inodes=4096"
 def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
     """Mount the environment's root at ``<bundle>/rootfs``; nothing may be mounted there yet.
 
+    :param digest: the digest of the image.
     :param image: the mount point of the image.
-    :param keep: digest of another image; the layer on that image stays, too.
-    :raises MissingError: when it needs an init that this host lacks.
+    :param base: the host id of the environment's id 0.
+    :param keep: digest of another image, whose layer is kept, too; empty: none.
+    :raises MissingError: when the environment needs an init program that this host lacks.
     :raises NetspaceError: when a mount fails, with the mount and the reason.
     """
     above = [init.layer(layout)] if spec.init else []
@@ -62,18 +64,21 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
 
 
 def _own_memory(folder: Path) -> None:
-    """Mount a small tmpfs at *folder*, because the host's own tmpfs would show its identity and its use by others."""
+    """Mount a small tmpfs at *folder*.
+
+    If the environment saw a tmpfs of the host instead, it could recognize the host and see how full that tmpfs is.
+    """
     folder.mkdir(exist_ok=True, mode=0o700)
     flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
     mounts.mount("netspace", folder, "tmpfs", flags, f"mode=0700,{_MEMORY_BOUNDS}")
 
 
 def _ways(layout: Layout, bundle: Path, base: int) -> None:
-    """Make the folders above the environment's root, so that only the runtime can pass them.
+    """Make the folders above the environment's root, so that only the runtime can pass through them.
 
-    The runtime passes them as root of the environment's user namespace, so their modes must not depend on the umask of
-    the process that makes them. Other users of the host can't list them or enter an environment's root, so they can't
-    leave files and sockets there.
+    The runtime passes as root of the environment's user namespace, so the folders' modes must not depend on the umask
+    of the process that makes them. Other users of the host can neither list the folders nor enter an environment's
+    root, so they can't leave files and sockets there.
     """
     folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
     for folder, mode in folders.items():
@@ -86,10 +91,11 @@ def _ways(layout: Layout, bundle: Path, base: int) -> None:
 
 
 def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
-    """Make the persistent layer on this image, as a folder or a file system of *size*; return the folder of its parts.
+    """Make the persistent layer on this image; return the folder that holds ``upper`` and ``work``.
 
-    If there is a layer of the other kind, all its content is copied. If that fails, the old layer stays.
-    A layer of the wanted kind is always complete, so one of the other kind beside it is a left-over.
+    The layer is a folder; with *size*, it is a file system. If a layer of the other kind exists, its content is copied.
+    If the copy fails, the old layer stays. A layer of the wanted kind is always complete, so a layer of the other kind
+    beside it is a left-over.
     """
     folder = layout.environment(name) / digest[:16]
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,7 +125,7 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, 
 
 
 def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
-    """Check that a layer's content fits into the size that it will get. Changes nothing; the layer may be in use.
+    """Check that a layer's content fits into the declared size. Changes nothing; the layer may be in use.
 
     :raises NetspaceError: when it doesn't fit.
     """
@@ -133,7 +139,7 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
 
 
 def _own(upper: Path, base: int) -> None:
-    """Make *base* the owner of the layer's top folder, and move all ids of the former base in it to *base*.
+    """Make *base* the owner of the layer's top folder, and shift all ids in the layer from the old base to *base*.
 
     An environment whose record was lost may have got other ids. The top folder is changed last, so that an interrupted
     change is noticed and repeated.
@@ -152,7 +158,7 @@ def _own(upper: Path, base: int) -> None:
 
 
 def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
-    """Remove the layers on other images than *keep*, except layers that were found without a record."""
+    """Remove the layers on all images but those in *keep*; layers named ``lost-...`` stay, too."""
     kept = tuple(digest[:16] for digest in keep)
     for entry in os.scandir(layout.environment(name)):
         if entry.name == "handout" or entry.name.startswith((*kept, LOST)):
@@ -164,7 +170,7 @@ def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
 
 
 def layers(layout: Layout, among: Collection[str] | None = None) -> set[str]:
-    """Return the names of the environments that have a layer, or had one.
+    """Return the names of the environments that have, or had, a layer.
 
     :param among: the names to look up; None: all.
     """
@@ -178,10 +184,10 @@ def layers(layout: Layout, among: Collection[str] | None = None) -> set[str]:
 
 
 def adopt(layout: Layout, name: str, digest: str) -> None:
-    """Keep the layers of an environment whose record was lost: nobody asked to remove them.
+    """Keep the layers of an environment whose record was lost, since nobody asked to remove them.
 
-    A layer on another image can't be used any more. It gets a name that begins with ``lost-``, and is
-    kept until the environment is removed.
+    The layer on the image *digest* stays in use. A layer on another image can't be used any more: it gets a name that
+    begins with ``lost-``, and is kept until the environment is removed.
     """
     dismantle(layout, name)
     tree_removal.remove(layout.bundle(name))
@@ -197,7 +203,7 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
 
 
 def dismantle(layout: Layout, name: str) -> None:
-    """Unmount the environment's root and its own file systems; their content stays."""
+    """Unmount the environment's root and its bounded file systems; their content stays."""
     bundle = layout.bundle(name)
     fixed = (bundle / "rootfs", bundle / "lower", bundle / "layer", layout.inside(name), layout.users(name))
     for folder in (*fixed, *sorted((bundle / "volumes").glob("*"))):

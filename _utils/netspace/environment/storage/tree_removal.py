@@ -1,8 +1,8 @@
-"""Walk and removal of folders that an environment filled, however deep. No process may use them meanwhile.
+"""Walk through, and removal of, folders that an environment filled, however deep. No process may use them meanwhile.
 
-A program may nest folders deeper than a path, a stack or the number of open files can reach. So no
-folder is entered by its path. A walk goes one level at a time. A removal moves folders from two
-levels down to the top, under new names. Links are never followed.
+A program may nest folders deeper than a path, a stack or the number of open files can reach. So no folder is opened by
+its full path. A walk goes one level at a time. A removal moves folders from two levels below the top to the top, under
+new names. Links are never followed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def remove(folder: Path) -> None:
 
 
 def _folders(folder: int) -> list[str]:
-    """Remove files from an open folder; return the names of some folders in it, none once it is empty.
+    """Remove the files in an open folder; return the names of some folders in it. No name means that it is empty.
 
     It never reads all names at once: a program can make more names than the host has memory for.
     """
@@ -74,7 +74,7 @@ def _folders(folder: int) -> list[str]:
 
 
 def walk(folder: Path, act: Callable[[str, int], None]) -> None:
-    """Call *act* for each entry below *folder*, with its name and the descriptor of the folder that it is in.
+    """Call *act* for each entry below *folder*, with the entry's name and the descriptor of the entry's folder.
 
     *act* must not add or remove entries. Only names of folders are kept in memory, never all names.
     """

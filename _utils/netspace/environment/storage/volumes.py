@@ -1,12 +1,12 @@
-"""Volumes: host folders, or file systems of netspace's own, that belong to one environment alone.
+"""Volumes of environments: folders of the host, or file systems that netspace makes. Each belongs to one environment.
 
-A missing volume is made. Only a purge deletes one of netspace's own (``disks``); no folder is deleted.
+A missing volume is made. Only a purge deletes a file system of netspace's (``disks``); netspace never deletes a folder
+of the host.
 
-Files on disk have the ids inside: a file of user 1000 inside belongs to user 1000 on disk. So volumes
-can be backed up and outlive the environment. On the host those ids may belong to somebody, so a
-writable volume must lie below a folder of root's with mode 0700. Only root may write to the folders
-above a volume: another user could put a link in the volume's place, and so give any folder of the host
-to an environment.
+Files on disk have the ids inside: a file of user 1000 inside belongs to user 1000 on disk. So volumes can be backed up
+and outlive the environment. On the host those ids may belong to somebody, so a writable volume must lie below a folder
+of root's with mode 0700. Only root may write to the folders above a volume. Another user could put a link in the
+volume's place, and so give any folder of the host to an environment.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ def folder(layout: Layout, name: str, volume: Volume) -> Path:
 
 
 def shown(layout: Layout, name: str, index: int) -> Path:
-    """Return the mount point of a volume (by index) with mapped ids, for a runtime that can't map ids itself."""
+    """Return the host path at which a volume is mounted with mapped ids, for a runtime that can't map ids itself.
+
+    :param index: the volume's position in the declaration.
+    """
     return layout.bundle(name) / "volumes" / str(index)
 
 
 def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
-    """Mount these volumes with the ids of the environment's user namespace (``layout.users``).
+    """Mount these volumes at :func:`shown`, with the ids of the environment's user namespace (``layout.users``).
 
     :raises NetspaceError: when a volume can't be mounted.
     """
@@ -53,7 +56,7 @@ def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
 
 
 def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
-    """Make sure that the volume's folder exists; make it for the uid *user* (inside) if it is missing.
+    """Make sure that the volume's folder exists. A missing folder is made, and belongs to the uid *user* (inside).
 
     :raises NetspaceError: when that folder can't be a volume.
     """
@@ -72,11 +75,11 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             own_device, own_path = mounts.origin(real, mounted)
             alias = device == own_device and (within(path, own_path) or within(own_path, path))
             if alias or within(str(source), real) or within(real, str(source)):
-                raise NetspaceError(f"{where}: {own} is netspace's own; name another folder")
+                raise NetspaceError(f"{where}: {own} belongs to netspace; name another folder")
         if loose := paths.loose(source):
             raise NetspaceError(
-                f"{where}: others of this host could put another folder in its place, in {loose}: "
-                "let nobody but root write there (chown root, chmod go-w), or name a folder elsewhere"
+                f"{where}: other users of this host could replace it, because they can write to {loose}; "
+                "let only root write there (chown root, chmod go-w), or name another folder"
             )
         if not os.path.lexists(source):
             _make(source, user)
@@ -84,21 +87,21 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             raise NetspaceError(f"{where}: not a folder")
         if not volume.read_only and not any(paths.private(folder) for folder in source.parents):
             raise NetspaceError(
-                f"{where}: other users of this host could reach what the environment writes there (as user {user}); "
-                f"make a folder above it root's alone: chmod 0700 {source.parent}"
+                f"{where}: other users of this host could open files that the environment writes there (user {user}); "
+                f"let only root enter a folder above it: chmod 0700 {source.parent}"
             )
     except OSError as err:
         raise NetspaceError(f"{where}: {err.strerror}") from err
 
 
 def kept(layout: Layout, name: str) -> list[str]:
-    """Return the targets of netspace's own volumes under this name, whether such an environment exists or not."""
+    """Return the targets of volumes that netspace made for environment *name*, even if it no longer exists."""
     found = layout.volumes(name).glob(f"*{disks.SUFFIX}")
     return sorted(f"/{urllib.parse.unquote(file.name.removesuffix(disks.SUFFIX))}" for file in found)
 
 
 def erase(layout: Layout, name: str) -> None:
-    """Delete netspace's own volumes of the environment, with their content."""
+    """Delete the file systems that netspace made for the environment's volumes, with their content."""
     disks.detach_all(layout, name)
     tree_removal.remove(layout.volumes(name))
 
@@ -106,8 +109,9 @@ def erase(layout: Layout, name: str) -> None:
 def _make(source: Path, user: int) -> None:
     """Make the folder *source*, owned by the uid *user*, and missing folders above it.
 
-    The folder gets its name after its owner: a run killed in between must not leave a folder that seems to be the
-    operator's. Folders of other environments are made at the same time, perhaps in the same folder.
+    The folder is made under another name, gets its owner, and is then renamed. So a run killed in between leaves no
+    folder that looks like one of the operator's. Folders of other environments may be made at the same time, even in
+    the same parent folder.
     """
     for folder in reversed([folder for folder in source.parents if not folder.exists()]):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Updates of environments: rolled out, proved, and taken back."""
+"""Updates of environments: rolling replacement, trial of the new version, return to the previous version."""

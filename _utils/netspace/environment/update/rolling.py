@@ -1,9 +1,9 @@
 """Rolling updates: a second instance must become healthy before the running instance is replaced.
 
 The second instance has its own name (``Layout.beside``), root, cgroup, service and files. It shares the environment's
-network namespace, ids and account, and has no record. It runs while the old program is stopped and the new one is
-started in its place, and until the new one is healthy. A note exists from before the first part of the second instance
-is made until after the last part is gone. By that note, the next run (or boot) removes the remains of a killed run.
+network namespace, ids and account, and has no record. The second instance runs while the old program is stopped and the
+new program is started, until the new program is healthy. A note on disk exists from before the first part of the second
+instance is made until after the last part is gone. By this note, the next run (or boot) removes what a killed run left.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def _note(layout: Layout, name: str) -> Path:
 def try_beside(
     making: Builder, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Start a second instance of each environment, wait until it is healthy, and remove it if it isn't in time.
+    """Start a second instance of each environment; remove it if it isn't healthy in time.
 
-    :param handed: the files under ``/run/netspace`` for each.
-    :return: two mappings by name: why started instances did not become healthy, and why others could not be started.
-    :raises NetspaceError: when the supervisor can't be reached; then the notes stay, and the next run cleans up.
+    :param handed: the files under ``/run/netspace``, for each environment.
+    :return: two mappings from names to reasons: of instances that started but did not become healthy, and of instances
+        that could not be started.
+    :raises NetspaceError: when the supervisor can't be reached; the notes stay, and the next run cleans up.
     """
     layout = making.layout
     errors = erase(layout, supervisor, wanted)
@@ -99,12 +100,12 @@ def try_beside(
 
 
 def _once(spec: Environment) -> Environment:
-    """Return the second instance's declaration: without restart, ``after``, or a health check."""
+    """Return the declaration of a second instance: the environment's, without restart, ``after`` and health check."""
     return msgspec.structs.replace(spec, restart="never", after=(), health=None)
 
 
 def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
-    """Probe the second instance until it is healthy; return why it isn't healthy in time, or an empty text."""
+    """Probe the second instance until it is healthy; return an empty text, or why it isn't healthy in time."""
     from netspace.environment.health import probes
 
     place, service = layout.beside(name), oci_runtime.service_name(layout.beside(name))

@@ -1,7 +1,7 @@
-"""Trials of updates: the wait until updated environments are healthy, and the verdict.
+"""Trials of updates: wait until updated environments are healthy, and judge them.
 
-When a healthy environment is updated, its record keeps the previous version (``Record.previous``) until
-the new one is healthy. ``apply`` acts on the verdict; this module only observes.
+When a healthy environment is updated, its record keeps the previous version (``Record.previous``) until the new version
+is healthy. ``apply`` acts on the judgement; this module only observes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 
 def worth_keeping(seen: ObservedEnvironment, new: Environment) -> Previous | None:
-    """Return the version to go back to if the update fails; None if there is no trial or the version isn't up."""
+    """Return the version to go back to if the update fails; None if there is no such version.
+
+    There is none if the new declaration has no trial, or if the present version isn't up. While an earlier update is
+    still on trial, the version before that update is returned.
+    """
     record = seen.record
     if new.health is None or not new.update.rollback:
         return None
@@ -40,7 +44,10 @@ def worth_keeping(seen: ObservedEnvironment, new: Environment) -> Previous | Non
 
 
 def failed(record: Record, reason: str) -> Failed:
-    """Return the note of an update that is taken back."""
+    """Return the note about an update that failed and is taken back.
+
+    :param reason: why the update failed.
+    """
     image, declared = record.image, fingerprint(record.spec, record.profile, record.runtime)
     source = unikernel.source(record.spec, record.runtime)
     return Failed(declared, source, image.identity, image.digest, reason)
@@ -49,7 +56,7 @@ def failed(record: Record, reason: str) -> Failed:
 def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -> dict[str, str]:
     """Wait until each of these just started environments is healthy, has failed or has used up its time.
 
-    :return: why it has failed, by name; empty if it is healthy.
+    :return: by name, why the environment failed; an empty text if it is healthy.
     """
     began = time.monotonic()
     services = {oci_runtime.service_name(name) for name in trials}
@@ -67,7 +74,7 @@ def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -
 
 
 def _finding(layout: Layout, name: str, record: Record, status: Status, late: bool) -> str | None:
-    """Return why the trial failed; empty if it has passed, None if that is not known yet."""
+    """Return why the trial failed; an empty text if it passed; None if that isn't known yet."""
     if observe.is_up(record, status, observe.current(layout, name, record, status)):
         return ""
     # The health service may have ended the process for its failed check. Verdicts from before the trial were deleted.
@@ -85,9 +92,9 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
 
 
 def watched(layout: Layout, supervisor: Supervisor) -> None:
-    """Wait until the health service has begun to probe: the time of a trial begins then.
+    """Wait until the health service has begun to probe, since the time of a trial begins with the first probe.
 
-    :raises NetspaceError: when it doesn't begin.
+    :raises NetspaceError: when the service doesn't begin.
     """
     until = time.monotonic() + BEGUN
     while True:
@@ -105,8 +112,8 @@ def awaited(
 ) -> dict[str, str]:
     """Wait until environments with ``after`` are started; return, by name, why an environment is not.
 
-    The supervisor starts them, even after this function has returned. This function does not wait for environments
-    after a declared stop.
+    The supervisor starts them, if need be after this function has returned. The function doesn't wait for an
+    environment that must start after an environment whose declared state is stopped.
     """
     soon = {name for name in names if not _after_stopped(name, known)}
     until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
@@ -133,7 +140,10 @@ def _waits(status: Status | None) -> bool:
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
-    """Return the seconds in which the environments before *name* must become healthy, one after another."""
+    """Return how long to wait for *name*: the seconds in which all environments before it must become healthy.
+
+    Environments that wait for each other become healthy one after another, so their times are added.
+    """
     longest = SLACK
     for other in known[name].spec.after if name in known else ():
         if other in known and other not in (*trail, name):

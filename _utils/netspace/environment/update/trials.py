@@ -1,4 +1,4 @@
-"""Updates that failed on trial: the previous version of each environment is put back."""
+"""Return to the previous versions of environments whose updates failed on trial."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from netspace.supervision.service import Supervisor
 
 @dataclass(frozen=True)
 class TakenBack:
-    """The updates that were taken back.
+    """The result of taking back updates.
 
-    :param errors: for each environment, the error to report: the update's, and that of the previous version, if any.
-    :param steps: a step for each environment whose previous version runs again.
+    :param errors: for each environment, the update's error, and the error of starting the previous version, if any.
+    :param steps: the report of a step for each environment whose previous version runs again.
     """
 
     errors: Mapping[str, str]
@@ -46,10 +46,10 @@ def take_back(
 ) -> TakenBack:
     """Put back the previous versions of these environments, and record why the updates failed.
 
-    :param trials: their records, which have the previous versions.
-    :param reasons: why each update failed.
-    :param revision: the hardening that is in force.
-    :param give: makes the environments' users the owners of their devices; returns the errors.
+    :param trials: the environments' records, which contain the previous versions.
+    :param reasons: why each update failed, by name.
+    :param revision: the revision of the hardening that is in force.
+    :param give: a function that makes the environments' users the owners of their devices, and returns errors by name.
     """
     from netspace.environment.update import kept_card
 

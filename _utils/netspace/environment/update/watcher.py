@@ -11,9 +11,11 @@ from netspace.supervision.service import Supervisor
 
 
 def ensure(layout: Layout, supervisor: Supervisor, needed: bool) -> None:
-    """Start the service if it is *needed*, and again if its definition has changed; else remove it with its verdicts.
+    """Start the health service if it is *needed*; else remove it with its verdicts.
 
-    :raises NetspaceError: it does not run, or does not end.
+    A running service is restarted if its definition has changed.
+
+    :raises NetspaceError: the service does not run, or does not end.
     """
     there = supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
     if needed:

@@ -1,1 +1,1 @@
-"""Plans of a fleet: hosts' own plans gathered and folded, applied exactly, compared, and kept."""
+"""Plans of a fleet: the hosts' own plans are gathered and merged into one, which is kept, compared and applied."""

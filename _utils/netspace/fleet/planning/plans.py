@@ -1,8 +1,8 @@
 """Plans of hosts, and the plan of a fleet that they add up to. Pure.
 
-A host's plan is the dry run of its states: what an apply of its declaration would do there. Its digest covers the
+A host's plan is the dry run of its states: the steps that an apply of its declaration would take. Its digest covers the
 minion's id, the declaration, the steps and the refusals, so equal digests mean equal plans. A fleet's plan is *folded*:
-equal steps of many hosts are one entry. Its id is a hash of all hosts' digests.
+equal steps of many hosts are one entry. The id of a fleet's plan is a hash of all hosts' digests.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Withheld(msgspec.Struct, frozen=True):
 class HostPlan(msgspec.Struct, frozen=True):
     """The plan of one host, as its minion sends it.
 
+    :param digest: covers the minion's id, the declaration, the steps and the withheld things.
     :param declared: the digest of the declaration that the plan is for.
-    :param brief: whether the changes of its steps were too long to send.
+    :param brief: whether the steps come without their changes, which were too long to send.
     """
 
     digest: _Digest
@@ -61,14 +62,14 @@ class HostPlan(msgspec.Struct, frozen=True):
 
 
 class Places(NamedTuple):
-    """Names and hosts: each of the names on each of the hosts."""
+    """A set of pairs of a thing's name and a host: all combinations of *names* and *hosts*."""
 
     names: tuple[str, ...]
     hosts: tuple[str, ...]
 
 
 class Entry(NamedTuple):
-    """One change, with all things and hosts that have it in their plans.
+    """One change, with all things and hosts whose plans contain it.
 
     :param places: the names of the things, and the hosts. No pair of name and host is in two places.
     """
@@ -89,14 +90,14 @@ class Entry(NamedTuple):
 
 
 def encoded(value: Any) -> bytes:
-    """Return a value's canonical encoding: keys and sets are sorted."""
+    """Return a value's canonical JSON: keys and sets are sorted."""
     return msgspec.json.encode(value, enc_hook=str, order="deterministic")
 
 
 def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
-    """Return the plan of this host, for the master.
+    """Return the plan of this host, in the form in which the minion sends it to the master.
 
-    :param declared: the declaration, as in pillar.
+    :param declared: the declaration, as in the pillar.
     """
     steps = [Change(one.kind, one.name, one.action, _plain(one.changes), one.reason) for one in plan.steps]
     withheld = tuple(Withheld(one.kind, one.name, one.message[:4096]) for one in plan.refusals)
@@ -111,7 +112,7 @@ def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
 
 
 def plain(found: HostPlan) -> dict[str, Any]:
-    """Return a host's plan as plain values, for Salt's bus."""
+    """Return a host's plan as plain values, which Salt's bus can carry."""
     values: dict[str, Any] = msgspec.to_builtins(found)
     return values
 
@@ -120,8 +121,9 @@ class Applied(msgspec.Struct, frozen=True):
     """The result of an apply on a host, as its minion sends it.
 
     :param applied: whether every step succeeded.
-    :param withheld: the number of declared things that the plan omits.
-    :param steps: the number of steps that were done.
+    :param withheld: the number of declared things that the plan omits on purpose.
+    :param steps: the number of steps that succeeded.
+    :param reason: the first errors and omissions, as text.
     """
 
     applied: bool
@@ -131,7 +133,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def outcome(result: Result) -> dict[str, Any]:
-    """Return what an apply did, for the master."""
+    """Return the result of an apply, in the form in which the minion sends it to the master."""
     failed = [f"{one.step}: {one.error}" for one in result.failures]
     omitted = [f"{one.kind} {one.name}: {one.message}" for one in result.plan.refusals]
     reason = "; ".join([*failed[:3], *omitted[:3]])
@@ -141,7 +143,7 @@ def outcome(result: Result) -> dict[str, Any]:
 
 
 def told_outcome(answer: object) -> Applied:
-    """Return what an apply did, from the answer of a minion, which may be anything.
+    """Return the result of an apply from a minion's answer, which isn't trusted to be well-formed.
 
     :raises NetspaceError: the answer is no result of an apply.
     """
@@ -157,7 +159,7 @@ def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def received(answer: object) -> HostPlan:
-    """Return a host's plan from the answer of its minion, which may be anything.
+    """Return a host's plan from its minion's answer, which isn't trusted to be well-formed.
 
     :raises NetspaceError: the answer is no plan.
     """
@@ -176,7 +178,7 @@ def identity(plans: Mapping[str, HostPlan]) -> str:
 
 
 def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
-    """Return the steps of all plans. Equal changes of any things on any hosts are one entry."""
+    """Return the steps of all plans as entries: equal changes, of any things on any hosts, are one entry."""
     hosts: dict[tuple[bytes, str], list[str]] = {}
     shown: dict[bytes, Change] = {}
     for host, plan in sorted(plans.items()):
@@ -198,7 +200,7 @@ def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
 
 
 def withheld(plans: Mapping[str, HostPlan]) -> list[tuple[Withheld, tuple[str, ...]]]:
-    """Return what hosts' plans omit on purpose, each with the hosts that say so, in order of their names."""
+    """Return the things that hosts' plans omit on purpose, each with the hosts that omit it, sorted."""
     found: dict[Withheld, list[str]] = {}
     for host, plan in sorted(plans.items()):
         for one in dict.fromkeys(plan.withheld):
@@ -207,7 +209,7 @@ def withheld(plans: Mapping[str, HostPlan]) -> list[tuple[Withheld, tuple[str, .
 
 
 def by_reason(reasons: Mapping[str, str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return hosts by the reason that each has, the most frequent one first."""
+    """Return each reason with its hosts; the most frequent reason comes first."""
     found: dict[str, list[str]] = {}
     for host, reason in sorted(reasons.items()):
         found.setdefault(reason, []).append(host)
@@ -215,7 +217,7 @@ def by_reason(reasons: Mapping[str, str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def told(entry: Entry) -> dict[str, Any]:
-    """Return an entry for operators and programs."""
+    """Return an entry as plain values, for the output of a Salt function."""
     return {
         "kind": entry.kind,
         "action": entry.action,
@@ -229,11 +231,11 @@ def told(entry: Entry) -> dict[str, Any]:
 class Comparison(NamedTuple):
     """The differences between two plans of a fleet.
 
-    :param dropped: what the first plan alone would do, on the hosts where the second wouldn't.
-    :param added: what the second plan alone would do.
-    :param without: hosts that have a plan in the first alone.
-    :param with_plan: hosts that have a plan in the second alone.
-    :param redeclared: hosts of both whose declaration differs though the steps are the same.
+    :param dropped: the changes on hosts where only the first plan makes them.
+    :param added: the changes on hosts where only the second plan makes them.
+    :param without: hosts that have a plan only in the first.
+    :param with_plan: hosts that have a plan only in the second.
+    :param redeclared: hosts in both whose steps are equal, though their declarations differ.
     """
 
     dropped: list[Entry]
@@ -244,7 +246,7 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Mapping[str, HostPlan], second: Mapping[str, HostPlan]) -> Comparison:
-    """Return what differs between two plans of a fleet."""
+    """Return the differences between two plans of a fleet."""
     both = sorted(first.keys() & second.keys())
     return Comparison(
         fold({host: _less(plan, second.get(host)) for host, plan in first.items()}),
@@ -260,7 +262,7 @@ def compare(first: Mapping[str, HostPlan], second: Mapping[str, HostPlan]) -> Co
 
 
 def _less(plan: HostPlan, other: HostPlan | None) -> HostPlan:
-    """Return a plan with only those steps that the other one doesn't have."""
+    """Return a plan without the steps that *other* has, too."""
     known = _keys(other) if other is not None else frozenset()
     return msgspec.structs.replace(plan, steps=tuple(one for one in plan.steps if encoded(one) not in known))
 
@@ -272,8 +274,8 @@ def _keys(plan: HostPlan) -> frozenset[bytes]:
 def words(entry: Entry, value: Callable[[object], str], most: int = 3) -> str:
     """Return an entry in one sentence: ``412 hosts: environment web: restart (image 9f -> 3c)``.
 
-    :param value: returns a value as one line.
-    :param most: the most names and keys that are named.
+    :param value: a function that returns a value as one line.
+    :param most: how many names and how many keys are shown at most; others are only counted.
     """
     hosts, names = entry.hosts, entry.names
     where = f"{len(hosts)} hosts" if len(hosts) > 1 else hosts[0]

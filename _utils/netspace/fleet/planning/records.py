@@ -1,4 +1,4 @@
-"""Plans of a fleet that the master keeps, so that an operator can apply or compare a plan that was shown."""
+"""Plans of a fleet on the master's disk. An operator can apply or compare a plan that was shown before."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _MOST = 1 << 30
 class HostRecord(msgspec.Struct, frozen=True):
     """The plan of one host, as the master keeps it.
 
-    :param old: digest of the slice that the host had when it was planned.
-    :param new: digest of its slice of the candidate. Both digests are empty unless the fleet has ``apply: planned``.
+    :param minion: the host's minion.
+    :param old: the digest of the host's slice when the plan was made.
+    :param new: the digest of the host's slice of the candidate. Without ``apply: planned``, both digests are empty.
     """
 
     minion: str
@@ -36,13 +37,14 @@ class HostRecord(msgspec.Struct, frozen=True):
 
 
 class PlanRecord(msgspec.Struct, frozen=True):
-    """A plan of a fleet.
+    """A plan of a fleet, as the master keeps it.
 
-    :param made: seconds since 1970.
-    :param generation: id of the candidate; empty unless the fleet has ``apply: planned``.
+    :param made: when it was made, in seconds since 1970.
+    :param generation: the candidate's id; empty without ``apply: planned``.
     :param ends: whether the candidate's declaration no longer has ``apply: planned``.
-    :param silent: the reason for each host that has no plan.
-    :param moves: environments whose hosts change, with the reason.
+    :param hosts: the plans of the hosts.
+    :param silent: for each host without a plan, the reason.
+    :param moves: pairs: an environment whose hosts change, and the reason.
     """
 
     id: str
@@ -59,24 +61,24 @@ class PlanRecord(msgspec.Struct, frozen=True):
         return {host: one.plan for host, one in self.hosts.items()}
 
     def changing(self) -> list[str]:
-        """Return the hosts for which an apply has something to do, in order of their names."""
+        """Return the hosts that an apply of the plan would change, sorted."""
         return sorted(host for host, one in self.hosts.items() if one.plan.steps or one.old != one.new)
 
 
 class _Generation(msgspec.Struct):
-    """The part of a plan that names its candidate."""
+    """The part of a stored plan that holds the candidate's id; the rest isn't decoded."""
 
     generation: str
 
 
 class Plans:
-    """The plans in *folder*, which only the master's user can read."""
+    """The store of plans in *folder*, which only the master's user can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def keep(self, record: PlanRecord) -> None:
-        """Keep a plan, and forget those beyond :data:`MAX_PLANS`; the caller holds the lock."""
+        """Store a plan, and delete all but the last :data:`MAX_PLANS` in use; the caller holds the lock."""
         path = self._path(record.id)
         files.write(path, msgspec.json.encode(record))
         os.utime(path)
@@ -89,7 +91,7 @@ class Plans:
         :raises NetspaceError: no such plan is kept, or it is damaged.
         """
         if not isinstance(name, str) or not plans.ID.fullmatch(name):
-            raise NetspaceError(f"{name!r:.80} is no plan's id: use that which netspace_fleet.plan tells")
+            raise NetspaceError(f"{name!r:.80} is no plan's id: use an id that netspace_fleet.plan returned")
         path = self._path(name)
         try:
             found = msgspec.json.decode(files.read(path, _MOST), type=PlanRecord)
@@ -101,7 +103,7 @@ class Plans:
         return found
 
     def generations(self) -> set[str]:
-        """Return the candidates of all kept plans."""
+        """Return the ids of the candidates to which the kept plans belong."""
         found = {""}
         for path in self._by_use():
             with contextlib.suppress(OSError, ValueError):  # a damaged plan can't be applied
@@ -117,9 +119,9 @@ class Plans:
 
 
 def told(record: PlanRecord, *, what: str = "plan") -> dict[str, Any]:
-    """Return a plan for operators and programs.
+    """Return a plan as plain values, for the output of a Salt function.
 
-    :param what: the key of its id: ``plan`` or ``drift``.
+    :param what: the key under which the plan's id stands: ``plan`` or ``drift``.
     """
     found = record.plans
     silent = [{"reason": reason, "hosts": list(hosts)} for reason, hosts in plans.by_reason(record.silent)]
@@ -145,7 +147,7 @@ def told(record: PlanRecord, *, what: str = "plan") -> dict[str, Any]:
 
 
 def applied(record: PlanRecord, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Return what an apply of a plan did, for operators and programs."""
+    """Return the results of applying a plan as plain values, for the output of a Salt function."""
     done = {host: one.reason for host, one in outcomes.items() if one.ok}
     failed = {host: one.reason for host, one in outcomes.items() if not one.ok}
     return {
@@ -157,7 +159,7 @@ def applied(record: PlanRecord, outcomes: Mapping[str, Outcome]) -> dict[str, An
 
 
 def compared(first: PlanRecord, second: PlanRecord) -> dict[str, Any]:
-    """Return what differs between two plans, for operators and programs."""
+    """Return the differences between two plans as plain values, for the output of a Salt function."""
     found = plans.compare(first.plans, second.plans)
     return {
         "plans": [first.id, second.id],

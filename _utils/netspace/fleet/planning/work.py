@@ -1,7 +1,7 @@
-"""A plan of a fleet made and applied: the master asks the hosts' minions, and gives each host its slice.
+"""Making and applying plans of a fleet: the master calls the hosts' minions, and gives each host its slice.
 
-A minion's answers are its own: each is signed (``own_answers``). A false one would let an operator apply what nobody
-has looked at, or let a rollout go on from a host that failed.
+Each minion's answer must be signed with its key (``own_answers``). A forged answer could let an operator apply a plan
+that nobody has looked at, or let a rollout go on after a host has failed.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
 
 
 class Minions(Protocol):
-    """The minions of a fleet."""
+    """Calls of the functions of a fleet's minions."""
 
     def each(self, function: str, calls: Calls, timeout: float, heard: Heard) -> None:
         """Call a function on many minions, each at its own speed.
 
-        :param calls: minions, and the arguments for them.
-        :param heard: called with each minion and its own answer, as it comes; or with a ``NetspaceError`` for one that
-            failed or did not answer in time.
-        :raises NetspaceError: nobody can be asked.
+        :param calls: pairs: minions, and the arguments of the call to them.
+        :param heard: a function that is called for each minion as soon as it answers, with the minion and its answer.
+            The answer is a ``NetspaceError`` if the minion failed or did not answer in time.
+        :raises NetspaceError: no minion can be called at all.
         """
 
     def tell(self, function: str, minions: Sequence[str]) -> None:
-        """Call a function on minions, without waiting for its end."""
+        """Call a function on minions, without waiting for results."""
 
 
 def make(declaration: FleetDeclaration, names: Sequence[object], minions: Minions, timeout: float) -> PlanRecord:
     """Make a plan of the whole fleet, or of some hosts, and keep it.
 
-    :param names: hosts, or ids of their minions; empty: all.
-    :raises NetspaceError: the declaration has problems, or nobody can be asked.
+    :param names: names of hosts, or ids of their minions; empty: all.
+    :raises NetspaceError: the declaration has problems, or no minion can be called.
     """
     compiled, candidate = _compiled(declaration)
     if compiled.declared is None:
@@ -81,12 +81,13 @@ def make(declaration: FleetDeclaration, names: Sequence[object], minions: Minion
 
 
 def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minions, timeout: float) -> PlanRecord:
-    """Return the plan that undoes the drift of hosts; it isn't kept.
+    """Return the plan that would undo the drift of hosts. This plan isn't kept.
 
-    With ``apply: planned``, a host compares itself with the slice that it was given. Without it, a saved change of the
-    declaration is in force at once, so a host compares itself with the declaration that it applied last.
+    With ``apply: planned``, a host compares its state with the slice that it was given. Without this setting, a saved
+    change of the declaration is in force at once, so a host compares its state with the declaration that it applied
+    last.
 
-    :raises NetspaceError: the declaration can't be parsed, or nobody can be asked.
+    :raises NetspaceError: the declaration can't be parsed, or no minion can be called.
     """
     planned = declaration.given.active()
     sections = declaration.sections()
@@ -94,21 +95,22 @@ def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minio
     wanted = [str(name) for name in names]
     of = {host: one for host, one in known.items() if not wanted or host in wanted or one in wanted}
     if unknown := [name for name in wanted if name not in of and name not in of.values()]:
-        raise NetspaceError(f"{', '.join(unknown)}: no host that was given anything")
+        raise NetspaceError(f"{', '.join(unknown)}: no host that ever got a slice from this master")
     found, silent = _gathered(of, {"applied": not planned}, minions, timeout)
     records = {host: HostRecord(of[host], plan) for host, plan in sorted(found.items())}
     return PlanRecord(plans.identity(found), time.time(), "", False, records, silent)
 
 
 def plans_of(declaration: FleetDeclaration) -> Plans:
-    """Return the plans that the master keeps."""
+    """Return the store of the master's plans."""
     return Plans(declaration.store.folder / "plans")
 
 
 def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None]:
-    """Compile the declaration: with ``apply: planned`` as a candidate; else it is put in force.
+    """Compile the declaration. With ``apply: planned``, the result is kept as a candidate; else it is put in force.
 
-    :raises NetspaceError: it has problems.
+    :return: the compiled declaration and the candidate, if any.
+    :raises NetspaceError: the declaration has problems.
     """
     if not declaration.given.active() and (refusal := declaration.apply()) is not None:
         raise NetspaceError(f"{refusal.count} problems: {hosts.CHECK}")
@@ -120,7 +122,7 @@ def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None
 
 
 def _leaving(declaration: FleetDeclaration, declared: set[str]) -> dict[str, HostRecord]:
-    """Return plans for hosts that are no longer declared: they lose their slices, and their programs go on."""
+    """Return plans for hosts that are no longer declared. They lose their slices, but their programs go on."""
     found = {}
     why = "it is no longer declared, and gets no pillar of the fleet any more; its programs go on"
     for minion, section in declaration.given.sections().items():
@@ -136,9 +138,9 @@ def _leaving(declaration: FleetDeclaration, declared: set[str]) -> dict[str, Hos
 def _gathered(
     of: Mapping[str, str], arguments: Mapping[str, Any], minions: Minions, timeout: float
 ) -> tuple[dict[str, HostPlan], dict[str, str]]:
-    """Return the hosts' plans, and the reason for each host that has none.
+    """Return the plans by host, and for each host without a plan the reason.
 
-    :param of: the minions of the hosts.
+    :param of: the hosts' minions.
     """
     host_of = {minion: host for host, minion in of.items()}
     found: dict[str, HostPlan] = {}
@@ -158,10 +160,10 @@ def _gathered(
 
 
 class PlannedHosts:
-    """Hosts of a plan (:class:`netspace.fleet.hosts.Hosts`) over Salt's bus.
+    """The hosts of a plan, called over Salt's bus (:class:`netspace.fleet.hosts.Hosts`).
 
-    :param told: called with each host and its outcome, as it comes.
-    :param gate: the conditions of a healthy host.
+    :param told: a function that is called with each host and its outcome, as soon as the outcome is known.
+    :param gate: the conditions that a healthy host must meet.
     """
 
     def __init__(
@@ -178,10 +180,11 @@ class PlannedHosts:
         self._gate = list(gate)
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Apply exactly the hosts' plans. The master gives a host its new slice once the host has applied it.
+        """Apply exactly the hosts' plans.
 
-        If the master is killed in between, the host has applied a slice that it isn't given yet. The next apply of its
-        pillar undoes that. A repeated apply of the plan finds nothing left to do there, and gives the host the slice.
+        The master gives a host its new slice once the host has applied it. If the master is killed in between, the host
+        has applied a slice that it isn't given yet. If the host applies its pillar next, it returns to the old slice.
+        If the plan is applied again, nothing is left to do on the host, and the master gives it the slice.
         """
         found: dict[str, Outcome] = {}
         asked = []
@@ -210,9 +213,9 @@ class PlannedHosts:
         return found
 
     def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Give the hosts the slices that they had when the plan was made, and apply these.
+        """Give the hosts the slices that they had when the plan was made, and apply these slices.
 
-        A host that failed half-way was not given the plan's slice. It applies the slice that it has.
+        A host that failed half-way was not given the plan's slice. It applies its present slice again.
         """
         found: dict[str, Outcome] = {}
         asked = []
@@ -243,7 +246,7 @@ class PlannedHosts:
         return found
 
     def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Return whether each host's environments are healthy, and have the trust that they require."""
+        """Check whether each host's environments are healthy, and have the trust that they require."""
         found: dict[str, Outcome] = {}
         known = [host for host in dict.fromkeys(hosts) if host in self._record.hosts]
         for host in dict.fromkeys(hosts):
@@ -260,7 +263,7 @@ class PlannedHosts:
 
     # -- steps ------------------------------------------------------------------------
     def _before(self, host: str) -> Outcome | None:
-        """Return the outcome of a host that needn't be asked; None if it must be asked."""
+        """Return the outcome for a host that needn't be called; None if it must be called."""
         known = self._record.hosts.get(host)
         if known is None:
             why = self._record.silent.get(host)
@@ -270,12 +273,12 @@ class PlannedHosts:
         if not self._given.active():
             return Outcome(False, "the fleet no longer has apply: planned; plan again")
         if self._given.candidate(self._record.generation) is None:
-            return Outcome(False, "the plan's candidate isn't kept any more; plan again")
+            return Outcome(False, "the plan's candidate was deleted; plan again")
         now = self._given.digest_of(known.minion)
         if now == known.new and (now != known.old or not known.plan.steps):
             return Outcome(True, "it has this slice already")
         if now not in (known.old, known.new):
-            return Outcome(False, "it was given another slice since; plan again")
+            return Outcome(False, "the host got another slice in the meantime; plan again")
         if known.new == NONE:
             try:
                 self._promote(host)
@@ -315,9 +318,10 @@ class PlannedHosts:
         judged: Callable[[str, Any], Outcome],
         found: dict[str, Outcome],
     ) -> None:
-        """Ask hosts, and note an outcome for each of them.
+        """Call a function on hosts, and add an outcome for each of them to *found*.
 
-        :param judged: returns the outcome of an answer, or raises ``NetspaceError``.
+        :param arguments: returns the arguments of the call to some hosts.
+        :param judged: returns the outcome that follows from an answer, or raises ``NetspaceError``.
         """
         host_of = {self._record.hosts[host].minion: host for host in asked}
 

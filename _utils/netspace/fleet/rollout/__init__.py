@@ -1,1 +1,1 @@
-"""Rollout of a fleet's plan: batch by batch, behind a gate, with a journal, and taken back if too much fails."""
+"""Rollout of a fleet's plan in batches. A gate judges each batch; if too much fails, changes are taken back."""

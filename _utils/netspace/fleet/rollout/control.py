@@ -1,4 +1,4 @@
-"""Control of rollouts: start, pause, resume, stop and show. At most one rollout is under way."""
+"""Control of rollouts: start, pause, resume, stop and show. At most one rollout is unfinished at a time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ MakeEdges = Callable[[str, Pace], Edges]
 class Changes(NamedTuple):
     """The changes that a plan makes.
 
-    :param hosts: the hosts that it changes.
-    :param old: for each host, what it has under ``netspace``.
-    :param new: for each host, what it will have.
+    :param plan: the plan's id.
+    :param hosts: the hosts that the plan changes.
+    :param old: for each host, its present slice, as it stands under ``netspace`` in the pillar.
+    :param new: for each host, its slice after the change.
     """
 
     plan: str
@@ -44,7 +45,7 @@ class Changes(NamedTuple):
 
 
 def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str]) -> Policy:
-    """Return the declared policy with the arguments that an operator gave for one rollout.
+    """Return the declared policy, overridden by an operator's arguments for one rollout.
 
     :param hosts: the fleet's hosts.
     :raises NetspaceError: an argument is wrong.
@@ -57,9 +58,9 @@ def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str
 
 @contextmanager
 def alone(journal: Journal) -> Iterator[None]:
-    """Hold the right to give hosts a plan's slices. Only one process has it: a rollout bounds the number of bad hosts.
+    """Hold the lock under which a plan's slices are given to hosts, so that the number of bad hosts stays bounded.
 
-    :raises NetspaceError: a rollout isn't finished, or somebody else has the right.
+    :raises NetspaceError: a rollout isn't finished, or another process holds the lock.
     """
     with journal.lock():
         earlier = journal.read()
@@ -74,7 +75,8 @@ def alone(journal: Journal) -> Iterator[None]:
 def start(journal: Journal, changes: Changes, policy: Policy, edges: MakeEdges) -> dict[str, Any]:
     """Roll a plan out; return the state at the end.
 
-    :raises NetspaceError: another rollout isn't finished, or the hosts can't be asked.
+    :param edges: makes the rollout's connections to hosts, operators and clock.
+    :raises NetspaceError: another rollout isn't finished, or no minion can be called.
     """
     if not changes.hosts:
         return {"plan": changes.plan, "state": "done", "hosts": {}}
@@ -88,7 +90,7 @@ def start(journal: Journal, changes: Changes, policy: Policy, edges: MakeEdges) 
 
 
 def preview(changes: Changes, policy: Policy) -> dict[str, Any]:
-    """Return the batches in which a plan would be rolled out; change nothing."""
+    """Return the batches in which a plan would be rolled out. Changes nothing."""
     found, pace = _ordered(changes, policy)
     batches = [{"hosts": list(one.hosts), "canary": one.canary} for one in found.batches[:MAX_SHOWN]]
     paced: dict[str, Any] = {
@@ -111,9 +113,9 @@ def _notes(found: Order) -> dict[str, Any]:
 
 
 def resume(journal: Journal, edges: MakeEdges) -> dict[str, Any]:
-    """Go on with a rollout that was paused, or whose process was killed; return the state at the end.
+    """Continue a rollout that was paused, or whose process was killed; return the state at the end.
 
-    :raises NetspaceError: no rollout is unfinished, or a process runs it.
+    :raises NetspaceError: there is no unfinished rollout, or a process already runs it.
     """
     with journal.lock():
         rollout = _unfinished(journal)
@@ -131,9 +133,10 @@ def _go_on(journal: Journal, rollout: Rollout, edges: MakeEdges) -> None:
 
 
 def pause(journal: Journal, patience: float = PATIENCE) -> dict[str, Any]:
-    """Have a rollout pause once the present batch has been judged; return its state.
+    """Pause a rollout once the present batch has been judged; return its state.
 
-    :raises NetspaceError: no rollout is unfinished.
+    :param patience: the most seconds to wait for the pause.
+    :raises NetspaceError: there is no unfinished rollout.
     """
     _unfinished(journal)
     if not _asked(journal, "pause", patience):
@@ -152,10 +155,11 @@ def pause(journal: Journal, patience: float = PATIENCE) -> dict[str, Any]:
 def stop(journal: Journal, edges: MakeEdges, *, take_back: bool = False, patience: float = PATIENCE) -> dict[str, Any]:
     """Stop a rollout for good, whether it runs, is paused or was killed; return its state.
 
-    Hosts that are not known to be good are taken back.
+    Hosts that are not known to be good are taken back (get their previous slices).
 
     :param take_back: whether the good hosts of the last batch are taken back, too.
-    :raises NetspaceError: no rollout is unfinished.
+    :param patience: the most seconds to wait for the end.
+    :raises NetspaceError: there is no unfinished rollout.
     """
     _unfinished(journal)
     asked: Asked = "stop-and-take-back" if take_back else "stop"
@@ -170,9 +174,9 @@ def stop(journal: Journal, edges: MakeEdges, *, take_back: bool = False, patienc
 
 
 def _asked(journal: Journal, what: Asked, patience: float) -> bool:
-    """Ask the process that runs the rollout for something, and wait for its end; return whether it has ended.
+    """Send a request to the process that runs the rollout; return whether that process has ended.
 
-    :param patience: the most seconds to wait.
+    :param patience: the most seconds to wait for the end of the process.
     """
     journal.ask(what)
     last = time.monotonic() + patience
@@ -209,7 +213,10 @@ def _unfinished(journal: Journal) -> Rollout:
 
 
 def good(told: dict[str, Any]) -> bool:
-    """Return whether a rollout has changed all its hosts, or is going to."""
+    """Return whether nothing is wrong with a rollout: all its hosts are good, or it still runs, or hasn't begun.
+
+    :param told: the state of the rollout, as :func:`status` returns it.
+    """
     return told.get("state") in ("running", "not begun") or (
         told.get("state") == "done" and set(told["hosts"]) <= {Status.GOOD.value}
     )

@@ -1,13 +1,13 @@
-"""Journal of a rollout on the master's disk, and what operators ask of a rollout that runs.
+"""Journal of a rollout on the master's disk, and requests of operators to a rollout that runs.
 
 ===========  ================================================================================================
-``journal``  one record a line. The first line is written with the file, by a rename; later ones are appended
-``asked``    an operator's request to the process that runs the rollout; it removes the file once that is done
+``journal``  one record per line. The first line is written with the file, by a rename; later lines are appended
+``asked``    an operator's request to the process that runs the rollout, which removes the file once it is done
 ``lock``     held by the process that runs a rollout
 ===========  ================================================================================================
 
-Each record is on the disk before the next step. A line that a kill cut off counts as not written. A journal is never
-changed otherwise, and the last one is kept until the next rollout begins.
+Each record is on the disk before the next step. A line that a kill cut off counts as not written. No written line is
+ever changed. The last journal is kept until the next rollout begins.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_RECORDS = 1_000_000
 
 
 class Busy(NetspaceError):
-    """Error: another process runs a rollout."""
+    """Error that says that another process runs a rollout."""
 
 
 class Journal:
@@ -47,9 +47,9 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the right to run a rollout.
+        """Hold the lock under which a rollout runs.
 
-        :raises Busy: another process has it.
+        :raises Busy: another process holds the lock.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -63,14 +63,14 @@ class Journal:
             os.close(fd)
 
     def read(self) -> Rollout | None:
-        """Return the rollout as far as it has come; None if there never was one.
+        """Return the rollout in the state that the journal's records lead to; None if there is no journal.
 
         :raises StateError: the journal is damaged.
         """
         return self._read()[0]
 
     def _read(self) -> tuple[Rollout | None, int]:
-        """Return the rollout, and the bytes of the journal that have complete records."""
+        """Return the rollout, and the number of bytes of complete records in the journal."""
         try:
             raw = files.read(self._path, MAX_JOURNAL + 1)
         except FileNotFoundError:
@@ -101,7 +101,7 @@ class Journal:
         return StateError(f"{self._path}: line {line}: {why}; {remedy}")
 
     def begin(self, started: Started) -> Rollout:
-        """Begin a journal, in place of one that has ended; the caller holds the lock."""
+        """Begin a new journal in place of a finished one; the caller holds the lock."""
         rollout = Rollout(started)
         files.remove(self._asked)
         files.write(self._path, msgspec.json.encode(started) + b"\n")
@@ -112,7 +112,7 @@ class Journal:
     def append(self, record: records.Entry) -> None:
         """Write a record, and wait until it is on the disk; the caller holds the lock.
 
-        :raises OSError: it can't be written. Then it counts as not written.
+        :raises OSError: the record can't be written. In this case the journal is as before.
         """
         if self._size is None:
             self._size = self._read()[1]
@@ -129,16 +129,16 @@ class Journal:
         self._size += len(line)
 
     def ask(self, what: Asked) -> None:
-        """Ask the process that runs the rollout for something."""
+        """Store an operator's request (such as ``pause``) to the process that runs the rollout."""
         files.write(self._asked, what.encode())
 
     def asked(self) -> Asked | None:
-        """Return what an operator asks for; None if nothing."""
+        """Return the operator's request; None if there is none."""
         with contextlib.suppress(OSError):
             found = files.read(self._asked, 100).decode("ascii", "replace")
             return next((one for one in ASKED if one == found), None)
         return None
 
     def answered(self) -> None:
-        """Note that what was asked for has been done, or no longer counts."""
+        """Remove the operator's request, because it has been carried out or no longer matters."""
         files.remove(self._asked)

@@ -1,7 +1,7 @@
-"""Machine of a rollout: it takes one step after the other, and writes each into the journal.
+"""Machine of a rollout: takes one step after the other, and writes each into the journal.
 
-It may be killed at any moment. The next run goes on from the journal. A host that was found good isn't asked again; a
-host whose answer isn't in the journal is asked again. A plan that is applied a second time changes nothing.
+It may be killed at any moment. The next run continues from the journal. A host that was found good isn't called again.
+A host whose answer isn't in the journal is called again, because applying a plan a second time changes nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ AGAIN = 3.0
 
 
 class RolloutHosts(Hosts, Protocol):
-    """Hosts that a rollout prepares, changes and judges."""
+    """Calls to hosts that a rollout prepares, changes and judges."""
 
     def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Attest each host, and let it fetch the images of its plan. Its programs go on unchanged."""
+        """Attest each host, and let it fetch the images of its plan. The host's programs keep running unchanged."""
 
 
 class Event(NamedTuple):
-    """News of one host, or of the whole rollout.
+    """A message to operators about one host, or about the whole rollout.
 
-    :param host: empty: the whole rollout.
+    :param host: the host's name; empty: the whole rollout.
     :param what: a few words, such as ``applied``.
-    :param reason: of a failure; else empty.
+    :param reason: why something failed; else empty.
     """
 
     host: str
@@ -45,9 +45,10 @@ class Event(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Everything that the machine reaches beyond the journal.
+    """The machine's connections to everything but the journal.
 
-    :param tell: shows operators an event.
+    :param hosts: the calls to the hosts.
+    :param tell: shows an event to operators.
     :param wait: waits for some seconds.
     :param clock: returns seconds since 1970.
     """
@@ -61,8 +62,7 @@ class Edges(NamedTuple):
 def run(journal: Journal, rollout: Rollout, edges: Edges) -> None:
     """Run a rollout until it has ended or is paused; the caller holds the journal's lock.
 
-    :raises NetspaceError: the hosts can't be asked at all, for example because the master is down. The rollout can be
-        resumed.
+    :raises NetspaceError: no host can be called, for example because the master is down. The rollout can be resumed.
     """
     machine = _Machine(journal, rollout, edges)
     while rollout.ended is None and not rollout.paused:
@@ -74,7 +74,7 @@ class _Machine:
         self._journal, self._rollout, self._edges = journal, rollout, edges
 
     def step(self) -> None:
-        """Take the next step, or the one that an operator asks for instead."""
+        """Take the next step, or carry out an operator's request instead."""
         rollout = self._rollout
         step = rollout.next()
         asked = self._journal.asked()
@@ -132,9 +132,9 @@ class _Machine:
         return records.Stopping(why=step.why, hosts=step.hosts)
 
     def _judged(self, hosts: Sequence[str]) -> Mapping[str, Outcome] | None:
-        """Return what the gate says; None if an operator asks to stop meanwhile.
+        """Return the gate's outcome for each host; None if an operator asks to stop meanwhile.
 
-        Hosts that aren't good are looked at again until the deadline: an environment may need some time to start.
+        Hosts that aren't good are checked again until the deadline, because an environment may need some time to start.
         """
         pace = self._rollout.started.pace
         if not pace.gate:
@@ -153,7 +153,10 @@ class _Machine:
             left -= AGAIN
 
     def _waited(self, seconds: float) -> bool:
-        """Wait; return False at once if an operator asks to stop a rollout that isn't stopping."""
+        """Wait; return whether the wait was complete. It ends early if an operator asks to stop.
+
+        A request to stop doesn't count if the rollout is already stopping.
+        """
         while seconds > 0:
             if self._rollout.stopping is None and self._journal.asked() in ("stop", "stop-and-take-back"):
                 return False
@@ -171,6 +174,6 @@ class _Machine:
             self._edges.tell(Event(host, "FAILED" if reason else good, reason))
 
     def _write(self, record: records.Entry) -> None:
-        """Write a record, and then take it up: what isn't on the disk hasn't happened."""
+        """Write a record into the journal, and only then change the state by it."""
         self._journal.append(record)
         self._rollout.take(record)

@@ -1,11 +1,11 @@
 """Order of hosts in a rollout: the receiver of a link changes before its sender. Pure.
 
-Between two hosts only links count that this plan adds, changes or removes. Where a link begins or changes, the
+Between two hosts, only links count that this plan adds, changes or removes. Where a link begins or changes, the
 receiver's host changes first, so that the sender's messages find a mailbox. Where a link ends, the sender's host
-changes first, so that it sends nothing more when the mailbox goes. A link whose two ends are on one host needs no
-order: the host changes both at once.
+changes first, so that it sends nothing more when the mailbox is removed. A link within one host needs no order, because
+the host changes both ends at once.
 
-Hosts that wait for one another in a circle change in one batch. If they are too many for a batch, they change one after
+Hosts that wait for one another in a cycle change in one batch. If they are too many for a batch, they change one after
 the other, and a note says so.
 """
 
@@ -37,8 +37,8 @@ class Batch(NamedTuple):
 class Order(NamedTuple):
     """The batches of a rollout.
 
-    :param before: for each host those of the plan that must be good before it changes.
-    :param notes: what an operator should know about the order.
+    :param before: for each host, the hosts of the plan that must be good before it changes.
+    :param notes: texts about the order, for the operator.
     """
 
     batches: tuple[Batch, ...]
@@ -47,10 +47,11 @@ class Order(NamedTuple):
 
 
 def order(old: Sections, new: Sections, hosts: Iterable[str], policy: Policy, most: int) -> Order:
-    """Return the batches in which *hosts* change; the same for the same plan.
+    """Return the batches in which *hosts* change. Equal plans have equal batches.
 
-    :param old: for each host, what it has now; a host that has nothing is absent.
-    :param new: for each host, what it will have.
+    :param old: for each host, its present slice; a host without a slice is absent.
+    :param new: for each host, its slice after the change.
+    :param policy: the rollout's policy, which names or counts the canaries.
     :param most: the most hosts of one batch.
     """
     chosen = sorted(set(hosts))
@@ -83,7 +84,7 @@ def order(old: Sections, new: Sections, hosts: Iterable[str], policy: Policy, mo
 
 
 def _canaries(policy: Policy, hosts: Sequence[str], notes: list[str]) -> tuple[str, ...] | int:
-    """Return the canaries among *hosts*, or their number."""
+    """Return the names of the canaries among *hosts*, or the number of canaries."""
     if isinstance(policy.canary, int):
         return policy.canary
     found = tuple(host for host in hosts if host in policy.canary)
@@ -100,7 +101,10 @@ def _batches(
     canaries: tuple[str, ...] | int,
     most: int,
 ) -> Iterator[Batch]:
-    """Yield batches: a group of hosts comes in a later batch than all hosts that it waits for."""
+    """Yield the batches. A group of hosts comes in a later batch than all hosts that the group waits for.
+
+    Canaries that the operator named come first, whatever they wait for.
+    """
     group_of = {host: group for group in groups for host in group}
     named = () if isinstance(canaries, int) else canaries
     first = sorted({group_of[host] for host in named}, key=ranked.__getitem__)
@@ -154,7 +158,7 @@ def _packed(groups: Iterable[tuple[str, ...]], most: int) -> Iterator[tuple[str,
 
 
 def _early(batches: Sequence[Batch], before: Before) -> list[str]:
-    """Return a note for hosts that change before some that they wait for, because they are canaries."""
+    """Return a note if canaries change before hosts that they wait for; else nothing."""
     position = {host: place for place, batch in enumerate(batches) for host in batch.hosts}
     early = [
         f"{host} before {other}"
@@ -169,7 +173,7 @@ def _early(batches: Sequence[Batch], before: Before) -> list[str]:
 
 
 def _edges(old: Sections, new: Sections, members: set[str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """Return for each host the hosts that it waits for: by changed links alone, and by all links."""
+    """Return two mappings from each host to the hosts that it waits for: by changed links alone, and by all links."""
     changed: dict[str, set[str]] = {host: set() for host in members}
     every: dict[str, set[str]] = {host: set() for host in members}
     was, will = _between(old, members), _between(new, members)
@@ -187,7 +191,10 @@ def _edges(old: Sections, new: Sections, members: set[str]) -> tuple[dict[str, s
 
 
 def _between(sections: Sections, members: set[str]) -> dict[tuple[str, str], dict[tuple[Any, ...], Any]]:
-    """Return the links between different hosts, by sender's and receiver's host, each as its two ends declare it."""
+    """Return the links between different hosts, by pairs of sender's and receiver's host.
+
+    Each link is given as its two ends declare it.
+    """
     found: dict[tuple[str, str], dict[tuple[Any, ...], Any]] = {}
     for host in members & set(sections):
         section = sections[host]
@@ -207,7 +214,7 @@ def _between(sections: Sections, members: set[str]) -> dict[tuple[str, str], dic
 
 
 def _ranks(groups: Iterable[tuple[str, ...]], before: Mapping[str, set[str]]) -> dict[str, int]:
-    """Return for each host the length of the longest chain of groups that it waits for."""
+    """Return for each host the length of the longest chain of groups that must change before it."""
     found: dict[str, int] = {}
     for group in groups:
         earlier = {other for host in group for other in before[host]} - set(group)
@@ -216,9 +223,10 @@ def _ranks(groups: Iterable[tuple[str, ...]], before: Mapping[str, set[str]]) ->
 
 
 def _groups(hosts: Sequence[str], before: Mapping[str, set[str]]) -> list[tuple[str, ...]]:
-    """Return the groups of hosts that wait for one another, each after all groups that it waits for.
+    """Return the groups of hosts that wait for one another in a cycle; a host in no cycle is a group by itself.
 
-    They are the strongly connected components (Tarjan 1972), found without recursion.
+    Each group comes after all groups that it waits for. The groups are the strongly connected components (Tarjan 1972),
+    found without recursion.
     """
     index: dict[str, int] = {}
     low: dict[str, int] = {}

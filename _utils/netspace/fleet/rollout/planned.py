@@ -1,4 +1,4 @@
-"""Hosts of a kept plan, for a rollout: asked over Salt's bus, with their slices of the plan's candidate."""
+"""Hosts of a kept plan, for a rollout. They are called over Salt's bus, with their slices of the plan's candidate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Attest = Callable[[Sequence[str]], None]
 
 
 def changes(declaration: FleetDeclaration, plan: object) -> Changes:
-    """Return what a kept plan changes.
+    """Return the changes that a kept plan makes.
 
     :raises NetspaceError: there is no such plan, or the fleet lacks ``apply: planned``, so that nothing could be taken
         back.
@@ -42,14 +42,14 @@ def changes(declaration: FleetDeclaration, plan: object) -> Changes:
 
 
 def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Mapping[str, Any]:
-    """Return what a host will have under ``netspace``."""
+    """Return a host's slice of the plan's candidate, as it stands under ``netspace`` in the pillar."""
     found = declaration.given.candidate_slice(record.generation, record.hosts[host].minion) or {}
     section: Mapping[str, Any] = found.get("netspace", {})
     return section
 
 
 class _Noting:
-    """Minions that remember if they could not be asked at all.
+    """Calls of minions that remember if no minion could be called at all.
 
     In that case ``PlannedHosts`` counts each host as failed. A rollout must not do that: no host has changed, and the
     rollout can go on once the master runs again.
@@ -71,7 +71,7 @@ class _Noting:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        """Raise, when the context ends, the error because of which minions could not be asked."""
+        """Raise, when the context ends, the error because of which no minion could be called in it."""
         self._down = None
         yield
         if self._down is not None:
@@ -79,11 +79,12 @@ class _Noting:
 
 
 class RolledOut:
-    """Hosts of a kept plan (:class:`netspace.fleet.rollout.machine.RolloutHosts`).
+    """The hosts of a kept plan, as a rollout calls them (:class:`netspace.fleet.rollout.machine.RolloutHosts`).
 
     :param plan: the plan's id.
-    :param timeout: seconds that a host may take for each step. For its health it has a part of the deadline: a question
-        that got lost, as those of a master that is restarted do, can be asked again.
+    :param attest: attests minions.
+    :param gate: the conditions that a changed host must meet.
+    :param timeout: seconds that a host may take for each step.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class RolledOut:
         self._minions = _Noting(minions)
 
     def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Attest the hosts that the master attests, and have all build their images."""
+        """Attest the hosts that the master verifies, and let all hosts fetch or build their images."""
         record = self._record()
         asked = [host for host in hosts if _section(self._declaration, record, host)]
         found = {host: Outcome(True) for host in hosts if host not in asked}  # it only loses its slice
@@ -138,7 +139,7 @@ class RolledOut:
         return PlannedHosts(self._declaration, self._record(), self._minions, timeout, gate=self._gate)
 
     def _record(self) -> PlanRecord:
-        """Return the plan. Reading it also keeps it among the plans that were used last."""
+        """Return the plan from the store. Reading it also marks it as used, so that it is kept longer."""
         return work.plans_of(self._declaration).read(self._plan)
 
 

@@ -1,7 +1,7 @@
-"""Progress of a rollout as operators see it: a line each, and an event each on Salt's bus. Pure.
+"""Progress of a rollout, for operators: each event as a line of text, and as an event on Salt's bus. Pure.
 
-Reasons are those that the journal keeps: cut to a length, and harmless to a terminal. Events contain nothing of a
-declaration.
+Reasons are the journal's: cut to a length, and without characters that could harm a terminal. An event contains nothing
+of a declaration.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A journal begins with :class:`Started`. Each later record is about one step. ``Sent`` and ``Stopping`` are written
 before their step, all others after it. So after a kill of the master, the journal shows which step was under way.
 
-Outcomes are reasons of failure by host; empty: it succeeded.
+``outcomes`` has a text for each host: why the step failed; empty if it succeeded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_HOSTS = 100_000
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
-    """Base of all records."""
+    """Base class of all records."""
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,10 +34,10 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Started(Record, frozen=True, tag="started"):
-    """The rollout began.
+    """Record: the rollout began.
 
     :param plan: the plan's id.
-    :param before: for each host those that must be good before it changes.
+    :param before: for each host, the hosts that must be good before it changes.
     :param at: seconds since 1970.
     """
 
@@ -50,58 +50,58 @@ class Started(Record, frozen=True, tag="started"):
 
 
 class Prepared(Record, frozen=True, tag="prepared"):
-    """Hosts were attested, and fetched their images, or failed to."""
+    """Record: hosts were attested and fetched their images, or failed to."""
 
     outcomes: dict[str, str]
 
 
 class Sent(Record, frozen=True, tag="sent"):
-    """Hosts are about to be told to apply."""
+    """Record: hosts are about to get the command to apply."""
 
     hosts: tuple[str, ...]
 
 
 class Applied(Record, frozen=True, tag="applied"):
-    """Hosts applied, or failed to."""
+    """Record: hosts applied their plans, or failed to."""
 
     outcomes: dict[str, str]
 
 
 class Judged(Record, frozen=True, tag="judged"):
-    """The gate judged hosts that had applied."""
+    """Record: the gate judged hosts that had applied."""
 
     outcomes: dict[str, str]
 
 
 class Stopping(Record, frozen=True, tag="stopping"):
-    """The rollout stops. Hosts are about to be taken back."""
+    """Record: the rollout stops, and hosts are about to be taken back."""
 
     why: str
     hosts: tuple[str, ...]
 
 
 class TakenBack(Record, frozen=True, tag="taken-back"):
-    """Hosts were taken back, or failed to."""
+    """Record: hosts got their previous slices again and applied them, or failed to."""
 
     outcomes: dict[str, str]
 
 
 class Checked(Record, frozen=True, tag="checked"):
-    """The gate judged hosts that were taken back."""
+    """Record: the gate judged hosts that were taken back."""
 
     outcomes: dict[str, str]
 
 
 class Paused(Record, frozen=True, tag="paused"):
-    """The operator paused the rollout."""
+    """Record: the operator paused the rollout."""
 
 
 class Resumed(Record, frozen=True, tag="resumed"):
-    """The operator resumed the rollout."""
+    """Record: the operator resumed the rollout."""
 
 
 class Ended(Record, frozen=True, tag="ended"):
-    """Nothing is left to do.
+    """Record: the rollout has ended.
 
     :param at: seconds since 1970.
     """
@@ -114,7 +114,10 @@ Entry = Started | Sent | Stopping | Paused | Resumed | Ended | Told
 
 
 def outcomes(hosts: Collection[str], told: Mapping[str, Outcome]) -> dict[str, str]:
-    """Return the outcomes of exactly these hosts, in the form of records."""
+    """Return, for exactly these hosts, the texts that a record stores: why the step failed; empty if it succeeded.
+
+    :param told: the outcomes by host; a missing host counts as failed.
+    """
     found = {}
     for host in hosts:
         one = told.get(host, Outcome(False, "no answer"))

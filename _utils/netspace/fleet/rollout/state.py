@@ -1,7 +1,7 @@
-"""State of a rollout by its journal, and the step that comes next. Pure.
+"""State of a rollout as its journal's records lead to it, and the step that comes next. Pure.
 
-A host is *bad* from the moment when it is sent a change, or is to be taken back, until the gate finds it good. A batch
-is never larger than the number of hosts that may still become bad. So wherever the rollout ends, no more than
+A host is *bad* from the moment when the change is sent to it, or when it is to be taken back, until the gate finds it
+good. A batch is never larger than the number of hosts that may still become bad. So wherever the rollout ends, at most
 ``max_fail`` hosts are bad.
 """
 
@@ -36,7 +36,7 @@ BAD = frozenset({Status.SENT, Status.APPLIED, Status.FAILED, Status.RETURNING, S
 
 
 class Action(Enum):
-    """The kind of a step."""
+    """The kind of a rollout's step."""
 
     PREPARE = "prepare"
     APPLY = "apply"
@@ -48,8 +48,9 @@ class Action(Enum):
 
 
 class Step(NamedTuple):
-    """The next step.
+    """A step of a rollout.
 
+    :param hosts: the hosts that it concerns.
     :param why: the reason for a stop.
     """
 
@@ -59,11 +60,11 @@ class Step(NamedTuple):
 
 
 class Contradiction(ValueError):
-    """A record that can't follow those before it."""
+    """Error: a record can't follow the records before it."""
 
 
 class Rollout:
-    """One rollout: the state of each of its hosts, and of the whole."""
+    """One rollout: the state of each of its hosts, and of the whole rollout."""
 
     def __init__(self, started: Started) -> None:
         self.started = started
@@ -91,7 +92,7 @@ class Rollout:
 
     @property
     def bad(self) -> frozenset[str]:
-        """The hosts that are not known to be good since they were sent a change."""
+        """The hosts that were sent a change and are not known to be good since."""
         return frozenset(self._bad)
 
     @property
@@ -100,9 +101,9 @@ class Rollout:
         return self.started.pace.max_fail - len(self._bad)
 
     def take(self, record: records.Entry) -> None:
-        """Change the state as a record says.
+        """Change the state by a record of the journal.
 
-        :raises Contradiction: the record can't follow those before it.
+        :raises Contradiction: the record can't follow the records before it.
         """
         if self.ended is not None:
             raise Contradiction("a record after the end")
@@ -146,7 +147,7 @@ class Rollout:
             (self._bad.add if now in BAD else self._bad.discard)(host)
 
     def next(self) -> Step:
-        """Return the step that comes next."""
+        """Return the step that comes next in the present state."""
         if self.stopping is not None:
             if hosts := self.those(Status.RETURNING):
                 return Step(Action.TAKE_BACK, hosts)
@@ -165,21 +166,25 @@ class Rollout:
         return Step(Action.APPLY, hosts) if hosts else Step(Action.END)
 
     def stop(self, why: str, *, take_back: bool) -> Step:
-        """Return the step that stops the rollout. Hosts that are bad are taken back.
+        """Return the step that stops the rollout. It takes back all bad hosts.
 
+        :param why: the reason for the stop.
         :param take_back: whether the good hosts of the last batch are taken back, too.
         """
         hosts = self._bad | (set(self.last) if take_back else set())
         return Step(Action.STOP, tuple(sorted(hosts)), why)
 
     def those(self, *statuses: Status) -> tuple[str, ...]:
-        """Return the hosts with one of these states."""
+        """Return the hosts that are in one of these states."""
         if BAD.issuperset(statuses):
             return tuple(sorted(host for host in self._bad if self.hosts[host] in statuses))
         return tuple(host for host, status in self.hosts.items() if status in statuses)
 
     def held(self) -> dict[str, str]:
-        """Return the hosts that can't change because a host that must change first has failed; each with that host."""
+        """Return the hosts that can't change because another host must change first and has failed.
+
+        :return: for each of them, that other host.
+        """
         found: dict[str, str] = {}
         out = {Status.REFUSED, *BAD} - {Status.SENT, Status.APPLIED}
         if not any(status in out for status in self.hosts.values()):
@@ -198,7 +203,7 @@ class Rollout:
         return {status.value: found[status.value] for status in Status if found[status.value]}
 
     def _too_much(self) -> str:
-        """Return why the rollout must stop; empty if it may go on."""
+        """Return why too much has failed, so that the rollout must stop; empty if it may go on."""
         failed, refused = self.those(Status.FAILED), self.those(Status.REFUSED)
         most = self.started.pace.max_fail
         for host in (*failed, *refused):
@@ -214,7 +219,7 @@ class Rollout:
         return f"{hosts[0]}: {self.reasons[hosts[0]]}"
 
     def _batch(self) -> tuple[str, ...]:
-        """Return the hosts that change next: of the rest of a planned batch, as many as may still become bad."""
+        """Return the hosts to change next: those left of a planned batch, but no more than may become bad."""
         held = self.held()
         while self._at < len(self.started.batches):
             batch = self.started.batches[self._at].hosts

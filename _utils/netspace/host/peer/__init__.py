@@ -1,1 +1,1 @@
-"""The host as a peer: one process that answers requests of environments, each kind of request a file of its own."""
+"""The host as a peer of its environments: one process answers their requests. Each kind of request has a module."""

@@ -1,4 +1,4 @@
-"""The environment that asks, as the broker proves it, with what the host knows of it."""
+"""The environment that sent a request, as the broker authenticated it, with the facts that the host knows about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments of a verb that takes none."""
+    """Arguments of a verb that takes none."""
 
 
 class Unchanged(Exception):
@@ -28,13 +28,13 @@ class Unchanged(Exception):
 
 @dataclass(frozen=True)
 class Asker:
-    """An environment that asks its host.
+    """An environment that sent a request to its host.
 
-    :param name: by the exchange that its message came through, which no other environment may write to.
-    :param own: what the host knows of it.
+    :param name: its name. It follows from the exchange that the message came through, to which no other environment may
+        write.
+    :param own: the host's facts about it.
+    :param told: the host's facts about all environments.
     :param now: the time, in seconds since 1970.
-    :param patient: the answer may be put off until it has changed (:class:`Unchanged`).
-    :param health: returns the health of an environment of this host, as far as it can be seen.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Asker:
     health: Callable[[str], Health | None] = lambda _: None
 
     def started(self) -> float | None:
-        """Return when its program was started, in seconds since 1970, to hundredths; None: it can't be found.
+        """Return when its program was started, in seconds since 1970 (to hundredths); None if unknown.
 
-        The program is the oldest process of its control group.
+        The oldest process in its control group counts as the program.
         """
         pids = process.members(self.own.group)[:MEMBERS]
         ticks = [there.ticks for pid in pids if (there := process.stat(int(pid))) is not None and there.ticks > 0]

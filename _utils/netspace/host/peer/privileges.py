@@ -1,8 +1,8 @@
-"""Giving up of root's rights, before the peer reads the first byte of an environment.
+"""Drop of root's rights, before the peer reads the first byte from an environment.
 
-Afterwards the process has a user id of its own, no capability, no way to new ones, no network, and few resources. It
-can read its folder and what every user of the host can read, and write in its folder's ``own``. It never gets root's
-rights back.
+After the drop, the process has its own user id, no capability, no way to gain any, no network, and few resources. It
+can read its own folder, and every file that all users of the host can read. It can write only into the subfolder
+``own``. It never gets root's rights back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DESCRIPTORS, _FILE, _MEMORY = 64, 16 * 1024 * 1024, 512 * 1024 * 1024
 def drop(user: int) -> None:
     """Become *user*, without a network.
 
-    :raises OSError: a part of that failed; the process must end.
+    :raises OSError: a step failed; the process must end.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEWNET | _NEWIPC) != 0:
@@ -41,4 +41,4 @@ def drop(user: int) -> None:
     process.prctl(process.PR_SET_NO_NEW_PRIVS)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if os.getresuid() != (user,) * 3 or os.getresgid() != (user,) * 3 or os.getgroups():
-        raise OSError("root's rights were not given up")
+        raise OSError("the process still has root's rights")

@@ -1,12 +1,12 @@
 """The one process of a host that answers its environments, as the peer ``host`` (``python -m netspace peer``).
 
-It is a service like the forwarder, and there is one only while a declaration permits somebody to ask. It starts as
-root, gives up all rights (``privileges``), and is then an ordinary client of the broker: it may read the queues of
-requests to the host, and write answers. It learns who may ask for what from two files (``told``), which it reads again
-when they change. It sleeps while there is nothing to do.
+It is a service like the forwarder, and exists only while a declaration permits some environment to ask. The process
+starts as root, gives up all rights (``privileges``), and is then an ordinary client of the broker: it may read the
+queues of requests to the host, and write answers. Two files (``told``) say who may ask for what; the process reads them
+again when they change. It sleeps while there is nothing to do.
 
-An environment's queue hands out one request at a time, in turn with the others'. So one that asks without end waits for
-its own answers, and no other one waits for them.
+The broker delivers one request at a time from each environment's queue, in turn. So an environment that sends requests
+without end waits for its own answers, and delays no other environment.
 """
 
 from __future__ import annotations
@@ -66,10 +66,9 @@ class Held:
 
 
 class Peer:
-    """The peer: its connection, and what it knows. It works in its folder, the working directory.
+    """The peer: its connection to the broker, and the facts it answers with. Its folder is the working directory.
 
-    :param verbs: the modules of what it can be asked for, by name.
-    :param health: returns the health of an environment of this host, as far as it can be seen.
+    :param verbs: the modules of the kinds of requests, by name.
     """
 
     def __init__(self, verbs: dict[str, ModuleType], health: Callable[[str], Health | None] = lambda _: None) -> None:
@@ -126,7 +125,7 @@ class Peer:
         return Consumer(way, card.broker.vhost, context, name, requests.SIZE)
 
     def _serve(self, consumer: Consumer, known: Told, card: Card) -> None:
-        """Answer over one connection, until its end or that of the process."""
+        """Answer over one connection, until the connection or the process ends."""
         senders, saved, tried = _senders(card), time.monotonic(), time.monotonic()
         consumer.follow(card.queues)
         gc.collect()
@@ -155,7 +154,7 @@ class Peer:
                 self._look_again(consumer, known, senders)
 
     def _wait(self, also: tuple[Consumer, ...], seconds: float | None) -> None:
-        """Wait for a signal, a change in the folder, or the connection."""
+        """Wait for a signal, a change in the folder, or data on the connection; at most *seconds*."""
         files: list[int | Consumer] = [self._woken, *also]
         if self._watch is not None:
             files.append(self._watch.fileno())
@@ -165,7 +164,7 @@ class Peer:
                 os.read(self._woken, 4096)
 
     def _changed(self) -> bool:
-        """Return whether the folder may have changed since the last call."""
+        """Return whether a file in the folder may have changed since the last call."""
         return self._watch is None or not self._watch.touched(())
 
     def _save(self) -> None:
@@ -224,10 +223,7 @@ class Peer:
                 self._reply(consumer, sender, one.delivery, body, result)
 
     def _result(self, asker: Asker, delivery: Delivery) -> tuple[bytes, str]:
-        """Return the answer to a request, and a text for the log, which is one of a few.
-
-        :raises Unchanged: the answer waits for a change.
-        """
+        """Return the answer to a request, and a short text for the log; the text is one of a small fixed set."""
         verb = "?"
         try:
             request = requests.parse(delivery.body, delivery.size)
@@ -243,7 +239,7 @@ class Peer:
 
 
 def _senders(card: Card) -> dict[str, Sender]:
-    """Return who may ask, by the exchange of the request."""
+    """Return the environments that may ask, by the exchange through which their requests come."""
     return {sender.exchange: sender for sender in card.senders}
 
 
@@ -253,7 +249,7 @@ def _short(text: str) -> bytes:
 
 
 def verbs() -> dict[str, ModuleType]:
-    """Load all that a host can be asked for."""
+    """Load the modules of all kinds of requests."""
     return {name: importlib.import_module(f"netspace.host.peer.verbs.{name}") for name in extensions.host_verbs()}
 
 

@@ -1,6 +1,6 @@
-"""Files of the peer's folder, which root writes from the records: what the peer knows, its card, and its log-in.
+"""Files in the peer's folder, which root writes from the records: facts to answer with, the peer's card, its log-in.
 
-They are made again after a reboot, since the folder is in memory only.
+The folder is in memory only, so the files are made again after a reboot.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def publish(layout: Layout, links: Links) -> None:
 
     Nothing is written if no link leads to the host.
 
-    :raises NetspaceError: the record of links can't be understood, or there is more to tell than the peer reads. Then
-        the files stay as they are.
+    :raises NetspaceError: the record of links can't be read.
     """
     recorded = links.recorded()
     if not host_peer.wanted(recorded):
@@ -48,9 +47,11 @@ def publish(layout: Layout, links: Links) -> None:
 
 
 def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> Told:
-    """Return what the peer is told for these links. An environment whose record is damaged may ask for nothing.
+    """Return the facts that the peer gets for these links.
 
-    :param host: the host's name in links.
+    An environment whose record is damaged may ask for nothing.
+
+    :param host: the host's name in links; None: none is declared.
     """
     asking = [link.source for link in recorded if peer.is_link(link)]
     peers: dict[str, list[Link]] = {name: [] for name in asking}

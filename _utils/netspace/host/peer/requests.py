@@ -1,7 +1,7 @@
-"""Requests to the host, and its answers. Pure: bytes in, bytes out.
+"""Format of requests to the host, and of its answers. Pure: bytes in, bytes out.
 
-A request is JSON: ``{"v": 1, "verb": "whoami", "arguments": {}}``. The answer has either ``answer`` or ``error``, with
-a code that stays the same (:data:`Code`). Nothing in a request says who asks.
+A request is JSON: ``{"v": 1, "verb": "whoami", "arguments": {}}``. The answer has either ``answer`` or ``error``. An
+error has a stable code (:data:`Code`). A request doesn't say who asks; the broker authenticates the sender.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[a-z]
 
 
 class Verb(Protocol):
-    """A module of ``verbs``."""
+    """Interface of a module in ``verbs``."""
 
     Arguments: type[msgspec.Struct]
     Answer: type[msgspec.Struct]
@@ -41,8 +41,7 @@ class Verb(Protocol):
     def answer(self, asker: Asker, arguments: msgspec.Struct, /) -> msgspec.Struct:
         """Return the answer to one request.
 
-        :raises Refused: there is none.
-        :raises Unchanged: the asker knows it already, and is patient.
+        :raises Refused: the request is refused.
         """
 
 
@@ -61,9 +60,9 @@ class _Versioned(msgspec.Struct):
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request.
 
-    :param v: the version of this form: 1.
-    :param verb: what is asked for.
-    :param arguments: the verb's own.
+    :param v: the version of this format: 1.
+    :param verb: the kind of request.
+    :param arguments: the verb's arguments.
     """
 
     v: Literal[1]
@@ -74,8 +73,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Error(msgspec.Struct, frozen=True):
     """The refusal of a request.
 
-    :param code: stays the same from version to version.
-    :param text: for people; may change.
+    :param code: a code that stays the same from version to version.
+    :param text: an explanation for people; it may change.
     """
 
     code: Code
@@ -101,8 +100,9 @@ _REQUEST = msgspec.json.Decoder(Request)
 def parse(body: bytes | bytearray, size: int) -> Request:
     """Parse a request.
 
-    :param size: the bytes of the whole request, of which *body* may be the first.
-    :raises Refused: it is none.
+    :param body: the first bytes of the request, or all.
+    :param size: the number of bytes of the whole request.
+    :raises Refused: it is too large, malformed, or of another version.
     """
     if size > SIZE:
         raise Refused("request-too-large", f"{size} bytes; a request has {SIZE} at most")
@@ -116,10 +116,9 @@ def parse(body: bytes | bytearray, size: int) -> Request:
 
 
 def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> bytes:
-    """Return the answer to a request.
+    """Return the answer to a request, encoded.
 
-    :raises Refused: it is refused.
-    :raises Unchanged: the asker knows the answer already, and is patient.
+    :raises Refused: the request is refused.
     """
     module = verbs.get(request.verb)
     if module is None:
@@ -137,5 +136,5 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
 
 
 def refusal(code: Code, text: str) -> bytes:
-    """Return the answer that refuses a request."""
+    """Return the encoded answer that refuses a request."""
     return _ENCODER.encode(_Refusal(Error(code, text)))

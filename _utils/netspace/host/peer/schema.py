@@ -18,7 +18,7 @@ REF = "#/$defs/{name}"
 def schema(verbs: dict[str, ModuleType]) -> dict[str, Any]:
     """Return the schema, with the definitions ``request`` and ``answer``.
 
-    :param verbs: the modules of what a host can be asked for, by name.
+    :param verbs: the modules of the kinds of requests, by name.
     """
     definitions: dict[str, Any] = {"error": _own(requests.Error, "error", {})}
     asked, answered = [], []
@@ -53,7 +53,7 @@ def _body(verb: str, more: dict[str, Any], needed: list[str]) -> dict[str, Any]:
 
 
 def _own(of: type[msgspec.Struct], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a type; add those of the types within it to *definitions*, below *name*."""
+    """Return the schema of a type. The schemas of types within it are added to *definitions*, as ``<name>.<type>``."""
     (own,), inner = msgspec.json.schema_components([of], ref_template=f"#/$defs/{name}.{{name}}")
     for key, value in inner.items():
         definitions[f"{name}.{key}"] = value

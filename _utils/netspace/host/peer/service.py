@@ -1,4 +1,4 @@
-"""The peer as a service of the host: started when somebody may ask the host, stopped when nobody may."""
+"""The peer as a service of the host: runs while some environment may ask the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = {"memory": 256 * 1024 * 1024, "cpus": 0.5, "pids": 8}
 
 
 def service(layout: Layout) -> Service:
-    """Return the service that answers the environments."""
+    """Return the definition of the service that answers the environments."""
     return Service(
         name=NAME,
         command=library_copy.command(layout, "peer"),
@@ -34,7 +34,12 @@ def service(layout: Layout) -> Service:
 
 
 def lacking(layout: Layout, supervisor: Supervisor, wanted: bool) -> tuple[str, dict[str, str | None]] | None:
-    """Return the action (``start``, ``restart``, ``remove``) that is needed, and its change of state; None: none is."""
+    """Return the needed action and the service's change of state; None if no action is needed.
+
+    The action is ``start``, ``restart`` or ``remove``.
+
+    :param wanted: whether the service should run.
+    """
     status = supervisor.observe([NAME]).get(NAME)
     old = None if status is None else status.state
     if not wanted:
@@ -55,7 +60,7 @@ def forget(layout: Layout) -> None:
 
 
 def apply(layout: Layout, supervisor: Supervisor, action: str) -> None:
-    """Do what :func:`lacking` returned.
+    """Take the action that :func:`lacking` returned.
 
     :raises NetspaceError: the supervisor can't do it.
     """

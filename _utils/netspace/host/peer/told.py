@@ -1,6 +1,6 @@
-"""Knowledge of the peer: ``told.json`` in its folder, which root writes and the peer reads. All of it may be told.
+"""Facts for the peer's answers: the file ``told.json`` in the peer's folder, which root writes and the peer reads.
 
-It holds no secret, and no more of an environment than the environment itself may ask for.
+The file holds no secret. Its facts about an environment are only those that this environment itself may request.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ Level = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """An environment of this host to which another one may send.
+    """An environment of this host to which another environment may send.
 
-    :param called: the name by which the sender's program knows it.
+    :param name: its own name.
+    :param called: the name by which the sender's program addresses it.
+    :param pattern: the pattern of the link: ``send`` or ``request``.
     """
 
     name: str
@@ -44,10 +46,13 @@ class Offering(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The peer's knowledge of an environment.
+    """The peer's facts about an environment.
 
-    :param verbs: what it may ask for.
+    :param verbs: the kinds of requests that it may send.
+    :param image: the digest of its image.
+    :param configuration: the digest of its runtime's configuration.
     :param group: the control group of its program, below the root of the hierarchy.
+    :param values: the values that its declaration gives to it.
     :param peers: the environments of this host to which it may send.
     """
 
@@ -62,7 +67,7 @@ class Known(msgspec.Struct, frozen=True):
 class Trust(msgspec.Struct, frozen=True):
     """The trust in the host.
 
-    :param until: the end of its validity, in seconds since 1970.
+    :param until: when the level stops being valid, in seconds since 1970.
     """
 
     level: Level = "L0"
@@ -91,11 +96,12 @@ class Vouched(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """All that the peer knows.
+    """All facts that the peer answers with.
 
     :param host: the host's name in links; None: none is declared.
-    :param offering: the environments that offer services, by name; only those to which somebody who may ask may send.
-    :param vouched: None: nobody may ask for a token.
+    :param environments: the environments that may ask, by name.
+    :param offering: environments that offer services, by name. An environment is listed only if one of *environments*
+        may send to it.
     """
 
     version: int
@@ -106,12 +112,12 @@ class Told(msgspec.Struct, frozen=True):
     vouched: Vouched | None = None
 
     def level(self, now: float) -> Level:
-        """Return the host's trust level at the time *now*."""
+        """Return the host's trust level at the time *now*; ``L0`` once its validity has ended."""
         return self.trust.level if now < self.trust.until else "L0"
 
 
 class Sender(msgspec.Struct, frozen=True, rename={"name": "from"}):
-    """An environment that may ask, in the peer's card."""
+    """An environment that may ask, as it is listed in the peer's card."""
 
     name: str
     exchange: str
@@ -128,7 +134,7 @@ class Broker(msgspec.Struct, frozen=True):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """The part of the peer's card that the peer needs."""
+    """The keys of the peer's card that the peer needs."""
 
     queues: tuple[str, ...]
     senders: tuple[Sender, ...]
@@ -136,10 +142,10 @@ class Card(msgspec.Struct, frozen=True):
 
 
 def read() -> tuple[Told, Card]:
-    """Return the files of the working folder.
+    """Return the facts and the card from the files in the working folder.
 
-    :raises OSError: one is missing.
-    :raises ValueError: one is damaged.
+    :raises OSError: a file is missing.
+    :raises ValueError: a file is damaged.
     """
     told, card = (_file(name) for name in (FILE, CARD))
     found = msgspec.json.decode(told, type=Told)

@@ -1,7 +1,7 @@
-"""Record of who asked the host for what: lines in the peer's log, and counts for ``netspace.explain``.
+"""Record of the requests to the host: lines in the peer's log, and counts for ``netspace.explain``.
 
-Both are bounded: an environment gets :data:`LINES` lines a minute, and the counts have an entry for each known verb or
-code only. The peer itself writes the counts, as an ordinary user; a reader takes them for what they are.
+Both are bounded: an environment causes at most :data:`LINES` lines a minute, and only known verbs and codes are
+counted. The peer writes the counts as an ordinary user, so a reader treats them as unproven.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ What = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z?][a-z0-9_ -]*
 
 
 class Use(msgspec.Struct):
-    """Number of times that something was asked for with one result, and the time of the last (seconds since 1970)."""
+    """Count of requests of one kind with one result.
+
+    :param times: the number of requests.
+    :param last: when the last one came, in seconds since 1970.
+    """
 
     times: int = 0
     last: float = 0.0
 
 
 class Uses:
-    """Counts of uses. For each environment, there is one count for each text that :meth:`note` was given."""
+    """Counts of requests: for each environment, one count per text that was passed to :meth:`note`."""
 
     def __init__(self) -> None:
         self.counts: dict[str, dict[str, Use]] = {}
@@ -43,7 +47,7 @@ class Uses:
         self._said: dict[str, tuple[float, int]] = {}
 
     def note(self, name: str, what: str, now: float) -> bool:
-        """Count one use, and log it; return whether it was logged.
+        """Count one request, and log it; return whether it was logged.
 
         :param what: ``<verb>``; ``<verb> <code>`` if the request was refused; or why it couldn't be answered.
         """
@@ -63,7 +67,7 @@ class Uses:
         return True
 
     def forget(self, names: set[str]) -> None:
-        """Keep only these environments."""
+        """Delete the counts of all environments but *names*."""
         for name in self.counts.keys() - names:
             del self.counts[name]
             self._said.pop(name, None)
@@ -74,7 +78,7 @@ class Uses:
         sys.stderr.flush()
 
     def load(self) -> None:
-        """Go on with the counts of an earlier process; a damaged file counts as none."""
+        """Continue the counts of an earlier process; a damaged file counts as empty."""
         self.counts = read(Path(OWN))
 
     def save(self) -> None:
@@ -92,7 +96,7 @@ _COUNTS = dict[str, Annotated[dict[What, Use], msgspec.Meta(max_length=64)]]
 
 
 def read(folder: Path) -> dict[str, dict[str, Use]]:
-    """Return the counts; empty: there are none, or they are damaged."""
+    """Return the counts by environment and text; empty if the file is missing or damaged."""
     try:
         fd = os.open(folder / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb") as stream:

@@ -2,9 +2,9 @@
 
 ``readings`` reads the settings; the other modules are pure and judge the values. The package changes nothing.
 
-A row says for whom the setting matters. Programs inside can't make a system call that both profiles refuse
-(``environment.container.seccomp``), even if the host allows it. So most of the kernel's switches matter only for the
-host's own users. A value that can't be read is ``unknown``, never ``good``.
+A row says for whom the setting matters. Both profiles of system calls (``environment.container.seccomp``) refuse some
+calls to programs inside, even if the host allows them. So most of the kernel's switches matter only for the host's own
+users. A value that can't be read is ``unknown``, never ``good``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other settings of the kernel: crashes, the BPF compiler, merged pages, security modules, lockdown. Pure."""
+"""Kernel settings that aren't plain numbers: crashes, BPF compiler, merged pages, security modules, lockdown. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _UNMOUNTED = (
 
 
 def core_pattern(known: Mapping[str, Reading]) -> Row:
-    """Return the row on core dumps: the kernel gives a crashed program's memory to a file, or to a handler on the host.
+    """Return the row on core dumps: where the kernel puts a crashed program's memory.
 
-    A handler behind ``|`` runs as root in the initial namespaces, unless the limit on core files is exactly 1
-    (core(5)). netspace sets that limit, and its profiles keep programs from changing it; an operator's own profile may
-    allow that. Against a socket behind ``@``, no limit helps (fs/coredump.c, Linux 6.16).
+    It goes to a file, or to a handler on the host. A handler behind ``|`` runs as root in the initial namespaces,
+    unless the limit on core files is exactly 1 (core(5)). netspace sets that limit, and its profiles keep programs from
+    changing it. An operator's own profile may allow a change. Against a socket behind ``@``, no limit helps
+    (fs/coredump.c, Linux 6.16).
     """
     reading = known[_CORE]
     outcome: Outcome = "unknown"
@@ -46,7 +47,7 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
 
 
 def compiler(known: Mapping[str, Reading]) -> Row:
-    """Return the row on the BPF compiler: a program's constants in kernel code (admin-guide/sysctl/net.rst)."""
+    """Return the row on the BPF JIT compiler, which puts a program's constants into kernel code (sysctl/net.rst)."""
     reading = known[_HARDENED]
     value, found = number(reading), said(reading)
     outcome: Outcome = "unknown"
@@ -68,7 +69,7 @@ def compiler(known: Mapping[str, Reading]) -> Row:
 
 
 def merging(reading: Reading) -> Row:
-    """Return the row on merged pages with equal content (admin-guide/mm/ksm.rst, "KSM security concerns")."""
+    """Return the row on the merging of pages with equal content (admin-guide/mm/ksm.rst, "KSM security concerns")."""
     outcomes: Mapping[int | None, Outcome] = {0: "good", 1: "weak", 2: "good"}
     return row(
         "ksm",
@@ -102,7 +103,7 @@ def modules(reading: Reading) -> Row:
 
 
 def profiles(seen: Readings) -> Row:
-    """Return the row on AppArmor's profile of environments (``environment.container.apparmor``)."""
+    """Return the row on the AppArmor profile that confines environments (``environment.container.apparmor``)."""
     switched, program = seen.apparmor.text, seen.parser
     outcome: Outcome = "unknown"
     found = said(seen.apparmor)

@@ -1,4 +1,4 @@
-"""Cgroups, which enforce the limits of environments (cgroups(7)). Pure."""
+"""Control groups, by which the kernel enforces the limits of environments (cgroups(7)). Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def version(seen: Readings) -> Row:
 
 
 def controllers(seen: Readings) -> Row:
-    """Return the report's row on the cgroup controllers that netspace needs for limits."""
+    """Return the row on the cgroup controllers that netspace needs for limits."""
     names = _names(seen)
     wanted = set(cgroups.CONTROLLERS.values())
     have = cgroups.limits(names)

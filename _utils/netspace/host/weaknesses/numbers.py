@@ -16,9 +16,10 @@ from netspace.host.weaknesses.row import Matters, Outcome, Row, number, refused,
 class Number(NamedTuple):
     """A sysctl and the range of its good values.
 
-    :param most: None if there is no upper bound.
+    :param least: the lowest good value.
+    :param most: the highest good value; None: there is no upper bound.
     :param advised: the value that the remedy sets.
-    :param calls: the system calls that the sysctl is about; all profiles of netspace refuse them.
+    :param calls: the system calls that the sysctl controls; all profiles of netspace refuse them.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Weaknesses of the processor, as the kernel reports them. Pure.
 
-Written after the kernel's ABI/testing/sysfs-devices-system-cpu and admin-guide/hw-vuln.
+Sources: the kernel's ABI/testing/sysfs-devices-system-cpu and admin-guide/hw-vuln.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
 
 
 def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
-    """Return the row on threads: two programs that run on one core at the same time may spy on each other."""
+    """Return the row on hardware threads. Two programs that share a core at the same time may spy on each other."""
     parts = {name: _parts(reading) for name, reading in sorted(known.items())}
     by_it = [name for name, words in parts.items() if f"{_THREADS}vulnerable" in words]
     hidden = any(f"{_THREADS}Host state unknown" in words for words in parts.values())
@@ -62,7 +62,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
 
 
 def _all_said(known: Mapping[str, Reading]) -> bool:
-    """Return whether the kernel lists any weakness, and reports on each one that it lists."""
+    """Return whether the kernel lists at least one weakness, and has a report on each listed one."""
     return bool(known) and all(reading.text and not reading.error for reading in known.values())
 
 
@@ -71,7 +71,7 @@ def _parts(reading: Reading) -> list[str]:
 
 
 def _outcome(reading: Reading) -> Outcome:
-    """Return the outcome of one weakness, apart from threads: even a mitigation can leave a part vulnerable."""
+    """Return the outcome of one weakness, hardware threads aside. Even a mitigation can leave a part vulnerable."""
     if any("vulnerable" in part.lower() for part in _parts(reading) if not part.startswith(_THREADS)):
         return "weak"
     return "good" if reading.text.startswith(_GOOD) else "unknown"

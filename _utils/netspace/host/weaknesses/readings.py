@@ -1,6 +1,6 @@
-"""Values of a host's kernel, read from ``/proc`` and ``/sys``. The module judges nothing and changes nothing.
+"""Values of a host's kernel, read from ``/proc`` and ``/sys``. Nothing here judges or changes anything.
 
-It reads at most a page of a file (no file in ``/sys`` is larger), and at most 256 names of a folder.
+At most a page of a file is read (no file in ``/sys`` is larger), and at most 256 names in a folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMES = 256  # the most names of a folder
 
 
 class Reading(NamedTuple):
-    """The text of a file without surrounding blanks, or the *error* for which it can't be read."""
+    """The text of a file without surrounding blanks, or the *error* because of which it can't be read."""
 
     text: str = ""
     error: str = ""
@@ -31,18 +31,18 @@ class Reading(NamedTuple):
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """Values that were read on a host.
 
-    :param sysctls: by name with dots, all of ``weaknesses.SYSCTLS``.
+    :param sysctls: the sysctls in ``weaknesses.SYSCTLS``, by name with dots.
     :param modules: ``/sys/kernel/security/lsm``.
     :param apparmor: ``/sys/module/apparmor/parameters/enabled``.
-    :param toothless: why AppArmor enforces no profile, if it is on; empty if it does.
+    :param toothless: why AppArmor is on but enforces no profile; empty if it enforces profiles or is off.
     :param parser: the path of AppArmor's parser; empty if it is not installed.
     :param unloaded: why the last profile could not be loaded; empty if it could, or there was none.
     :param lockdown: ``/sys/kernel/security/lockdown``.
     :param merging: ``/sys/kernel/mm/ksm/run``.
     :param threads: ``/sys/devices/system/cpu/smt/active``.
     :param processor: the files of ``/sys/devices/system/cpu/vulnerabilities``, by name.
-    :param controllers: ``/sys/fs/cgroup/cgroup.controllers``, which cgroup version 2 has.
-    :param hierarchies: the names of version 1's hierarchies, below ``/sys/fs/cgroup``.
+    :param controllers: ``/sys/fs/cgroup/cgroup.controllers``, which exists under cgroup version 2.
+    :param hierarchies: the names of cgroup version 1's hierarchies, below ``/sys/fs/cgroup``.
     """
 
     sysctls: Mapping[str, Reading]
@@ -60,12 +60,12 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def path(sysctl: str) -> str:
-    """Return the file of a sysctl, whose name has dots."""
+    """Return the path of the file for a sysctl, whose name has dots."""
     return f"/proc/sys/{sysctl.replace('.', '/')}"
 
 
 def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
-    """Return the values, each with an error if it can't be read. Needs no privilege, but root can read more.
+    """Return the values, each with an error if it can't be read. No privilege is needed, but root can read more.
 
     :param root: the folder with the host's files; only tests set it.
     """

@@ -15,7 +15,7 @@ CALLS = ("unshare", "setns")
 
 
 def namespaces(known: Mapping[str, Reading]) -> Row:
-    """Return the row on user namespaces, which the host's users may be able to make."""
+    """Return the row on user namespaces: whether users of the host without privilege can make them."""
     switches = {name: value for name in _SWITCHES if (value := number(known[name])) is not None}
     most = known[_MOST]
     outcome: Outcome = "unknown"

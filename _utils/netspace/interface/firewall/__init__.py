@@ -1,1 +1,1 @@
-"""Packet filters: the host's table, and a table in each network namespace."""
+"""Packet filters: one table for the host, and one in each network namespace."""

@@ -3,32 +3,30 @@
 Rules, in the order in which a packet meets them:
 
 1. A packet that neither comes from nor goes to an interface of netspace passes untouched.
-2. A packet from an interface must have the interface's own MAC and address as its source;
-   otherwise it is dropped before any other check.
-3. No packet passes from one environment to another, whatever ``allow`` says. That holds for
-   environments with an end on the host, and for those on an external network, by their address there.
-4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
-   directions, so that removing a rule cuts the connections that it had allowed.
-5. An ``out`` rule allows connections to the host itself only if it names one single address;
-   a network, such as ``0.0.0.0/0``, never includes the host. (Environments reach the host at
-   the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
-   environment, like every other peer. A rule for a name never includes the host.
-6. An environment has at most ``connections`` open connections, from it and to it together, and as many
-   again through its published ports, so that a flood of these blocks no other connection. A closed
-   connection leaves the host's connection tracking table within seconds. So no environment can fill
-   that table.
-7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
-   tracking helper is used, so no additional connection is ever expected.
+2. A packet from an interface must have the interface's own MAC and address as its source; otherwise it is dropped
+  before any other check.
+3. No packet passes from one environment to another, whatever ``allow`` says. That holds for environments with an end on
+  the host, and for those on an external network, by their address there.
+4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both directions, so that
+  removing a rule cuts the connections that it had allowed.
+5. An ``out`` rule allows connections to the host itself only if it names one single address; a network, such as
+  ``0.0.0.0/0``, never includes the host. (Environments reach the host at the gateway's address.) To reach an
+  environment, the host needs an ``in`` rule that covers its address, like every other peer. A rule for a name never
+  includes the host.
+6. An environment has at most ``connections`` open connections, counted over both directions. Connections through its
+  published ports are counted separately, with the same limit, so that a flood of them blocks no other connection. A
+  closed connection leaves the host's connection tracking table within seconds. So no environment can fill that table.
+7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection tracking helper is used,
+  so no additional connection is ever expected.
 8. Published ports of the host are forwarded: see ``netspace.interface.firewall.published``.
-9. Packets are counted by rule, and by the reason why they are dropped: see ``netspace.interface.firewall.counting``.
-10. Before 2, 3 and 7 drop a packet of an audited environment, it is recorded: see
-  ``netspace.interface.firewall.recording``. Packets that 6 drops are not recorded.
+9. Before rules 2, 3 and 7 drop a packet of an audited environment, the packet is recorded: see
+  ``netspace.interface.firewall.recording``. Packets that rule 6 drops are not recorded.
 
-Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
-``netspace.interface.firewall.published``. Maps by the interface's name find the rules, so that a packet's cost
-doesn't grow with the number of environments, and interfaces with the same rules share chains. Names
-are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
-table doesn't even enable connection tracking.
+Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see rule 5 in
+``netspace.interface.firewall.published``. Rules are found by maps with the interface's name as key. So a packet's cost
+doesn't grow with the number of environments, and interfaces with the same rules share chains. The names are known
+before the interfaces exist, so the filter is loaded first. Without any ``allow``, the table doesn't enable connection
+tracking.
 
 ``nft list table inet netspace`` shows the table with the names that are used here.
 """
@@ -65,12 +63,12 @@ class HostFiltered(msgspec.Struct, frozen=True):
 
     :param environment: its environment's name; interfaces are sorted by it.
     :param interface: the host end's name.
-    :param mac: the only MAC it may send from.
-    :param addresses: the only addresses it may send from, by family.
-    :param gateways: the host's address at its end, by family.
+    :param mac: the only MAC from which it may send.
+    :param addresses: the only addresses from which it may send, by family.
+    :param gateways: the host's address at the host's end, by family.
     :param connections: the most connections that may be open at once.
     :param allow: its rules, each for one family (``Allow.each``).
-    :param publish: ports of the host that are forwarded to it.
+    :param publish: the ports of the host that are forwarded to it.
     :param audit: whether its refused packets are recorded.
     """
 
@@ -106,7 +104,7 @@ def _is(cidr: Cidr | None, address: str) -> bool:
 def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Table:
     """Return the table (family ``inet``) for these interfaces; an empty table if there are none.
 
-    :param elsewhere: addresses of environments that have no end on the host.
+    :param elsewhere: the addresses of environments that have no end on the host.
     """
     if not guarded:
         return Table()
@@ -159,7 +157,7 @@ def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Tab
 
 
 def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tuple[str, str]]:
-    """Add a set of these addresses for each family that has some; return the family and name of each set."""
+    """Add a set of these addresses for each family among them; return pairs of family and set name."""
     found: dict[str, set[bytes]] = {}
     for one in addresses:
         parsed = ipaddress.ip_address(one)
@@ -177,7 +175,7 @@ def _told(rule: Allow) -> tuple[str, ...]:
 
 
 def name_sets(allow: Iterable[Allow]) -> dict[str, Collection]:
-    """Return the empty sets for the addresses of names in these rules. ``netspace.interface.names`` fills them."""
+    """Return empty sets, one for each name in these rules. ``netspace.interface.names`` fills them with addresses."""
     named = [(rule.name, str(rule.cidr), family(rule)) for rule in allow if rule.name is not None]
     return {
         match.name_set(name, network, fam): Collection((FAMILIES[fam].type,), most=ADDRESSES_OF_NAME, expiring=True)
@@ -186,7 +184,7 @@ def name_sets(allow: Iterable[Allow]) -> dict[str, Collection]:
 
 
 def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:
-    """Return the name of the chain that interfaces with the same rules share."""
+    """Return the name of the chain that all interfaces with these rules share."""
     text = repr([*publish, *(_told(rule) for rule in rules)])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -203,14 +201,14 @@ WAYS: Mapping[str, tuple[Direction, str, str, str]] = {
 
 
 def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
-    """Return the rules of *allow* that concern packets on *way*."""
+    """Return the rules of *allow* that concern packets on *way* (a key of :data:`WAYS`)."""
     direction = WAYS[way][0]
     return tuple(rule for rule in allow if rule.direction == direction and (way != "host" or single(rule)))
 
 
 @functools.lru_cache(4096)
 def single(rule: Allow) -> bool:
-    """Return whether a rule gives one single address. A rule for a name never does."""
+    """Return whether a rule names exactly one address. A rule for a host name never does."""
     return rule.cidr is not None and rule.name is None and rule.cidr.network.num_addresses == 1
 
 
@@ -253,7 +251,10 @@ def _judged(end: str, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the chains with rules, and the maps that lead to the chains. Interfaces with the same rules share a chain."""
+    """Add the chains with the interfaces' rules, and maps from interfaces to chains.
+
+    Interfaces with the same rules share a chain.
+    """
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
@@ -326,7 +327,10 @@ def _recorded(
     *,
     tracked: bool,
 ) -> None:
-    """Add, for audited interfaces, the chains and sets that record refused packets, and the maps that lead there."""
+    """Add chains and sets that record refused packets of audited interfaces, and maps from interfaces to chains.
+
+    :param tracked: whether connections are tracked.
+    """
     if not audited:
         return
     unforwarded = {fam: f"unforwarded.{fam}" for fam in FAMILIES}
@@ -358,7 +362,7 @@ def _recorded(
 def _limits(
     ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the chains for the first packet of an allowed connection. They count connections per interface."""
+    """Add the chains that limit each interface's connections. A connection is counted at its first allowed packet."""
     any_led = any(one.publish for one in ruled)
     counted_ways = {way: how for way, how in _COUNTED.items() if way != "led" or any_led}
     for direction in recording.DIRECTIONS:

@@ -1,10 +1,10 @@
-"""The host's nftables table in the kernel: loading it, and detecting changes by others.
+"""The host's nftables table in the kernel: loads it, and detects changes by other programs.
 
-One message asks the kernel for its ruleset's generation. Only if that differs, the table is
-listed and compared. A transaction that changes the table in place builds on a generation. If the ruleset isn't at the
-next generation afterwards, somebody else has changed it, too: then the table is compared, or loaded whole.
-Generations start again at a reboot, so the boot's id is recorded with them.
-Never touches another table.
+The kernel counts the changes of its ruleset (the *generation*), and one message asks for this number. Only if it
+differs from the recorded one, the table is listed and compared. A transaction that changes the table in place is based
+on a generation. If the ruleset isn't at the next generation afterwards, somebody else has changed it, too; in this case
+the table is compared, or loaded whole. Generations start again at a reboot, so the boot's id is recorded with them. No
+other table is ever touched.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _LACKING = (*connection.UNSUPPORTED, errno.ENOENT)
 
 
 def state(name: str, loaded: Mapping[str, Any], elements: Callable[[], str | None] = lambda: None) -> str:
-    """Return ``absent``, ``intact`` or ``changed``.
+    """Return whether the table is ``absent``, ``intact`` or ``changed``.
 
-    :param loaded: what :func:`put` returned.
-    :param elements: returns the digest of the loaded table's elements, if :func:`put` didn't note it; None: unknown.
+    :param name: the table's name.
+    :param loaded: the facts that :func:`put` returned.
+    :param elements: returns the digest of the loaded table's elements, for the case that *loaded* lacks it; None:
+        unknown.
     """
     if not loaded:
         return "absent"
@@ -69,10 +71,11 @@ def put(
 ) -> dict[str, Any]:
     """Load *table* under this name, in one transaction; return the facts to record in ``Volatile``.
 
-    :param before: the table that *loaded* describes; if the kernel still holds it, only the difference is changed.
-    :param whole: returns the complete tables, before and after, if *before* and *table* are the parts of them that
-        matter for the difference.
-    :param notes: facts by which the caller recognizes the table; they are noted in place of digests of the complete
+    :param before: the table that *loaded* describes. If the kernel still holds it, only the difference is changed.
+    :param loaded: the facts that the last call returned.
+    :param whole: returns the complete tables, before and after; for the case that *before* and *table* have only the
+        parts that matter for the difference.
+    :param notes: facts by which the caller recognizes the table; they are recorded instead of digests of the complete
         table.
     :raises MissingError: the kernel lacks a feature.
     :raises NetspaceError: the kernel refused the table; nothing has changed.
@@ -127,7 +130,10 @@ def _changed_in_place(
     now: int | None,
     whole: Whole | None = None,
 ) -> dict[str, Any] | None:
-    """Change *old*, which the kernel holds, into *table*; None if somebody else changed the ruleset meanwhile."""
+    """Change *old*, which the kernel holds, into *table*; return the facts to record.
+
+    None if somebody else changed the ruleset meanwhile.
+    """
     try:
         made = ruleset.load(tables.difference(name, old, table), now)
     except NftablesError:
@@ -150,14 +156,17 @@ def _changed_in_place(
 def _structure(ruleset: Ruleset, name: str, generation: int | None) -> str | None:
     """Return the digest of the loaded table's structure.
 
-    None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
+    None if somebody else changed the ruleset meanwhile; the next observation then reports the table as changed.
     """
     listed = None if generation is None else ruleset.confirmed(name, generation, FAMILIES["inet"], elements=False)
     return None if listed is None else listed[0]
 
 
 def _facts(table: Table, generation: int | None, structure: str | None, complete: bool = True) -> dict[str, Any]:
-    """Return the facts to note; without digests of the table if the table is only a part of the loaded rules."""
+    """Return the facts to record about the loaded rules.
+
+    :param complete: whether *table* is the complete table. If not, its digests are left out.
+    """
     digests = {"rendered": table.digest, "elements": table.elements} if complete else {}
     return {**digests, "boot": _boot(), "generation": generation, "structure": structure}
 
@@ -167,7 +176,7 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
 
 
 def _holds(ruleset: Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
-    """Return whether the kernel at *generation* holds the loaded table."""
+    """Return whether the kernel's ruleset at *generation* contains the loaded table."""
     return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 
@@ -177,7 +186,7 @@ def _boot() -> str:
 
 
 def explained(error: OSError) -> NetspaceError:
-    """Return the error that gives the reason why a table wasn't loaded, and the remedy."""
+    """Return the error, with reason and remedy, for a table that wasn't loaded."""
     said = error.strerror or str(error)
     if isinstance(error, LibraryMissingError):
         return missing(error)

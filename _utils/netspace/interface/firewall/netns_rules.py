@@ -1,24 +1,21 @@
 """The packet filter of one interface whose packets don't pass the host's network stack. Pure.
 
-The tables are in the environment's namespace. The namespace belongs to the host's user namespace, so
-no capability of an environment suffices to change them. They are loaded before the
-interface is up. Rules, in the order in which a packet meets them:
+The tables are in the environment's namespace. This namespace belongs to the host's user namespace, so no capability of
+an environment suffices to change the tables. They are loaded before the interface is up. Rules, in the order in which a
+packet meets them:
 
-1. A packet that leaves must have the environment's own MAC and address as its source, and so
-   must its ARP and neighbour discovery data. Other protocols, tagged frames, router advertisements
-   and redirects are dropped.
+1. A packet that leaves must have the environment's own MAC and address as its source, and so must its ARP and neighbour
+  discovery data. Other protocols, tagged frames, router advertisements and redirects are dropped.
 2. No packet passes to or from another environment of this host, whatever ``allow`` says.
 3. A packet that arrives must be for the environment's own address.
-4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
-   directions. At most ``connections`` are open at once.
+4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both directions. At most
+  ``connections`` are open at once.
 5. ICMP errors about an allowed connection pass. All other packets are dropped.
-6. Packets are counted by rule, and by the reason why they are dropped: see
-   ``netspace.interface.firewall.counting``. Frames that 1 drops without an IP packet of their own aren't counted.
-7. Before 2 and 5 drop a packet of an audited environment, it is recorded: see
-   ``netspace.interface.firewall.recording``.
+6. Before rules 2 and 5 drop a packet of an audited environment, the packet is recorded: see
+  ``netspace.interface.firewall.recording``.
 
-For these kinds the rules have the same meaning as those of the host's table for the others
-(``netspace.interface.firewall.host_rules``); a test checks both against one model.
+These rules mean the same as those of the host's table (``netspace.interface.firewall.host_rules``), which filters the
+other kinds of interface. A test checks both against one model.
 """
 
 from __future__ import annotations
@@ -43,13 +40,14 @@ _REPORTS_TO = ipaddress.IPv6Address("ff02::16")  # RFC 3810 section 5.2.14
 class NetnsFiltered(msgspec.Struct, frozen=True):
     """The facts about one interface that its table depends on.
 
-    :param link: its name.
-    :param mac: the only MAC it may send from; empty for a kind without its own MAC.
+    :param link: the link's name.
+    :param mac: the only MAC from which it may send; empty for a kind without its own MAC.
     :param arp: whether it resolves neighbours.
-    :param addresses: the only address it may send from, by family.
-    :param local: its IPv6 link-local address, if it has one; used only for messages to neighbours.
+    :param addresses: the only address from which it may send, by family.
     :param allow: its rules, each for one family (``Allow.each``).
-    :param others: addresses of other environments that ``allow`` covers, by family.
+    :param connections: the most connections that may be open at once.
+    :param local: its IPv6 link-local address, if it has one; used only for messages to neighbours.
+    :param others: the addresses of other environments that ``allow`` covers, by family.
     :param audit: whether its refused packets are recorded.
     """
 
@@ -65,7 +63,10 @@ class NetnsFiltered(msgspec.Struct, frozen=True):
 
 
 def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
-    """Return the addresses among *addresses* (version and number, sorted) that some rule covers, by family."""
+    """Return those of *addresses* that at least one rule covers, by family.
+
+    :param addresses: pairs of version and number, sorted.
+    """
     from bisect import bisect_left, bisect_right
 
     found: dict[str, set[str]] = {}
@@ -116,7 +117,7 @@ def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
 
 
 def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
-    """Return the rules for packets that the environment sends, or for packets that it receives."""
+    """Return the rules for packets that the environment sends (*outwards*), or for packets that it receives."""
     recorded = [f"jump {recording.chain('', 'out' if outwards else 'in')}"] if guarded.audit else []
     rules = [f"{'oif' if outwards else 'iif'} {_LOOPBACK} accept"]
     # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).
@@ -153,7 +154,7 @@ def _then(rule: Allow) -> str:
 
 
 def _pinned(guarded: NetnsFiltered) -> list[Rule]:
-    """Return the rules that let only frames with the environment's own MAC and addresses leave."""
+    """Return the rules that let frames leave only with the environment's own MAC and addresses."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))
     if mac:

@@ -1,9 +1,9 @@
 """The nftables table in an environment's namespace, for kinds of interface that need one.
 
-The kind defines its content (``guard``), or ``netspace.interface.firewall.netns_rules`` does for kinds that are
-filtered there. This module loads the table and detects changes by others. One message asks the
-kernel for its ruleset's generation; only if that differs, the table is listed and compared.
-Never touches another table.
+The kind's own module renders the table (``guard``), or ``netspace.interface.firewall.netns_rules`` does. This module
+loads the table, and detects changes by other programs. One message asks the kernel for its ruleset's generation (the
+number of changes). Only if it differs from the recorded one, the table is listed and compared. No other table is ever
+touched.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def wanted(record: Record, ends: Endpoints, place: EndpointContext, everybody: N
 
 
 def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
-    """Return ``intact`` or ``changed`` for the table in the calling thread's namespace.
+    """Return whether the table in the calling thread's namespace is ``intact`` or ``changed``.
 
     :param loaded: the facts that :func:`put` returned.
     """
@@ -88,8 +88,9 @@ def put(
 ) -> dict[str, Any]:
     """Load the tables in the calling thread's namespace, in one transaction; return the facts to record.
 
-    :param fresh: the namespace is new and has no table yet.
-    :param before: the tables which *loaded* describes. If only elements of sets differ, only these are changed.
+    :param fresh: whether the namespace is new and has no table yet.
+    :param before: the tables that *loaded* describes. If only elements of sets differ, only these are changed.
+    :param loaded: the facts that the last call returned.
     """
     name = layout.nft_table
     with Ruleset() as ruleset:
@@ -117,7 +118,7 @@ def _changed_in_place(
     before: Sequence[Table],
     loaded: Mapping[str, Any],
 ) -> int | None:
-    """Change only the tables' elements; return the new generation, or None if they must be loaded whole."""
+    """Change only the tables' elements; return the new generation. None: the tables must be loaded whole."""
     pairs = [(old, new) for old, new in zip(before, wanted, strict=False) if old.family == new.family]
     same = len(pairs) == len(before) == len(wanted) and all(old.same_structure(new) for old, new in pairs)
     text = "".join(tables.difference(layout.nft_table, old, new) for old, new in pairs) if same else ""

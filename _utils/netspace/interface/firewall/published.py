@@ -1,20 +1,21 @@
 """The part of the host's table that forwards published ports of the host to environments (``publish``). Pure.
 
-1. Packets from an environment are never forwarded by a publication, whatever their destination. That holds for
-   environments with an end on the host, and for those on an external network, by their address there. So a publication
-   never leads from one environment to another.
+1. Packets from an environment are never forwarded by a published port, whatever their destination. That holds for
+  environments with an end on the host, and for those on an external network, by their address there. So a published
+  port never leads from one environment to another.
 2. Only packets to one of the host's own addresses are forwarded; packets that pass through the host are not.
-3. Connections of the host's own programs are forwarded too, unless they go to a loopback address: their source is a
-   loopback address as well, and answers to it would never leave the environment's namespace.
-4. A publication lets in only the connections that it forwarded. A packet sent straight to the environment's address
-   and port still needs a rule of ``allow``. Each packet is checked.
+3. Connections of the host's own programs are forwarded, too, unless they go to a loopback address. In that case their
+  source would be a loopback address as well, and answers to it would never leave the environment's namespace.
+4. A published port lets in only the connections that it forwarded. A packet sent straight to the environment's address
+  and port still needs a rule of ``allow``. Each packet is checked.
 5. No connection of the host begins from a published port. The kernel tracks two connections between the same ends as
-   one: after a packet from a published port to a user, the user's packets to that port would count as answers, and
-   would not be forwarded. So packets that would begin such a connection from one of the host's addresses are dropped,
-   no matter who sent them, after all translation of addresses.
+  one. After a packet from a published port to a user, the user's packets to that port would count as answers, and would
+  not be forwarded. So packets that would begin such a connection from one of the host's addresses are dropped, no
+  matter who sent them, after all translation of addresses.
 
-Maps by protocol and port find the publication, so the cost of a packet doesn't grow with the number of publications.
-Only the first packet of a connection is looked up there. Without publications, the table has none of these chains.
+Maps with protocol and port as key find the published port, so the cost of a packet doesn't grow with the number of
+published ports. Only the first packet of a connection is looked up in them. Without published ports, the table has none
+of these chains.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _LOOPBACK = {"ipv4": "127.0.0.0/8", "ipv6": "::1"}
 def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str, Chain], dict[str, Collection]]:
     """Return the chains and maps that forward connections to published ports.
 
-    :param sent_by: matches for packets from environments without an end on the host.
+    :param published: the published ports, each with the addresses to which it leads.
+    :param sent_by: matches for packets from environments that have no end on the host.
     """
     made: dict[str, Chain] = {}
     sets: dict[str, Collection] = {}
@@ -74,9 +76,9 @@ def lead_name(one: Publication, address: str) -> str:
 
 
 def let_in(one: Publication, *, reply: bool) -> Rule:
-    """Return the match for packets of connections that *one* forwarded.
+    """Return the match for packets of connections that the published port *one* forwarded.
 
-    :param reply: match the packets of the reply direction.
+    :param reply: whether to match packets of the reply direction instead of the original one.
     """
     port = one.host
     words = (

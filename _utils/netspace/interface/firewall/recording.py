@@ -1,13 +1,13 @@
 """Rules that record which packets of an interface were refused (``audit: true``). Pure.
 
-The rules accept nothing. They stand right before the rules that drop, and each interface has sets of its own. Other
-environments' packets are never recorded there; machines outside can fill the sets of direction ``in``, and only those.
-The sets are bounded, so a scan of a network costs a fixed memory. Each element counts its packets, and knows the times
-of the first and the last one.
+The rules accept nothing. They stand right before the rules that drop, and each interface has its own sets. Packets that
+other environments send are never recorded in them; machines outside can fill the sets for direction ``in``, and only
+those. The sets are bounded, so a scan of a network costs a fixed amount of memory. Each element counts its packets, and
+stores the times of the first and the last one.
 
 A packet is recorded with its protocol, peer and port if an ``allow`` rule could let it through: the first packet of a
-TCP connection, a UDP packet, an ICMP echo request. All others, and those that the full set can't take, are counted by
-their protocol alone (``rest``). Packets with a forged source are counted apart (``forged``).
+TCP connection, a UDP packet, an ICMP echo request. All other packets are counted by their protocol alone (``rest``),
+and so are packets for which the set is full. Packets with a forged source are counted separately (``forged``).
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ Why = Literal["rule", "rest", "forged"]
 class Place(NamedTuple):
     """A set in which refused packets are recorded, and the common properties of these packets.
 
-    :param why: ``rule``: no rule of ``allow`` covers them. ``rest``: no rule could, or the set of those was full.
-        ``forged``: their source isn't the environment's.
-    :param family: ``ipv4`` or ``ipv6``; empty: either.
+    :param name: the set's name.
+    :param why: ``rule``: no rule of ``allow`` covers them, though one could. ``rest``: no rule could, or the set for
+        ``rule`` was full. ``forged``: their source isn't the environment's.
+    :param direction: ``out`` or ``in``.
+    :param family: ``ipv4`` or ``ipv6``; empty: both.
     """
 
     name: str
@@ -48,9 +50,9 @@ class Place(NamedTuple):
 class What(NamedTuple):
     """The packets that an element of a set stands for.
 
-    :param protocol: its name, or the number of one that no rule can name.
-    :param peer: empty unless it is known.
-    :param port: the port of the server; None for a protocol without ports.
+    :param protocol: the protocol's name, or its number if no rule can name it.
+    :param peer: the peer's address; empty if only the protocol is known.
+    :param port: the server's port; None for a protocol without ports.
     """
 
     protocol: str
@@ -61,13 +63,13 @@ class What(NamedTuple):
 def chain(owner: str, direction: Direction | Literal["forged", "unforwarded"]) -> str:
     """Return the name of the chain that records refused packets of one interface.
 
-    :param owner: its environment's name; empty in a table that is one interface's own.
+    :param owner: the environment's name; empty in a table that belongs to one interface alone.
     """
     return f"{_prefix(owner)}.{direction}"
 
 
 def places(owner: str) -> tuple[Place, ...]:
-    """Return the sets of one interface."""
+    """Return the sets that record the refused packets of one interface."""
     prefix = _prefix(owner)
     return (
         *(Place(f"{prefix}.{way}.{fam}", "rule", way, fam) for way in DIRECTIONS for fam in FAMILIES),
@@ -77,7 +79,7 @@ def places(owner: str) -> tuple[Place, ...]:
 
 
 def sets(owner: str) -> dict[str, Collection]:
-    """Return the sets of one interface, without elements: packets add them."""
+    """Return the definitions of one interface's sets, without elements, since packets add these."""
     return {
         one.name: Collection(("inet_proto", FAMILIES[one.family].type, "inet_service"), most=MOST, counting="times")
         if one.family
@@ -87,9 +89,10 @@ def sets(owner: str) -> dict[str, Collection]:
 
 
 def rules(owner: str, direction: Direction, *, tracked: bool) -> list[Rule]:
-    """Return the rules of :func:`chain`. After these rules, processing returns to the rule that drops the packet.
+    """Return the rules of :func:`chain`. After them, processing returns to the rule that drops the packet.
 
-    :param tracked: connections are tracked, so that an answer isn't taken for a connection's first packet.
+    :param tracked: whether connections are tracked. If so, the rules can distinguish an answer from a connection's
+        first packet.
     """
     prefix = f"{_prefix(owner)}.{direction}"
     rest = f"add @{prefix}.rest {{ meta l4proto }} return"
@@ -112,7 +115,7 @@ def forged(owner: str) -> list[Rule]:
 
 
 def what(place: Place, key: bytes) -> What:
-    """Return the packets that an element of the set of *place* stands for.
+    """Return the packets that an element of the set *place* stands for.
 
     :param key: the element's key, as the kernel holds it: each part has a multiple of four bytes.
     """
@@ -128,5 +131,5 @@ def _prefix(owner: str) -> str:
 
 
 def joined(rules_: Sequence[Rule], then: Sequence[Rule]) -> list[Rule]:
-    """Return *rules_* with *then* before the last, which drops."""
+    """Return *rules_* with *then* inserted before the last rule, which drops."""
     return [*rules_[:-1], *then, rules_[-1]]

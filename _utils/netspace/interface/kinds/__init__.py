@@ -2,51 +2,49 @@
 
 A module holds everything that is special to its kind; no other module knows it:
 
-- exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the kind's name. Its
-  fields are the keys that an operator may declare. Its methods return the problems of the values
-  (``problems``), the things that only one interface can have (``claims``), the values that all
-  interfaces must agree about (``shares``) and the UDP ports of the host that its tunnel uses (``listens``);
+- exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the kind's name. Its fields are the
+  keys that an operator may declare. Its methods return the problems of the values (``problems``), the things that only
+  one interface can have (``claims``), the values that all interfaces must agree about (``shares``) and the UDP ports of
+  the host that its tunnel uses (``listens``);
 - ``NEEDS``: the kernel module that the kind needs, and ``LINK``: the kernel's name of such links; or empty texts;
 - ``FILTER``: the place where packets are filtered (see below);
-- ``ends(spec, place) -> Endpoints``: the desired inner and outer end, as values. An end's ``details`` hold
-  the settings that only this kind knows;
-- ``create(wanted, far, parents) -> [Message]``: the messages that create the link. They are sent from
-  the environment's namespace, and *far* is a descriptor of the host's. With ``FROM_HOST = True`` they are
-  sent from the host's namespace, and *far* is a descriptor of the environment's; the link is then created
-  with the name ``wanted.made_as``. *parents* are the indexes of the host's links that the interface names.
+- ``ends(spec, place) -> Endpoints``: the desired inner and outer end, as values. An end's ``details`` hold the settings
+  that only this kind knows;
+- ``create(wanted, far, parents) -> [Message]``: the netlink messages that create the link. They are sent from the
+  environment's namespace, and *far* is a descriptor of the host's. With ``FROM_HOST = True`` they are sent from the
+  host's namespace, and *far* is a descriptor of the environment's; the link is then created with the name
+  ``wanted.made_as``. *parents* are the indexes of the host's links that the interface names.
 
 A module may also have:
 
 - ``parents(spec) -> (name, ...)``: the links of the host that the interface needs;
-- ``lacks(spec, links) -> str``: the reason why these links of the host don't allow the interface, for the
-  operator; pure. With a reason, nothing of that environment is changed;
-- ``details(link, like, hosts) -> dict``: the observed ``details`` of an end; *hosts* are the names of
-  the host's links by their index. Runs in the link's namespace; reads only;
-- ``FIXED``: the details that the kernel can't change in place. Where one differs, the link is
-  created again, and that is the reason given;
-- ``change(index, now, wanted, parents) -> [Message]``: the messages that change the other details of one
-  end from *now* (None: just created) to *wanted*. They are sent from the link's namespace before the link is up;
-- ``guard(wanted, place) -> (Table, ...)``: the kind's own tables in the environment's namespace. A kind
-  with ``FILTER = "inside"`` and without this function gets those of ``netspace.interface.firewall.netns_rules``;
-- ``secret(path) -> str``: create the interface's secret at *path* unless there is one, and return its
-  public part.
+- ``lacks(spec, links) -> str``: for the operator, why these links of the host don't allow the interface; empty if they
+  do. Pure. If there is a reason, nothing of that environment is changed;
+- ``details(link, like, hosts) -> dict``: the observed ``details`` of an end; *hosts* are the names of the host's links
+  by their index. Runs in the link's namespace; reads only;
+- ``FIXED``: the details that the kernel can't change in place. If one differs, the link is created again, and the step
+  names this detail as its reason;
+- ``change(index, now, wanted, parents) -> [Message]``: the netlink messages that change the other details of one end
+  from *now* (None: just created) to *wanted*. They are sent from the link's namespace before the link is up;
+- ``guard(wanted, place) -> (Table, ...)``: the kind's own tables in the environment's namespace. A kind with ``FILTER =
+  "inside"`` that lacks this function gets the tables of ``netspace.interface.firewall.netns_rules``;
+- ``secret(path) -> str``: creates the interface's secret at *path* unless there is one, and returns its public part.
 
-The common code then handles addresses, routes, settings, drift, changes in place, restoring and removal
-for every kind. ``netspace.interface.lan`` holds the code that kinds on an external network share.
+The common code then handles addresses, routes, settings, drift, changes in place, restoring and removal for every kind.
+``netspace.interface.lan`` holds the code that kinds on an external network share.
 
 ``FILTER`` is one of
 
-- ``"host"``: packets pass the host's network stack at an end on the host. The host's nftables
-  table matches them by that end's name (veth, tap);
-- ``"inside"``: packets go from the host's NIC, a bridge or a tunnel straight into the
-  environment's namespace. A table in that namespace filters them. The namespace belongs to
-  the host's user namespace, so that the environment has no right to change the table (macvlan, ipvlan,
-  vlan, vxlan, bridge, wireguard);
+- ``"host"``: packets pass the host's network stack at an end on the host. The host's nftables table matches them by
+  that end's name (veth, tap);
+- ``"inside"``: packets go from the host's NIC, a bridge or a tunnel straight into the environment's namespace. A table
+  in that namespace filters them. The namespace belongs to the host's user namespace, so that the environment has no
+  right to change the table (macvlan, ipvlan, vlan, vxlan, bridge, wireguard);
 - ``""``: there are no packets (none).
 
-These keys mean the same in every kind: ``ipv4`` and ``ipv6`` (a single address is from
-netspace's own ranges, one with a prefix is on an external network), ``mtu``, and the keys of
-:class:`netspace.spec.types.Filtered`, the base of every kind that has a ``FILTER``.
+These keys mean the same in every kind: ``ipv4`` and ``ipv6`` (a single address is from netspace's own ranges; an
+address with a prefix is on an external network), ``mtu``, and the keys of :class:`netspace.spec.types.Filtered`, the
+base of every kind that has a ``FILTER``.
 """
 
 from __future__ import annotations
@@ -97,7 +95,7 @@ def _module(spec: type[Interface]) -> ModuleType:
 
 @functools.cache
 def filtered(place: str) -> frozenset[str]:
-    """Return the names of the kinds whose packets are filtered at this place (``FILTER``)."""
+    """Return the names of the kinds whose packets are filtered at *place* (a value of ``FILTER``)."""
     return frozenset(name for name, module in modules().items() if place == module.FILTER)
 
 

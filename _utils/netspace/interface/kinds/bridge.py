@@ -1,9 +1,8 @@
 """Kind ``bridge``: the environment is attached to a bridge that the operator has created.
 
-A veth pair whose outer end is a port of the bridge. The port is isolated: it reaches the bridge
-itself and ports that aren't isolated (say, the NIC), but no isolated port of another environment.
-netspace doesn't change the bridge. The outer end's MAC is high (``fe:``), because a bridge adopts the
-lowest MAC of its ports.
+The interface is a veth pair whose outer end is a port of the bridge. The port is isolated: it reaches the bridge itself
+and ports that aren't isolated (say, the NIC), but not the isolated port of another environment. netspace doesn't change
+the bridge. A bridge adopts the lowest MAC of its ports, so the outer end has a high MAC (``fe:``).
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Bridge(lan.Lan, frozen=True, kw_only=True, tag="bridge"):
     """A port of one of the host's bridges.
 
     :param bridge: the host's bridge, such as ``br0``.
-    :param isolated: whether the port can't reach other isolated ports. **Without it, other environments with
-        ports that aren't isolated can reach it**, as far as ``allow`` lets them.
-    :param mtu: bytes; must equal the bridge's.
+    :param isolated: whether the port can't reach other isolated ports. **If false, environments with ports that aren't
+        isolated can reach it**, as far as ``allow`` lets them.
+    :param mtu: the largest packet in bytes; must equal the bridge's.
     """
 
     bridge: str
@@ -91,7 +90,7 @@ def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, A
 
 
 def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
-    """Return the messages that attach the outer end to the bridge, and isolate it before it is up."""
+    """Return the netlink messages that attach the outer end to the bridge, and isolate it before it is up."""
     had = {} if now is None else now.details
     if "bridge" not in wanted.details or had == wanted.details:
         return []

@@ -1,9 +1,9 @@
-"""Kind ``ipvlan``: the environment has addresses of its own at one of this host's NICs, under the NIC's MAC.
+"""Kind ``ipvlan``: the environment has its own addresses at one of this host's NICs, under the NIC's MAC.
 
-For networks that accept only one MAC per port (Wi-Fi, many clouds and switches). With ``l2`` the
-environment resolves neighbours itself. With ``l3`` and ``l3s`` the network must route the addresses to
-this host; with ``l3s`` packets pass the host's netfilter as well. Environments on one parent never reach
-each other through it (``private``), or only through an external switch (``vepa``).
+It suits networks that accept only one MAC per port (Wi-Fi, many clouds and switches). With ``l2`` the environment
+resolves neighbours itself. With ``l3`` and ``l3s`` the network must route the addresses to this host; with ``l3s``
+packets pass the host's netfilter as well. Environments on one parent never reach each other through the parent
+(``private``), or only through an external switch (``vepa``).
 
 Mode and isolation belong to the parent, so all interfaces on one parent must agree about them.
 """
@@ -34,9 +34,9 @@ class Ipvlan(lan.Lan, frozen=True, kw_only=True, tag="ipvlan"):
     """The environment's own addresses on one of the host's links, under that link's MAC.
 
     :param parent: the host's link, such as ``eth1``.
-    :param mode: ``l2``, ``l3`` or ``l3s``; the same for all on one parent.
-    :param isolation: ``private``: no traffic with others on the same parent; ``vepa``: only through an
-        external switch that reflects it; the same for all on one parent.
+    :param mode: ``l2``, ``l3`` or ``l3s``; the same for all interfaces on one parent.
+    :param isolation: ``private``: no traffic with other interfaces on the same parent; ``vepa``: only through an
+        external switch that reflects it; the same for all interfaces on one parent.
     """
 
     parent: str
@@ -80,7 +80,7 @@ def _data(details: Mapping[str, Any]) -> Words:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

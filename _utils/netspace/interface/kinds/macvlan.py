@@ -1,9 +1,9 @@
 """Kind ``macvlan``: the environment is a host of its own on the network of one of this host's NICs.
 
-The environment has its own MAC there. Environments on one parent never reach each other through it:
-``private`` drops frames from one to another, ``vepa`` sends them out to the switch, which decides.
-The kernel's modes ``bridge`` and ``passthru`` aren't offered: the first joins the environments, the second
-takes the whole NIC. The host and the environment reach each other only through an external router.
+The environment has its own MAC on that network. Environments on one parent never reach each other through the parent:
+``private`` drops frames from one to another, ``vepa`` sends them out to the switch, which decides. The kernel's modes
+``bridge`` and ``passthru`` aren't offered: ``bridge`` joins the environments, ``passthru`` takes the whole NIC. The
+host and the environment reach each other only through an external router.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Macvlan(lan.Lan, frozen=True, kw_only=True, tag="macvlan"):
     """A link with its own MAC on one of the host's links.
 
     :param parent: the host's link, such as ``eth1``.
-    :param mode: ``private``: no traffic with others on the same parent; ``vepa``: only through an
-        external switch that reflects it.
+    :param mode: ``private``: no traffic with other interfaces on the same parent; ``vepa``: only through an external
+        switch that reflects it.
     """
 
     parent: str
@@ -69,7 +69,7 @@ def _data(details: Mapping[str, Any]) -> Words:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

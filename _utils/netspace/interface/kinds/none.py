@@ -21,10 +21,10 @@ class NoInterface(Interface, frozen=True, tag="none"):
 
 
 def ends(spec: NoInterface, place: EndpointContext) -> Endpoints:
-    """Return no ends."""
+    """Return no ends, since there is no interface."""
     return Endpoints()
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return no messages."""
+    """Return no messages, since there is no link to create."""
     return []

@@ -1,15 +1,14 @@
 """Kind ``tap``: Ethernet frames for the environment's own network stack: a unikernel, a virtual machine, a library.
 
-``tap0`` in the environment's namespace belongs to the environment's user, who attaches to it by
-``/dev/net/tun`` without any capability. That user can't create other interfaces, since the namespace
-belongs to the host. Frames written to ``tap0`` reach the host by a pair like kind ``veth``'s, and pass the
-same filter. The guest has the interface's MAC and addresses.
+``tap0`` in the environment's namespace belongs to the environment's user, who attaches to it by ``/dev/net/tun``
+without any capability. That user can't create other interfaces, since the namespace belongs to the host. Frames written
+to ``tap0`` reach the host by a veth pair as in kind ``veth``, and pass the same filter. The guest (the program with the
+network stack) has the interface's MAC and addresses.
 
-An nftables table of netspace hands frames over between ``tap0`` and the pair (``fwd``), and only those
-between this guest and the gateway. A bridge there would learn and flood; routing there would need the
-guest's addresses in the namespace. ARP and neighbour discovery don't reach the host either. The guest has
-only one question, for the gateway's MAC, and the table turns it into its answer. So a guest can neither
-fill nor poison the host's neighbour tables.
+An nftables table of netspace moves frames between ``tap0`` and the pair (``fwd``), and only frames between this guest
+and the gateway. A bridge in its place would learn and flood; routing would need the guest's addresses in the namespace.
+ARP and neighbour discovery don't reach the host, either. The guest needs only the gateway's MAC, and the table turns
+the guest's request into the answer. So a guest can neither fill nor poison the host's neighbour tables.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Tap(Routed, frozen=True, tag="tap"):
 
     :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
     :param ipv6: a fixed address; absent: a stable one from ``network:ipv6``.
-    :param mtu: bytes.
+    :param mtu: the largest packet in bytes.
     """
 
     DEVICES: ClassVar[tuple[str, ...]] = ("/dev/net/tun",)
@@ -67,7 +66,7 @@ class Tap(Routed, frozen=True, tag="tap"):
 
 
 def ends(spec: Tap, place: EndpointContext) -> Endpoints:
-    """Return the ends of a veth pair. The inner end has no addresses or routes; it only leads to the tap device."""
+    """Return the ends of a veth pair. The inner end only leads to the tap device, so it has no addresses or routes."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
     tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
@@ -83,13 +82,13 @@ def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Mess
 
 
 def gateway_mac(mac: str) -> str:
-    """Return the MAC that the guest sees as its gateway's. It is invented: the host's end has the guest's own MAC."""
+    """Return the MAC that the guest sees as its gateway's. It is made up, since the host's end has the guest's MAC."""
     return f"{int(mac[:2], 16) ^ 0x04:02x}{mac[2:]}"
 
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the observed tap device if *link* is the inner end."""
+    """Return the observed tap device, if *link* is the inner end; else nothing."""
     if NAME not in like.details:
         return {}
     with Socket() as inner:
@@ -101,7 +100,7 @@ def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, A
 
 
 def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
-    """Create the device, or give it to its owner, and return the message that sets mtu and state."""
+    """Create the tap device, or change its owner; return the netlink message that sets its mtu and state."""
     if NAME not in wanted.details or (now is not None and now.details == wanted.details):
         return []
     tap = wanted.details[NAME]
@@ -112,9 +111,9 @@ def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[
 
 
 def _own(owner: int) -> None:
-    """Create the device, or change its owner.
+    """Create the tap device, or change its owner.
 
-    :raises OSError: with the remedy.
+    :raises OSError: with a remedy in its text.
     """
     try:
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
@@ -138,7 +137,7 @@ def _own(owner: int) -> None:
 
 # -- the table -----------------------------------------------------------------------
 def guard(wanted: Endpoints, place: EndpointContext) -> tuple[Table, ...]:
-    """Return the table that hands frames between tap device and pair, and drops all others."""
+    """Return the table that moves frames between tap device and veth pair, and drops all others."""
     inside = wanted.inside
     assert inside is not None
     guest = bytes.fromhex(place.mac.replace(":", ""))
@@ -181,9 +180,10 @@ def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> Rule
 
 
 def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> Rule:
-    """Return the rule that answers a neighbour solicitation for *gateway* (RFC 4861).
+    """Return the rule that turns a neighbour solicitation for *gateway* into the answer (RFC 4861).
 
-    :param option: whether the solicitation has the option with the guest's MAC; then the answer has the router's.
+    :param option: whether the solicitation has the option with the guest's MAC. If so, the answer has the option with
+        the router's MAC.
     """
     head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
     answer = head + gateway + (b"\x02\x01" + router if option else b"")

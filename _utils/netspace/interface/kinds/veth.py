@@ -1,13 +1,13 @@
 """Kind ``veth``: a routed point-to-point pair; only connections that ``allow`` names pass.
 
-There is no bridge, so environments share no link layer. Both ends have the same MAC and don't
-resolve neighbours (NOARP): a frame's destination is always the sender's own MAC, which is the
-other end's as well. So there is no ARP and no neighbour discovery that could be forged.
-An environment can't fill the host's neighbour table: it has one neighbour, the gateway.
+There is no bridge, so environments share no link layer. Both ends have the same MAC and don't resolve neighbours
+(NOARP): a frame's destination is always the sender's own MAC, which is the other end's as well. So there is no ARP and
+no neighbour discovery that could be forged. An environment can't fill the host's neighbour table, because its only
+neighbour is the gateway.
 
-Inside, ``eth0`` has its address with a full prefix (/32 or /128), and a default route by the gateway,
-which is the second address of the declared range. Outside, the host's end has the
-gateway's address and a route to the environment's address.
+Inside, ``eth0`` has the environment's address with a full prefix (/32 or /128), and a default route by the gateway,
+which is the second address of the declared range. Outside, the host's end has the gateway's address and a route to the
+environment's address.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Veth(Routed, frozen=True, tag="veth"):
 
     :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
     :param ipv6: a fixed address; absent: a stable one from ``network:ipv6``.
-    :param mtu: bytes.
+    :param mtu: the largest packet in bytes.
     """
 
     ipv4: Address | None = None
@@ -43,7 +43,7 @@ class Veth(Routed, frozen=True, tag="veth"):
 
 
 def ends(spec: Any, place: EndpointContext) -> Endpoints:
-    """Return both desired ends."""
+    """Return the inner end and the outer end of the veth pair."""
     families = sorted(place.addresses)
 
     def alone(addresses: dict[str, str]) -> tuple[str, ...]:
@@ -88,9 +88,9 @@ def ends(spec: Any, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, host: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the pair, to be sent from the environment's namespace.
+    """Return the netlink message that creates the pair. It is sent from the environment's namespace.
 
-    :param host: descriptor of the host's namespace.
+    :param host: a descriptor of the host's namespace.
     """
     inside, outside = wanted.inside, wanted.outside
     assert inside is not None and outside is not None

@@ -65,7 +65,7 @@ def ends(spec: Vlan, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

@@ -1,8 +1,8 @@
 """Kind ``vxlan``: the environment's own layer-2 network across hosts (RFC 7348).
 
-The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment
-sees only the frames in them. **The frames are neither encrypted nor authenticated**: anybody who can send
-UDP to the port can send into the network. Use it on a network you trust, or use wireguard.
+The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment sees only the
+frames in them. **The frames are neither encrypted nor authenticated**: anybody who can send UDP to the port can send
+into the network. Use this kind on a network that you trust, or use ``wireguard``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _ID, _GROUP, _LINK, _LOCAL, _PORT, _GROUP6, _LOCAL6 = 1, 2, 3, 4, 15, 16, 17
 
 
 class Vxlan(lan.Lan, frozen=True, kw_only=True, tag="vxlan"):
-    """A tunnelled network.
+    """A layer-2 network that is tunnelled over UDP.
 
     :param id: the network's number (VNI), 1 to 16777215.
     :param remote: the other host's address; either this or ``group``.
     :param group: a multicast group that all hosts of the network join, on ``parent``.
-    :param local: the address that this host sends from; absent: the host's routes choose it.
+    :param local: the address from which this host sends; absent: the host's routes choose it.
     :param parent: the host's link that carries the tunnel; required with ``group``.
     :param port: the UDP port.
-    :param mtu: bytes. The default fits an outer mtu of 1500, with IPv6 too.
+    :param mtu: the largest packet in bytes. The default fits an outer mtu of 1500, with IPv6 too.
     """
 
     vni: int = msgspec.field(name="id")
@@ -115,7 +115,10 @@ def _address(name: str, address: str) -> tuple[str, Given]:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
+    """Return the netlink message that creates the link in the namespace *far*.
+
+    The tunnel's packets stay in the host's namespace.
+    """
     end = wanted.inside
     assert end is not None
     values = end.details

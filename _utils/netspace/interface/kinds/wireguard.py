@@ -1,9 +1,9 @@
 """Kind ``wireguard``: the environment's own encrypted network, to peers anywhere.
 
-The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment
-sees only the packets in them. The host generates the private key, in a file that only root can read,
-and the key never leaves the host. ``netspace_interface.inspect`` shows the public key, for the peers.
-An endpoint is an address, never a name, so that applying a declaration makes no DNS query.
+The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment sees only the
+packets inside the tunnel. The host generates the private key, in a file that only root can read, and the key never
+leaves the host. ``netspace_interface.inspect`` shows the public key, for the peers. An endpoint is an address, never a
+name, so that applying a declaration makes no DNS query.
 
 Source of the messages: the kernel's ``linux/wireguard.h``.
 """
@@ -51,9 +51,10 @@ _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 class Peer(Base, frozen=True):
     """A peer of a wireguard interface.
 
-    :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` prints it.
-    :param endpoint: ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: learnt when the peer connects.
-    :param allowed_ips: the networks that the peer may send from, and that are routed to it.
+    :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` prints them.
+    :param endpoint: the peer's address, as ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: learnt when the peer
+        connects.
+    :param allowed_ips: the networks from which the peer may send, and which are routed to it.
     :param keepalive: seconds between packets that keep a NAT mapping open; 0: none.
     """
 
@@ -66,14 +67,14 @@ class Peer(Base, frozen=True):
 class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
     """An encrypted tunnel.
 
-    :param peers: a list of ``{public_key, endpoint, allowed_ips, keepalive}``: key, ``ADDRESS:PORT``
-        (absent: the peer connects first), networks, seconds (0: none). A peer's networks are also
-        routed to it.
-    :param listen_port: UDP; absent: any.
+    :param peers: a list of ``{public_key, endpoint, allowed_ips, keepalive}``: the peer's key; ``ADDRESS:PORT``
+        (absent: the peer connects first); its networks, which are also routed to it; seconds between keepalive packets
+        (0: none).
+    :param listen_port: the UDP port; absent: any.
     :param ipv4: the interface's address in the tunnel, with the prefix: ``198.51.100.7/24``.
     :param ipv6: the same for IPv6. At least one of ``ipv4`` and ``ipv6`` must be given.
     :param routes: more networks: a list of ``{to}``, within the ``allowed_ips`` of peers.
-    :param mtu: bytes.
+    :param mtu: the largest packet in bytes.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -112,7 +113,10 @@ class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
         yield from lan.address_problems(self)
 
     def networks(self, direction: Direction) -> tuple[Cidr, ...]:
-        """Return the networks that peers are allowed: the tunnel drops all other packets, in both directions."""
+        """Return the networks in the peers' ``allowed_ips``.
+
+        The tunnel drops all packets to and from other addresses.
+        """
         return tuple(network for peer in self.peers for network in peer.allowed_ips)
 
     def families(self) -> frozenset[str]:
@@ -140,7 +144,7 @@ def _key(text: str) -> bytes | None:
 
 
 def endpoint(text: str) -> tuple[str, int] | None:
-    """Return address and port of an endpoint; None if *text* is not one."""
+    """Return address and port of an endpoint; None if *text* is no endpoint."""
     match = _ENDPOINT.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -173,7 +177,10 @@ def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
+    """Return the netlink message that creates the link in the namespace *far*.
+
+    The tunnel's packets stay in the host's namespace.
+    """
     end = wanted.inside
     assert end is not None
     return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=False, namespace=far)]
@@ -206,7 +213,7 @@ def secret(path: str) -> str:
 
 # -- speaking to the kernel ---------------------------------------------------------------
 def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
-    """Return the messages that set key, port and peers. An unchanged peer keeps its session."""
+    """Return the netlink messages that set key, port and peers. An unchanged peer keeps its session."""
     if now is not None and now.details == wanted.details:
         return []
     family = generic.family("wireguard")
@@ -229,7 +236,10 @@ def configuration(
     peers: Mapping[str, Mapping[str, Any]],
     had: Mapping[str, Mapping[str, Any]],
 ) -> list[Words]:
-    """Return the words of the requests that configure a device; *had* are its present peers."""
+    """Return the attributes of the netlink requests that configure a device.
+
+    :param had: the device's present peers.
+    """
     first: list[tuple[str, Value]] = [("WGDEVICE_A_PRIVATE_KEY", base64.b64encode(private).decode())]
     if port is not None:
         first.append(("WGDEVICE_A_LISTEN_PORT", port))
@@ -254,7 +264,10 @@ def _gone(key: str) -> Words:
 
 
 def _peer(key: str, peer: Mapping[str, Any]) -> list[tuple[Words, int]]:
-    """Return a peer in portions, each with some of its networks and their number. The first also has its settings."""
+    """Return a peer's attributes in portions. Each has some of its networks and their number.
+
+    The first portion also has the peer's settings.
+    """
     name: Words = (("WGPEER_A_PUBLIC_KEY", key),)
     settings: list[tuple[str, Value]] = [("WGPEER_A_FLAGS", _REPLACE_ALLOWED)]
     if "endpoint" in peer:
@@ -281,9 +294,9 @@ def _allowed(network: str) -> Words:
 
 
 def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the device's settings that *like* sets.
+    """Return those observed settings of the device that *like* sets.
 
-    A random port, and the address that a peer connected from, are no drift and aren't reported.
+    A random port, and the address from which a peer connected, are no drift and are left out.
     """
     family = generic.family("wireguard")
     if family is None or link.kind != LINK:
@@ -304,7 +317,7 @@ def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, A
 
 
 def parse_device(payloads: Sequence[bytes]) -> dict[str, Any]:
-    """Return ``{"listen_port", "public_key", "peers"}`` from a dump; never the private key.
+    """Return ``{"listen_port", "public_key", "peers"}`` from the kernel's dump of a device; never the private key.
 
     :raises NetlinkError: the dump is malformed.
     """
@@ -342,7 +355,7 @@ def _parse(payload: bytes | memoryview) -> dict[str, Any]:
 def _parse_peer(entry: memoryview) -> tuple[str, dict[str, Any]]:
     values = dict(reading.attributes(entry))
     if len(values[_PEER_KEY]) != 32:
-        raise ValueError("a peer's key is not of 32 bytes")
+        raise ValueError("a peer's key doesn't have 32 bytes")
     peer: dict[str, Any] = {"allowed_ips": []}
     if _PEER_KEEPALIVE in values:
         peer["keepalive"] = reading.number(values[_PEER_KEEPALIVE])

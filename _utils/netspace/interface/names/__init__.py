@@ -1,1 +1,1 @@
-"""Names in rules of ``allow``: looked up by the host, bounded, and put into sets of the packet filters."""
+"""DNS names in rules of ``allow``: the host looks them up, and puts their addresses into sets of the packet filters."""

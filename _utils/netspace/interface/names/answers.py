@@ -1,17 +1,18 @@
-"""Answers about names: which addresses count, and for how long. Pure: times come in.
+"""DNS answers about names in rules: which addresses count, and for how long. Pure: times are parameters.
 
-Whoever owns a name chooses its addresses, so an answer is hostile input. These rules bound what it can do:
+The owner of a name chooses its addresses, so an answer is hostile input. These rules bound the harm that an answer can
+do:
 
 1. An address that isn't public counts only if the rule's ``cidr`` lies in the same special block (RFC 6890). So a name
-   can't be turned to loopback, to a private network, or to a cloud's metadata service (DNS rebinding).
+  can't be turned to loopback, to a private network, or to a cloud's metadata service (DNS rebinding).
 2. Loopback, multicast, reserved and IPv4-mapped addresses never count, nor do the host's own.
 3. An address in a network of one of the host's interfaces counts only if the rule's ``cidr`` lies in that network.
-   Packets reach these neighbours under the host's address, which they may trust.
+  Packets reach these neighbours under the host's address, which they may trust.
 4. An answer has at most :data:`MOST` addresses, and a set at most ``spec.types.ADDRESSES_OF_NAME``.
 5. A time to live is between :data:`FLOOR` and :data:`CEILING`.
 
-An address counts until its time to live ends. If no resolver answers then, those of the last answer count for
-:data:`STALE` seconds more. That there is no such name is an answer, too: one without an address.
+An address counts until its time to live ends. If no resolver answers by then, the addresses of the last answer count
+for :data:`STALE` seconds more. An answer that says that the name doesn't exist counts as an answer without addresses.
 """
 
 from __future__ import annotations
@@ -72,13 +73,14 @@ class Own(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The state of one name in one family.
+    """The state of one name in one address family.
 
-    :param until: for each address the time at which its time to live ends, in seconds since the epoch.
+    :param until: for each address, when its time to live ends, in seconds since the epoch.
     :param current: the addresses of the last answer.
-    :param asked: when it was asked last.
-    :param due: when to ask next.
-    :param failures: questions in a row without a usable answer.
+    :param asked: when the last question was asked, in seconds since the epoch.
+    :param due: when to ask next, in seconds since the epoch.
+    :param failures: the number of questions in a row without a usable answer.
+    :param code: the code of the last failure; empty if there was none.
     :param why: the reason of the last failure, for an operator.
     """
 
@@ -92,7 +94,7 @@ class Known(msgspec.Struct, frozen=True):
 
 
 def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known:
-    """Return the state after an answer.
+    """Return a name's state after an answer.
 
     :param addresses: the time to live of each address, in seconds. There are at most :data:`MOST`.
     """
@@ -104,9 +106,10 @@ def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known
 
 
 def failed(before: Known, code: Code, why: str, now: float) -> Known:
-    """Return the state after a question without a usable answer.
+    """Return a name's state after a question without a usable answer.
 
-    Only if no answer came at all (``name-unanswered``), the last answer counts beyond its time to live.
+    If no answer came at all (``name-unanswered``), the addresses of the last answer count beyond their time to live. In
+    other cases they don't.
     """
     if code == "name-absent":
         return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
@@ -120,7 +123,10 @@ def failed(before: Known, code: Code, why: str, now: float) -> Known:
 
 
 def ends(known: Known, now: float) -> dict[str, float]:
-    """Return when each address ceases to count. A clock that was set back prolongs none beyond the bounds."""
+    """Return when each address ceases to count, in seconds since the epoch.
+
+    If the clock was set back, no address counts longer than the bounds.
+    """
     current = set(known.current)
     return {
         one: min(end, now + CEILING) + (STALE if one in current else 0.0)
@@ -130,12 +136,12 @@ def ends(known: Known, now: float) -> dict[str, float]:
 
 
 def overdue(known: Known, now: float) -> bool:
-    """Return whether it is time to ask. A clock that was set back delays no question."""
+    """Return whether it is time to ask about a name. If the clock was set back, it is."""
     return not now < known.due <= now + CEILING
 
 
 def refusal(address: str, network: IpNetwork, own: Own) -> str:
-    """Return why an address of a name doesn't count; empty: it does.
+    """Return why an address of a name doesn't count; empty if it does.
 
     :param network: the rule's ``cidr``; the whole family if the rule has none.
     """
@@ -159,7 +165,10 @@ def _within(network: IpNetwork, block: IpNetwork) -> bool:
 
 
 def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[dict[str, float], list[str]]:
-    """Return the addresses that count now, with the seconds that each has left, and why the others are refused."""
+    """Return the addresses that count now, with the seconds that each has left, and texts about the refused ones.
+
+    :param network: the rule's ``cidr``.
+    """
     found, refused = {}, []
     for address, end in ends(known, now).items():
         if why := refusal(address, network, own):
@@ -170,7 +179,7 @@ def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[di
 
 
 def problem(name: str, families: Mapping[str, Known], now: float) -> str:
-    """Return what is wrong with a name, for an operator; empty if it is well.
+    """Return an operator's text on what is wrong with a name; empty if nothing is.
 
     :param families: the name's state for each address family (IPv4, IPv6) that netspace looks up for it.
     """
@@ -187,7 +196,10 @@ def problem(name: str, families: Mapping[str, Known], now: float) -> str:
 
 
 def code(families: Mapping[str, Known]) -> Code:
-    """Return the code of what is wrong with a name; empty if it is well, or was not looked up yet."""
+    """Return the code of a name's problem; empty if there is none, or if the name was not looked up yet.
+
+    :param families: as for :func:`problem`.
+    """
     found: list[Code] = [known.code for known in families.values() if known.code]
     if found or not families or any(known.until or not known.asked for known in families.values()):
         return found[0] if found else ""

@@ -1,8 +1,9 @@
-"""Known answers about names, on disk: they count after a reboot, before the network is there.
+"""Known DNS answers on disk. After a reboot they count even before the network is up.
 
-``<state>/names.json`` is written by the resolver's process alone (``refresher``), and read by all others. Whoever owns
-a name chooses how many addresses it has. So there are bounds over all names, :data:`KEYS` and :data:`ADDRESSES`. Within
-these the file never has more than the :data:`MOST` bytes that a reader accepts.
+``<state>/names.json`` is written only by the process that looks up names (``refresher``), and read by all others. The
+owner of a name chooses how many addresses it has. So the numbers of names and addresses are bounded for the whole host
+(:data:`KEYS`, :data:`ADDRESSES`). Within these bounds, the file never has more than the :data:`MOST` bytes that a
+reader accepts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> dict[Key, Known]:
-    """Return all known answers. A damaged file counts as none: the names are then asked again."""
+    """Return all known answers. A damaged file counts as empty, so the names are looked up again."""
     try:
         raw = files.read(path(layout), MOST + 1)
         if len(raw) > MOST:
@@ -58,12 +59,12 @@ def read(layout: Layout) -> dict[Key, Known]:
 
 
 def begin(layout: Layout) -> None:
-    """Make the file, without an answer."""
+    """Create the file without answers."""
     write(layout, {})
 
 
 def write(layout: Layout, known: Mapping[Key, Known]) -> None:
-    """Write the answers that :func:`bounded` returned. An apply removes the file, with the service (``host.parts``)."""
+    """Write the answers that :func:`bounded` returned. An apply (``host.parts``) removes the file with the service."""
     names: dict[str, dict[str, Known]] = {}
     for (name, family), one in known.items():
         names.setdefault(name, {})[family] = one
@@ -73,8 +74,8 @@ def write(layout: Layout, known: Mapping[Key, Known]) -> None:
 def bounded(known: Mapping[Key, Known]) -> dict[Key, Known]:
     """Return the answers with at most :data:`ADDRESSES` addresses. Pure.
 
-    If there are more, the names with the most lose some, first those of earlier answers. A name that loses addresses of
-    its last answer has the code ``name-refused``.
+    If there are more, the names with the most addresses lose some; addresses of earlier answers go first. A name that
+    loses addresses of its last answer gets the code ``name-refused``.
 
     :param known: the answers for at most :data:`KEYS` names.
     """
@@ -95,7 +96,7 @@ def _cut(known: Known, most: int) -> Known:
 
 
 def asked_for(interfaces: Iterable[Interface]) -> set[Key]:
-    """Return the names that rules of these interfaces have, each with the families to ask for."""
+    """Return the names in these interfaces' rules, each with the address families to look up."""
     return {
         (str(rule.name), f"ipv{network.version}")
         for spec in interfaces
@@ -107,12 +108,15 @@ def asked_for(interfaces: Iterable[Interface]) -> set[Key]:
 
 
 def unkept(known: Mapping[Key, Known]) -> str:
-    """Return why a name that isn't among the answers is not looked up; empty if it will be."""
+    """Return why no further name can be looked up; empty if one can."""
     return f"this host's rules have more than {KEYS} names; remove some" if len(known) >= KEYS else ""
 
 
 def networks(layout: Layout, now: float) -> dict[str, tuple[IpNetwork, ...]]:
-    """Return the present addresses of each name, as networks of one address, even addresses that a rule refuses."""
+    """Return the present addresses of each name, each as a network of one address.
+
+    Addresses that a rule refuses are included.
+    """
     found: dict[str, tuple[IpNetwork, ...]] = {}
     for (name, _), known in read(layout).items():
         found[name] = (*found.get(name, ()), *(ipaddress.ip_network(one) for one in answers.ends(known, now)))

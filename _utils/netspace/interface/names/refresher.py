@@ -1,12 +1,11 @@
-"""The one process that looks up the names in rules of ``allow``, when their time to live is over.
+"""The one process that looks up the names in rules of ``allow``, whenever their time to live has ended.
 
-It is a service like the watch of health: the supervisor keeps it running, and there is one only while some rule has a
-name. It learns the names from the interfaces' records, writes answers to ``record``, and fills the sets of the packet
-filters. If it is killed, the kernel lets the known addresses pass until they end.
+It is a service like the health service: the supervisor keeps it running, and it exists only while some rule has a name.
+It takes the names from the interfaces' records, writes the answers to ``record``, and fills the sets of the packet
+filters. If it is killed, the kernel lets packets to the known addresses pass until their time ends.
 
-Each answer counts as soon as it comes, so that a silent name server delays no other name. The questions that are open
-at once are bounded: all together, those of one environment, those of one owner of names, and those that had no answer
-last time.
+Each answer takes effect as soon as it comes, so a silent name server delays no other name. The number of open questions
+is bounded: in total, per environment, per owner of names, and for names that had no answer last time.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Ask = Callable[[str, str, Path], dict[str, float]]
 
 
 def service(layout: Layout) -> Service:
-    """Return the service that looks up names."""
+    """Return the definition of the service that looks up names."""
     return Service(
         name=NAME,
         description=f"{layout.instance}: the addresses of names in rules",
@@ -55,7 +54,7 @@ def service(layout: Layout) -> Service:
 
 
 class Here(Executor):
-    """An executor without threads: each call is over when ``submit`` returns."""
+    """An executor without threads: ``submit`` runs the call and returns when it has finished."""
 
     def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # typeshed's signature has a ParamSpec
         done: Future[object] = Future()
@@ -69,18 +68,20 @@ class Here(Executor):
 def chosen(
     due: Collection[Key], going: Collection[Key], about: Mapping[Key, Known], of: Mapping[Key, Collection[str]]
 ) -> list[Key]:
-    """Return the questions to ask now: names that answered last time first, then those that have waited longest. Pure.
+    """Return the questions to ask now, in order. Pure.
 
-    :param due: the names to ask for.
+    Names that answered last time come first, then the names that have waited longest.
+
+    :param due: the names to look up.
     :param going: the questions that are open.
-    :param about: what is known of each name.
+    :param about: the state of each name.
     :param of: the environments whose rules have each name. A question counts for the environment that has the fewest
         open questions.
     """
     counts: dict[tuple[str, str], int] = {}
 
     def uses(key: Key) -> dict[tuple[str, str], int]:
-        """Return the groups in which a question is counted, each with its bound."""
+        """Return the groups in which a question is counted, each with the most open questions that it may have."""
         environments = sorted(("environment", one) for one in of.get(key, ()))
         found = {("all", ""): THREADS, ("owner", ".".join(key[0].split(".")[-2:])): OF_OWNER}
         if environments:
@@ -113,7 +114,7 @@ class Refresher:
     """The names to look up, and the known answers.
 
     :param ask: asks a resolver; see ``resolver.ask``.
-    :param pool: runs the questions; without one, each is over before the next begins.
+    :param pool: runs the questions; None: they run one after the other.
     """
 
     def __init__(self, layout: Layout, ask: Ask = resolver.ask, pool: Executor | None = None) -> None:
@@ -130,7 +131,7 @@ class Refresher:
         self._told: dict[str, str] = {}
 
     def step(self, now: float) -> None:
-        """Look up the names that are due, write the new answers, and fill the sets.
+        """Look up the names that are due, write the new answers, and fill the sets of the packet filters.
 
         :param now: seconds since the epoch.
         """
@@ -145,7 +146,10 @@ class Refresher:
         self._tell(self._unread | self._write() | self._fill(changed | self._unfilled, now))
 
     def _write(self) -> dict[str, str]:
-        """Write the answers if they have changed. Even if the disk is full, the answers get into the sets."""
+        """Write the answers if they have changed; return an error, if any.
+
+        If the disk is full, the answers still get into the sets.
+        """
         if not self._unwritten:
             return {}
         try:
@@ -156,7 +160,7 @@ class Refresher:
         return {}
 
     def _answers(self, now: float) -> set[Key]:
-        """Ask the due questions; return the finished questions, at the latest after :data:`GATHER`."""
+        """Ask the questions that are due; return those that ended within :data:`GATHER` seconds."""
         over: set[Key] = set()
         end = time.monotonic() + GATHER
         while True:
@@ -183,7 +187,7 @@ class Refresher:
             return answers.failed(before, err.code, err.why, now)
 
     def _reread(self) -> set[str]:
-        """Read the records again if their folder has changed; return the names that are new."""
+        """Read the interfaces' records again if their folder has changed; return the names that are new."""
         try:
             info = os.stat(self.layout.records(records.KIND))
             # Right after a change, another one may leave the same time: then read again at the next check.
@@ -212,7 +216,10 @@ class Refresher:
         return {name for name, _ in wanted.keys() - before.keys()}
 
     def _fill(self, names: Collection[str], now: float) -> dict[str, str]:
-        """Fill the sets of these names. Try again soon if an apply has not loaded the sets yet."""
+        """Fill the sets of these names; return the errors.
+
+        After an error, the next step tries again, because an apply may not have loaded the sets yet.
+        """
         if not names:
             return {}
         try:

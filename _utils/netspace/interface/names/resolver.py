@@ -1,7 +1,7 @@
 """Questions to the host's configured resolver, by dnspython. No environment's network or files can affect the answers.
 
 dnspython gives each question a random number and port, ignores answers that don't fit, follows at most 16 CNAMEs, and
-asks again by TCP if an answer was cut.
+repeats a question by TCP if the answer was cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SAID = 200  # characters of a reason that are kept
 
 
 class UnansweredError(NetspaceError):
-    """A question without a usable answer."""
+    """Error: a question got no usable answer."""
 
     def __init__(self, code: Code, why: str) -> None:
         self.code = code
@@ -27,9 +27,11 @@ class UnansweredError(NetspaceError):
 
 
 def ask(name: str, family: str, configuration: Path) -> dict[str, float]:
-    """Return the time to live of each address that *name* has; empty if it has none of this family.
+    """Return the addresses of *name*, each with its time to live in seconds; empty if it has none of this family.
 
-    :param configuration: the host's resolv.conf(5). Its search list isn't used: a name is always a full one.
+    :param family: ``ipv4`` or ``ipv6``.
+    :param configuration: the host's resolv.conf(5). Its search list isn't used, because a name in a rule is always
+        fully qualified.
     :raises UnansweredError: there is no usable answer.
     """
     import dns.exception

@@ -1,7 +1,7 @@
-"""Sets of the packet filters with the present addresses of names. All sets of a table are filled in one transaction.
+"""Sets of the packet filters that hold the present addresses of names. One transaction fills all sets of a table.
 
 The sets are part of the tables that an apply loads (``firewall.host_rules.name_sets``). The kernel removes an address
-when its time is over, even if no process of netspace runs then.
+when its time ends, even if no process of netspace runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Contents = dict[str, dict[str, float]]
 
 
 def rules(record: Record) -> list[Allow]:
-    """Return the interface's rules for names: one rule for each address family that the interface has."""
+    """Return the interface's rules with names: one rule for each address family that the interface has."""
     spec = record.interface
     if not isinstance(spec, Filtered):
         return []
@@ -44,7 +44,11 @@ def rules(record: Record) -> list[Allow]:
 def contents(
     wanted: Iterable[Allow], known: Mapping[Key, Known], own: Own, now: float
 ) -> tuple[Contents, dict[str, list[str]]]:
-    """Return the contents of these rules' sets; and, for each name, the addresses that the rules don't accept. Pure."""
+    """Return the contents of these rules' sets, and for each name texts about its refused addresses. Pure.
+
+    :param wanted: the rules, each for one family.
+    :param known: the state of each name.
+    """
     found: Contents = {}
     refused: dict[str, list[str]] = {}
     for rule in wanted:
@@ -59,7 +63,7 @@ def contents(
 
 
 def described(record: Record, known: Mapping[Key, Known], own: Own, now: float) -> dict[str, dict[str, Any]]:
-    """Return, for each name in the interface's rules, the name's present addresses and its problem. Pure.
+    """Return, for each name in the interface's rules, its present addresses and its ``problem``, if any. Pure.
 
     ``problem`` has a ``code``: one of :data:`answers.Code`, or ``name-new`` before the first answer.
     """
@@ -82,7 +86,7 @@ def described(record: Record, known: Mapping[Key, Known], own: Own, now: float) 
 
 
 def text(table: str, of: Contents) -> str:
-    """Return nft's commands that replace the contents of these sets. Pure."""
+    """Return the nft commands that replace the contents of these sets. Pure."""
     lines = []
     for name, addresses in sorted(of.items()):
         where = f"inet {words.name(table)} {words.name(name)}"
@@ -98,7 +102,7 @@ def _seconds(left: float) -> int:
 
 
 def own_addresses() -> Own:
-    """Return the host's own addresses and networks."""
+    """Return the host's own addresses, and the networks of its interfaces."""
     with Socket() as host:
         return Own.of(one.text for one in host.addresses())
 
@@ -112,10 +116,11 @@ def fill_host(
 ) -> None:
     """Fill the sets of the host's table.
 
-    :param known: what is known of names; None: what the record says.
-    :param names: only sets of these names; None: of all.
+    :param names: fill only sets of these names; None: of all.
     :param there: the sets that the table has; empty: all that the recorded interfaces need.
-    :raises NftablesError: the kernel refused. If sets aren't there (yet), this is raised once the others are filled.
+    :param known: the state of each name; None: it is read from the record.
+    :raises NftablesError: the kernel refused. If some sets don't exist (yet), the others are filled before this is
+        raised.
     """
     every = records.some(layout, _recorded(layout))
     wanted = [
@@ -138,17 +143,20 @@ def fill_here(
 ) -> None:
     """Fill the sets of the table in the calling thread's namespace, which is the namespace of *record*.
 
-    :param own: what :func:`own_addresses` returns.
-    :param known: what is known of names; None: what the record says.
+    :param own: the result of :func:`own_addresses`.
+    :param names: fill only sets of these names; None: of all.
+    :param known: the state of each name; None: it is read from the record.
     :raises NftablesError: as for :func:`fill_host`.
     """
     _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now, known)
 
 
 def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
-    """Fill all sets of these names; return the errors by environment, and that of the host's table as ``host``.
+    """Fill all sets of these names; return the errors by environment.
 
-    :param known: what is known of names.
+    The error of the host's table has the key ``host``.
+
+    :param known: the state of each name.
     """
     errors: dict[str, str] = {}
     try:

@@ -1,1 +1,1 @@
-"""Broker: netspace's own RabbitMQ node, its plugin, its management API and protocol."""
+"""Broker of the links: netspace's own RabbitMQ node, its plugin, and clients of its management API and of AMQP."""

@@ -37,7 +37,7 @@ def vhost(layout: Layout, broker: Broker) -> str:
 def same(one: Broker, other: Broker) -> bool:
     """Return whether two declarations mean the same broker, even if settings differ.
 
-    A cluster is the same if the vhost and at least one management URL are.
+    Two clusters are the same if the vhost and at least one management URL are equal.
     """
     if isinstance(one, LocalBroker) or isinstance(other, LocalBroker):
         return isinstance(one, LocalBroker) and isinstance(other, LocalBroker)
@@ -52,7 +52,10 @@ def management(layout: Layout, broker: Broker) -> Management:
 
 
 def login(broker: ClusterBroker) -> Login:
-    """Return the credentials of the management account on a broker that isn't ours."""
+    """Return the credentials of the management account on a broker that isn't netspace's own.
+
+    :raises NetspaceError: the file of credentials can't be read, or is malformed.
+    """
     try:
         with open(broker.credentials) as stream:
             username, colon, password = stream.read(4096).strip().partition(":")
@@ -64,24 +67,25 @@ def login(broker: ClusterBroker) -> Login:
 
 
 def accounts(layout: Layout, broker: Broker) -> Accounts:
-    """Return the conversion of account names for *broker*."""
+    """Return the conversion between netspace's account names and those on *broker*."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return certificates.accounts(broker, None if known is None else known.host)
 
 
 def definitions(layout: Layout, api: Management, broker: Broker) -> dict[str, Any]:
-    """Return all definitions of the broker, with our names of accounts."""
+    """Return all definitions of the broker, with account names converted to netspace's."""
     return accounts(layout, broker).told(api.get("definitions") or {})
 
 
 def ask(
     layout: Layout, record: Record, services: Mapping[str, Status], *, whole: bool = True
 ) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
-    """Return the recorded broker's state, a detail, its definitions, and the flooded objects.
+    """Return four values about the recorded broker: its state, a detail, its definitions, and flooded objects.
 
-    If there are flooded objects (:func:`flooded`), the definitions are None.
+    Flooded objects have excess bindings (:func:`flooded`). If there are any, the definitions are None.
 
-    :param whole: also read definitions and flooded objects of a running broker; else return None and an empty tuple.
+    :param services: the supervisor's statuses.
+    :param whole: whether to read definitions and flooded objects of a running broker; if not, they are None and empty.
     """
     broker = record.broker or LocalBroker()
     if isinstance(broker, LocalBroker):
@@ -117,12 +121,15 @@ def ask(
 
 
 def unneeded(excess: Collection[Key]) -> str:
-    """Return the message about flooded objects (:func:`flooded`)."""
+    """Return the message about objects with excess bindings (:func:`flooded`)."""
     return f"excess bindings to answers: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
 
 
 def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
-    """Return the recorded draining queues that certainly hold no message, not even an unacknowledged one."""
+    """Return the recorded draining queues that certainly hold no message, not even an unacknowledged one.
+
+    :param now: seconds since the epoch.
+    """
     settled = {one.queue for one in record.former if now - one.since > draining.SETTLED}
     if not settled or record.broker is None:
         return ()
@@ -137,10 +144,10 @@ def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
 def ended(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Return the plugins of a running broker that have ended, though the broker needs them.
 
-    ``SHOVELS``: the broker lists no shovel although some are defined. A bug of RabbitMQ 4.0: if a shovel is deleted
-    while it restarts after a broken connection, the process that runs all shovels ends
-    (``mirrored_supervisor:child`` finds no such child). ``plugin.NAME``: our own broker's guard had too many
-    faults in a row. RabbitMQ never restarts either.
+    ``SHOVELS``: the broker lists no shovel although some are defined. The cause is a bug of RabbitMQ 4.0: if a shovel
+    is deleted while it restarts after a broken connection, the process that runs all shovels ends
+    (``mirrored_supervisor:child`` finds no such child). ``plugin.NAME``: the guard in our own broker had too many
+    faults in a row. RabbitMQ restarts neither of them.
     """
     where = vhost(layout, broker)
     entries = (definitions or {}).get("parameters", ())
@@ -161,12 +168,12 @@ def ended(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None)
 
 
 def unguarded(api: Management) -> bool:
-    """Return whether a node of our own broker runs without its guard, by the API's list of some seconds ago."""
+    """Return whether a node of our own broker runs without its guard, by the API's list, which is some seconds old."""
     return any(map(guard_ended, api.get("nodes", query="columns=name,uptime,applications") or []))
 
 
 def await_guard(layout: Layout, broker: LocalBroker) -> None:
-    """Wait until the API lists the guard, which was just started: it lists each node's plugins every five seconds.
+    """Wait until the API lists the guard, which was just started. The API updates its list every five seconds.
 
     :raises NetspaceError: the guard has ended again.
     """
@@ -179,7 +186,7 @@ def await_guard(layout: Layout, broker: LocalBroker) -> None:
 
 
 def guard_ended(node: Mapping[str, Any]) -> bool:
-    """Return whether a row of the API's ``nodes`` lists the node's applications, but not the guard.
+    """Return whether a row of the API's ``nodes`` lists the node's applications without the guard.
 
     The row of a starting node lacks the plugins that had not started yet when the row was made.
     """
@@ -188,7 +195,7 @@ def guard_ended(node: Mapping[str, Any]) -> bool:
 
 
 def carriers_ended(api: Management, vhost: str) -> bool:
-    """Check whether the broker lists no shovel for ``CARRIERS_SECONDS``; a new shovel may take that long to appear."""
+    """Return whether the broker lists no shovel for ``CARRIERS_SECONDS``; a new shovel may take that long to appear."""
     deadline = time.monotonic() + CARRIERS_SECONDS
     while api.get("shovels", vhost) == []:
         if time.monotonic() > deadline:
@@ -198,12 +205,10 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """Return the objects that environments have bound to answers beyond what a request needs.
+    """Return the objects to which environments have bound more than a request needs, to receive answers.
 
-    ``found_objects.flooded`` selects them.
-
-    Bindings are read without their arguments, which may be huge. If there are too many bindings to read, return the
-    exchanges for answers on this host.
+    Bindings are read without their arguments, which may be huge, and ``found_objects.flooded`` selects the objects. If
+    there are too many bindings to read, the result is this host's exchanges for answers.
     """
     asking = [link for link in links.values() if link.pattern == "request"]
     if not asking:
@@ -223,7 +228,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
 
 
 def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) -> list[refusals.Refusal]:
-    """Return what the broker refused to an environment."""
+    """Return the requests of an environment that the broker refused."""
     account = accounts(layout, broker).there(names.account(name))
     return refusals.decoded(api.get("global-parameters", refusals.parameter(account)))
 
@@ -236,14 +241,14 @@ def refused_counts(layout: Layout, broker: LocalBroker, api: Management, environ
 
 
 def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, dict[str, Any]]:
-    """Return the environments whose connections the guard ended: by name ``{why, times, at}``."""
+    """Return the environments whose connections the guard closed, by name, each as ``{why, times, at}``."""
     called = accounts(layout, broker)
     reported = plugin.cut_off(api.get("global-parameters", plugin.NAME))
     return {called.here(account).removeprefix("env."): about for account, about in reported.items()}
 
 
 def has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
+    """Return whether *queue* has a message (which is requeued). True also if the broker refuses the request."""
     body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
     try:
         got = api.post("queues", vhost, queue, "get", body=body)

@@ -1,18 +1,18 @@
-"""Module of the broker's plugin that admits the AMQP 0-9-1 methods which links need, and refuses all others.
+"""Module of the broker's plugin that admits only those AMQP 0-9-1 methods that links need.
 
 RabbitMQ checks permissions within each method, and handles some arguments before that check. For example, the name of a
 queue that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term. RabbitMQ decodes it and calls a process before
 it checks any permission; one such ``queue.declare`` ended the whole node.
 
 RabbitMQ calls a channel interceptor before it handles a method. This interceptor has a list of admitted methods, kinds
-of names, and arguments. It refuses all others with 403 (ACCESS_REFUSED). It refuses a message with 406 if no client
-could read its headers. RabbitMQ then checks permissions as usual.
+of names, and arguments. All others are refused with 403 (ACCESS_REFUSED). A message whose headers no client could read
+is refused with 406. RabbitMQ then checks permissions as usual.
 
-The interceptor also refuses, with 406, a message that RabbitMQ can't convert for a reader over AMQP 1.0: it would end
-that reader's session, and return to the queue.
+A message that RabbitMQ can't convert for a reader over AMQP 1.0 is also refused with 406: it would end that reader's
+session, and return to the queue.
 
-The interceptor applies to all accounts but those that manage the broker, and the broker's own shovels, which use no
-account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.
+The interceptor applies to all accounts except those that manage the broker, and except the broker's own shovels, which
+use no account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.
 """
 
 from __future__ import annotations

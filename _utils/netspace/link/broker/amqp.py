@@ -1,12 +1,11 @@
-"""AMQP 0-9-1 client for the host itself: it gets messages unacknowledged, and acknowledges only the chosen ones.
+"""AMQP 0-9-1 client for the host itself: gets messages unacknowledged, and acknowledges only the chosen ones.
 
 While this client holds a message, no other consumer gets it. The broker requeues held messages when the connection
-ends, however it ends. The management API can't do this: it can only remove the message at the head of a queue.
+ends, for whatever reason. The management API can't do this: it can only remove the message at the head of a queue.
 Properties and headers are passed on byte for byte.
 
-It has only the operations that ``dead_letters`` and ``peer_status`` need. It is synchronous, without heartbeats;
-``consumer`` adds consumers.
-https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
+The client has only the operations that ``dead_letters`` and ``peer_status`` need. It is synchronous, without
+heartbeats; ``consumer`` adds consumers. https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class Held:
     """An unacknowledged message.
 
     :param tag: the delivery tag.
-    :param properties: by name, the encoded properties without the headers.
-    :param headers: by name, the encoded headers, each with its type octet.
+    :param properties: the encoded properties except the headers, by name.
+    :param headers: the encoded headers, by name, each with its type octet.
     """
 
     tag: int
@@ -77,18 +76,18 @@ class Held:
     headers: Mapping[str, bytes] = field(repr=False)
 
     def text(self, name: str) -> str | None:
-        """Return a property that is a short string; None: it is missing."""
+        """Return a property that is a short string; None if it is missing."""
         raw = self.properties.get(name)
         return None if raw is None else raw[1:].decode(errors="replace")
 
     def header(self, name: str) -> str | None:
-        """Return a header that is a string; None: it is missing or of another type."""
+        """Return a header that is a string; None if it is missing or of another type."""
         raw = self.headers.get(name, b"")
         return raw[5:].decode(errors="replace") if raw[:1] == b"S" else None
 
 
 class ClosedError(NetspaceError):
-    """The broker closed a channel or the connection; the error has its code and reason."""
+    """Error: the broker closed a channel or the connection. It has the broker's code and reason."""
 
     def __init__(self, code: int, text: str) -> None:
         self.code = code
@@ -96,13 +95,13 @@ class ClosedError(NetspaceError):
 
 
 class Connection:
-    """One connection with synchronous operations.
+    """One connection to a broker, with synchronous operations.
 
-    :param trusted: TLS context; None: no TLS.
+    :param trusted: the TLS context; None: no TLS.
     :param name: the server name for TLS.
-    :param login: None: log in by the client certificate in *trusted*.
+    :param login: user and password; None: log in by the client certificate in *trusted*.
     :param seconds: the timeout of each read and write.
-    :param connected: a connected socket, in place of *host* and *port*.
+    :param connected: a connected socket, instead of *host* and *port*.
     """
 
     def __init__(
@@ -147,9 +146,9 @@ class Connection:
         self._socket.close()
 
     def hold(self, queue: str) -> Held | None:
-        """Get the next message of *queue* without acknowledging it; None: there is no other.
+        """Get the next message of *queue* without acknowledging it; None if there is no more.
 
-        A message whose properties can't be decoded has none.
+        If a message's properties can't be decoded, it is returned without properties.
         """
         method, raw = self._call(_HOLD, _GET, bytes(2) + _short(queue) + b"\0", _GET_OK, _GET_EMPTY)
         if method == _GET_EMPTY:
@@ -166,7 +165,7 @@ class Connection:
         self._send(_HOLD, _ACK, struct.pack(">QB", held.tag, 0))
 
     def has_exchange(self, name: str) -> bool:
-        """Return whether an exchange of that name exists; no permission is needed to ask."""
+        """Return whether an exchange of that name exists; this needs no permission."""
         try:
             self._call(_SEND, _DECLARE, bytes(2) + _short(name) + _short("fanout") + b"\1" + bytes(4), _DECLARE_OK)
         except ClosedError as err:
@@ -179,8 +178,10 @@ class Connection:
     def publish(
         self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes], key: str = ""
     ) -> str:
-        """Publish a message and wait for the confirmation; return why it was refused; empty: it was confirmed.
+        """Publish a message and wait for the confirmation; return why it was refused, or an empty text.
 
+        :param properties: the encoded properties.
+        :param headers: the encoded headers.
         :param key: the routing key.
         """
         self._send(_SEND, _PUBLISH, bytes(2) + _short(exchange) + _short(key) + b"\1")
@@ -297,9 +298,10 @@ def _long(raw: bytes) -> bytes:
 
 
 def _unpacked(form: str, raw: bytes, at: int = 0) -> tuple[int, ...]:
-    """Return the numbers at an offset.
+    """Return the numbers at an offset in *raw*.
 
-    :raises NetspaceError: there are fewer bytes.
+    :param form: their format, as for :mod:`struct`.
+    :raises NetspaceError: *raw* is too short.
     """
     try:
         return struct.unpack_from(form, raw, at)
@@ -310,7 +312,7 @@ def _unpacked(form: str, raw: bytes, at: int = 0) -> tuple[int, ...]:
 def decode(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Return the properties and the headers of a message, by name, in their encoded form.
 
-    :raises NetspaceError: when they are cut off, or of an unknown type.
+    :raises NetspaceError: they are cut off, or of an unknown type.
     """
     try:
         return _decoded(raw)
@@ -338,7 +340,7 @@ def _decoded(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the entries of a table: name and encoded value with its type octet."""
+    """Yield the entries of a table: name, and encoded value with its type octet."""
     at = 0
     while at < len(raw):
         begin = at + 1 + raw[at]

@@ -1,11 +1,11 @@
-"""Module of the broker's plugin that bounds values of AMQP 1.0 before RabbitMQ decodes them.
+"""Module of the broker's plugin that checks values of AMQP 1.0 against bounds before RabbitMQ decodes them.
 
 RabbitMQ 4.0 believes the number of elements that an array claims to have. Elements of some types take no bytes, so one
-frame of 31 bytes, sent before any login, made it build a list of four billion. It also decodes any number of nested
-values, and values in types that no message needs.
+frame of 31 bytes, sent before any login, made RabbitMQ build a list of four billion elements. It also decodes any
+number of nested values, and values in types that no message needs.
 
-The module walks over the bytes of a value and builds nothing. It admits a value that is well-formed, nested a bounded
-number of levels, and of a bounded number of parts. The sizes and counts that a value claims must match its bytes.
+The module walks over the bytes of a value and builds nothing. It admits a value that is well-formed, and whose nested
+levels and parts are no more than the bounds. The sizes and counts that a value claims must match its bytes.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-types-v1.0-os.html
 """

@@ -1,4 +1,4 @@
-"""Changes of a broker's objects through its management API: objects imported at once, deleted, and swept."""
+"""Changes of a broker's objects through its management API: import, delete, and sweep of undeclared queues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BrokerChanges:
         self.vhost = access.vhost(layout, broker)
 
     def put(self, document: dict[str, Any]) -> None:
-        """Import the missing and differing objects in *document*; on a cluster also the vhost, if it is missing."""
+        """Import the missing and differing objects in *document*. On a cluster, also import a missing vhost."""
         if isinstance(self.broker, ClusterBroker) and self.api.get("vhosts", self.vhost, query="columns=name") is None:
             document["vhosts"] = [{"name": self.vhost}]
             every = dict.fromkeys(("configure", "write", "read"), ".*")
@@ -57,7 +57,7 @@ class BrokerChanges:
             post()
 
     def delete(self, keys: Iterable[Key]) -> None:
-        """Delete the objects with these keys, in their order; missing objects are ignored."""
+        """Delete the objects with these keys, in the given order; missing objects are ignored."""
         for key in keys:
             delete = functools.partial(_delete, self.api, self.vhost, key, self.accounts)
             if key[0] == "shovel":
@@ -66,9 +66,9 @@ class BrokerChanges:
                 delete()
 
     def ensure_carriers(self, after: Mapping[str, Link]) -> None:
-        """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
+        """Wait until the broker lists its shovels; restart the shovel plugin if it keeps listing none.
 
-        A change of one shovel may end the process that runs all of them (``access.ended``), shortly after the broker
+        A change of one shovel may end the process that runs all shovels (``access.ended``), shortly after the broker
         accepted the change.
         """
         if not isinstance(self.broker, LocalBroker) or not any(map(objects.carried, after.values())):
@@ -77,7 +77,10 @@ class BrokerChanges:
             node.restart_plugin(self.layout, self.broker, access.SHOVELS)
 
     def _with_carriers(self, do: Callable[[], object]) -> None:
-        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.ended``) and try once more."""
+        """Call *do*, which changes a shovel. If our broker refuses, restart its shovel plugin and try once more.
+
+        See ``access.ended`` for the bug of the shovel plugin.
+        """
         try:
             do()
         except RefusedError:
@@ -87,8 +90,9 @@ class BrokerChanges:
             do()
 
     def sweep(self, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues, but queues with mail only for a *purge*.
+        """Delete undeclared queues. Queues with mail are deleted only with *purge*.
 
+        :param left: the names of the queues.
         :return: the owners of the queues that stay.
         """
         queues = dict.fromkeys(left)

@@ -1,7 +1,7 @@
-"""AMQP 0-9-1 consumer for the host itself: it is handed the messages of many queues, over one TLS connection.
+"""AMQP 0-9-1 consumer for the host itself: receives the messages of many queues over one TLS connection.
 
 It extends the synchronous client of ``amqp``. Whatever the senders send, this process holds at most one message of each
-queue, and of that no more bytes than the caller wants.
+queue, and of this message no more bytes than the caller wants.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ _FRAME = struct.Struct(">BHI")
 class Delivery:
     """A message of a queue.
 
-    :param body: its first bytes, at most as many as the consumer wants; *size* is the size of the whole.
     :param properties: the encoded properties.
+    :param body: the first bytes of the body, at most as many as the consumer wants.
+    :param size: the number of bytes of the whole body.
+    :param received: the number of bytes that have arrived.
     """
 
     channel: int
@@ -46,7 +48,7 @@ class Delivery:
     received: int = 0
 
     def text(self, name: str) -> str:
-        """Return a property that is a short string; empty: it is missing, or the properties can't be understood."""
+        """Return a property that is a short string; empty if it is missing or can't be decoded."""
         try:
             raw = decode(self.properties)[0].get(name, b"\0")
             return raw[1:].decode()
@@ -55,9 +57,10 @@ class Delivery:
 
 
 class Consumer(Connection):
-    """A connection that is handed messages.
+    """A connection that consumes queues.
 
-    :param most: the bytes of a message's body that are kept.
+    :param connected: a connected socket.
+    :param most: how many bytes of a message's body are kept.
     """
 
     def __init__(self, connected: socket.socket, vhost: str, trusted: ssl.SSLContext, name: bytes, most: int) -> None:
@@ -76,11 +79,11 @@ class Consumer(Connection):
     # -- queues ----------------------------------------------------------------
     @property
     def lacking(self) -> bool:
-        """True if a queue that is to be consumed isn't: the broker refused it, or it was deleted since."""
+        """Whether a queue that should be consumed isn't, because the broker refused it, or it was deleted."""
         return not self._wanted <= self._queues.keys()
 
     def follow(self, queues: Collection[str]) -> None:
-        """Consume exactly these queues, as far as the broker lets them be consumed."""
+        """Consume exactly these queues. A queue that is missing, or that the broker refuses, is left out."""
         failed: set[str] = set()
         self._wanted = set(queues)
         for queue in self._queues.keys() - self._wanted:
@@ -104,7 +107,7 @@ class Consumer(Connection):
                 self._queues[queue] = channel
 
     def _room(self) -> int:
-        """Return a channel with room for one more queue; open one if there is none."""
+        """Return a channel on which one more queue can be consumed; open a new one if there is none."""
         for channel in self._open:
             if sum(one == channel for one in self._queues.values()) < PER_CHANNEL:
                 return channel
@@ -116,7 +119,7 @@ class Consumer(Connection):
         return channel
 
     def _lose(self, channel: int) -> None:
-        """Forget a channel that the broker closed."""
+        """Remove a channel that the broker closed, with its queues and messages."""
         self._open.discard(channel)
         self._begun.pop(channel, None)
         self._queues = {queue: of for queue, of in self._queues.items() if of != channel}
@@ -132,12 +135,12 @@ class Consumer(Connection):
 
     @property
     def pending(self) -> bool:
-        """True if there is something to do without a wait for the socket."""
+        """Whether there is something to do without waiting for the socket."""
         more = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
         return bool(self.waiting) or more or self._complete()
 
     def pump(self) -> None:
-        """Take what has arrived, without waiting.
+        """Read the frames that have arrived, without waiting, until a message is complete.
 
         :raises ClosedError: the broker closed a channel or the connection.
         :raises OSError: the connection is lost.
@@ -162,7 +165,7 @@ class Consumer(Connection):
             self._socket.settimeout(self._seconds)
 
     def _told(self, kind: int, channel: int, payload: bytes) -> None:
-        """Handle what the broker says by itself."""
+        """Handle a frame that the broker sends unasked: raise an error if it closes a channel or the connection."""
         method = struct.unpack_from(">HH", payload) if kind == _METHOD and len(payload) >= 4 else (0, 0)
         if method in (_CLOSE, _CHANNEL_CLOSE):
             code, length = struct.unpack_from(">HB", payload, 4)
@@ -183,14 +186,14 @@ class Consumer(Connection):
         return raw
 
     def _read(self) -> tuple[int, int, bytes]:
-        """Return the next frame that isn't a part of a message for us."""
+        """Return the next frame that isn't part of a delivery."""
         while True:
             frame = super()._read()
             if not self._taken(*frame):
                 return frame
 
     def _taken(self, kind: int, channel: int, payload: bytes) -> bool:
-        """Take a frame that is a part of a delivery, or tells the end of a consumer; return whether it is one."""
+        """Handle a frame that is part of a delivery, or that cancels a consumer; return whether it was one."""
         if channel < FIRST:
             return False
         if kind == _METHOD:

@@ -1,20 +1,21 @@
-"""Module of the broker's plugin that admits the frames of AMQP 1.0 which links need, and refuses all others.
+"""Module of the broker's plugin that admits only those frames of AMQP 1.0 that links need.
 
-RabbitMQ calls an interceptor that may refuse for AMQP 0-9-1 only. For AMQP 1.0, the module takes the place of two of
-RabbitMQ's own modules: the parser of all frames and messages, and the handler of all requests to ``/management``. It
-loads them under other names from the installed files, and calls them for everything that it has admitted.
+RabbitMQ has an interceptor that may refuse a method, but only for AMQP 0-9-1. For AMQP 1.0, the module takes the place
+of two of RabbitMQ's own modules: the parser of all frames and messages, and the handler of all requests to
+``/management``. RabbitMQ's modules are loaded under other names from the installed files, and called for everything
+that was admitted.
 
-RabbitMQ calls the parser first for each frame, also before the log-in. The module checks the frame's bounds
-(``bounds``), that a client that sends and receives needs such a frame, and that its fields have the types of the
-specification. An *attach* must lead to one of our queues or exchanges. Both versions must be able to carry a message
-(``sections``). Of requests, only those that bind or unbind an asker's queue for answers are admitted.
+RabbitMQ calls the parser first for each frame, even before the log-in. The module checks the frame's bounds
+(``bounds``). It checks that a client that sends and receives needs such a frame, and that its fields have the types of
+the specification. An *attach* must lead to one of our queues or exchanges. Both versions of AMQP must be able to carry
+a message (``sections``). Of requests, only those that bind or unbind an asker's queue for answers are admitted.
 
-A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The
-checks apply to all accounts: netspace itself speaks AMQP 0-9-1.
+A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The checks
+apply to all accounts: netspace itself speaks AMQP 0-9-1.
 
-The broker doesn't start if the modules of its RabbitMQ have other functions than those known here
-(``STAND_INS``), or if RabbitMQ lacks any function that a module of the plugin calls. RabbitMQ 4.3's parser has one
-function more than that of 4.0, and marks a client's message by another option.
+The broker doesn't start if the modules of its RabbitMQ have other functions than those known here (``STAND_INS``), or
+if RabbitMQ lacks a function that a module of the plugin calls. RabbitMQ 4.3's parser has one function more than that of
+4.0, and marks a client's message by another option.
 """
 
 from __future__ import annotations
@@ -331,7 +332,7 @@ STAND_INS = {
 def sources(depth: int) -> dict[str, str]:
     """Return the Erlang sources of this module and of the stand-ins for RabbitMQ's modules, by module name.
 
-    :param depth: nested levels of values that a message may have.
+    :param depth: how many levels of nested values a message may have.
     """
     stand_ins = {name: _stand_in(name, functions) for name, functions in STAND_INS.items()}
     return {MODULE: SOURCE.replace("@DEPTH@", str(depth)), **stand_ins}

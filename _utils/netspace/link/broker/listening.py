@@ -1,6 +1,6 @@
 """Checks that the broker itself, identified by its certificate, listens at its port for clients. Changes nothing.
 
-The management API shows only that the node runs. If another program has the port for clients, RabbitMQ runs without
+The management API shows only that the node runs. If another program uses the port for clients, RabbitMQ runs without
 that listener.
 """
 
@@ -18,9 +18,9 @@ from netspace.spec.types import PORTS, LocalBroker
 
 
 def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
-    """Return why clients can't reach the broker; empty: its port answers with the broker's own certificate.
+    """Return why clients can't reach the broker; empty if its port answers with the broker's own certificate.
 
-    Makes one TLS connection and ends it before AMQP begins.
+    One TLS connection is made for that, and closed before AMQP begins.
     """
     import ssl
 
@@ -44,9 +44,11 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
 
 
 def taken(spec: LocalBroker, own: int | None = None) -> str:
-    """Return the first of the broker's ports that another program has, and that program; empty: none is taken.
+    """Return a text on the first of the broker's ports that another program uses; empty if there is none.
 
-    :param own: the process of our own broker, which may have the ports; None: it doesn't run.
+    The text names the program.
+
+    :param own: the process id of our own broker, which may use the ports; None: it doesn't run.
     """
     for key in PORTS:
         port = getattr(spec, key)
@@ -59,7 +61,8 @@ def taken(spec: LocalBroker, own: int | None = None) -> str:
 def holder(port: int) -> sockets.Holder | None:
     """Return the program that listens at a TCP port of this network namespace, on loopback or on all addresses.
 
-    None: no program does. A listener on another single address doesn't conflict with the broker.
+    None: no program does. A listener on another single address doesn't conflict with the broker, so it isn't looked
+    for.
     """
     found = [one for table in ("tcp", "tcp6") for one in sockets.listeners(table, {port}) if _near(one.address)]
     return sockets.holder(found) if found else None
@@ -70,7 +73,7 @@ def _near(address: str) -> bool:
 
 
 def _any_identity(layout: Layout) -> Path | None:
-    """Return the file with the key and certificate of an arbitrary environment; None: there is none."""
+    """Return the file with the key and certificate of any one environment; None if there is none."""
     try:
         folders = sorted(path for path in layout.identities.iterdir() if path.is_dir())
     except OSError:

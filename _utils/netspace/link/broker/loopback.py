@@ -1,13 +1,14 @@
 """The nftables table that keeps local users of the host from the ports of netspace's own broker.
 
-The broker listens at 127.0.0.1, where any process of the host can connect. Its ports take a certificate, a password or
-a secret, but each connection is a chance to attack the code that checks these. So two rules drop packets on
-loopback by the user whose socket they come from. Only root, the broker and the forwarder may send to the ports. Only
-root and the broker may send from them: a program that takes a port while the broker is down can't answer, so no client
-sends it a password.
+The broker listens at 127.0.0.1, where any process of the host can connect. Its ports require a certificate, a password
+or a secret, but each connection is a chance to attack the code that checks these. So two rules drop packets on loopback
+by the user who owns the sending socket. Only root, the broker and the forwarder may send to the ports. Only root and
+the broker may send from them: if a program takes a port while the broker is down, it can't answer, so no client sends
+it a password.
 
-A record shows that the table is ours. It is written before the table is loaded, so that the next run and a removal know
-the table even if a run is killed. A table of that name without a record belongs to somebody else, and stays as it is.
+A record shows that the table is netspace's. It is written before the table is loaded, so that the next run and a
+removal know the table even if a run is killed. A table of that name without a record belongs to somebody else, and
+stays as it is.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _path(layout: Layout) -> Path:
 
 
 def rules(*specs: LocalBroker) -> Table:
-    """Return the table for the ports of these brokers: the declared one, and one that may still run."""
+    """Return the table for the ports of these brokers: the declared one, and an earlier one that may still run."""
     node, forwarder = (_user(user) for user in (NODE, FORWARDER))
     ports: dict[bytes, Verdict | None] = {
         struct.pack(">Hxx", getattr(spec, key)): None for spec in specs for key in PORTS
@@ -59,12 +60,12 @@ def rules(*specs: LocalBroker) -> Table:
 
 
 def _dropped(address: str, port: str, users: tuple[int, ...]) -> str:
-    """Return a rule that drops packets of all but these users.
+    """Return a rule that drops packets of all users except these.
 
     A packet without a socket (for example, of a connection that its program has closed) has no user and passes.
 
     :param address: nft's name of the field with the broker's address: daddr or saddr.
-    :param port: nft's name of the field with its port: dport or sport.
+    :param port: nft's name of the field with the broker's port: dport or sport.
     """
     others = f"meta skuid != {{ {', '.join(map(str, users))} }}"
     return f"oif {_LOOPBACK} ip {address} {_ADDRESS} tcp {port} @ports {others} drop"
@@ -78,7 +79,10 @@ def _user(name: str) -> int:
 
 
 def state(layout: Layout, spec: LocalBroker) -> State:
-    """Return whether the table is unchanged since its loading, and is for the ports of *spec*. Changes nothing."""
+    """Return the state of the table: ``intact``, ``changed`` or ``unsupported``. Changes nothing.
+
+    ``intact``: it is as netspace loaded it, and for the ports of *spec*. ``unsupported``: the host has no nftables.
+    """
     known = files.read_json(_path(layout)) or {}
     try:
         with Ruleset() as ruleset:
@@ -92,7 +96,7 @@ def state(layout: Layout, spec: LocalBroker) -> State:
 
 
 def ensure(layout: Layout, *specs: LocalBroker) -> None:
-    """Load the table for the ports of these brokers, unless the recorded table is loaded. Without nftables, do nothing.
+    """Load the table for the ports of these brokers, unless it is loaded already. Without nftables, do nothing.
 
     :raises NetspaceError: a table that isn't netspace's has its name, or the kernel refuses it.
     """

@@ -1,7 +1,7 @@
 """Client of RabbitMQ's HTTP management API, with only the operations that links need.
 
-It keeps one connection, and bounds the size of answers and the time to wait for them. It uses the first node of a
-cluster that answers. Credentials are sent in a header, and never put into a URL, a log or an error's text.
+It keeps one connection, and bounds the size of answers and the time to wait for them. Of a cluster, it uses the first
+node that answers. Credentials are sent in a header, and never put into a URL, a log or an error's text.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 class UnreachableError(NetspaceError):
-    """The broker's management API gives no answer."""
+    """Error: the broker's management API gives no answer."""
 
 
 class TooLargeError(NetspaceError):
-    """The management API's answer is larger than ``MAX_ANSWER``."""
+    """Error: an answer of the management API is larger than ``MAX_ANSWER``."""
 
 
 class RefusedError(NetspaceError):
-    """The management API answered with an error status, or not with JSON."""
+    """Error: the management API answered with an error status, or not with JSON."""
 
     def __init__(self, message: str, status: int) -> None:
         self.status = status
@@ -77,6 +77,7 @@ class Management:
     """Client of the management API at the first of *urls* (``http://`` or ``https://``) that answers.
 
     :param urls: URLs of one node, or of the nodes of one cluster.
+    :param login: the account to use.
     :param timeout: seconds to wait for an answer.
     :param ca: PEM file of the trusted certificates for ``https``; None: the system's.
     """
@@ -106,20 +107,20 @@ class Management:
             self._connection = None
 
     def get(self, *path: str, query: str = "") -> Any:
-        """Return the answer to GET ``/api/<path>``; None: the resource doesn't exist.
+        """Return the answer to GET ``/api/<path>``; None if the resource doesn't exist.
 
-        :raises UnreachableError: no answer.
-        :raises TooLargeError: more than ``MAX_ANSWER`` bytes.
-        :raises RefusedError: an answer other than 2xx or 404.
+        :raises UnreachableError: there is no answer.
+        :raises TooLargeError: the answer has more than ``MAX_ANSWER`` bytes.
+        :raises RefusedError: the answer's status is neither 2xx nor 404.
         """
         return self._call("GET", path, query=query)
 
     def post(self, *path: str, body: Any, timeout: float | None = None) -> Any:
-        """Send a POST with *body* as JSON, and return the answer. Raises as :meth:`get` does."""
+        """Send a POST with *body* as JSON, and return the answer. The errors are those of :meth:`get`."""
         return self._call("POST", path, body=body, timeout=timeout)
 
     def delete(self, *path: str, timeout: float | None = None) -> bool:
-        """Send a DELETE; return whether the resource existed. Raises as :meth:`get` does."""
+        """Send a DELETE; return whether the resource existed. The errors are those of :meth:`get`."""
         return self._call("DELETE", path, timeout=timeout) is not None
 
     def _call(
@@ -187,11 +188,11 @@ class Management:
 
 
 def decoded(raw: bytes) -> Any:
-    """Decode JSON. If it is nested too deep, replace arrays and objects below ``DEEPEST`` levels by ``null``.
+    """Decode JSON. If it is nested too deep for that, arrays and objects below ``DEEPEST`` levels become ``null``.
 
     Answers include headers of messages, which a sender may nest thousands of levels deep.
 
-    :raises ValueError: it isn't JSON.
+    :raises ValueError: *raw* isn't JSON.
     """
     try:
         return json.loads(raw)
@@ -200,7 +201,7 @@ def decoded(raw: bytes) -> Any:
 
 
 def _shallow(raw: bytes) -> bytes:
-    """Return the JSON text with ``null`` in place of each array and object below ``DEEPEST`` levels."""
+    """Return the JSON text with each array and object below ``DEEPEST`` levels replaced by ``null``."""
     kept: list[bytes] = []
     depth = begin = 0
     for found in _TOKEN.finditer(raw):

@@ -1,4 +1,4 @@
-"""netspace's own RabbitMQ node. It uses the programs of Debian's package, and leaves the package's service alone.
+"""netspace's own RabbitMQ node. It uses the programs of Debian's package, but not the package's service.
 
 The node is one service. It needs no epmd (Erlang's port mapper; see ``mapper``). It listens on loopback only. Data, log
 and configuration are in ``layout.broker``. The node runs as the package's user ``rabbitmq``, which may write only to
@@ -82,7 +82,7 @@ _ADVANCED = f"""[{{rabbit, [
 
 
 def service(layout: Layout, spec: LocalBroker) -> Service:
-    """Return the supervisor's service that runs the node."""
+    """Return the definition of the service that runs the node."""
     base = layout.broker
     return Service(
         name=NODE,
@@ -170,7 +170,7 @@ consumer_timeout = 1800000
 def definitions(layout: Layout, username: str, password_hash: str) -> dict[str, Any]:
     """Return the definitions that the node loads at each start: our vhost, and the management account.
 
-    The account needs its permissions because the management API deletes and reads queues in its name.
+    The account needs permissions, because the management API deletes and reads queues with this account.
     """
     vhost = layout.instance
     return {
@@ -193,12 +193,12 @@ def _admin(layout: Layout) -> Path:
 
 
 def _plugins(layout: Layout) -> Path:
-    """Return the folder of our own plugin."""
+    """Return the folder of netspace's own plugin."""
     return layout.broker / "plugins"
 
 
 def login(layout: Layout) -> Login | None:
-    """Return our node's management account; None: the node was never installed."""
+    """Return our node's management account; None if the node was never installed."""
     record = files.read_json(_admin(layout))
     if record is None:
         return None
@@ -223,7 +223,7 @@ def available() -> None:
 
 
 def installed(layout: Layout, spec: LocalBroker) -> bool:
-    """Return whether configuration, credentials and plugin on disk are as *spec* requires. Reads only."""
+    """Return whether configuration, credentials and plugin on disk match *spec*. Reads only."""
     record = files.read_json(_admin(layout))
     if record is None or "hash" not in record:
         return False
@@ -288,7 +288,7 @@ def _user() -> pwd.struct_passwd:
 
 
 def reader() -> tuple[int, int]:
-    """Return the owner (root) and the group (the node's) of files that the node may read but not write.
+    """Return the owner (root) and the group (the node's) for files that the node may read but not write.
 
     :raises MissingError: RabbitMQ is not installed.
     """
@@ -297,9 +297,9 @@ def reader() -> tuple[int, int]:
 
 
 def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
-    """Evaluate an Erlang *expression* in a running node; return why it failed; empty: it ran.
+    """Evaluate an Erlang *expression* in a running node; return why that failed, or an empty text.
 
-    For operations that no API offers.
+    It is for operations that no API offers.
     """
     import subprocess
 
@@ -320,7 +320,7 @@ def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
 
 
 def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node reload its certificate files now; by itself, the node reloads them every two minutes.
+    """Let a running node reload its certificate files now, instead of within two minutes as it does by itself.
 
     Established connections stay.
     """
@@ -329,7 +329,7 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
 
 
 def restart_plugin(layout: Layout, spec: LocalBroker, name: str) -> None:
-    """Restart a plugin of a running node: RabbitMQ itself never does (``access.ended``)."""
+    """Restart a plugin of a running node. RabbitMQ doesn't restart a plugin that has ended (``access.ended``)."""
     if why := evaluate(layout, spec, f"application:stop({name}), ok = application:start({name})."):
         raise NetspaceError(f"the broker's plugin {name} can't be restarted: {why}")
 
@@ -344,10 +344,10 @@ def start(
 ) -> None:
     """Install and start the node, and wait until clients can reach it.
 
-    :param deaf: the node runs, but clients couldn't reach it. Try again for ``DEAF_SECONDS``; if it still doesn't
-        answer, restart it.
-    :raises NetspaceError: another program has one of its ports, or netspace can't run this RabbitMQ (nothing is changed
-        then); or the node doesn't start (the error contains the end of its log).
+    :param deaf: whether the node runs but clients couldn't reach it. If so, they try again for ``DEAF_SECONDS``, and
+        the node is restarted if it still doesn't answer.
+    :raises NetspaceError: another program uses one of its ports, or netspace can't run this RabbitMQ (in both cases
+        nothing is changed); or the node doesn't start (the error contains the end of its log).
     """
     from netspace.link.broker import versions  # not needed where no broker is started
 
@@ -426,7 +426,7 @@ def log_tail(layout: Layout, lines: int = 20) -> str:
 def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
     """Stop the node and remove its service.
 
-    :param keep_data: keep its mail for a later start.
+    :param keep_data: whether to keep the node's mail for a later start.
     """
     known = list(supervisor.observe([NODE, FORMER]))
     if known:

@@ -1,19 +1,20 @@
 """Plugin for netspace's own broker that enforces limits for which RabbitMQ 4.0 has no setting.
 
 Memory: without any permission, an account can make the broker keep unbounded data for it. Examples are messages in a
-transaction that is never committed, a message that never ends, and messages that it doesn't read. RabbitMQ's only
-answer is the memory alarm, which stops all clients. So a process in the plugin looks at the memory in use ten times a
-second. From half of the alarm's threshold on, it closes the connections of the account that hold the most memory.
+transaction that is never committed, a message that never ends, and messages that the account doesn't read. RabbitMQ's
+only reaction is the memory alarm, which stops all clients. So a process in the plugin (the *guard*) looks at the memory
+in use ten times a second. From half of the alarm's threshold on, it closes the connections of the account that hold the
+most memory.
 
 Bindings: RabbitMQ lets an asker bind its replies queue to the answers of its peers under any number of keys. The plugin
 deletes each binding beyond 1,000 (``objects.ANSWERS``) at once, and closes the connections of the account.
 
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
-refuse what is of use only to an attacker, before RabbitMQ handles it.
+refuse whatever is useful only to an attacker, before RabbitMQ handles it.
 
-Disk: the quorum queues of RabbitMQ 4.0 free the disk of acknowledged messages only after 8,192 log entries of any size.
-With messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries. RabbitMQ 4.3 counts bytes: its
-queues do so after 10 MB.
+Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
+size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts
+bytes: its queues free the space after 10 MB.
 
 Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
@@ -344,7 +345,7 @@ def sources() -> Mapping[str, str]:
 
 
 def place(folder: Path) -> Path:
-    """Return the folder of the plugin's modules below the plugins' *folder*."""
+    """Return the folder of this plugin's modules, below *folder*, the folder of all plugins."""
     return folder / f"{NAME}-1.0.0" / "ebin"
 
 
@@ -392,5 +393,8 @@ def install(folder: Path, group: int) -> None:
 
 
 def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Return, from the broker's global *parameter*, the accounts that were cut off: by account ``{why, times, at}``."""
+    """Return the accounts whose connections the guard closed, from the broker's global *parameter*.
+
+    :return: by account, ``{why, times, at}``.
+    """
     return dict((parameter or {}).get("value") or {})

@@ -1,12 +1,13 @@
-"""Refusals that the broker's plugin counts, and their reading.
+"""Refused requests, which the broker's plugin counts, and which this module reads.
 
-RabbitMQ logs each error that ends a channel of AMQP 0-9-1, with the account. The plugin's filter of the log notes them,
-however much of the log is written. It counts them by account and text, so that an operator sees what an environment was
-refused. While a thousand refusals wait to be counted, further ones aren't. Over AMQP 1.0, RabbitMQ logs no such errors.
+RabbitMQ logs each error that ends a channel of AMQP 0-9-1, with the account. A filter of the log in the plugin sees
+these errors, however little of the log is written to the file. It counts them by account and text, so that an operator
+sees what was refused to an environment. If a thousand refusals wait to be counted, further ones are not counted. Over
+AMQP 1.0, RabbitMQ logs no such errors.
 
-Environments choose the texts. Of an account, at most :data:`MOST` texts are counted apart, and all others together. The
-broker keeps the counts on disk until the account is deleted or the broker starts again. Each second, it writes those of
-a bounded number of accounts.
+Environments can influence the texts. For each account, at most :data:`MOST` texts are counted separately, and all
+others together. The broker keeps the counts on disk until the account is deleted or the broker starts again. Each
+second, it writes the counts of a bounded number of accounts.
 """
 
 from __future__ import annotations
@@ -86,11 +87,14 @@ plain(Text) ->
 
 
 class Refusal(NamedTuple):
-    """One request of an account that the broker refused.
+    """A kind of request of an account that the broker refused.
 
-    :param what: the broker's words, with what the account said; printable.
-    :param exchange: the exchange to which it may not send, or which doesn't exist; empty for any other refusal.
-    :param first: seconds since the epoch.
+    :param what: the broker's text, which contains text of the account; printable.
+    :param exchange: the exchange to which the account may not send, or which doesn't exist; empty for any other
+        refusal.
+    :param times: how often it was refused.
+    :param first: when it was refused first, in seconds since the epoch.
+    :param last: when it was refused last, in seconds since the epoch.
     """
 
     what: str
@@ -134,5 +138,5 @@ def total(value: Any) -> int:
 
 
 def _is_number(value: Any, most: int) -> TypeGuard[float]:
-    """Return whether *value* is a number from 0 to *most*. No NaN is."""
+    """Return whether *value* is a number from 0 to *most*; false for NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most

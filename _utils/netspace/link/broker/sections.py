@@ -1,10 +1,12 @@
-"""Module of the broker's plugin that admits messages of AMQP 1.0, before RabbitMQ decodes and stores them.
+"""Module of the broker's plugin that checks messages of AMQP 1.0 before RabbitMQ decodes and stores them.
 
-RabbitMQ stores a message as its sender wrote it, and converts it when a client of the other version reads it. A message
-that it can't convert ends the channel of each reader, and returns to the queue. So the module refuses such a message
-when it is sent: one with a value of a type that AMQP 0-9-1 lacks, a text too long for AMQP 0-9-1, or a repeated key.
+RabbitMQ stores a message as its sender encoded it, and converts it when a client of the other AMQP version reads it. A
+message that can't be converted ends the channel of each reader, and returns to the queue. So the module refuses such a
+message when it is sent: a message with a value of a type that AMQP 0-9-1 lacks, with a text too long for AMQP 0-9-1, or
+with a repeated key.
 
-It also bounds all sections before the body, which RabbitMQ decodes at once, and the number of the body's sections.
+It also checks the bounds of all sections before the body, which RabbitMQ decodes at once, and the number of the body's
+sections.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-messaging-v1.0-os.html#section-message-format
 """
@@ -181,6 +183,6 @@ refuse(Why) -> netspace_guard_frames:refuse(<<"amqp:precondition-failed">>, ["a 
 def source(depth: int) -> str:
     """Return the module's source in Erlang.
 
-    :param depth: nested levels of values that a section may have.
+    :param depth: how many levels of nested values a section may have.
     """
     return SOURCE.replace("@HEAD@", str(HEAD)).replace("@DEPTH@", str(depth))

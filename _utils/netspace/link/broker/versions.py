@@ -1,4 +1,4 @@
-"""RabbitMQ's versions: the installed one, and whether netspace can run a node of it."""
+"""Versions of RabbitMQ: which one is installed, and whether netspace can run a node of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ queues deliver urgent messages before all others, so one sender could keep those
 
 
 def server(folder: Path = SERVERS) -> tuple[int, ...]:
-    """Return the version of the newest RabbitMQ that is installed; empty: none is."""
+    """Return the version of the newest installed RabbitMQ; empty if none is installed."""
     found = [
         re.fullmatch(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)", path.name) for path in folder.glob("rabbitmq_server-*")
     ]
@@ -27,7 +27,7 @@ def server(folder: Path = SERVERS) -> tuple[int, ...]:
 def check(version: tuple[int, ...]) -> None:
     """Check that netspace can run a node of RabbitMQ *version*.
 
-    :raises NetspaceError: it can't.
+    :raises NetspaceError: netspace can't run this version.
     """
     if version >= UNKNOWN:
         shown = ".".join(map(str, version))

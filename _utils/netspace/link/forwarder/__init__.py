@@ -1,1 +1,1 @@
-"""Forwarder: haproxy, which leads each environment's connections to the broker."""
+"""Forwarder: an haproxy that carries each environment's connections to the broker."""

@@ -1,7 +1,7 @@
 """Checks, from inside each environment's network namespace, that its programs can reach the forwarder. Changes nothing.
 
-Even if the forwarder runs and serves an environment, its programs may not reach it: the network namespace may have been
-replaced, its loopback may be down, or another program may have the port.
+Even if the forwarder runs and serves an environment, its programs may not reach the forwarder: the network namespace
+may have been replaced, its loopback may be down, or another program may use the port.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
 
 
 def closed(layout: Layout, environments: Collection[str], silent: str) -> dict[str, str]:
-    """Return, by name, why *environments* can't reach the broker: the results of all checks of the forwarder.
+    """Return the environments that can't reach the broker, each with the reason. It joins all checks here.
 
-    :param silent: why the forwarder forwards nothing (``haproxy.silent``); empty if it does.
+    :param silent: why the forwarder forwards nothing (``haproxy.silent``); empty if it works.
     """
     if silent:
         return dict.fromkeys(environments, f"the forwarder doesn't do its work ({silent}); apply again")
@@ -33,7 +33,7 @@ def closed(layout: Layout, environments: Collection[str], silent: str) -> dict[s
 
 
 def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return, by name, why the forwarder doesn't serve some of *environments*, with the remedy."""
+    """Return those of *environments* that the forwarder doesn't serve, each with the reason and the remedy."""
     left = set(environments).difference(process.served(process.current(layout)))
     there = process.namespaces(layout, left)
     why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
@@ -41,7 +41,7 @@ def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
 
 
 def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return, by name, why served *environments* can't reach the forwarder, with the remedy.
+    """Return those served *environments* that can't reach the forwarder, each with the reason and the remedy.
 
     The check makes no connection, because a connection would count towards the environment's limits.
     """

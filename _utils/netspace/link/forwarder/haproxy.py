@@ -1,6 +1,6 @@
-"""Queries to haproxy's master over its socket: which workers exist, and whether one answers.
+"""Queries to haproxy's master process over its socket: which workers exist, and whether one answers.
 
-A haproxy whose process exists may forward nothing, because a signal has stopped it or because it has no worker.
+Even if haproxy's process exists, it may forward nothing, because a signal has stopped it or because it has no worker.
 """
 
 from __future__ import annotations
@@ -54,12 +54,13 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
 
 
 def silent(layout: Layout, seconds: float | None = None) -> str:
-    """Return why haproxy, whose process runs, forwards nothing; empty: a worker answers.
+    """Return why haproxy, whose process runs, forwards nothing; empty if a worker answers.
 
-    The question goes to a worker through its master, not through an environment's port: a program that overloads the
-    port in its own environment must not make the forwarder look dead.
+    The question goes to a worker through the master process, not through an environment's port: a program that
+    overloads the port in its own environment must not make the forwarder look dead.
 
-    A haproxy that starts has no socket and no worker for a moment, so both are awaited for ``START_SECONDS``.
+    A haproxy that is starting has no socket and no worker for a moment, so this function waits up to ``START_SECONDS``
+    for them.
 
     :param seconds: the time for each answer; None: ``SILENT_SECONDS``.
     """
@@ -79,7 +80,7 @@ def silent(layout: Layout, seconds: float | None = None) -> str:
 
 
 def workers(layout: Layout, seconds: float) -> list[str]:
-    """Return the process ids of the current workers, without old ones that only finish their connections."""
+    """Return the process ids of the current workers. Old workers, which only finish their connections, are left out."""
     listed = ask(layout, "show proc", seconds).partition("# workers")[2].partition("#")[0]
     return [words[0] for words in map(str.split, listed.splitlines()) if words[1:2] == ["worker"]]
 
@@ -87,8 +88,8 @@ def workers(layout: Layout, seconds: float) -> list[str]:
 def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
     """Wait until haproxy has a worker that answers; return whether there is one.
 
-    haproxy 3.2 lists a worker before it listens. A question that it gets by then has no answer, so it is asked again.
-    Give up after *seconds*, or when *ended* returns True.
+    haproxy 3.2 lists a worker before the worker listens. A question sent before that is never answered, so it is
+    repeated. The wait ends after *seconds*, or when *ended* returns True.
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,9 +1,9 @@
-"""Become haproxy (``python -m netspace forward``), even if programs in environments have taken its ports.
+"""Start of haproxy (``python -m netspace forward``), even if programs in environments have taken its ports.
 
 The supervisor or systemd runs this module, also after a crash or an update, when no apply runs. So this module itself
-checks the environments to serve. It removes an environment from the configuration if its network namespace is missing
+checks the environments to serve. It removes an environment from the configuration if its network namespace is missing,
 or if one of its programs has taken the port. The served copy of the configuration is changed, too, so that the next
-plan notices.
+plan notices the change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(layout: Layout) -> NoReturn:
 
 
 def _become(layout: Layout, held: ports.Held) -> NoReturn:
-    """Become haproxy. The ports are held until a child process has seen that haproxy listens."""
+    """Replace this process by haproxy. The ports are held until a child process has seen that haproxy listens."""
     if os.fork() == 0:
         # Fork twice: haproxy must not be the parent of a process that it didn't start.
         if os.fork() == 0:
@@ -47,7 +47,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
 
 
 def _hold(layout: Layout) -> ports.Held:
-    """Hold the ports of all configured environments. Remove an environment whose port can't be held."""
+    """Hold the ports of all configured environments. If a port can't be held, its environment is left out."""
     path = process.config_file(layout)
     config = path.read_text()
     held = ports.Held({name: (layout.netns(name), port) for name, (_, port) in process.entries(config).items()})
@@ -60,7 +60,7 @@ def _hold(layout: Layout) -> ports.Held:
 
 
 def without(config: str, environments: Collection[str]) -> str:
-    """Return haproxy's configuration without these environments."""
+    """Return haproxy's configuration without the frontends of these environments."""
     gone = {f"{process.SECTION}{name}" for name in environments}
     sections = re.split(r"^(?=\S)", config, flags=re.MULTILINE)
     return "".join(one for one in sections if one.partition("\n")[0] not in gone)

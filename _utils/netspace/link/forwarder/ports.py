@@ -1,8 +1,8 @@
-"""Reservation of each environment's port for the broker, until the forwarder listens there.
+"""Reservation of each environment's port for the broker, until the forwarder listens at it.
 
 A program may take any port inside its network namespace. haproxy refuses its whole configuration if one port is taken,
-so one program could prevent its start for all environments. So ``launch`` and ``process.apply`` first hold all ports
-with sockets that are bound but don't listen.
+so a single program could prevent its start for all environments. To avoid this, ``launch`` and ``process.apply`` first
+hold all ports with sockets that are bound but don't listen.
 
 The sockets have SO_REUSEPORT: haproxy binds as root, like these sockets, and can share the port; other users can't
 (socket(7)). They don't have SO_REUSEADDR, with which any user could share a port on which no socket listens. An
@@ -24,11 +24,11 @@ LOOPBACK = "127.0.0.1"
 class Held:
     """Context manager that holds ports until its end.
 
-    :ivar refused: by environment, why its port can't be held.
+    :ivar refused: for each environment whose port can't be held, the reason.
     """
 
     def __init__(self, wanted: Mapping[str, tuple[Path, int]]) -> None:
-        """Hold ports.
+        """Hold the port in each network namespace.
 
         :param wanted: for each environment, its network namespace and the port.
         """
@@ -66,7 +66,7 @@ class Held:
 def root_listens(port: int) -> bool:
     """Return whether a socket of the host's root listens at *port* of loopback in the calling thread's namespace.
 
-    Then no program of the environment can listen there: none has the host's user id 0.
+    If so, no program of the environment can listen at that port, since none has the host's user id 0.
     """
     return any((one.address, one.user) == (LOOPBACK, 0) for one in sockets.listeners("tcp", {port}))
 

@@ -1,7 +1,7 @@
 """Forwarder: one haproxy that connects 127.0.0.1:5671 (or 5672) in each environment to the broker.
 
-haproxy runs in the host's network namespace and listens in those of the environments (``bind ... namespace``). It only
-forwards bytes; the broker checks permissions. TLS is between client and broker; for clients that can't use TLS
+haproxy runs in the host's network namespace and listens in the environments' namespaces (``bind ... namespace``). It
+only forwards bytes; the broker checks permissions. TLS is between client and broker; for clients that can't use TLS
 (``broker: {passwords: [...]}``), it is between haproxy and broker. An environment's network namespace is found by name
 and identified by its inode number, because a new namespace of the same name needs a new socket.
 
@@ -17,11 +17,11 @@ haproxy (``launch``) check this.
 
 Facts about haproxy on which the code relies:
 
-- It refuses a configuration that names a missing namespace, and keeps the old configuration.
+- haproxy refuses a configuration that names a missing namespace, and keeps the old configuration.
 - A reload hands sockets over to the new worker by address and namespace name. It would keep sockets of a removed
   namespace; ``-x /dev/null`` prevents this.
-- Its master holds a descriptor for each namespace. It doesn't start with more than 250 of them, unless ``-n`` allows
-  as many connections.
+- The master process holds a descriptor for each namespace. It doesn't start with more than 250 of them, unless ``-n``
+  allows as many connections.
 - Old workers keep their connections until these end.
 """
 
@@ -84,7 +84,7 @@ def served_file(layout: Layout) -> Path:
 
 
 def service(layout: Layout) -> Service:
-    """Return the supervisor's service that runs haproxy."""
+    """Return the definition of the service that runs haproxy."""
     return Service(
         name=NAME,
         command=library_copy.command(layout, "forward"),
@@ -125,11 +125,11 @@ def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
 class Wanted:
     """The desired state of the forwarder: the environments to serve, and their routes.
 
+    :param broker: the declared broker.
     :param namespaces: the inode number of each environment's network namespace.
-    :param trusted: digest of the trusted certificates for our broker. It is in the configuration, so that haproxy is
-        reloaded when they change.
+    :param trusted: a digest of the trusted certificates for our broker. A new digest makes haproxy reload.
     :param ways: for each environment, the other hosts to which its direct links lead.
-    :param peer: the host's own peer is served too.
+    :param peer: whether the host's own peer is served, too.
     """
 
     broker: Broker
@@ -144,7 +144,7 @@ class Wanted:
         return certificates.certified(self.broker, self.namespaces)
 
     def port(self, environment: str) -> int:
-        """Return the port in the environment for the broker."""
+        """Return the port inside the environment at which its programs reach the broker."""
         return TLS_PORT if environment in self.certified else PORT
 
 
@@ -268,7 +268,7 @@ def _local(broker: LocalBroker) -> str:
 
 
 def _servers(broker: Broker) -> list[str]:
-    """Return the lines of a backend for one broker, or for the nodes of a cluster."""
+    """Return haproxy's server lines for one broker, or for the nodes of a cluster."""
     if isinstance(broker, LocalBroker):
         return [f"    server broker {_local(broker)}"]
     if len(broker.urls) == 1:
@@ -296,7 +296,7 @@ def _quoted(value: str) -> str:
 
     https://docs.haproxy.org/3.0/configuration.html#2.2
 
-    :raises NetspaceError: it has a control character, which can't be quoted.
+    :raises NetspaceError: *value* has a control character, which can't be quoted.
     """
     if not value.isprintable():
         raise NetspaceError(f"{value!r}: has a control character; it can't be written into a configuration")
@@ -304,7 +304,7 @@ def _quoted(value: str) -> str:
 
 
 def current(layout: Layout) -> str:
-    """Return the configuration that haproxy has accepted; empty: there is none."""
+    """Return the configuration that haproxy has accepted; empty if there is none."""
     try:
         return served_file(layout).read_text()
     except FileNotFoundError:
@@ -312,17 +312,17 @@ def current(layout: Layout) -> str:
 
 
 def served(config: str) -> list[str]:
-    """Return the environments in a configuration."""
+    """Return the environments that a configuration serves."""
     return [line.removeprefix(SECTION) for line in config.splitlines() if line.startswith(SECTION)]
 
 
 def entries(config: str) -> dict[str, tuple[int, int]]:
-    """Return, by environment in a configuration, the inode number of its network namespace and its port."""
+    """Return, for each environment in a configuration, the inode number of its network namespace and its port."""
     return {name: (int(inode), int(port)) for name, inode, port in _ENTRY.findall(config)}
 
 
 def _ways(config: str) -> set[str]:
-    """Return the routes to other hosts' brokers: each backend ``to:<environment>:<host>`` with its server line."""
+    """Return the routes to other hosts in a configuration: backend ``to:<environment>:<host>`` and server line."""
     lines = config.splitlines()
     return {f"{line} {after}" for line, after in itertools.pairwise(lines) if line.startswith(_WAY)}
 
@@ -334,10 +334,10 @@ def available() -> None:
 
 
 def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """Serve exactly the environments in *wanted*; return, by environment that is left out, the reason.
+    """Serve exactly the environments in *wanted*; return those that are left out, each with the reason.
 
-    Connections of environments that stay go on, except to hosts that they may no longer reach. A haproxy that doesn't
-    answer is restarted.
+    Connections of environments that stay are kept, except to hosts that they may no longer reach. A haproxy that
+    doesn't answer is restarted.
 
     :raises NetspaceError: haproxy refuses its configuration, and keeps the old one.
     """
@@ -373,10 +373,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
 
 
 def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """Write the configuration for haproxy's start after a reboot, without starting it.
-
-    If haproxy already runs, do as :func:`apply`. Returns as :func:`apply` does.
-    """
+    """Write the configuration for haproxy's start after a reboot; if haproxy already runs, call :func:`apply`."""
     status = supervisor.observe([NAME]).get(NAME)
     if status is not None and status.state == "running":
         return apply(layout, wanted, supervisor)
@@ -395,7 +392,7 @@ def _install(layout: Layout, wanted: Wanted) -> str:
 
 
 def _reload(layout: Layout) -> None:
-    """Have haproxy's master reload its configuration; wait until the new worker serves.
+    """Let haproxy's master process reload its configuration; wait until the new worker serves.
 
     :raises NetspaceError: haproxy refuses the configuration; the error contains haproxy's alerts.
     """
@@ -408,8 +405,10 @@ def _reload(layout: Layout) -> None:
 def _sever(layout: Layout, gone: Collection[str]) -> None:
     """End the connections over removed routes, in all workers.
 
-    They are ended one by one: an old worker refuses to end all sessions of a server at once ("Proxy is disabled").
-    https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
+    They are ended one by one, because an old worker refuses to end all sessions of a server at once ("Proxy is
+    disabled"). https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
+
+    :param gone: the removed routes, as :func:`_ways` returns them.
     """
     if not gone:
         return

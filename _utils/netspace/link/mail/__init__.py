@@ -1,1 +1,1 @@
-"""Messages at rest: dead letters, parked messages, backups."""
+"""Stored messages: dead letters, parked messages, backups."""

@@ -1,4 +1,4 @@
-"""Archive of all mail of netspace's own broker: the file that a backup is.
+"""Archive of all mail of netspace's own broker: the format of a backup's file.
 
 The file is a tar archive. Its first member has the instance, RabbitMQ's version and the name keys of the data; the
 node's data follow. The last member has a digest of all others, because tar itself neither checks contents nor notices
@@ -47,7 +47,10 @@ RESERVE = 256 * 1024**2
 
 @contextlib.contextmanager
 def opened_folder(path: Path | str, within: int | None = None) -> Iterator[int]:
-    """Open a folder, without following a link; *within* is the descriptor of the folder that contains it."""
+    """Open a folder, without following a link; yield its descriptor.
+
+    :param within: the descriptor of the folder that contains it; None: *path* is a full path.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except OSError as err:
@@ -64,9 +67,9 @@ def opened_folder(path: Path | str, within: int | None = None) -> Iterator[int]:
 
 
 class _Digest:
-    """The number of an archive's members, and a SHA-256 of their names, kinds, modes, sizes and contents.
+    """Digest of an archive: the number of members, and a SHA-256 of their names, kinds, modes, sizes and contents.
 
-    It reads a member's content from *stream*, and hands it on.
+    It is a stream, too: what is read from it comes from *stream* (the member's content), and is included in the digest.
     """
 
     def __init__(self) -> None:
@@ -93,7 +96,7 @@ class _Digest:
 def pack(layout: Layout, aside: Path) -> None:
     """Write the mail of a stopped broker to the file *aside*, which only root can read.
 
-    :raises NetspaceError: the disk has no room for it, or the broker's data contain something that the node doesn't
+    :raises NetspaceError: the disk has too little room, or the broker's data contain something that RabbitMQ doesn't
         make.
     """
     told = {"netspace": 1, "instance": layout.instance, "rabbitmq": _installed(), "names": names.exported(layout)}
@@ -125,12 +128,14 @@ def _add_json(archive: tarfile.TarFile, name: str, value: Any, digest: _Digest |
 
 
 def _found(folder: int, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """Yield the folder with descriptor *folder* and all that is in it, each with its content; *name* is its name.
+    """Yield the open folder *folder* and everything in it as members of an archive, each with its content.
 
-    Its owner may change it meanwhile. So each file is opened without following a link or waiting, and judged by its
-    descriptor.
+    The folder's owner may change it meanwhile. So each file is opened without following a link or waiting, and checked
+    by its descriptor.
 
-    :raises NetspaceError: it contains something that the node doesn't make.
+    :param folder: the folder's descriptor.
+    :param name: the folder's name in the archive.
+    :raises NetspaceError: it contains something that RabbitMQ doesn't make.
     """
     owner = pwd.getpwnam(node.USER).pw_uid
     number = 2  # the first and the last member
@@ -172,7 +177,7 @@ def _foreign(path: str) -> NetspaceError:
 
 
 def _member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
-    """Return a member without owner and times. The restoration sets the owner."""
+    """Return an archive's member, without owner and times. The restoration sets the owner."""
     member = tarfile.TarInfo(name)
     member.type, member.size = kind, size
     member.mode = 0o700 if kind == tarfile.DIRTYPE else 0o600
@@ -189,7 +194,8 @@ def _installed() -> list[int]:
 def unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
     """Check the archive and extract its data to *aside*, owned by the node's user.
 
-    :return: the archive's size, and the name keys in it.
+    :return: the archive's size in bytes, and the name keys in it.
+    :raises NetspaceError: the archive can't be accepted.
     """
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as stream:
@@ -216,9 +222,9 @@ def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tarfile.TarInfo
 def _acceptable(
     layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo | None, source: Path, digest: _Digest
 ) -> dict[str, Any]:
-    """Return the name keys in an archive; check that it is of this instance and of no newer RabbitMQ.
+    """Check that an archive is of this instance and of no newer RabbitMQ; return the name keys in it.
 
-    :raises NetspaceError: it isn't.
+    :raises NetspaceError: the archive can't be accepted.
     """
     about: Any = None
     if first is not None and first.name == ABOUT and first.isreg() and first.size <= MAX_ABOUT:
@@ -231,7 +237,7 @@ def _acceptable(
         raise NetspaceError(f"{source}: it is no archive of mail; `netspace_link.backup` makes one")
     if about.get("instance") != layout.instance:
         raise NetspaceError(
-            f"{source}: it is of the instance {about.get('instance')!r:.40}, this one is {layout.instance!r}"
+            f"{source}: its instance is {about.get('instance')!r:.40}, but this one is {layout.instance!r}"
         )
     version = about["rabbitmq"]
     if not all(type(part) is int for part in version) or version > _installed():
@@ -239,7 +245,7 @@ def _acceptable(
         raise NetspaceError(f"{source}: made with RabbitMQ {told:.40}; install that version or a newer one")
     keys: Any = about.get("names")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
-        raise NetspaceError(f"{source}: it lacks the keys of its names; take another backup")
+        raise NetspaceError(f"{source}: it lacks the keys for the broker's names; take another backup")
     if keys:
         try:
             names.check(layout, keys)
@@ -265,7 +271,7 @@ def _extract(
             break
         parts = PurePosixPath(member.name).parts
         if parts[:1] != (DATA,) or ".." in parts or not (member.isreg() or member.isdir()):
-            raise NetspaceError(f"{source}: {member.name!r:.80} has no place in an archive of mail")
+            raise NetspaceError(f"{source}: {member.name!r:.80} is not part of an archive of mail")
         target = aside.joinpath(*parts[1:])
         if member.isdir():
             digest.of(member, io.BytesIO())
@@ -276,7 +282,7 @@ def _extract(
             free -= member.size
             content = archive.extractfile(member)
             if free < 0 or content is None:
-                raise NetspaceError(f"{source}: {aside.parent} has no room for what is in it; make room there")
+                raise NetspaceError(f"{source}: {aside.parent} has no room for its content; make room there")
             with open(target, "xb") as stream:
                 shutil.copyfileobj(digest.of(member, content), stream)
                 os.fchmod(stream.fileno(), 0o600)
@@ -289,7 +295,7 @@ def _extract(
 def _whole(
     archive: tarfile.TarFile, end: tarfile.TarInfo, more: tarfile.TarInfo | None, source: Path, digest: _Digest
 ) -> None:
-    """Check the last member of an archive: nothing follows it, and it has the digest of all before it."""
+    """Check an archive's last member: it has the digest of all members before it, and nothing follows."""
     told: Any = None
     content = archive.extractfile(end)
     if more is None and content is not None and end.size <= MAX_ABOUT:

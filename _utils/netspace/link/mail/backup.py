@@ -1,11 +1,12 @@
 """Backup and restoration of all mail of netspace's own broker, in one file. The broker is down for some seconds.
 
-A restoration checks the whole file (:mod:`netspace.link.mail.archive`) before it stops the broker.
+A restoration checks the whole file (:mod:`netspace.link.mail.archive`) before it stops the broker. It exchanges the
+data by one rename, and deletes the old mail once the node runs with the restored mail. If the node doesn't start, the
+old mail is put back.
 
-A restoration exchanges the data by one rename, and deletes the former mail once the node runs with the restored mail.
-If the node doesn't start, the former mail is put back. A killed run leaves one of the two to the node, and the other
-in the folder ``restoring``. The next apply then starts the broker if needed, and renames queues. The next restoration
-removes the folder; if the broker can't start with the restored mail, it first puts the former mail back.
+A killed run leaves one of the two sets of data to the node, and the other in the folder ``restoring``. The next apply
+starts the broker if needed, and renames queues. The next restoration removes the folder; if the broker can't start with
+the restored mail, it first puts the old mail back.
 
 Nothing here changes the record of links.
 """
@@ -36,9 +37,10 @@ _HERE = -100  # AT_FDCWD
 
 
 def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Write the broker's mail to *target*; return ``file`` and ``size``. The broker is down meanwhile.
+    """Write the broker's mail to *target*; return ``file`` and ``size``. The broker is down during this time.
 
-    :raises NetspaceError: netspace has no broker of its own here, or *target* can't be written. The broker runs again.
+    :raises NetspaceError: this host has no broker of netspace, or *target* can't be written. After an error the broker
+        runs again.
     """
     with files.refusals_told(), files.locked(layout.lock):
         spec = _own(layout)
@@ -64,8 +66,8 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
 
     The record of links stays. The next apply removes undeclared objects from the restored data.
 
-    :raises NetspaceError: netspace has no broker of its own here, *source* can't be used, or the node doesn't start
-        with its mail. The present mail stays then.
+    :raises NetspaceError: this host has no broker of netspace, *source* can't be used, or the node doesn't start with
+        its mail. In all these cases the present mail stays.
     """
     with files.refusals_told(), files.locked(layout.lock):
         spec = _own(layout)
@@ -122,7 +124,7 @@ def _writable(target: Path) -> None:
         raise NetspaceError(f"{target}: it is a folder; name a file")
     if found := paths.loose(target):
         raise NetspaceError(
-            f"{target}: others of this host can write to {found}; name a file in a folder of root's alone"
+            f"{target}: other users can write to {found}; name a file in a folder that only root can write"
         )
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -131,12 +133,15 @@ def _writable(target: Path) -> None:
 
 
 def _place(layout: Layout) -> Path:
-    """Return the folder of a restoration: on the file system of the broker's data, and only root can enter it."""
+    """Return the folder of a restoration. It is on the file system of the broker's data, and only root can enter it."""
     return layout.broker / "restoring"
 
 
 def _note(layout: Layout) -> None:
-    """Record the restored data's inode, which shows later whether the data are exchanged, and the former name keys."""
+    """Record the inode of the restored data, and the name keys of the old mail.
+
+    The inode shows later whether the data have been exchanged.
+    """
     place = _place(layout)
     record = {"restored": os.lstat(place / archive.DATA).st_ino, "names": names.exported(layout)}
     files.write_json(place / _FORMER, record)
@@ -144,13 +149,13 @@ def _note(layout: Layout) -> None:
 
 
 def _exchanged(place: Path) -> bool:
-    """Return whether the former mail is in *place*, and the broker has the restored mail."""
+    """Return whether the old mail is in *place*, so that the broker has the restored mail."""
     record = files.read_json(place / _FORMER)
     return record is not None and os.lstat(place / archive.DATA).st_ino != record["restored"]
 
 
 def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
-    """Remove the rest of a killed restoration. If the node can't start with the restored mail, put the former back."""
+    """Clean up after a killed restoration. If the node can't start with the restored mail, put the old mail back."""
     place = _place(layout)
     if _exchanged(place):
         try:
@@ -163,7 +168,7 @@ def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress:
 
 
 def _back(layout: Layout, supervisor: Supervisor) -> None:
-    """Give the former mail back to the broker, with its name keys. Leave the broker stopped."""
+    """Give the old mail back to the broker, with its name keys. The broker stays stopped."""
     place = _place(layout)
     record = files.read_json(place / _FORMER)
     if record is None:
@@ -178,7 +183,10 @@ def _back(layout: Layout, supervisor: Supervisor) -> None:
 
 
 def _drop(place: Path) -> None:
-    """Remove the folder of a restoration. Its record goes first, because the mail in it won't be whole any more."""
+    """Remove the folder of a restoration.
+
+    The note in it is deleted first, because during the removal the mail is no longer complete.
+    """
     if place.exists():
         files.remove(place / _FORMER)
         files.sync_all(place)
@@ -186,7 +194,7 @@ def _drop(place: Path) -> None:
 
 
 def _exchange(layout: Layout) -> None:
-    """Exchange the broker's data with those in :func:`_place` atomically (renameat2(2))."""
+    """Exchange the broker's data with the data in :func:`_place` atomically (renameat2(2))."""
     aside = _place(layout) / archive.DATA
     libc = ctypes.CDLL(None, use_errno=True)
     with archive.opened_folder(layout.broker / "data") as data:
@@ -201,7 +209,7 @@ def _exchange(layout: Layout) -> None:
 
 
 def _ensure(empty: Path, data: int) -> None:
-    """Give a broker without a data folder an *empty* one."""
+    """Make the data folder of a broker that has none, as a copy of the empty folder *empty*."""
     try:
         os.stat(archive.DATA, dir_fd=data, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Numbers of links for a monitoring system: messages, dead letters, expiries of certificates. Changes nothing."""
+"""Metrics of links for a monitoring system: messages, dead letters, expiries of certificates. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXCHANGES = "columns=name,message_stats.publish_in"
 
 
 def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> list[Family]:
-    """Return the metrics of links. If the broker doesn't answer, return only its state (down) and the expiries."""
+    """Return the metrics of links. If the broker doesn't answer, these are only its state (down) and the expiries."""
     assert record.broker is not None
     state, *_ = access.ask(layout, record, services, whole=False)
     found = list(_expiries(layout, record, record.broker))
@@ -36,7 +36,7 @@ def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> 
 
 
 def _expiries(layout: Layout, record: Record, broker: Broker) -> Iterator[Family]:
-    """Yield the earliest end of validity of each sort of certificate."""
+    """Yield for each sort of certificate the time at which the first one expires."""
     if not isinstance(broker, LocalBroker):
         return
     ends: dict[str, float | None] = {}

@@ -1,13 +1,13 @@
-"""Dead letters, messages that no mailbox could keep: show them, send them again through their link, or discard them.
+"""Dead letters (messages that no mailbox could keep): show them, send them again through their link, or discard them.
 
 The headers ``x-first-death-...`` of a dead letter can be trusted: the broker overwrites them when a message dies. So
-the exchange in them is the one to which the message was sent. A dead letter is sent again through that link only, and
-only if the link is still declared.
+the exchange in them is the one to which the message was sent. A dead letter is sent again through the link of that
+exchange only, and only if the link is still declared.
 
-Dead letters are listed by the management API. To send one again or to discard it, netspace holds it unacknowledged
-(``amqp``), so that no other consumer can get it. It is removed from its queue after the mailbox has confirmed it. If a
-run is killed, the broker requeues the held ones: none is lost, and at worst one is sent twice with the same
-``message_id``.
+Dead letters are listed by the management API. To send a dead letter again or to discard it, netspace holds it
+unacknowledged (``amqp``), so that no other consumer can get it. It is removed from its queue after the mailbox has
+confirmed it. If a run is killed, the broker requeues the held dead letters: none is lost, and at worst one is sent
+twice with the same ``message_id``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Letter:
     """One dead letter.
 
     :param link: ``<from>.<to>``; ``unknown`` if its headers don't name a link.
-    :param died: seconds since 1970.
+    :param reason: why it died, by the broker.
+    :param died: when it died, in seconds since 1970.
+    :param size: the bytes of its payload.
     """
 
     link: str
@@ -58,9 +60,9 @@ class Letter:
     payload: str = field(default="", repr=False)
 
     def shown(self, payload: bool) -> dict[str, Any]:
-        """Return the dead letter in the form for operators.
+        """Return the dead letter in the form in which operators see it.
 
-        :param payload: include the first ``SHOWN`` bytes of its payload.
+        :param payload: whether to include the first ``SHOWN`` bytes of its payload.
         """
         about: dict[str, Any] = {
             "link": self.link,
@@ -82,11 +84,11 @@ class Letter:
 
 @dataclass(frozen=True)
 class LetterFilter:
-    """A filter of dead letters.
+    """A choice of dead letters.
 
     :param limit: the most dead letters to choose.
-    :param link: choose those of this link; ``unknown``: those whose link is unknown; None: any.
-    :param message_id: choose those with this id; None: any.
+    :param link: choose those of this link; ``unknown``: those whose link is unknown; None: of any link.
+    :param message_id: choose those with this id; None: with any id.
     """
 
     limit: int = 100
@@ -119,7 +121,7 @@ class Letters:
         }
 
     def queues(self, api: Management) -> list[str]:
-        """Return the queues of dead letters, first the queues with old names, whose messages are older."""
+        """Return the queues of dead letters. Queues with old names come first, because their messages are older."""
         today = (self.called.dead, self.called.late)
         there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
         ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
@@ -136,7 +138,7 @@ class Letters:
         return sum(counts.values()), late
 
     def count(self, limit: int = 20, payload: bool = False) -> dict[str, Any]:
-        """Return ``{count, late, letters}``.
+        """Return the numbers of dead letters, and the first of them, as ``{count, late, letters}``.
 
         ``count`` is the number of all dead letters. ``late`` is the number of those that expired or were dropped from a
         full queue. ``letters`` lists up to *limit* of them.
@@ -154,13 +156,15 @@ class Letters:
     def redeliver(self, choice: LetterFilter | None = None, test: bool = False) -> dict[str, Any]:
         """Send dead letters again.
 
-        :param test: change nothing; return what would be done.
-        :return: ``sent``: by link, a number; ``kept``: by link, a number and the reason.
+        :param choice: the dead letters to send; None: up to 100.
+        :param test: whether to change nothing, and to return what would be done.
+        :return: ``sent``: the number of sent dead letters by link; ``kept``: the number of others by link, with the
+            reason.
         """
         return self._each(choice or LetterFilter(), "sent", self._why_not, self._send, test)
 
     def discard(self, choice: LetterFilter | None = None, test: bool = False) -> dict[str, Any]:
-        """Delete dead letters; return as :meth:`redeliver` does, with ``discarded`` in place of ``sent``."""
+        """Delete dead letters. The result is that of :meth:`redeliver`, with ``discarded`` for ``sent``."""
         return self._each(choice or LetterFilter(), "discarded", lambda _: "", lambda *_: "", test)
 
     def _each(
@@ -171,11 +175,13 @@ class Letters:
         act: Callable[[amqp.Connection, str, amqp.Held], str],
         test: bool,
     ) -> dict[str, Any]:
-        """Call *act* for each chosen dead letter, wherever it is in its queue.
+        """Call *act* for each chosen dead letter, wherever it is in its queue; return the numbers by link.
 
-        :param done: the key of the result for those that were handled.
-        :param why_not: returns, by link, why a dead letter can't be handled; empty: it can.
-        :param act: handles one; returns why it failed; empty: it succeeded, and the message is removed.
+        :param done: the key of the result for dead letters that were handled.
+        :param why_not: returns why a link's dead letters can't be handled, or an empty text.
+        :param act: handles a dead letter; returns why that failed, or an empty text. After a success the message is
+            removed.
+        :param test: whether to change nothing, and to return what would be done.
         """
         _within(choice.limit)
         tally = _Tally()
@@ -205,7 +211,10 @@ class Letters:
         return "" if link in self.exchanges else "the link is revoked"
 
     def _send(self, connection: amqp.Connection, link: str, held: amqp.Held) -> str:
-        """Publish a dead letter through its link and wait for the confirmation; return why it was refused, if so."""
+        """Publish a dead letter through its link; return why the broker refused it, or an empty text.
+
+        It waits for the broker's confirmation.
+        """
         properties = {key: value for key, value in held.properties.items() if key != "user_id"}
         headers = {
             key: value for key, value in held.headers.items() if key not in _ITS_OWN and not key.startswith(_DEATHS)
@@ -216,8 +225,9 @@ class Letters:
     def _connected(self, api: Management) -> Iterator[amqp.Connection]:
         """Yield an AMQP connection of the host itself.
 
-        On our broker it logs in by a temporary account, named by the broker's own SPIFFE ID. Only this host has a
-        certificate with that name. If a killed run leaves the account behind, the next apply removes it as undeclared.
+        On our broker, the connection logs in by a temporary account, named by the broker's own SPIFFE ID. Only this
+        host has a certificate with that name. If a killed run leaves the account behind, the next apply removes it as
+        undeclared.
         """
         try:
             if isinstance(self.broker, ClusterBroker):
@@ -263,7 +273,7 @@ def _first(broker: ClusterBroker, vhost: str) -> amqp.Connection:
 def _trust(known: authority.Authority, certificate: bytes) -> ssl.SSLContext:
     """Return a TLS context for our own broker.
 
-    It verifies the broker by the authority's trusted certificates and presents *certificate* as the client's.
+    The context verifies the broker by the authority's trusted certificates, and presents *certificate* as the client's.
     """
     context = ssl.create_default_context(cadata=known.anchors.decode())
     with open(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as memory:  # ssl loads only files
@@ -296,7 +306,7 @@ def came_by(exchange: str | None) -> str:
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
-    """Return the dead letter that an entry of the management API describes, trusting only fields that the broker wrote.
+    """Return the dead letter in an entry of the management API, by those fields that only the broker writes.
 
     A sender may have set any other field. A field that doesn't have the broker's form counts as absent.
     """
@@ -322,7 +332,11 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:
-    """Return the first messages of a queue; they stay in the queue."""
+    """Return the first messages of a queue, which stay in it.
+
+    :param number: the most messages to return.
+    :param truncate: the most bytes of each payload.
+    """
     body = {"count": number, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": truncate}
     return api.post("queues", vhost, queue, "get", body=body, timeout=60.0) or []
 

@@ -1,4 +1,4 @@
-"""Parked mail: messages in queues to which no link delivers any more. Counted here, and dropped on request.
+"""Parked mail: messages in queues to which no link delivers any more. The module counts them and drops them on request.
 
 Parked mail stays in its queue (``Record.parked``), even while the broker is stopped because there are no links.
 """
@@ -26,10 +26,10 @@ MAIL = "mail"
 
 
 def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
-    """Return the recorded owners of parked mail whose parked mail is certainly gone.
+    """Return those recorded owners of parked mail whose mail is certainly gone.
 
-    That happens to a link in memory: its queue is empty after the broker has ended. If the broker doesn't answer, no
-    owner is returned.
+    Mail can disappear if its link kept messages in memory: the queue is empty after the broker has ended. If the broker
+    doesn't answer, no owner is returned.
     """
     if not known.parked or known.broker is None or not known.links:
         return ()
@@ -54,7 +54,7 @@ def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Pla
 
     The broker's counts may miss messages of the last 10 s or so.
 
-    :param owners: environments and links whose parked mail is dropped.
+    :param owners: environments and links whose parked mail is to be dropped.
     :param going: links that the same run revokes. If there are any, the run drops all mail to which no other link
         delivers.
     """

@@ -1,4 +1,4 @@
-"""The refusals of one environment's messages that the broker remembers. Changes nothing."""
+"""Reader of the refusals of an environment's messages, as the broker stores them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LOOKED_AT = 100
 class Refused(NamedTuple):
     """The refusals of an environment's messages.
 
-    :param cut_off: why the broker last ended its connections, how often, and when (seconds since the epoch); empty if
-        it did not.
-    :param dead: dead letters by link and reason, among the first hundred.
+    :param cut_off: why the broker's guard last closed its connections, how often, and when (``why``, ``times``, ``at``
+        in seconds since the epoch); empty if that never happened.
+    :param dead: the numbers of its dead letters by link and reason, among the first hundred dead letters.
     :param error: why the broker couldn't be asked; empty if it answered.
     """
 
@@ -51,8 +51,8 @@ def refused(layout: Layout, environment: str) -> Refused:
 class InVain(NamedTuple):
     """The requests of an environment that the broker refused.
 
-    :param refusals: the oldest first.
-    :param unseen: why nothing is recorded; empty if it is.
+    :param refusals: the refused requests.
+    :param unseen: why nothing is recorded; empty if refusals are recorded.
     """
 
     refusals: list[Refusal]
@@ -60,7 +60,7 @@ class InVain(NamedTuple):
 
 
 def asked_in_vain(layout: Layout, environment: str) -> InVain:
-    """Return what the broker refused to *environment*."""
+    """Return the requests of *environment* that the broker refused."""
     record = read(layout)
     if not any(environment in (link.source, link.target) for link in record.links.values()):
         return InVain([], "it has no link, so it can't log in to the broker")

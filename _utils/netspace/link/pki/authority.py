@@ -1,19 +1,19 @@
-"""Certificate authority of one host's links: it issues the certificates by which environments and broker log in.
+"""Certificate authority of one host's links: issues the certificates by which environments and broker log in.
 
-Its key and certificate are made once, or come from the operator (``broker: {authority: FOLDER}``: an intermediate
-below a fleet's root). It issues short-lived certificates on P-256:
+Its key and certificate are made once, or come from the operator (``broker: {authority: FOLDER}``: an intermediate below
+a fleet's root). It issues short-lived certificates on P-256:
 
-- to an environment, for client authentication only. The SPIFFE ID
-  ``spiffe://<trust domain>/host/<host>/env/<name>`` is its only name, and the name of its account on the broker;
+- to an environment, for client authentication only. The SPIFFE ID ``spiffe://<trust domain>/host/<host>/env/<name>`` is
+  its only name, and the name of its account on the broker;
 - to the broker, for server authentication only, with the names that clients in environments connect to;
 - to the broker, for client authentication only, to log in at the brokers of other hosts.
 
-If links to other hosts are sealed, it also issues a long-lived certificate to this host's ``endorser``, for signing
-documents only.
+If links to other hosts are sealed, the authority also issues a long-lived certificate to this host's ``endorser``, for
+signing documents only.
 
-The authority's key never leaves ``<records>/link/authority.json``, which only root can read. This module talks to no
-broker. A certificate is due for renewal when less than a third of its lifetime is left, or when another authority
-issued it.
+The authority's key never leaves ``<records>/link/authority.json``, which only root can read. This module doesn't
+connect to any broker. A certificate is due for renewal when less than a third of its lifetime is left, or when another
+authority issued it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Issued:
     """The first line of an issued file. The rest of the file is the key, its certificate and the intermediates.
 
     :param id: SPIFFE ID of the owner.
-    :param begins: start of validity, in seconds since 1970; *ends*: end of validity.
+    :param begins: start of validity, in seconds since 1970.
+    :param ends: end of validity, in seconds since 1970.
     :param by: the issuing authority's ``name``.
     :param serves: the server name by which other hosts reach the owner; empty: none.
     """
@@ -73,16 +74,17 @@ class Issued:
     serves: str = ""
 
     def due(self, now: float, by: str) -> bool:
-        """Check whether the certificate must be renewed.
+        """Return whether the certificate must be renewed.
 
-        It must if less than a third of its lifetime is left, if it begins in the future, or if its issuer isn't *by*.
+        It must be renewed if less than a third of its lifetime is left, if it begins in the future, or if its issuer
+        isn't *by*.
         """
         third = (self.ends - self.begins) / 3
         return self.by != by or now > self.ends - third or now + SKEW < self.begins
 
 
 def issued(pem: bytes) -> Issued | None:
-    """Parse the first line of an issued file; None: it has no such line. The certificate is not read.
+    """Parse the first line of an issued file, and no certificate; return None if the file has no such line.
 
     :param pem: the first ``HEADER`` bytes of the file, or more.
     """
@@ -98,8 +100,10 @@ class Authority:
     :param pem: its key, then its certificate chain up to and including *anchor*.
     :param anchor: the trusted certificate (PEM): the operator's root, or the authority's own certificate.
     :param name: its identifier: the first 16 hex digits of its certificate's SHA-256.
-    :param begins: start of validity, in seconds since 1970; *ends*: the earliest end of validity in the chain.
-    :param source: digest of the operator's file that it was read from (``_source``); empty: made here.
+    :param begins: start of validity, in seconds since 1970.
+    :param ends: the earliest end of validity in the chain, in seconds since 1970.
+    :param source: a digest of the operator's file from which it was read (``_source``); empty: it was made on this
+        host.
     :param former: trusted certificates of previous authorities, each with the time until which it is trusted.
     """
 
@@ -119,11 +123,11 @@ class Authority:
 
     @property
     def anchors(self) -> bytes:
-        """The trusted certificates, as the content of one file."""
+        """The trusted certificates as the content of one PEM file."""
         return "".join(self.trusted).encode()
 
     def id(self, environment: str | None) -> str:
-        """Return the SPIFFE ID of an environment of this host; for None, the broker's."""
+        """Return the SPIFFE ID of an environment of this host; with None, the SPIFFE ID of the broker."""
         return spiffe_id(self.host, environment)
 
 
@@ -132,7 +136,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Authority | None:
-    """Return the recorded authority; None: there is none yet."""
+    """Return the recorded authority; None if there is none yet."""
     record = files.read_json(_path(layout))
     if record is None:
         return None
@@ -153,9 +157,11 @@ def remove(layout: Layout) -> None:
 
 
 def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: float) -> str:
-    """Return how the authority differs from the declaration *spec*; empty: nothing differs.
+    """Return a text on how the authority differs from the declaration *spec*; empty if it doesn't.
 
-    Reads the operator's file, if one is declared.
+    If an operator's file is declared, it is read.
+
+    :param now: seconds since 1970.
     """
     if known is None:
         return "absent"
@@ -179,11 +185,11 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
 def ensure(
     layout: Layout, spec: LocalBroker, now: float, *, replace: bool = False, distrust: bool = False
 ) -> Authority:
-    """Return the authority that *spec* declares; make, read or replace it where needed.
+    """Return the authority that *spec* declares; make it, read the operator's file, or replace it, if needed.
 
-    :param replace: replace the recorded authority even if it is as declared.
-    :param distrust: trust only the returned authority from now on. Otherwise the previous one stays trusted for
-        ``LIFE``, the lifetime of an environment's certificate.
+    :param replace: whether to replace the recorded authority even if it is as declared.
+    :param distrust: whether to trust only the returned authority from now on. Otherwise the previous one stays trusted
+        for ``LIFE``, the lifetime of an environment's certificate.
     :raises NetspaceError: the operator's authority can't be used.
     """
     known = read(layout)
@@ -206,12 +212,12 @@ def ensure(
 
 
 def domain(layout: Layout, spec: LocalBroker) -> str:
-    """Return the declared trust domain; by default the instance's name."""
+    """Return the trust domain: the declared one, or else the instance's name."""
     return spec.trust_domain or layout.instance
 
 
 def _label(hostname: str) -> str:
-    """Return a host name as a segment of a SPIFFE ID's path: other characters become ``-``."""
+    """Return a host name in the form of a segment of a SPIFFE ID's path: other characters become ``-``."""
     return _LABEL.sub("-", hostname.lower()).strip("-.") or "localhost"
 
 
@@ -288,9 +294,10 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
 
 
 def _source(spec: LocalBroker, raw: bytes) -> str:
-    """Return the digest of the operator's file, plus the trust domain if the host has links to other hosts.
+    """Return a text that identifies the operator's authority: the digest of the file *raw*.
 
-    The value changes when the first other host is declared, so the file is then checked again for name constraints.
+    If the host has links to other hosts, the trust domain is added. So the text changes when the first other host is
+    declared, and the file is then checked again for name constraints.
     """
     return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.among_hosts else "")
 
@@ -298,6 +305,7 @@ def _source(spec: LocalBroker, raw: bytes) -> str:
 def bounded(own: Certificate, trust_domain: str, where: str) -> None:
     """Check that the name constraints (RFC 5280, 4.2.1.10) of a host's authority permit only names of that host.
 
+    :param own: the authority's certificate.
     :param where: the prefix of errors.
     :raises NetspaceError: the name constraints permit other names, or lack one of the host's names.
     """
@@ -332,7 +340,7 @@ def _authority(host: str, key: EllipticCurvePrivateKey, chain: list[Certificate]
 
 # -- certificates that it issues ------------------------------------------------------------------------
 class Issuer:
-    """An authority with its key loaded, to issue certificates."""
+    """An authority with its key loaded, which issues certificates."""
 
     def __init__(self, authority: Authority) -> None:
         from cryptography import x509

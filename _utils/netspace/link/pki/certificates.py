@@ -2,11 +2,12 @@
 
 An environment's key is on no disk: it is in ``layout.identity(<name>)`` (readable by root alone), and in the
 environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at once. A client
-reads the file whenever it connects; established connections don't need it. After a reboot all are issued again.
+reads the file whenever it connects; established connections don't need it. After a reboot all certificates are issued
+again.
 
 An environment's account on the broker is named by its SPIFFE ID; ``objects`` and ``diff`` name it ``env.<name>``.
 :class:`Accounts` converts these names. Environments in ``broker: {passwords: [...]}`` have a password instead of a
-certificate, as have all environments on a broker that isn't ours.
+certificate, as have all environments on a broker that isn't netspace's own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SERVER, CLIENT = "server.pem", "client.pem"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
-    """Return the environments among *environments* that log in by certificate."""
+    """Return those of *environments* that log in by certificate."""
     return set(environments) - set(broker.passwords) if isinstance(broker, LocalBroker) else set()
 
 
@@ -51,12 +52,12 @@ def path(layout: Layout, environment: str) -> Path:
 class Identities:
     """The authority and its issued certificates, as observed at one time.
 
-    :param host: SPIFFE ID of the host; None: there is no authority yet.
-    :param lacking: how the authority differs from the declaration; empty: it doesn't.
+    :param host: the SPIFFE ID of the host; None: there is no authority yet.
+    :param lacking: how the authority differs from the declaration; empty if it doesn't.
     :param by: the authority's name.
-    :param trusted: digest of the trusted certificates.
-    :param issued: the certificates by environment. Key ``None``: the broker's server certificate; key :data:`CLIENT`:
-        its client certificate for brokers of other hosts.
+    :param trusted: a digest of the trusted certificates.
+    :param issued: the certificates by environment. The key ``None`` has the broker's server certificate, the key
+        :data:`CLIENT` its client certificate for brokers of other hosts.
     :param now: the time of the observation, in seconds since 1970.
     """
 
@@ -68,7 +69,10 @@ class Identities:
     now: float = 0.0
 
     def changes(self, broker: Broker, environments: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Return the certificates to issue to *environments* and to the broker, because they are missing or due."""
+        """Return the certificates to issue to *environments* and to the broker, as a step's changes.
+
+        Certificates are issued if they are missing or due.
+        """
         if not isinstance(broker, LocalBroker):
             return {}
         if self.lacking:
@@ -87,7 +91,7 @@ class Identities:
 
 
 def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: float) -> Identities:
-    """Observe the issued certificates. Only the first line of each file is read."""
+    """Return the issued certificates. Only the first line of each file is read."""
     if not isinstance(broker, LocalBroker):
         return Identities(now=now)
     known = authority.read(layout)
@@ -103,7 +107,7 @@ def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: fl
 
 
 def trusted(layout: Layout, broker: Broker) -> str:
-    """Return the digest of the certificates that clients and broker trust; empty: there are none."""
+    """Return a digest of the certificates that clients and broker trust; empty if there are none."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return "" if known is None else _digest(known)
 
@@ -113,12 +117,12 @@ def _digest(known: Authority) -> str:
 
 
 def serves(broker: LocalBroker) -> str:
-    """Return the server name by which other hosts reach *broker*; empty: no other host does."""
+    """Return the server name by which other hosts reach *broker*; empty if no other host does."""
     return str(broker.trust_domain) if broker.listen else ""
 
 
 def _due(one: Issued | None, whose: str, by: str, now: float, serves: str = "") -> bool:
-    """Return whether a certificate must be issued: it is missing or due, or has another name or authority."""
+    """Return whether a certificate must be issued, because it is missing or due, or has another name or authority."""
     return one is None or one.id != whose or one.serves != serves or one.due(now, by)
 
 
@@ -142,9 +146,9 @@ def ensure(
 ) -> tuple[set[str], bool]:
     """Issue missing and due certificates to the environments and to the broker.
 
-    :param owner: owner and group of the broker's files: root, and the group as which it runs.
-    :param replace: replace the authority first.
-    :param distrust: trust no previous authority from now on.
+    :param owner: owner and group of the broker's files: root, and the group of the broker's process.
+    :param replace: whether to replace the authority first.
+    :param distrust: whether to stop trusting previous authorities.
     :return: the environments that got a new certificate, and whether the broker must reload its files.
     """
     if not isinstance(broker, LocalBroker):
@@ -194,11 +198,11 @@ def known(layout: Layout) -> set[str]:
 
 @dataclass(frozen=True)
 class Accounts:
-    """Conversion between our names of accounts (``env.<name>``) and the broker's (SPIFFE IDs).
+    """Conversion between netspace's names of accounts (``env.<name>``) and the broker's (SPIFFE IDs).
 
-    :param host: SPIFFE ID of this host; None: the broker's names are ``env.<name>`` too.
+    :param host: the SPIFFE ID of this host; None: the broker's names are ``env.<name>``, too.
     :param by_password: environments that log in by password; the broker's names of their accounts are ``env.<name>``.
-    :param hosts: SPIFFE IDs of other hosts, by their names.
+    :param hosts: the SPIFFE IDs of other hosts, by the hosts' names.
     """
 
     host: str | None = None
@@ -206,7 +210,7 @@ class Accounts:
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     def there(self, name: str) -> str:
-        """Return the broker's name of our account *name*."""
+        """Return the broker's name of the account that netspace calls *name*."""
         kind, _, end = name.partition(".")
         if self.host is None or kind != "env" or end in self.by_password:
             return name
@@ -217,9 +221,9 @@ class Accounts:
         return spiffe.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
 
     def here(self, name: str) -> str:
-        """Return our name of the broker's account *name*.
+        """Return netspace's name of the account that the broker calls *name*.
 
-        The name is prefixed by :data:`STALE` if the account isn't the one by which the environment logs in as declared.
+        The result begins with :data:`STALE` if the declared way to log in uses another account for that environment.
         """
         if self.host is None:
             return name
@@ -235,7 +239,10 @@ class Accounts:
         return ours if self.there(ours) == name else f"{STALE}{name}"
 
     def _environment(self, name: str) -> str:
-        """Return the environment of an account, in any trust domain of this host; empty: it has none on this host."""
+        """Return the environment of this host to which an account belongs; empty if there is none.
+
+        The account's trust domain doesn't matter.
+        """
         host, slash, environment = name.partition("/env/")
         if slash:
             same = host.startswith("spiffe://") and host.rpartition("/")[2] == str(self.host).rpartition("/")[2]
@@ -243,11 +250,11 @@ class Accounts:
         return name.removeprefix("env.") if name.startswith("env.") else ""
 
     def told(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the broker's *definitions* with our names of accounts."""
+        """Return the broker's *definitions* with account names converted to netspace's."""
         return self._named(definitions, self.here)
 
     def document(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """Return our *definitions* with the broker's names of accounts."""
+        """Return netspace's *definitions* with account names converted to the broker's."""
         return self._named(definitions, self.there)
 
     def _named(self, definitions: Mapping[str, Any], rename: Any) -> dict[str, Any]:
@@ -261,10 +268,9 @@ class Accounts:
         return {**definitions, **renamed}
 
     def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
-        """Return the accounts in our vhost whose way to log in isn't the declared one.
+        """Return the accounts in our vhost whose way to log in isn't the declared one, by the broker's names.
 
-        The names returned are those on the broker. Such accounts were made by an older version of netspace, or for an
-        older declaration.
+        Such accounts were made by an older version of netspace, or for an older declaration.
         """
         users = {one["name"] for one in definitions.get("users", ())}
         return sorted(
@@ -277,7 +283,7 @@ class Accounts:
 def accounts(broker: Broker, host: str | None) -> Accounts:
     """Return the conversion of account names for *broker*.
 
-    :param host: SPIFFE ID of this host; None: it has none yet.
+    :param host: the SPIFFE ID of this host; None: it has none yet.
     """
     if not isinstance(broker, LocalBroker):
         return Accounts()
@@ -288,7 +294,7 @@ def accounts(broker: Broker, host: str | None) -> Accounts:
 class Access:
     """The log-in of environments: the account name in the card, and the files beside the card.
 
-    :param authority: None: the broker isn't ours, or there is no authority yet.
+    :param authority: the host's authority; None: the broker isn't netspace's own, or there is no authority yet.
     """
 
     layout: Layout
@@ -297,15 +303,15 @@ class Access:
     authority: Authority | None = field(default=None, repr=False)
 
     def identity(self, environment: str) -> str | None:
-        """Return the environment's SPIFFE ID; empty: there is no authority yet; None: it logs in by password."""
+        """Return the environment's SPIFFE ID; None if it logs in by password; empty without an authority."""
         if not certified(self.broker, [environment]):
             return None
         return self.authority.id(environment) if self.authority else ""
 
     def files(self, environment: str) -> dict[str, bytes]:
-        """Return the environment's files by name: key and certificate, and the trusted certificates; or its password.
+        """Return the files by which an environment logs in, by name; nothing if they don't exist yet.
 
-        Return no file if these don't exist yet.
+        They are the key with its certificate, and the trusted certificates; or the password.
         """
         if certified(self.broker, [environment]):
             with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """Random passwords of environments' broker accounts, each in its own file that only root can read.
 
-The files are ``<records>/credentials/<environment>.json``. Only the caller gets a password; none is logged.
+The files are ``<records>/credentials/<environment>.json``. A password is returned to the caller only, and never logged.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def _path(layout: Layout, environment: str) -> Path:
 
 
 def read(layout: Layout, environment: str) -> str | None:
-    """Return the environment's password; None: it has none."""
+    """Return the environment's password; None if it has none."""
     record = files.read_json(_path(layout, environment))
     return None if record is None else _password(record, environment)
 
 
 def read_all(layout: Layout) -> dict[str, str]:
-    """Return every environment's password."""
+    """Return the passwords of all environments that have one, by environment."""
     records = files.read_records(layout.records("credentials"))
     return {name: _password(record, name) for name, record in records.items()}
 

@@ -1,7 +1,7 @@
-"""Service that replaces certificates before they expire, on a host on which no apply runs for days.
+"""Service that replaces certificates before they expire, in case no apply runs for days.
 
-It is a shell that sleeps (it needs less than a megabyte) and runs ``python -m netspace renew`` each hour
-(:mod:`netspace.renew`). An apply renews certificates too.
+The service is a shell that sleeps (it needs less than a megabyte) and runs ``python -m netspace renew`` each hour
+(:mod:`netspace.host.renew`). An apply renews certificates, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def service(layout: Layout) -> Service:
 
 
 def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | None]]:
-    """Return the change that starts the renewer if it is *wanted*, or else removes it; empty: none is needed."""
+    """Return the change of the service that is needed; empty if none is.
+
+    If it is *wanted*, it must run; otherwise it must be removed.
+    """
     state = None if status is None else status.state
     if wanted and state not in ("running", "starting"):
         return {"renewal of certificates": {"old": state, "new": "running"}}

@@ -1,9 +1,9 @@
 """Root certificate authority of a fleet's links, and the authorities of single hosts below it.
 
-A host makes a key, which never leaves it, and a certificate signing request (:func:`request`). The machine with the
-root issues the certificate (:meth:`Root.certify`). The host stores it (:func:`adopt`) in the folder that
-``broker: {authority: ...}`` names. Name constraints (RFC 5280, 4.2.1.10) limit each host's authority to names of that
-host. Brokers and clients check them, so an attacker who takes over one host can't impersonate another.
+A host makes a key, which never leaves the host, and a certificate signing request (:func:`request`). The machine with
+the root issues the certificate (:meth:`Root.certify`). The host stores it (:func:`adopt`) in the folder that ``broker:
+{authority: ...}`` names. Name constraints (RFC 5280, 4.2.1.10) limit each host's authority to names of that host.
+Brokers and clients check these constraints, so an attacker who takes over one host can't impersonate another.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def configured(given: object) -> Root:
     """Return the root that the master's configuration names.
 
     :param given: the value of ``netspace.link``; None: the default.
-    :raises NetspaceError: it is malformed.
+    :raises NetspaceError: the value is malformed.
     """
     settings = given or {}
     if not isinstance(settings, dict) or set(settings) - {"root"} or not isinstance(settings.get("root", ROOT), str):
@@ -44,7 +44,7 @@ def configured(given: object) -> Root:
 class Root:
     """The root in *folder*, which only root can read: ``root.pem`` holds its key and its certificate.
 
-    Methods raise NetspaceError if that file can't be used.
+    Methods raise NetspaceError if ``root.pem`` can't be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,12 +83,13 @@ class Root:
             files.write(self.path, (x509_helpers.private(key) + x509_helpers.text(certificate)).encode())
 
     def certify(self, request: str, trust_domain: str) -> str:
-        """Return the certificate (PEM) of a host's authority for names of *trust_domain*, then the root's.
+        """Return a host authority's certificate (PEM) for *trust_domain*, followed by the root's.
 
-        :param request: the certificate signing request from :func:`request` on that host.
-        :raises NetspaceError: the request can't be used; or this trust domain belongs to another key; or a trust
-            domain above or below it was issued, so that one host could impersonate the other. ``certified.json``
-            beside the root lists which key has which trust domain.
+        ``certified.json`` beside the root records which key has which trust domain.
+
+        :param request: the certificate signing request that :func:`request` made on that host.
+        :raises NetspaceError: the request can't be used; or this trust domain belongs to another key; or a trust domain
+            above or below it was issued, so that one host could impersonate the other.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -124,7 +125,7 @@ class Root:
         return x509_helpers.text(certificate) + x509_helpers.text(own)
 
     def _grant(self, trust_domain: str, whose: Any) -> None:
-        """Record that a trust domain belongs to a key, until it is released.
+        """Record that a trust domain belongs to a key, until the trust domain is released.
 
         :raises NetspaceError: it belongs to another key, or overlaps with another trust domain.
         """
@@ -151,7 +152,8 @@ class Root:
     def given(self) -> dict[str, Any]:
         """Return the key of each issued trust domain: the SHA-256 of its SubjectPublicKeyInfo, in hex.
 
-        :raises NetspaceError: the file is missing or damaged. A trust domain could then be issued to a second key.
+        :raises NetspaceError: the file is missing or damaged. Without it, a trust domain could be issued to a second
+            key.
         """
         given = files.read_json(self._given, files.KEPT)
         if given is None and self.path.exists():
@@ -161,7 +163,7 @@ class Root:
         return given or {}
 
     def release(self, trust_domain: str) -> None:
-        """Release a trust domain, so that the next key that requests it gets it.
+        """Release a trust domain, so that another key can get it.
 
         **Issued certificates stay valid.**
 
@@ -171,7 +173,7 @@ class Root:
             given = self.given()
             if trust_domain not in given:
                 others = ", ".join(sorted(given)) or "none"
-                raise NetspaceError(f"trust domain {trust_domain}: no key has it; those that were given: {others}")
+                raise NetspaceError(f"trust domain {trust_domain}: no key has it; domains with a key: {others}")
             files.write_json(self._given, {name: key for name, key in given.items() if name != trust_domain})
 
     def _read(self) -> tuple[Any, Any]:
@@ -186,7 +188,10 @@ class Root:
 
 
 def request(folder: Path) -> str:
-    """Return a certificate signing request (PEM) for the key in *folder*; make the key if there is none."""
+    """Return a certificate signing request (PEM) for the key in *folder*; make the key if there is none.
+
+    :raises NetspaceError: the file of the key holds no key.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -205,9 +210,9 @@ def request(folder: Path) -> str:
 
 
 def adopt(folder: Path, chain: str) -> bool:
-    """Store the certificate chain from :meth:`Root.certify` beside the key; return whether it differs from the old one.
+    """Store a certificate chain from :meth:`Root.certify` beside the key; return whether it is new.
 
-    :raises NetspaceError: it is for another key, or it isn't a chain.
+    :raises NetspaceError: the chain is for another key, or it isn't a chain.
     """
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature

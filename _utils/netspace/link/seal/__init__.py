@@ -1,1 +1,1 @@
-"""Seals: encryption of messages between hosts, and the endorsement of the hosts' keys."""
+"""Seals: the keys with which messages between hosts are encrypted, and the endorsement of these keys."""

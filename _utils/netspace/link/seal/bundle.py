@@ -1,16 +1,19 @@
 """Bundles, in which a host publishes its keys for sealed links to one other host: made, checked and stored here.
 
-:func:`make` makes the bundle of this host for one other host. A bundle holds the certificate chain of the host's
-endorser, and a JWT that the endorser signed. The JWT holds the public encryption keys of those environments for which
-the other host seals. It also holds the thumbprint of the other host's endorser key, if that is known. There is no
-secret in a bundle. Its courier (Salt's master, or a person) can only withhold it. :func:`opened` accepts a bundle if
+A bundle of this host for another host (:func:`make`) holds the certificate chain of this host's endorser, and a JWT
+that the endorser signed. The JWT holds the public encryption keys of those environments for which the other host seals.
+It also holds the thumbprint of the other host's endorser key, if that is known. A bundle holds no secret. Its carrier
+(Salt's master, or a person) can only withhold it.
+
+A received bundle is accepted (:func:`opened`) if
 
 1. it has exactly the members that :func:`make` writes, within their sizes;
 2. its certificates prove that a key is the endorser of a declared host (:mod:`netspace.link.seal.path_validation`);
 3. that key signed it, its audience is this host, and its time isn't in the future;
 4. each key is on P-256, its ``kid`` is its thumbprint, its use is encryption, and its lifetime isn't too long.
 
-:func:`adopt` stores it in ``<records>/bundles/<host>.json``, if it isn't older than the stored one.
+An accepted bundle is stored (:func:`adopt`) in ``<records>/bundles/<host>.json``, if it isn't older than the stored
+one.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ Id = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A structure whose decoder refuses unknown members."""
+    """Base of structures whose decoder refuses unknown members."""
 
 
 class _Form(_Strict, frozen=True):
@@ -95,8 +98,9 @@ class Bundle(_Strict, frozen=True):
 def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping[str, Any]]], now: float) -> str:
     """Return this host's bundle for another host, as text.
 
+    :param own: this host's endorser, which signs the bundle.
     :param to: the other host's SPIFFE ID.
-    :param knows: ``kid`` of the other host's endorser; empty: it isn't known.
+    :param knows: the ``kid`` of the other host's endorser; empty: it isn't known.
     :param keys: public encryption keys of environments of this host, by environment.
     """
     claims = {"iss": own.host, "aud": to, "iat": round(now, 3), "knows": knows, "keys": keys}
@@ -104,7 +108,7 @@ def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping
 
 
 def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tuple[str, Bundle]:
-    """Check a bundle; return the declared name of its host, and its content.
+    """Check a bundle; return the declared name of the host that made it, and its content.
 
     :param known: this host's authority, with this host's SPIFFE ID and the trusted roots.
     :raises NetspaceError: a check failed.
@@ -154,7 +158,7 @@ def adopt(
     """Check and store a bundle; return the name of its host, and whether its content differs from the stored one.
 
     :param wanted: the hosts whose bundles are accepted.
-    :raises NetspaceError: a check failed, it is older than the stored one, or its host isn't *wanted*.
+    :raises NetspaceError: a check failed, the bundle is older than the stored one, or its host isn't *wanted*.
     """
     name, found = opened(text, broker, known, now)
     if name not in wanted:

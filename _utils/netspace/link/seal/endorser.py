@@ -1,15 +1,15 @@
 """Endorser of a host: a key that certifies to other hosts which environment a signing key belongs to.
 
-A message over a sealed link to another host carries an *endorsement* of its signing key. This is a JWT (RFC 7519,
-RFC 7800), signed by the endorser of the sender's host: "this key belongs to this environment until this time". So
-receivers on other hosts need only the endorser's key (``bundle``), which stays when the environments' keys change.
+A message over a sealed link to another host carries an *endorsement* of its signing key. This is a JWT (RFC 7519, RFC
+7800), signed by the endorser of the sender's host: "this key belongs to this environment until this time". So receivers
+on other hosts need only the endorser's key (``bundle``), which stays when the environments' keys change.
 
-The host's authority certifies the endorser for this purpose only: its only name is ``<the host's SPIFFE ID>/seals``,
-and its only use is to sign documents (RFC 9336). No broker accepts this certificate, and no certificate of an
-environment or a broker is accepted as an endorser's.
+The host's authority certifies the endorser for this purpose only: the only name in its certificate is ``<the host's
+SPIFFE ID>/seals``, and the only use is to sign documents (RFC 9336). No broker accepts this certificate, and no
+certificate of an environment or a broker is accepted as an endorser's.
 
 The endorser has its own key for three reasons. An authority's key is for certificates only (RFC 5280, 4.2.1.3). The
-authority may be on another curve, the endorser is on P-256. And the endorser's key stays when the authority is
+authority may be on another curve, but the endorser must be on P-256. And the endorser's key stays when the authority is
 replaced, so no message is lost then.
 
 The file is ``<records>/endorser/own.json``, readable by root alone, made with the first sealed link to another host.
@@ -47,10 +47,10 @@ PROMISE = 90 * DAY
 class Endorser:
     """The recorded endorser.
 
-    :param host: SPIFFE ID of this host.
+    :param host: the SPIFFE ID of this host.
     :param kid: its key's thumbprint (RFC 7638).
-    :param by: name of the authority that certified it.
-    :param ends: the end of its certification, in seconds since 1970.
+    :param by: the name of the authority that certified it.
+    :param ends: when its certificate expires, in seconds since 1970.
     :param pem: its private key.
     :param chain: its certificate chain (PEM), the root last.
     """
@@ -63,7 +63,10 @@ class Endorser:
     chain: str
 
     def endorsed(self, key: Mapping[str, Any], environment: str, now: float) -> bool:
-        """Check whether *key* has an endorsement by this endorser for *environment* that is valid for ``LEFT`` more."""
+        """Return whether *key* has a lasting endorsement by this endorser for *environment*.
+
+        It must be valid for at least ``LEFT`` seconds more.
+        """
         token = key.get("endorsement")
         if not token:
             return False
@@ -103,7 +106,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Endorser | None:
-    """Return the recorded endorser; None: there is none."""
+    """Return the recorded endorser; None if there is none."""
     record = files.read_json(_path(layout))
     if record is None:
         return None
@@ -115,7 +118,7 @@ def read(layout: Layout) -> Endorser | None:
 
 
 def lacking(known: Endorser | None, authority: Authority | None) -> str:
-    """Return why the endorser must be certified (again); empty: the present certificate is good."""
+    """Return why the endorser must be certified (again); empty if its present certificate is valid."""
     if known is None:
         return "absent"
     if authority is None or known.host != authority.host:
@@ -124,7 +127,7 @@ def lacking(known: Endorser | None, authority: Authority | None) -> str:
 
 
 def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
-    """Return the endorser, certified by *authority*; make it if there is none. An existing one keeps its key.
+    """Return the endorser, certified by *authority*; make it if there is none. An existing endorser keeps its key.
 
     :raises NetspaceError: there is no authority yet.
     """

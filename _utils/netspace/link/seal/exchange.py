@@ -1,7 +1,7 @@
 """Exchange of bundles (``bundle``) between the hosts of a fleet. Does no I/O itself: callers pass functions for it.
 
-The courier of bundles need not be trusted. If two minions claim the same host name, neither gets the bundles for that
-host, and the conflict is reported: one of them must not learn what is meant for the other.
+The machine that carries the bundles need not be trusted. If two minions claim the same host name, neither gets the
+bundles for that host, and the conflict is reported: one of them must not learn what is meant for the other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ ROUNDS = 2
 def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], Any]) -> dict[str, Any]:
     """Collect the bundles of all hosts and deliver each to the host for which it is meant.
 
-    :param ask: returns the result of ``netspace_link.seal_bundles`` by minion.
+    :param ask: returns the results of ``netspace_link.seal_bundles``, by minion.
     :param hand: runs ``netspace_link.seal_adopt`` on one minion; returns its result, or an exception.
-    :return: ``exchanged``: by host, the other hosts whose bundle was new to it; ``problems``.
+    :return: ``exchanged``: for each host, the other hosts whose bundle was new to it; and ``problems``: texts.
     """
     heard: dict[str, set[str]] = {}
     problems: list[str] = []

@@ -1,14 +1,14 @@
-"""Keys of environments for sealed links: each has a pair to sign and a pair to encrypt, made and renewed here.
+"""Keys of environments for sealed links: each has a key pair to sign and one to encrypt, made and renewed here.
 
 The files are ``<records>/seals/<environment>.json``, readable by root alone. Each environment gets its own keys in
 ``/run/netspace``, and in its card the public keys of its peers. Only the environments seal and open messages
 (``docs/seals.md``); the host doesn't.
 
 A new key is published for a while before it is used (``nbf``). An old key is kept for as long as a message that was
-sealed for it may be under way. So no message is lost when keys are renewed. Like passwords, keys are on disk: without
-them, nobody could open mail that waits in a mailbox over a reboot.
+sealed for it may be under way. So no message is lost when keys are renewed. Like passwords, keys are on disk. Otherwise
+nobody could open mail that waits in a mailbox over a reboot.
 
-Other hosts may learn of a new encryption key late. So a published encryption key is promised to them for
+Other hosts may learn of a new encryption key late. So a published encryption key is promised to other hosts for
 ``endorser.PROMISE``, and kept for that time, even if the link is revoked meanwhile. Other hosts need no list of signing
 keys: each message carries the endorsement of its signing key by this host's ``endorser``.
 """
@@ -52,9 +52,9 @@ def members(links: Iterable[Link]) -> set[str]:
 class Promise:
     """The promise to other hosts for an environment whose keys they use.
 
-    Its signing keys are endorsed, and its published encryption keys stay valid for ``endorser.PROMISE``.
+    The environment's signing keys are endorsed, and its published encryption keys stay valid for ``endorser.PROMISE``.
 
-    :param environment: its name.
+    :param environment: the environment's name.
     :param by: this host's endorser; None: there is none yet.
     """
 
@@ -63,12 +63,15 @@ class Promise:
 
 
 def promises(by: Endorser | None, links: Iterable[Link]) -> dict[str, Promise]:
-    """Return, by name, the promise for each environment whose keys other hosts use."""
+    """Return the promises for the environments whose keys other hosts use, by environment."""
     return {name: Promise(name, by) for name in peers.members(links)}
 
 
 def due(keys: Keys, now: float, promise: Promise | None = None) -> str:
-    """Return why an environment's keys must be made, renewed, endorsed or deleted; empty: they stay."""
+    """Return why an environment's keys must be made, renewed, endorsed or deleted; empty if they can stay.
+
+    :param promise: the promise for the environment; None: no other host uses its keys.
+    """
     if old := _old(keys, now):
         return old
     if len(kept(keys, now, lasting=promise is not None)) < len(keys):
@@ -84,7 +87,7 @@ def _old(keys: Keys, now: float) -> str:
 
 
 def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
-    """Return the signing keys without an endorsement that lasts."""
+    """Return the signing keys that have no endorsement, or one that expires soon."""
     by = promise.by
     return [
         key for key in keys if key["use"] == "sig" and (by is None or not by.endorsed(key, promise.environment, now))
@@ -92,7 +95,10 @@ def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, A
 
 
 def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
-    """Return *keys*, with a new endorsement for each signing key that needs one."""
+    """Return *keys*, with a new endorsement for each signing key that needs one.
+
+    :param promise: names the environment and the endorser.
+    """
     assert promise.by is not None
     lacking = {key["kid"] for key in _unendorsed(keys, now, promise)}
     return [
@@ -102,7 +108,7 @@ def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]
 
 
 def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
-    """Return the public encryption keys to publish to other hosts.
+    """Return the public encryption keys to publish to other hosts, each with its expiry ``exp``.
 
     They are the newest two, because the newest may not be in use yet.
     """
@@ -118,20 +124,21 @@ def awaited(keys: Keys, now: float) -> bool:
 
 
 def renewed(keys: Keys, now: float, lead: float = LEAD, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """Return the keys to keep (:func:`kept`), and a new pair for each use.
+    """Return the keys to keep (:func:`kept`), and a new key pair for each use.
 
     An environment's first keys are in use at once, because there are no others to use meanwhile.
 
     :param lead: seconds until new keys come into use.
+    :param lasting: whether other hosts use the encryption keys.
     """
     since = now + lead if keys else now
     return [*kept(keys, now, lasting=lasting), *(_made(use, since) for use in USES)]
 
 
 def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """Return *keys* without keys that were replaced so long ago that no message sealed for them can be under way.
+    """Return *keys* without those that were replaced so long ago that no message sealed for them can be under way.
 
-    :param lasting: other hosts use the encryption keys, each for ``endorser.PROMISE``.
+    :param lasting: whether other hosts use the encryption keys, each for ``endorser.PROMISE``.
     """
     gone = {
         old["kid"]
@@ -147,7 +154,7 @@ def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, 
 def told(
     content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: PeerKeys | None = None
 ) -> dict[str, Any]:
-    """Return the card with a ``seal`` entry for each sealed link, with the public keys of its other end.
+    """Return the card with a ``seal`` entry for each sealed link, which has the public keys of the other end.
 
     :param content: the card without seals (``card.card``).
     :param keys: the keys of this host's environments.
@@ -178,7 +185,7 @@ def _public(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def handed(name: str, links: Collection[Link], keys: Mapping[str, Keys]) -> dict[str, bytes]:
-    """Return, by file name, the file with an environment's own keys; empty: none of its *links* is sealed."""
+    """Return the file with an environment's own keys, by file name; nothing if none of its *links* is sealed."""
     own = keys.get(name)
     if not own or not any(link.seal for link in links):
         return {}
@@ -193,10 +200,11 @@ def read_all(layout: Layout) -> dict[str, Keys]:
 
 
 def ensure(layout: Layout, environments: Collection[str], now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Make keys for environments without any or with old ones, endorse them, and delete keys that are no longer needed.
+    """Bring the keys of environments up to date; return the environments whose keys changed.
 
-    :param promises: the promises for environments whose keys other hosts use, by name.
-    :return: the environments whose keys changed.
+    Missing keys are made, old ones renewed and endorsed, and keys that are no longer needed are deleted.
+
+    :param promises: the promises for environments whose keys other hosts use, by environment.
     """
     known = read_all(layout) if environments else {}
     changed = []
@@ -218,7 +226,11 @@ def renew(
     lead: float = LEAD,
     promises: Mapping[str, Promise] | None = None,
 ) -> list[str]:
-    """Make new keys for the environments of *environments* that have keys; return the names of these."""
+    """Make new keys for those of *environments* that have keys; return the names of these environments.
+
+    :param lead: seconds until the new keys come into use.
+    :param promises: for each environment whose keys other hosts use, the promise to keep these keys (see above).
+    """
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
     for name in chosen:
@@ -240,10 +252,10 @@ def _keep(layout: Layout, name: str, keys: Keys) -> bool:
 
 
 def leave(layout: Layout, environments: Collection[str], now: float) -> None:
-    """Delete the keys of *environments* without a sealed link, unless other hosts may still seal for these.
+    """Delete the keys of *environments*, which have no sealed link any more, unless other hosts may still use them.
 
-    A link that was withheld for lack of trust may be back soon. Mail that waits in another host's outbox must then
-    still be readable.
+    A link that was withheld for lack of trust may come back soon. Mail that waits in another host's outbox must still
+    be readable when it does.
     """
     known = read_all(layout) if environments else {}
     remove(layout, [name for name in environments if not awaited(known.get(name, ()), now)])

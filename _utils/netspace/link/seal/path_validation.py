@@ -1,14 +1,15 @@
 """Certification path validation (RFC 5280) of another host's endorser, up to a root that this host trusts.
 
-It accepts exactly the chains that :meth:`netspace.link.pki.authority.Issuer.endorser` issues. The checks are
-written out here because ``cryptography.x509.verification`` doesn't support name constraints of URIs; signatures,
-encodings and names are checked by ``cryptography``. Fetches nothing, reads no file, knows no clock. A chain is
-accepted if
+It accepts exactly the chains that :meth:`netspace.link.pki.authority.Issuer.endorser` issues. The checks are written
+out here because ``cryptography.x509.verification`` doesn't support name constraints of URIs; signatures, encodings and
+names are checked by ``cryptography``. The module fetches nothing, reads no file, and gets the time from its caller. A
+chain is accepted if
 
 1. it has 3 to ``MAX`` certificates, and the only name in the first one is the endorser of a declared host;
 2. each was issued by the next, with a digest of 256 bits or more, and the last is a trusted root;
 3. all but the first are authorities whose path length permits the chain, and all are valid now;
-4. every name constraint permits the host's trust domain, and that of the host's own authority permits nothing else;
+4. every name constraint permits the host's trust domain, and the constraint of the host's own authority permits nothing
+  else;
 5. the first has a key on P-256 and is for an endorser only, and this module understands all critical extensions.
 """
 
@@ -33,12 +34,12 @@ _UNDERSTOOD = {"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.30", "2.5.29.37", 
 
 
 class Untrusted(NetspaceError):
-    """The certificates don't prove that a key belongs to the endorser of a declared host."""
+    """Error: the certificates don't prove that a key belongs to the endorser of a declared host."""
 
 
 @dataclass(frozen=True)
 class ValidatedEndorser:
-    """The endorser of another host, as proved by its certificates.
+    """The endorser of another host, as its certificates prove it.
 
     :param name: the declared name of the host.
     :param key: the endorser's public key (JWK).
@@ -55,8 +56,9 @@ class ValidatedEndorser:
 def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: float) -> ValidatedEndorser:
     """Check an endorser's certificate chain (PEM, the root last), and return the endorser.
 
-    :param hosts: SPIFFE IDs of the declared hosts, by name.
-    :param roots: the trusted roots (PEM, as :func:`netspace.x509_helpers.text` writes it).
+    :param hosts: the SPIFFE IDs of the declared hosts, by name.
+    :param roots: the trusted roots (PEM, as :func:`netspace.x509_helpers.text` writes them).
+    :param now: seconds since 1970.
     :raises Untrusted: the chain is refused; the error gives the reason.
     """
     from cryptography import x509
@@ -88,7 +90,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
 def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
     """Return the declared host that the (still unverified) certificate names.
 
-    :raises Untrusted: it names none.
+    :raises Untrusted: it names no declared host.
     """
     from cryptography import x509
 
@@ -97,7 +99,7 @@ def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
         if names == [x509.UniformResourceIdentifier(spiffe.endorser_id(host))]:
             return name
     named = ", ".join(str(one.value) for one in names)[:300]
-    raise Untrusted(f"the first certificate is of none of broker:hosts; it names {named}")
+    raise Untrusted(f"the first certificate belongs to no host of broker:hosts; it names {named}")
 
 
 def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> None:
@@ -141,9 +143,9 @@ def _domains(subtrees: Sequence[Any] | None) -> list[str]:
 
 
 def _among(domain: str, constraints: Sequence[str]) -> bool:
-    """Return whether a constraint covers *domain*: it names the domain, or, with a leading dot, a domain above it.
+    """Return whether a name constraint covers *domain* (RFC 5280, 4.2.1.10).
 
-    RFC 5280, 4.2.1.10.
+    It does if it names the domain, or if it has a leading dot and names a domain above it.
     """
     return any(domain == one or (one.startswith(".") and domain.endswith(one)) for one in constraints)
 
@@ -160,7 +162,7 @@ def _valid(one: Certificate, now: float) -> None:
 def _endorser(own: Certificate) -> dict[str, str]:
     """Return the public key (JWK) in an endorser's certificate.
 
-    :raises Untrusted: it isn't an endorser's certificate with a key on P-256.
+    :raises Untrusted: the certificate isn't an endorser's, or its key isn't on P-256.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec

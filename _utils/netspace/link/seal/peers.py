@@ -1,9 +1,9 @@
 """Sealed links between hosts: keys of other hosts for the cards, and problems with these keys.
 
 A sender needs an encryption key of the receiving environment. A receiver needs the key of the endorser of the sender's
-host. Both are in the bundle of the other host (``bundle``). Environments here get keys of the other host only after
-its bundle confirms that it knows this host's endorser. Until then the other host would refuse
-their messages.
+host. Both keys are in the bundle of the other host (``bundle``). Environments of this host get keys of the other host
+only after its bundle confirms that it knows this host's endorser. Before that, the other host would refuse their
+messages.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def readers(links: Iterable[Link], host: str) -> set[str]:
 
 
 def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
-    """Yield host and name of each environment of another host that receives sealed messages or answers from here."""
+    """Yield the environments of other hosts that receive sealed messages or answers from this host: (host, name)."""
     for link in links:
         if link.seal and link.to_host:
             yield link.to_host, link.target.partition("@")[0]
@@ -56,11 +56,11 @@ def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class PeerKeys:
-    """Knowledge of other hosts, for sealed links to and from them.
+    """The keys and names of other hosts, for sealed links to and from them.
 
     :param own: this host's endorser; None: there is none (yet).
-    :param known: this host's authority.
-    :param hosts: SPIFFE IDs of the other declared hosts, by name.
+    :param known: this host's authority. Bundles must lead to a root that it trusts; None: no bundle is valid.
+    :param hosts: the SPIFFE IDs of the other declared hosts, by name.
     :param bundles: the bundles of other hosts, by name.
     """
 
@@ -70,7 +70,7 @@ class PeerKeys:
     bundles: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
 
     def of(self, host: str) -> Bundle | None:
-        """Return the valid bundle of *host*, or None.
+        """Return the valid bundle of *host*; None if there is none.
 
         A bundle is invalid if its SPIFFE ID isn't the declared one, or if this host no longer trusts its root.
         """
@@ -107,13 +107,15 @@ class PeerKeys:
         }
 
     def lacking(self, links: Iterable[Link], now: float) -> list[str]:
-        """Return the texts of :meth:`problems`."""
+        """Return the texts of the problems that :meth:`problems` returns."""
         return [one.text for one in self.problems(links, now)]
 
     def problems(self, links: Iterable[Link], now: float) -> list[Problem]:
         """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy.
 
-        What is wrong with a host's keys concerns all its environments.
+        A problem with a host's keys is the cause of those of all its environments.
+
+        :param now: seconds since 1970.
         """
         links = tuple(links)
         found: list[Problem] = []
@@ -139,7 +141,10 @@ class PeerKeys:
 
 
 def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> PeerKeys:
-    """Return the knowledge of other hosts; empty if no sealed link leads between hosts, or the broker isn't ours."""
+    """Return the keys and names of other hosts.
+
+    They are empty if no sealed link leads between hosts, or if the broker isn't netspace's own.
+    """
     if not isinstance(broker, LocalBroker) or not hosts(links):
         return PeerKeys()
     known = authority.read(layout)

@@ -1,1 +1,1 @@
-"""Topology: exchanges, queues, bindings, permissions and shovels of links. Pure."""
+"""Topology of links on a broker: exchanges, queues, bindings, permissions and shovels. Pure."""

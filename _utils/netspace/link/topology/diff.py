@@ -1,8 +1,8 @@
 """Difference between a broker's observed objects and the desired ones. Pure.
 
 It lists the objects to delete first, then those to import at once because they are missing or differ. It contains only
-netspace's own objects (``found_objects.found`` selects them). Undeclared queues may hold mail, so they are not deleted
-but listed as *left*; ``apply`` deletes those that are empty.
+netspace's own objects (``found_objects.found`` selects them). Undeclared queues may hold mail, so they are not in the
+list of deletions, but in the list *left*; ``apply`` deletes those that are empty.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Difference:
     :param create: objects to import because they are absent (or deleted just before).
     :param change: objects to import because they differ.
     :param passwords: accounts whose password hash doesn't match the stored password.
-    :param left: undeclared queues that may hold mail, by their whole name.
+    :param left: the full names of undeclared queues that may hold mail.
     :param stuck: queues that differ in arguments that can't be changed, and that may hold mail.
-    :param last: objects to delete after the import: old exchanges and policies of dead letters, once the policies name
-        the new exchanges; and the binding of a link to its former queue, once the link leads to its new one.
+    :param last: objects to delete after the import. Old exchanges and policies of dead letters are deleted once the
+        policies name the new exchanges. The binding of a link to its old queue is deleted once the link leads to its
+        new one.
     """
 
     revoke: tuple[Key, ...] = ()
@@ -48,7 +49,7 @@ class Difference:
 
     @property
     def empty(self) -> bool:
-        """True if the broker needs no change."""
+        """Whether the broker needs no change."""
         return not self.touched
 
     @property
@@ -121,10 +122,10 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
 
 def _moves(key: Key, wanted: Objects, create: Collection[Key]) -> bool:
-    """Check whether *key* binds a wanted link to its former queue, and the link is about to get another one.
+    """Return whether *key* binds a wanted link to its old queue, and the link is about to get another binding.
 
     Such a binding is deleted after the new one is made. A message that is sent just then may be in both queues, under
-    one id. If the old binding were deleted first, the message would be in none.
+    one id. If the old binding were deleted first, the message would be in neither.
     """
     if key[0] != "binding" or key in wanted or ("exchange", key[1]) not in wanted:
         return False
@@ -151,10 +152,10 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
 
 
 def _old_letters(wanted: Objects, there: Found) -> list[Key]:
-    """Return the policies, and the exchanges of dead letters, that are on the broker but not desired.
+    """Return the policies and the exchanges of dead letters that are on the broker but not desired.
 
-    Return none if no object at all is desired, or if hosts share the virtual host: hosts with another version of
-    netspace may need them.
+    Hosts that share the virtual host may need them, if they have another version of netspace. So the result is empty if
+    hosts share it, and also if no object at all is desired.
     """
     if not (wanted and there.whole):
         return []
@@ -163,12 +164,12 @@ def _old_letters(wanted: Objects, there: Found) -> list[Key]:
 
 
 def _is_shared(key: Key) -> bool:
-    """Check whether all links of a virtual host share this object, so that other hosts may need it."""
+    """Return whether all links of a virtual host share this object, so that other hosts may need it."""
     return key[0] == "policy" or (key[0] in ("exchange", "binding") and is_dead(key[1]))
 
 
 def _answers(key: Key, wanted: Objects) -> bool:
-    """Check whether *key* is a binding that an asker may make: from a peer's answers to the asker's replies queue."""
+    """Return whether *key* is a binding that an asker may make: from a peer's answers to the asker's replies queue."""
     if key[0] != "binding" or key[2] != "queue":
         return False
     asker = environments_of(key[3], "replies")
@@ -181,7 +182,7 @@ def _answers(key: Key, wanted: Objects) -> bool:
 def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:
     """Return the definitions to import for *change*: only the missing and the differing objects.
 
-    :param passwords: by owner of each account in *wanted*, its password.
+    :param passwords: the passwords of the accounts in *wanted*, by the environment that owns the account.
     """
     sections: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("users", "permissions", "queues", "exchanges", "bindings", "policies", "parameters")
@@ -222,9 +223,11 @@ def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
-    """Return RabbitMQ's salted SHA-256: ``base64(salt || sha256(salt || password))``, 4 bytes of salt.
+    """Return RabbitMQ's salted SHA-256 hash of a password: ``base64(salt || sha256(salt || password))``.
 
-    https://www.rabbitmq.com/docs/passwords#computing-password-hash
+    The salt has 4 bytes. https://www.rabbitmq.com/docs/passwords#computing-password-hash
+
+    :param salt: the salt; None: a random one.
     """
     if not password:
         return ""  # the account logs in by certificate; RabbitMQ accepts no password for an empty hash
@@ -233,7 +236,7 @@ def hashed(password: str, salt: bytes | None = None) -> str:
 
 
 def verify(password: str, known: str) -> bool:
-    """Check whether the hash *known* was made by :func:`hashed` from *password*."""
+    """Return whether the hash *known* was made by :func:`hashed` from *password*."""
     if not password:
         return not known
     try:

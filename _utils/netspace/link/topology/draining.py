@@ -1,11 +1,11 @@
-"""Draining queues: queues under an old name. They are read until they are empty; nothing publishes to them. Pure.
+"""Draining queues: queues under an old name, which are read until they are empty. Nothing publishes to them. Pure.
 
-A mailbox gets a new name when its host gets its first or another name key. A dedicated queue gets a new name when the
-bounds of its link change. New messages go to the new queue, and messages in the old one are not moved: none can get
-lost or change its sender. The environment reads both queues; each outbox has its own shovel.
+A mailbox gets a new name when its host gets its first name key or another one. A dedicated queue gets a new name when
+the bounds of its link change. New messages go to the new queue, and messages in the old queue are not moved: none can
+get lost or change its sender. The environment reads both queues; each outbox has its own shovel.
 
 The exchange of a delivery identifies its sender. So the record of a draining queue keeps the link of each exchange that
-was bound to it.
+was bound to the queue.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ SETTLED = 15.0
 class DrainingQueue(msgspec.Struct, frozen=True):
     """A draining queue.
 
-    :param environment: its reader; for an outbox ``@<host>``; empty: it holds dead letters, which the operator reads.
-    :param senders: for each exchange, the link to which the exchange belonged.
+    :param queue: its name.
+    :param environment: the environment that reads it; for an outbox ``@<host>``; empty: it holds dead letters, which
+        the operator reads.
+    :param senders: for each exchange that was bound to it, the link to which the exchange belonged.
     :param since: the latest time at which the queue may have got a message, in seconds since 1970.
     """
 
@@ -44,10 +46,11 @@ def find(
 ) -> list[DrainingQueue]:
     """Return the draining queues on the broker.
 
-    :param there: our objects on the broker, before anything is revoked.
+    :param there: netspace's objects on the broker, before anything is revoked.
     :param wanted: the desired objects.
     :param links: the desired links.
     :param known: the recorded draining queues.
+    :param now: seconds since 1970.
     """
     members = {end for link in links.values() for end in (link.source, link.target)}
     if members and there.whole:
@@ -75,7 +78,10 @@ def find(
 
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
-    """Return the reader of an undesired *queue*, as in :class:`DrainingQueue`; None: nobody, or it isn't ours."""
+    """Return the reader of a *queue* that isn't desired, as in :class:`DrainingQueue`.
+
+    None: nobody reads it, or it isn't a queue of netspace's.
+    """
     if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
@@ -89,7 +95,7 @@ def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> 
 
 
 def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
-    """Return the link of the outbox *queue*; None: it is no outbox, or its link is no longer a buffered one."""
+    """Return the link of the outbox *queue*; None if it is no outbox, or if its link is no longer a buffered one."""
     outbox = environments_of(queue, "outbox")
     link = None if outbox is None else links.get(".".join(outbox))
     return link if link is not None and carries(link) else None
@@ -104,7 +110,7 @@ def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[s
 def of(
     environment: str, known: Collection[DrainingQueue], names: Names, links: Collection[Link]
 ) -> tuple[list[str], Any]:
-    """Return the draining queues of *environment*, and by exchange the links that delivered to them.
+    """Return the draining queues of *environment*, and a mapping from exchanges to the links that delivered to them.
 
     Exchanges that *links* still use are left out.
     """

@@ -1,4 +1,4 @@
-"""netspace's objects among all that a broker has: selected from its definitions and its bindings. Pure."""
+"""Selection of netspace's objects among all objects of a broker, from its definitions and its bindings. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netspace.link.topology.policies import POLICIES
 class Found:
     """netspace's objects on a broker, taken from its definitions.
 
-    :param objects: the objects, in the form of :func:`objects`.
+    :param objects: the objects, in the form that :func:`netspace.link.topology.objects.objects` returns.
     :param hashes: for each account, its password hash (``base64(salt || sha256(salt || password))``).
     :param vhost: whether our vhost exists.
     :param whole: whether this host alone uses the vhost.
@@ -30,12 +30,12 @@ class Found:
 def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
     """Select netspace's objects from a broker's *definitions* (``GET /api/definitions``).
 
-    An object in our *vhost* is ours if it has one of our names. Accounts have no vhost: ``env.<e>`` is ours if it has
-    permissions in our vhost, or if <e> is *known*.
+    An object in our *vhost* belongs to netspace if it has a name of netspace's form. Accounts have no vhost:
+    ``env.<e>`` belongs to netspace if it has permissions in our vhost, or if <e> is *known*.
 
     :param known: environments that have or had links, or are about to get some.
-    :param whole: this host alone uses the vhost. Otherwise only objects of *known* environments are ours: a link
-        belongs to its receiver, a binding to answers belongs to the asker.
+    :param whole: whether this host alone uses the vhost. If not, only objects of *known* environments are selected: a
+        link belongs to its receiver, a binding to answers belongs to the asker.
     """
     names = set(known)
 
@@ -91,15 +91,15 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
 
 def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
-    """Return our queues and exchanges that environments have bound to answers beyond what a request needs.
+    """Return the queues and exchanges of ours to which environments have bound more answers than a request needs.
 
     An asker needs the right to read ``reply.<b>`` to bind its replies queue to it. This right also permits it to bind
     any object that it may write to, any number of times, with arguments of any size. The broker stores all of these
-    bindings and lists them in its definitions. An object that is deleted and recreated has lost them. An environment
-    can make no other bindings, because it may read no other exchange.
+    bindings and lists them in its definitions. If such an object is deleted and recreated, its bindings are gone. An
+    environment can make no other bindings, because it may read no other exchange.
 
     :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
-        (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
+        (``<routing key>~<hash>`` if there are arguments, ``~`` for an empty key without arguments).
     :param known: as for :func:`found`.
     :param whole: as for :func:`found`.
     """

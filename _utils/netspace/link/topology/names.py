@@ -9,10 +9,10 @@ its ``environment.json``::
 
 If <a> or <b> is on another host, it is written ``<environment>@<host>``. ``@<host>`` alone is that host's broker.
 
-Tags of objects that only this host uses derive from this host's own key. Tags of objects that another host uses too
+Tags of objects that only this host uses derive from this host's own key. Tags of objects that another host uses, too,
 derive from a key that only these two hosts have (``pair_keys``). An attacker who takes over a host can compute the
-names of the objects that it shares with another host, but no other names there. On a broker that hosts share, all tags
-derive from one key (``broker:names_key``).
+names of the objects that it shares with another host, but no other names on that host. On a broker that hosts share,
+all tags derive from one key (``broker:names_key``).
 
 Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in Salt's returns.
 """
@@ -56,10 +56,11 @@ def _tag(key: bytes, text: str) -> str:
 class Names:
     """Names with tags derived from a *key*; without a key, the guessable names of netspace's first versions.
 
-    :param apart: hosts that don't have this key use the same virtual host; objects that they share have no tag.
-    :param fleet: hosts share the virtual host; names there contain environments without ``@<host>``.
-    :param pairs: for each other host, the key of the objects that this host shares with it. If a host is missing,
-        *key* is used, and that host doesn't know the names.
+    :param apart: whether hosts without this key use the same virtual host. If so, objects that all hosts share have no
+        tag.
+    :param fleet: whether hosts share the virtual host. If so, names contain environments without ``@<host>``.
+    :param pairs: for each other host, the key of the objects that this host shares with it. For a missing host, *key*
+        is used, and that host doesn't know the names.
     """
 
     key: bytes = field(default=b"", repr=False)
@@ -68,10 +69,10 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return digests of keys by host.
+        """Return digests of the keys by host, which reveal a change of a key, but not the key.
 
         The digest of this host's own key is under ``""``. For each other host in *links*, the digest is that of the key
-        shared with it. The digests reveal a change of a key, but not the key.
+        shared with it.
         """
         hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
         found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
@@ -80,7 +81,7 @@ class Names:
         }
 
     def over(self, host: str, here: str) -> Names:
-        """Return the names on *host*'s broker of the objects that it shares with this host.
+        """Return the names of the objects that this host shares with *host*, as they are on *host*'s broker.
 
         :param here: the name of this host in the declarations of other hosts.
         """
@@ -90,10 +91,10 @@ class Names:
         return self.key if host is None or self.fleet else self.pairs.get(host, self.key)
 
     def of(self, plain: str, more: str = "", host: str | None = None) -> str:
-        """Return the whole name: *plain* with its tag.
+        """Return the full name: *plain* with its tag.
 
-        :param more: changes only the tag, so that names that are otherwise equal differ.
-        :param host: the other host that uses the object too; None: there is none.
+        :param more: a text that changes only the tag, so that names that are otherwise equal differ.
+        :param host: the other host that also uses the object; None: there is none.
         """
         key = self._key(host)
         return f"{plain}.{_tag(key, f'{plain} {more}')}" if key else plain
@@ -113,7 +114,7 @@ class Names:
     def reply(self, environment: str, host: str | None = None) -> str:
         """Return the exchange to which *environment* publishes answers.
 
-        For the askers of each other *host* there is an exchange of its own.
+        Each other *host* has a separate exchange for answers to its askers.
         """
         return self.of(f"reply.{self._ends(environment)}", host=host)
 
@@ -124,14 +125,15 @@ class Names:
         return self.of(f"watch.{self._ends(link.source, link.target)}")
 
     def watched(self, link: Link) -> str:
-        """Return the queue whose consumers the sender monitors: the mailbox; for a remote sender the dedicated queue.
+        """Return the queue whose consumers the sender monitors.
 
-        A dedicated queue that a local link has because of its bounds is not monitored.
+        For a local sender this is the mailbox, even if the link has a dedicated queue because of its bounds. For a
+        remote sender it is the dedicated queue.
         """
         return self.queue(link) if self.has_lane(link) and link.from_host else self.mailbox(link.target)
 
     def has_lane(self, link: Link) -> bool:
-        """Return whether a link has a dedicated queue: it has bounds, or its sender monitors from another host."""
+        """Return whether a link has its own queue: it has bounds, or its sender monitors it from another host."""
         return bool(link.bounds) or (link.monitor and link.from_host is not None and not self.fleet)
 
     def queue(self, link: Link) -> str:
@@ -166,12 +168,12 @@ PLAIN = Names()
 
 
 def account(environment: str) -> str:
-    """Return the name of an environment's account. It needs no tag: no account can learn whether another exists."""
+    """Return the name of an environment's account. The name has no tag: no account can learn whether another exists."""
     return f"env.{environment}"
 
 
 def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
-    """Return the environments in the name of an object of one of *kinds*; None: the name is not of this form."""
+    """Return the environments in the name of an object of one of *kinds*; None if the name doesn't have this form."""
     kind, *ends = name.split(".")
     if kind not in kinds:
         return None
@@ -183,7 +185,7 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
 
 
 def carrier(host: str) -> str:
-    """Return the name of another host's broker as the publisher of buffered links, in place of an environment."""
+    """Return the sender in names of buffered links from another host: its broker, in place of an environment."""
     return f"@{host}"
 
 
@@ -199,13 +201,13 @@ def is_dead(name: str) -> bool:
 def owner(queue: str) -> str:
     """Return the owner of the mail in one of our queues.
 
-    It is an environment for a mailbox, a link for a dedicated queue or an outbox, and ``dead`` for dead letters.
+    The owner is an environment for a mailbox, a link for a dedicated queue or an outbox, and ``dead`` for dead letters.
     """
     return ".".join(environments_of(queue, *MAIL) or (DEAD,))
 
 
 def shown(text: str) -> str:
-    """Return a text without the tags of names, so that people may read it and nobody learns the tags."""
+    """Return a text with the tags of names removed, so that a reader doesn't learn them."""
     return _SHOWN.sub("", text)
 
 
@@ -214,9 +216,10 @@ def shown(text: str) -> str:
 class _Keys:
     """The keys in ``names.json``.
 
-    :param shared: *key* isn't this host's own, but comes from a file that hosts share.
-    :param pairs: for each other host, the pair's key; None: an older version of netspace wrote the file, for which
-        ``broker:names_key`` was the key of all names.
+    :param key: the key of this host's own objects.
+    :param shared: whether *key* comes from a file that hosts share, and so isn't this host's own.
+    :param pairs: for each other host, the pair's key; None: the file was written by an older version of netspace, which
+        derived all names from ``broker:names_key``.
     """
 
     key: bytes = field(repr=False)
@@ -240,12 +243,12 @@ def _recorded(layout: Layout) -> _Keys | None:
 
 
 def exported(layout: Layout) -> Mapping[str, Any]:
-    """Return the recorded keys, for a backup of objects with these names; empty: there are none."""
+    """Return the recorded keys, for a backup of objects with these names; empty if there are none."""
     return files.read_json(_path(layout)) or {}
 
 
 def check(layout: Layout, record: Mapping[str, Any]) -> None:
-    """Check that :func:`adopt` can use the keys.
+    """Check that :func:`adopt` can use these keys.
 
     :raises StateError: they can't be decoded.
     """
@@ -253,7 +256,7 @@ def check(layout: Layout, record: Mapping[str, Any]) -> None:
 
 
 def adopt(layout: Layout, record: Mapping[str, Any]) -> None:
-    """Record the keys from :func:`exported`. The next run renames objects that have other names.
+    """Record keys that :func:`exported` returned. The next run renames objects that have other names.
 
     :raises StateError: the keys can't be decoded.
     """
@@ -274,7 +277,7 @@ def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
 
 
 def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:
-    """Return the keys that a broker's declaration requires; None: this host's own key is still to be made."""
+    """Return the keys that a broker's declaration requires; None if this host's own key is still to be made."""
     if isinstance(broker, ClusterBroker) and broker.names_key:
         return _Keys(pair_keys.given(broker.names_key), True)
     if recorded is None or recorded.shared:
@@ -292,7 +295,7 @@ def used(layout: Layout, broker: Broker) -> Names:
 
 
 def declared(layout: Layout, broker: Broker) -> Names | None:
-    """Return the desired names on *broker*; None: their key is still to be made.
+    """Return the desired names on *broker*; None if their key is still to be made.
 
     :raises NetspaceError: a key from which they derive can't be read.
     """
@@ -310,5 +313,5 @@ def ensure(layout: Layout, broker: Broker) -> Names:
 
 
 def forget(layout: Layout) -> None:
-    """Delete the file with the keys of the objects' names. Call this after the last named object was deleted."""
+    """Delete the file with the keys of names. Call this after the last object with such a name was deleted."""
     files.remove(_path(layout))

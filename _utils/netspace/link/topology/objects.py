@@ -1,4 +1,4 @@
-"""Broker objects of a set of links. Pure: no broker, no disk, no secret.
+"""Broker objects of a set of links. Pure: no broker or disk is accessed, and no secret is used.
 
 All links are in one vhost. An environment with at least one link has an account and a mailbox; each link has its own
 exchange. ``names`` makes the names, which nobody can guess:
@@ -28,17 +28,18 @@ shovel       ``outbox.<a>.<b>``  moves the messages of the outbox to the other h
 ===========  ==================  ===================================================
 
 A link from another host (``<a>`` is then ``<environment>@<host>``) has the same objects as a local one. Its sender has
-an account here and no mailbox. The publisher of a buffered link from another host is that host's broker, so only that
-broker has an account here. A direct link to another host has its objects on that host's broker alone.
+an account on this host's broker, but no mailbox. The publisher of a buffered link from another host is that host's
+broker, so only that broker has an account on this one. A direct link to another host has its objects on that host's
+broker alone.
 
 On a broker that hosts share (``Names.fleet``), the receiver's host makes the objects of a link. The sender's host makes
 the sender's account and replies queue. Each host changes only objects of its own environments: those whose name ends
-with one of them.
+with the name of one.
 
 Limits of a mailbox are policies, because arguments of a queue can't be changed later. If the limits of a dedicated
-queue change, a new queue is made, and the old one is read until it is empty.
-Each link has its own exchange: if links shared an exchange with routing keys, a CC header could reach undeclared
-receivers. Environment names contain no dot, so names of objects can't clash.
+queue change, a new queue is made, and the old one is read until it is empty. Each link has its own exchange: if links
+shared an exchange with routing keys, a CC header could reach undeclared receivers. Environment names contain no dot, so
+names of objects can't clash.
 """
 
 from __future__ import annotations
@@ -67,19 +68,22 @@ EVENTS = "amq.rabbitmq.event"
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """Return the environments of this host with at least one link: each has an account and a mailbox."""
+    """Return the environments of this host with at least one link. Each has an account and a mailbox."""
     return {end for link in links for end in link.here}
 
 
 def entered(links: Iterable[Link]) -> set[str]:
-    """Return the members whose programs run in a network namespace, where the forwarder listens: all but the host."""
+    """Return the members whose programs run in a network namespace, where the forwarder listens.
+
+    These are all members except the host itself.
+    """
     return {end for link in links for end in link.here if not (end == peer.NAME and peer.is_link(link))}
 
 
 def writer(link: Link) -> str:
     """Return the publisher into a link's exchange, on the broker that has the exchange.
 
-    It is the sender; for a buffered link from another host it is that host's broker.
+    It is the sender; for a buffered link from another host, it is that host's broker.
     """
     if link.via == "buffered" and link.from_host is not None:
         return carrier(link.from_host)
@@ -89,20 +93,20 @@ def writer(link: Link) -> str:
 def accounts(links: Collection[Link], names: Names) -> set[str]:
     """Return the owners of the accounts that this host makes.
 
-    They are its environments and the publishers of links from other hosts. On a broker that hosts share, each host
-    makes only the accounts of its own environments.
+    The owners are its environments, and the publishers of links from other hosts. On a broker that hosts share, each
+    host makes only the accounts of its own environments.
     """
     others = () if names.fleet else (writer(link) for link in links if link.from_host is not None)
     return members(links).union(others)
 
 
 def elsewhere(link: Link) -> bool:
-    """Return whether the link is direct and leads to another host, which then has all of its broker objects."""
+    """Return whether the link is direct and leads to another host, so that all its broker objects are on that host."""
     return link.to_host is not None and link.via == "direct"
 
 
 def carried(link: Link) -> bool:
-    """Return whether the link is buffered and leads to another host, so that it has an outbox and a shovel here."""
+    """Return whether the link is buffered and leads to another host, so that this host has its outbox and shovel."""
     return link.to_host is not None and link.via == "buffered"
 
 
@@ -178,14 +182,14 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
 
 
 def way(link: Link, names: Names) -> str:
-    """Return the queue on this host's broker to which a link delivers; for a link to another host, its outbox."""
+    """Return the queue on this host's broker to which a link delivers. For a link to another host it is the outbox."""
     return names.queue(link) if link.to_host is None else names.outbox(link)
 
 
 def shared(names: Names) -> Objects:
     """Return the objects that all links of a vhost share.
 
-    They stay when links are revoked, because other hosts may use them too.
+    They stay when links are revoked, because other hosts may use them, too.
     """
     made: Objects = {("policy", name): policy for name, policy in policies(names).items()}
     _exchange(made, names.dead, "fanout")
@@ -200,7 +204,7 @@ def shared(names: Names) -> Objects:
 
 
 def of_link(link: Link, names: Names) -> list[Key]:
-    """Return the keys of the objects that belong to this link alone."""
+    """Return the keys of the objects that belong to this link alone, and are on this host's broker."""
     if elsewhere(link):
         return []
     name, queue = names.exchange(link), way(link, names)
@@ -220,7 +224,10 @@ def _of_watch(link: Link, names: Names) -> list[Key]:
 
 
 def _bounds(link: Link) -> dict[str, Any]:
-    """Return the arguments with the limits of a dedicated queue. The policy applies too; the lower limit counts."""
+    """Return a dedicated queue's arguments with its limits.
+
+    The policy has limits, too; of two limits the lower one applies.
+    """
     bounds: dict[str, Any] = {"x-overflow": "drop-head" if link.full == "drop-head" else "reject-publish"}
     if link.length is not None:
         bounds["x-max-length"] = link.length

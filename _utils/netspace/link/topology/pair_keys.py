@@ -1,8 +1,8 @@
 """Pairwise keys of two hosts, from which the names of their shared broker objects derive.
 
-Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves it. Other hosts
-declare its public half, which is no secret, as ``broker:hosts:<h>:public_key``. Both hosts of a pair compute the same
-shared secret from their own key and the other's public half; no third host can.
+Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves the host. Other
+hosts declare the public half of this key, which is no secret, as ``broker:hosts:<h>:public_key``. Both hosts of a pair
+compute the same shared secret from their own key and the other's public half; no third host can.
 
 If a host's public half isn't declared, the secret that all hosts share (``broker:names_key``) is used instead: **each
 host that has it can then compute the names between the others**.
@@ -34,7 +34,8 @@ MAX_FILE = 4096
 class PairKey:
     """The key of one pair of hosts.
 
-    :param source: digest of the keys and trust domains from which it was derived.
+    :param key: the key.
+    :param source: a digest of the keys and trust domains from which it was derived.
     """
 
     key: bytes = field(repr=False)
@@ -53,9 +54,9 @@ def public(folder: Path) -> str:
 
 
 def between(broker: LocalBroker, known: Mapping[str, PairKey]) -> dict[str, PairKey]:
-    """Return the pairwise key of this host with each other declared host, by name.
+    """Return the pairwise keys of this host with each other declared host, by the other host's name.
 
-    :param known: the existing keys; a key is computed again only if its source has changed.
+    :param known: the existing keys. A key is computed again only if its source has changed.
     :raises NetspaceError: a key or secret from which they derive can't be read or used.
     """
     own: bytes | None = None
@@ -79,7 +80,10 @@ def between(broker: LocalBroker, known: Mapping[str, PairKey]) -> dict[str, Pair
 
 
 def given(path: str | None) -> bytes:
-    """Return the secret that hosts share (``broker:names_key``)."""
+    """Return the secret that hosts share (``broker:names_key``).
+
+    :raises NetspaceError: it is missing, too short, or can't be read.
+    """
     where = f"broker:names_key: {path}"
     if path is None:
         raise NetspaceError("broker:names_key is missing, and so is the public_key of a host of broker:hosts")
@@ -92,8 +96,8 @@ def given(path: str | None) -> bytes:
 def secret(path: Path, where: str) -> bytes:
     """Return the content of a file that only its owner may access, up to ``MAX_FILE`` bytes.
 
-    :param where: the file's name in errors.
-    :raises NetspaceError: other users have permissions on it, or it can't be read.
+    :param where: the file's name for errors.
+    :raises NetspaceError: other users have permissions on the file, or it can't be read.
     """
     try:
         with open(path, "rb") as stream:

@@ -1,9 +1,10 @@
 """Links between hosts: SPIFFE IDs of other hosts, routes and shovels to them, and object names on them. Pure.
 
-A direct link has objects on the receiver's broker only. Its sender logs in there as itself: 127.0.0.1:5671 in its
-environment leads to all brokers that its links need, and the TLS server name selects one (``forwarder``). A buffered
-link has objects on both brokers: the sender's broker keeps the mail in an outbox, and a shovel, which logs in as that
-broker, moves it to the receiver's. Both hosts compute the same object names, from the key that only they have.
+A direct link has objects on the receiver's broker only. Its sender logs in at that broker with its own certificate:
+127.0.0.1:5671 in its environment leads to all brokers that its links need, and the TLS server name selects one
+(``forwarder``). A buffered link has objects on both brokers: the sender's broker keeps the mail in an outbox, and a
+shovel, which logs in with that broker's certificate, moves it to the receiver's broker. Both hosts compute the same
+object names, from the key that only they have.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ def identities(broker: Broker) -> dict[str, str]:
 
 
 def known(broker: Broker, link: Link) -> RemoteHost | None:
-    """Return the declaration of the host to which a link leads; None: it isn't declared (any more)."""
+    """Return the declaration of the host to which a link leads; None if it isn't declared (any more)."""
     return broker.hosts.get(link.to_host or "") if isinstance(broker, LocalBroker) else None
 
 
 def most(broker: LocalBroker, link: Link) -> int:
-    """Return the largest size of a buffered link's message in bytes: the lower one of both brokers' limits.
+    """Return the largest size in bytes of a buffered link's message: the lower limit of the two brokers.
 
-    A message that the other broker refuses would block all later ones in the outbox.
+    If the other broker refused a message, this message would block all later ones in the outbox.
     """
     host = known(broker, link)
     return broker.message_size if host is None else min(broker.message_size, host.message_size)
 
 
 def there(link: Link, broker: Broker) -> Link:
-    """Return a link to another host in that host's terms: from ``<source>@<this host>`` to a local environment."""
+    """Return a link to another host as that host sees it: from ``<source>@<this host>`` to a local environment."""
     environment, _, _ = link.target.partition("@")
     named: Link = msgspec.structs.replace(link, source=f"{link.source}@{broker.host}", target=environment)
     return named
@@ -60,7 +61,7 @@ def called(link: Link, broker: Broker, names: Names) -> Names:
 
 
 def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteHost]]:
-    """Return, by environment, the other hosts to which its direct links lead."""
+    """Return the other hosts to which direct links lead, by the links' environments."""
     found: dict[str, dict[str, RemoteHost]] = {}
     for link in links:
         if objects.elsewhere(link):
@@ -77,10 +78,10 @@ def shovels(
 
     https://www.rabbitmq.com/docs/shovel-dynamic
 
-    :param outboxes: for each outbox, its link. Outboxes to undeclared hosts are left out.
+    :param outboxes: the link of each outbox. Outboxes to undeclared hosts are left out.
     :param vhost: the virtual host of the links on this host's broker.
-    :param anchors: file of the trusted certificates for other brokers.
-    :param login: file of the key and the certificate by which this host's broker logs in at others.
+    :param anchors: the file of the trusted certificates for other brokers.
+    :param login: the file of the key and the certificate by which this host's broker logs in at others.
     """
     made = {}
     for queue, link in outboxes.items():

@@ -1,4 +1,4 @@
-"""Policies that bound the queues: a policy can be changed later, a queue's arguments can't. Pure."""
+"""Policies that bound the queues. A policy can be changed later; a queue's arguments can't. Pure."""
 
 from __future__ import annotations
 
@@ -95,9 +95,12 @@ def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, An
 
 
 def fullness(link: Link, messages: int, size: int) -> float:
-    """Return the fill ratio (1 is full) of the link's queue here, by messages or by bytes, whichever is higher.
+    """Return how full the link's queue on this host is, by messages or by bytes, whichever is higher; 1 is full.
 
     A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
+
+    :param messages: the number of messages in the queue.
+    :param size: the bytes of these messages.
     """
     if peer.is_link(link):
         return part(messages, size, peer.LENGTH, peer.LENGTH * peer.SIZE)
@@ -105,9 +108,8 @@ def fullness(link: Link, messages: int, size: int) -> float:
 
 
 def part(messages: int, size: int, length: int | None = None, most: int | None = None) -> float:
-    """Return the fill ratio (1 is full) of a queue of messages or dead letters.
+    """Return how full a queue of messages or dead letters is; 1 is full.
 
-    :param length: the most messages that it takes; None: those of a mailbox.
-    :param most: the most bytes of these messages; None: those of a mailbox.
+    :param length: the most messages that it takes; None: as many as a mailbox.
     """
     return max(messages / (length or int(_MAILBOX["max-length"])), size / (most or int(_MAILBOX["max-length-bytes"])))

@@ -9,9 +9,9 @@ def host_id(trust_domain: str, name: str) -> str:
 
 
 def spiffe_id(host: str, environment: str | None) -> str:
-    """Return the SPIFFE ID of an environment; for None, the broker's.
+    """Return the SPIFFE ID of an environment; with None, the SPIFFE ID of the broker.
 
-    :param host: the SPIFFE ID of its host.
+    :param host: the SPIFFE ID of the host.
     """
     return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
 

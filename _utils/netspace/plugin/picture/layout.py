@@ -1,9 +1,11 @@
-"""Places of hosts, environments and lines in a picture. Pure; equal graphs have equal layouts.
+"""Positions of hosts, environments and lines in a picture, in pixels. Pure; equal graphs have equal layouts.
 
-Hosts are drawn in columns. A host's column is the least number of arrows from a host that no arrow leads to. In a large
-fleet, hosts are ordered by name instead, so that an operator finds them. A host with few environments has them in
-columns that follow their arrows, or in one column. A host with many has them in a grid, by team and name. Nothing is
-random, and no layout is improved step by step.
+Hosts are drawn in columns. A host's column is the least number of arrows that lead to it from a host at which no arrow
+ends. In a fleet of more than :data:`NAMED` hosts, hosts are ordered by name instead, so that an operator finds them.
+
+The environments of a host with few of them stand in columns that follow their arrows, or in one column. The
+environments of a host with many of them stand in a grid, ordered by team and name. The layout is computed in one pass,
+without random numbers.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ _ASPECT = 1.45
 
 
 class Box(NamedTuple):
-    """A host, or an end outside, which has no title.
+    """A host with its nodes, or a single end outside. An end outside has an empty title.
 
+    :param x: the left edge, in pixels, as ``y`` is the upper edge.
     :param nodes: the positions of its nodes in the graph.
     """
 
@@ -56,7 +59,7 @@ class Heading(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Places of all things.
+    """The positions of all things in a picture.
 
     :param places: the upper left corner of each node, in the graph's order.
     """
@@ -69,7 +72,7 @@ class Layout(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """The inside of a box, measured from its own corner."""
+    """The inside of a box. Its positions are relative to the box's upper left corner."""
 
     width: int
     height: int
@@ -78,9 +81,9 @@ class _Block(NamedTuple):
 
 
 def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Return the column of each member: the least number of arrows from one that no arrow leads to.
+    """Return the column of each member: the least number of arrows from a member at which no arrow ends.
 
-    Members of a circle that no arrow leads into come last. The first of them goes to the left column.
+    In a cycle that no arrow from outside leads into, the first member gets the left column.
     """
     every = list(members)
     onwards: dict[int, list[int]] = {one: [] for one in every}
@@ -102,7 +105,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the places of all things in a picture: with columns within hosts or without, whichever is drawn larger."""
+    """Return the layout that fits a screen at the larger scale: with a host's nodes in several columns, or in one."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 
@@ -164,7 +167,10 @@ def _inside(
     labels: Sequence[str],
     apart: bool,
 ) -> _Block:
-    """Return the inside of one box."""
+    """Return the inside of one box.
+
+    :param apart: use columns that follow the arrows; False: use one column.
+    """
     if not title:
         return _Block(WIDE, HIGH, {members[0]: (0, 0)})
     if not members:
@@ -208,7 +214,7 @@ def _corners(
     labels: Sequence[str],
     labelled: bool,
 ) -> list[tuple[int, int]]:
-    """Return the upper left corner of each box."""
+    """Return the upper left corner of each box, in the order of *titles*."""
     names = [title or labels[inside[0]] for title, inside in zip(titles, members, strict=True)]
     every = sorted(range(len(blocks)), key=lambda one: (natural(names[one]), one))
     large = len(every) > NAMED
@@ -248,7 +254,7 @@ def _corners(
 
 
 def _ordered(inside: Sequence[int], near: Mapping[int, Sequence[int]], middle: Mapping[int, float]) -> list[int]:
-    """Return boxes of one column, each as near as possible to the boxes before it that it is linked with."""
+    """Return the boxes of one column, ordered so that each is near the linked boxes of earlier columns."""
 
     def wanted(one: int) -> float:
         known = [middle[other] for other in near[one] if other in middle]
@@ -258,7 +264,7 @@ def _ordered(inside: Sequence[int], near: Mapping[int, Sequence[int]], middle: M
 
 
 def _split(inside: Sequence[int], blocks: Sequence[_Block], parts: int) -> list[list[int]]:
-    """Return boxes in columns of about the same height."""
+    """Return the boxes as at most *parts* columns of about the same height."""
     whole = sum(blocks[one].height + SPACE for one in inside)
     stacks: list[list[int]] = [[] for _ in range(parts)]
     top = 0
@@ -272,22 +278,26 @@ def _split(inside: Sequence[int], blocks: Sequence[_Block], parts: int) -> list[
 class Line(NamedTuple):
     """A line from one node to another.
 
-    :param path: its course, as an SVG path.
-    :param points: the four points of its Bezier curve.
+    :param path: the line as an SVG path.
+    :param points: the four points of the line's Bezier curve.
     """
 
     path: str
     points: tuple[tuple[int, int], ...]
 
     def at(self, part: float) -> tuple[int, int]:
-        """Return the point of the line after *part* of it, from 0 to 1."""
+        """Return the point at *part* of the line's length: 0 is the beginning, 1 the end."""
         weights = ((1 - part) ** 3, 3 * part * (1 - part) ** 2, 3 * part**2 * (1 - part), part**3)
         x, y = (sum(w * point[axis] for w, point in zip(weights, self.points, strict=True)) for axis in (0, 1))
         return round(x), round(y)
 
 
 def line(start: tuple[int, int], end: tuple[int, int]) -> Line:
-    """Return the line between two nodes, given by their corners. A line and its opposite are drawn side by side."""
+    """Return the line between two nodes. Lines of opposite directions are drawn side by side.
+
+    :param start: the upper left corner of the node at which the line begins.
+    :param end: the upper left corner of the node at which the line ends.
+    """
     (x1, y1), (x2, y2) = start, end
     if x2 >= x1 + WIDE:  # from the right side to the left
         a, b, bend = (x1 + WIDE, y1 + 9), (x2, y2 + 9), 1

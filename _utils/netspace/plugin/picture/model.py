@@ -1,4 +1,4 @@
-"""The graph that all pictures show: ends, the rules between them, and the hosts that ends are drawn in. Pure values."""
+"""The graph that all pictures show: ends, the rules between them, and the hosts that contain ends. Pure values."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Facts = Sequence[tuple[str, str]]
 
 
 class Node(NamedTuple):
-    """An end: a party that may reach another or be reached.
+    """An end of rules: an environment or a network that may reach others or be reached.
 
-    :param sort: an environment of this host, one of another host, or a network outside.
-    :param group: the host that it is drawn in; empty: none.
-    :param label: its name within the host; empty: the same as ``name``.
-    :param team: the tenant or other part of a fleet that it belongs to; empty: see :func:`teams`.
-    :param mark: its state; None: only its declaration is shown.
-    :param refused: how often it was refused something.
+    :param sort: ``environment``: an environment of this host; ``remote``: one of another host; ``outside``: a network.
+    :param group: the host in whose box the node is drawn; empty: see :func:`home`.
+    :param label: the name within the host; empty: the same as ``name``.
+    :param team: the tenant or other part of the fleet to which the node belongs; empty: see :func:`teams`.
+    :param mark: the node's state; None if the picture shows no states.
+    :param refused: the number of the node's refused packets, messages and calls.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Node(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """A rule by which one end may begin to reach another: a message, or a connection.
+    """A rule that lets one end send messages to another end, or open connections to it.
 
-    :param seal: its messages are sealed.
-    :param mark: its state; None: only its declaration is shown.
+    :param seal: whether the messages are sealed.
+    :param mark: the link's state; None if the picture shows no states.
     """
 
     source: str
@@ -57,10 +57,10 @@ class Arrow(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A host that nodes are drawn in.
+    """A host that contains nodes.
 
-    :param level: its trust level, ``L0`` to ``L5``; empty: it isn't known.
-    :param mark: its state; None: only its declaration is shown.
+    :param level: the host's trust level, ``L0`` to ``L5``; empty: it isn't known.
+    :param mark: the host's state; None if the picture shows no states.
     """
 
     name: str
@@ -71,10 +71,10 @@ class Group(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Ends, and the rules between them. Each arrow leads from one node to another, both by their names.
+    """Ends, and the rules between them. Each arrow leads from one node to another; it has the names of both.
 
-    :param groups: facts about hosts. A host of a node without an entry here is drawn by its name alone.
-    :param notes: sentences that tell where the picture's facts come from.
+    :param groups: facts about hosts. A host that isn't among them is drawn with its name only.
+    :param notes: sentences about the sources of the picture's facts.
     """
 
     nodes: Sequence[Node]
@@ -88,22 +88,23 @@ _NUMBERS = re.compile(r"([0-9]+)")
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts ``h2`` before ``h10``."""
+    """Return a key for sorting texts by the numbers in them: ``h2`` comes before ``h10``."""
     parts = _NUMBERS.split(text)
     return [(int(part[:18]), part) if part.isascii() and part.isdigit() else (0, part) for part in parts]
 
 
 def home(node: Node) -> str:
-    """Return the title of the box that a node is drawn in; empty: it is drawn alone."""
+    """Return the title of the box that contains a node; empty if the node is drawn without a box."""
     if node.group or node.sort == "outside":
         return node.group
     return node.name.partition("@")[2] or "another host" if node.sort == "remote" else "this host"
 
 
 def teams(graph: Graph) -> list[str]:
-    """Return the team of each node: the declared one; else the beginning of its label, if another node has the same.
+    """Return the team of each node: the declared team, or else the beginning of its label.
 
-    The beginning is the part before the first ``-`` or ``_``.
+    The beginning is the part before the first ``-`` or ``_``. It counts only if several nodes share it; a node has no
+    team otherwise.
     """
     begins = [re.split("[-_]", node.label or node.name, maxsplit=1)[0] for node in graph.nodes]
     inside = [node.sort != "outside" for node in graph.nodes]

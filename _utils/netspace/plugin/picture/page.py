@@ -1,9 +1,10 @@
 """Page of a picture: one file of HTML with a drawing in SVG. Pure; equal graphs have equal pages.
 
-All texts come from declarations and hosts, and are untrusted. jinja2 escapes each. The script finds them as JSON, in
-which each ``<``, ``>`` and ``&`` is escaped, so that no text ends its element. The page's own policy (CSP) allows one
-style and one script, by their digests, and nothing from outside; and a browser that knows trusted types refuses markup
-that a script makes of a text.
+All texts come from declarations and hosts, and are untrusted. jinja2 escapes each text. The script reads the texts as
+JSON, in which each ``<``, ``>`` and ``&`` is escaped. So no text can end the element that contains it.
+
+The page's own policy (CSP) allows one style and one script, by their digests, and nothing from outside. A browser that
+supports Trusted Types also refuses markup that a script makes from a text.
 """
 
 from __future__ import annotations
@@ -118,13 +119,13 @@ def _policy() -> str:
 
 
 def _json(data: object) -> str:
-    """Return JSON that can't end the element that it stands in (HTML, section 4.12.1.3)."""
+    """Return *data* as JSON that can't end the script element around it (HTML standard, section 4.12.1.3)."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _between(graph: Graph) -> dict[tuple[int, int], list[Arrow]]:
-    """Return the arrows of each pair of linked nodes, by these nodes' positions. A pair has one line."""
+    """Return the arrows between each pair of nodes, by the nodes' positions: (source, target). A pair has one line."""
     index = {node.name: number for number, node in enumerate(graph.nodes)}
     found: dict[tuple[int, int], list[Arrow]] = {}
     for arrow in graph.arrows:
@@ -140,7 +141,7 @@ def _data(
     between: Mapping[tuple[int, int], Sequence[Arrow]],
     many: bool,
 ) -> dict[str, Any]:
-    """Return what the script needs to know."""
+    """Return the data that the page's script needs. :mod:`netspace.plugin.picture.script` describes its lists."""
     owner = {number: position for position, box in enumerate(drawn.boxes) for number in box.nodes}
     order = sorted(range(len(boxes)), key=lambda one: (not boxes[one].name, natural(boxes[one].name), one))
     return {
@@ -187,7 +188,7 @@ def _worst(arrows: Sequence[Arrow]) -> Mark | None:
 
 
 def _change(arrows: Sequence[Arrow]) -> Change:
-    """Return the change of a line: that of all its rules, or ``changed``."""
+    """Return the change of a line: the change of its rules if it is the same for all; else ``changed``."""
     changes = {one.change for one in arrows}
     return changes.pop() if len(changes) == 1 else "changed"
 
@@ -205,7 +206,7 @@ def _line(arrows: Sequence[Arrow], start: tuple[int, int], end: tuple[int, int])
 
 
 def _labels(between: Mapping[tuple[int, int], Sequence[Arrow]], drawn: places.Layout) -> list[dict[str, Any]]:
-    """Return the texts beside the lines. A text is left out if it would cover something at each possible place."""
+    """Return the texts beside the lines. A text is left out if each of its possible places is already covered."""
     taken = [(x, y, x + places.WIDE, y + places.HIGH) for x, y in drawn.places]
     taken += [(box.x, box.y, box.x + min(box.width, 150), box.y + places.HEAD) for box in drawn.boxes if box.title]
     found = []
@@ -286,6 +287,6 @@ def _legend(graph: Graph, planned: bool) -> list[tuple[str, str]]:
 
 
 def _fitted(text: str, most: int) -> str:
-    """Return a text as it is drawn: its end is cut off if it has more than *most* characters."""
+    """Return a text as the page draws it: printable, and cut off after *most* characters."""
     shown = printable(text)
     return shown if len(shown) <= most else f"{shown[: max(most - 1, 1)]}\N{HORIZONTAL ELLIPSIS}"

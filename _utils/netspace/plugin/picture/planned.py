@@ -1,4 +1,4 @@
-"""A plan of a fleet as a picture shows it: what it adds, changes and removes. Pure."""
+"""A plan of a fleet, as the picture shows it: the things that the plan adds, changes and removes. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ORDER = ("removed", "added", "changed")
 class PlannedChange(NamedTuple):
     """A change that a plan would make on one host.
 
-    :param kind: ``host``: something that all environments there share.
-    :param name: the environment; for a link ``<from>.<to>``, as its host names it (``web.orders@h2``).
+    :param kind: the kind of the changed thing; ``host``: something that all environments of the host share.
+    :param name: the name of the environment, or of the link: ``<from>.<to>`` as its host names it (``web.orders@h2``).
     :param text: the change in words.
     """
 
@@ -33,8 +33,8 @@ class PlannedChange(NamedTuple):
 class Planned(NamedTuple):
     """A plan for the whole fleet.
 
-    :param id: the plan's.
-    :param silent: the reason for each host that has no plan.
+    :param id: the id of the plan.
+    :param silent: the reason for each host that has no plan, by host.
     """
 
     id: str
@@ -43,15 +43,15 @@ class Planned(NamedTuple):
 
 
 def of_record(record: PlanRecord) -> Planned:
-    """Return a plan that the master keeps, as the picture shows it."""
+    """Return a plan from the master's record of it."""
     changes = [one for host, plan in sorted(record.plans.items()) for one in of_steps(host, plan.steps)]
     return Planned(record.id, changes, dict(record.silent))
 
 
 def of_steps(host: str, steps: Iterable[Step]) -> list[PlannedChange]:
-    """Return the changes of one host's plan: one for each environment and each link.
+    """Return the changes of one host's plan: one for each environment, one for each link, and one for the host.
 
-    An interface is part of its environment.
+    A change of an interface counts as a change of its environment.
     """
     found: dict[tuple[str, str], PlannedChange] = {}
     for step in steps:

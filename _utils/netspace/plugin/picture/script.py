@@ -1,7 +1,7 @@
-"""Script of the picture's page: search, filters, details, zoom. It makes no markup of a text, and fetches nothing.
+"""Script of the picture's page: search, filters, details, zoom. It never makes markup from a text, and loads nothing.
 
-Everything it shows comes from the JSON in the page: ``n`` nodes, ``g`` boxes, ``l`` lines. Each is a list in the order
-that :mod:`netspace.plugin.picture.page` gives them.
+All that it shows comes from the JSON in the page: ``n`` nodes, ``g`` boxes, ``l`` lines. Each of these is a list.
+:mod:`netspace.plugin.picture.page` defines the order of its elements.
 """
 
 TEXT = r"""'use strict';

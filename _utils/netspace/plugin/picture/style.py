@@ -1,8 +1,8 @@
 """Colours of the picture, and its style sheet.
 
-Colours never stand alone: each state has a shape and a word, each kind of line a pattern. The hues are those of Okabe
-and Ito (2008), which people with any form of colour blindness tell apart. They are darker or lighter here, for contrast
-with the ground.
+No meaning is shown by a colour alone: each state also has a shape and a word, and each kind of line a pattern. The hues
+are those of Okabe and Ito (2008), which people with any form of colour blindness can distinguish. Here the hues are
+darker or lighter, for contrast with the background.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Template of the picture's page. jinja2 escapes every value but style, script and JSON."""
+"""Template of the picture's page. jinja2 escapes every value except the style, the script and the JSON."""
 
 TEXT = """<!DOCTYPE html>
 <html lang="en">

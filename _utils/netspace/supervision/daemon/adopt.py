@@ -1,7 +1,7 @@
-"""Adoption of services that an earlier daemon started. The daemon finds them by their traces.
+"""Adoption of services that an earlier daemon started. The daemon finds them by their trace files.
 
-Running services keep running undisturbed. Services that ended between the two daemons are handled as if the daemon had
-witnessed their end.
+Running services keep running undisturbed. If a service ended while no daemon ran, this daemon handles that end as if it
+had seen it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Adoption:
         self.ending = ending
 
     def adopt(self) -> None:
-        """Adopt an earlier daemon's services: watch the running ones, and handle the end of the others."""
+        """Adopt an earlier daemon's services: watch the running ones, and handle the end of those that ended."""
         folder = definitions.traces(self.units.layout)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in os.listdir(folder):

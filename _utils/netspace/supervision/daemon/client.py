@@ -229,9 +229,9 @@ class DaemonSupervisor:
 
 
 class _Brief(msgspec.Struct, forbid_unknown_fields=True):
-    """A trace without its definition.
+    """A trace without the service's definition.
 
-    The definition is most of a trace, so it isn't decoded (``definitions.Trace``).
+    The definition is the largest part of a trace, so it isn't decoded (``definitions.Trace``).
     """
 
     state: str
@@ -253,7 +253,7 @@ _decode = msgspec.json.Decoder(_Brief).decode
 def _brief(name: str, folder: int) -> _Brief | None:
     """Return the trace in the file *name*; None if it is missing or invalid, as for ``definitions.read_trace``.
 
-    :param folder: a descriptor of the traces' folder.
+    :param folder: a descriptor of the folder with the traces.
     """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
@@ -274,8 +274,8 @@ def _status(
 ) -> Status:
     """Return the status of the service *name* from its trace.
 
-    :param watched: whether a daemon watches; without a daemon, the process may have ended unnoticed.
-    :param kills: returns the kernel's count of OOM kills of a service; None: the trace's own suffices.
+    :param watched: whether a daemon runs; without a daemon, the process may have ended unnoticed.
+    :param kills: a function that returns the kernel's count of OOM kills of a service; None: the trace's count is used.
     :param processes: a descriptor of ``/proc``.
     """
     state = STATES.get(trace.state, "failed")

@@ -1,10 +1,10 @@
-"""Deletion of a container that has ended, as ``crun delete --force`` does, but without starting crun.
+"""Deletion of an ended container, as by ``crun delete --force``, but without starting crun.
 
-Starting crun costs four milliseconds of processor time; its work on a container without processes is a
-few rmdir(2) and unlink(2). This module deletes a container only in the plain case: crun's own status has the process as
-ended and the control group as the service's; there are no hooks; and the kernel removes the group in every hierarchy,
-which proves that the group is empty. This module leaves every other container to crun. If this process is killed
-between any two steps, crun can delete the rest. This module kills no process.
+Starting crun costs four milliseconds of processor time, but deleting a container without processes takes only a few
+rmdir(2) and unlink(2). This module deletes a container only if all of this is true: crun's status file says that the
+process has ended, and names the service's control group; the container has no hooks; the kernel removes the group in
+every hierarchy, which proves that the group is empty. This module leaves every other container to crun. If this process
+is killed between two steps, crun can delete the rest. This module kills no process.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def folder(argv: Sequence[str]) -> str | None:
 
 
 def unknown(argv: Sequence[str]) -> bool:
-    """Return whether *argv* deletes a container without any state of crun. Then there is nothing to do."""
+    """Return whether *argv* deletes a container of which crun has no state. Such a command can be skipped."""
     path = folder(argv)
     return path is not None and not os.path.lexists(path)
 
 
 def forget(argv: Sequence[str], cgroup: str) -> bool:
-    """Delete the container that *argv* names in the plain case (see the module); return whether it was deleted.
+    """Delete the container that *argv* names, if the module's conditions hold; return whether it was deleted.
 
-    A deleted container has no process left: its control group was empty.
+    A deleted container has no process left, because its control group was empty.
 
     :param cgroup: the service's control group, from the hierarchy's root.
     """

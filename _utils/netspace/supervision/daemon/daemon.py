@@ -1,17 +1,17 @@
 """The one supervisor process of a host without systemd: it keeps all services running.
 
 One loop watches every process by its pidfd; there is no thread, no process per service and no polling of processes. The
-daemon is a *child subreaper*: programs started detached (``crun run --detach``) become its children, so the daemon
-learns their exit status too. Only restarts need the daemon: if the daemon is killed, the services keep running, and
-the next daemon adopts them by their traces (see ``definitions``). A second process stands by to take over (see
-``standby``), unless the operator's init restarts the daemon.
+daemon is a *child subreaper*: programs started detached (``crun run --detach``) become its children, so the daemon gets
+their exit status too. Only restarts need the daemon. If the daemon is killed, the services keep running, and the next
+daemon adopts them by their traces (see ``definitions``). A second process stands by to take over (see ``standby``),
+unless the operator's init restarts the daemon.
 
-Adoption is safe because the supervising process holds the lock file. A forked child shares
-the lock until it becomes its program, and writes its own trace before that. So a process that
-gets the lock finds a trace of every existing process.
+Adoption is safe because the supervising process holds the lock file. A forked child shares the lock until it becomes
+its program, and it writes its own trace earlier. So a process that gets the lock finds a trace of every existing
+process.
 
-The daemon listens on a socket that only root may use, and ends when there is nothing left to watch.
-It never uses the network, a declaration or Salt.
+The daemon listens on a socket that only root may use, and ends when there is nothing left to watch. It never uses the
+network, a declaration or Salt.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Daemon:
             self.loop.after(wait, lambda: None)
 
     def _woken(self, wake: int) -> None:
-        """Handle a signal. SIGTERM ends only this process; the next daemon adopts the services."""
+        """Handle a signal. SIGTERM ends only the daemon; the next daemon adopts the running services."""
         if signal.SIGTERM in os.read(wake, 4096):
             self._over = True
 
@@ -156,7 +156,8 @@ def main(layout: Layout, version: str, foreground: bool = False, lock: int | Non
 
     :param foreground: stay in the foreground, for an init that restarts the process when it ends. If another supervisor
         runs, wait for its end.
-    :param lock: an inherited descriptor that holds the lock, if this process was a supervisor or stood by before.
+    :param lock: an inherited descriptor that holds the lock, if this process was the supervisor or the stand-by
+        process.
     :return: an exit code.
     """
     layout.run.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -219,7 +220,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
 def _widen() -> None:
     """Raise the limit of open descriptors, so that it suffices for any number of services.
 
-    A program gets the usual soft limit (see ``spawn``), and may raise it as under systemd.
+    A supervised program gets the usual soft limit (see ``spawn``). The program may raise its limit, as under systemd.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = max(hard, DESCRIPTORS)

@@ -92,9 +92,9 @@ class Stopper:
         self.end(unit)
 
     def _forgotten(self, unit: Unit) -> bool:
-        """Delete the container without its runtime if possible.
+        """Delete the container without starting its runtime, if possible.
 
-        Return whether it was deleted: then no process is left.
+        Return whether it was deleted. A deleted container has no process left.
         """
         assert unit.service is not None
         cgroup = payload_cgroup(self.units.layout, unit.name)
@@ -114,8 +114,9 @@ class Stopper:
     def sweep(self) -> None:
         """Kill the processes that ended services left behind, in one pass over all processes for all services.
 
-        SIGKILL takes a moment, so passes are repeated until a pass is complete and finds no process. Cleanup follows
-        only then. The number of passes is bounded, since other processes of the host may end and begin at any time.
+        SIGKILL takes a moment, so passes are repeated until a complete pass finds no process. After that, the services
+        are cleaned up. The number of passes is limited, since other processes of the host may end and begin at any
+        time.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
@@ -199,16 +200,16 @@ class Stopper:
             self.units.idle(unit, "stopped" if unit.exit == "exit 0" else "failed")
 
     def _present(self, started: Service) -> Service:
-        """Return a service as it is defined now: a change of its health check or ``restart`` doesn't restart it.
+        """Return a service with its present health check and ``restart``, which may have changed since its start.
 
-        A service without a readable definition counts as it was started.
+        A service without a readable definition is returned as it was started.
         """
         with contextlib.suppress(NetspaceError, OSError):
             return definitions.read(self.units.layout, started.name) or started
         return started
 
     def _retry(self, unit: Unit) -> None:
-        """Start a unit again after its delay, unless a policy that was declared meanwhile forbids it."""
+        """Start a unit again after its delay, unless its present ``restart`` forbids this."""
         unit.timer = None
         assert unit.service is not None
         restart = self._present(unit.service).restart

@@ -1,18 +1,18 @@
 """Mount namespace in which the runtimes of containers start: the host's own mounts, without those of environments.
 
 A container's mount namespace begins as a copy of its runtime's mount namespace, and the runtime removes the copied
-mounts again. A host has four mounts for each environment, so each start would take longer, the more environments there
-are. Therefore, where many services run, the supervisor makes a mount namespace with the host's system folders alone,
-and keeps it open. The child that becomes a runtime enters a copy of it, and attaches the mounts that its container's
-configuration names: its root, its namespaces, its files and volumes.
+mounts again. A host has four mounts for each environment, so a start takes longer on a host with more environments.
+Therefore, where many services run, the supervisor makes a mount namespace with the host's system folders alone, and
+keeps it open. The child that becomes a runtime enters a copy of this namespace, and attaches the mounts that its
+container's configuration names: its root, its namespaces, its files and volumes.
 
-The supervisor looks before each start whether the system folders are still the same, and makes the namespace anew if
-they aren't. The child looks up all paths in the configuration and the command, before it enters the namespace and
-again inside. If a path then leads to another file, or the kernel refuses a step, the runtime starts in the host's
-namespace, as it does where few services run. The namespace that the supervisor keeps holds the root file system and the
-kernel's own file systems, so a disk that the operator unmounts is free at once.
+Before each start, the supervisor checks whether the system folders are unchanged, and makes the namespace again if they
+aren't. The child looks up all paths in the configuration and the command twice: before it enters the namespace, and
+inside. If a path leads to another file inside, or the kernel refuses a step, the runtime starts in the host's
+namespace, as it does where few services run. The supervisor's namespace holds only the root file system and the
+kernel's own file systems, so it doesn't keep a disk busy that the operator unmounts.
 
-Nothing of this is on disk: the namespace ends with the supervisor, and the next supervisor makes another.
+The namespace has no file on disk. It ends with the supervisor, and the next supervisor makes another.
 
 Written after open_tree(2), move_mount(2), pivot_root(2), setns(2) and mount_namespaces(7).
 """
@@ -63,12 +63,13 @@ Identity = tuple[int, int] | None
 
 
 class Namespace(NamedTuple):
-    """The namespace, open.
+    """The supervisor's mount namespace for starts, held open by descriptors.
 
-    :param namespace: its descriptor.
-    :param root: a descriptor of its root folder, from which its mounts can be seen.
+    :param namespace: a descriptor of the namespace.
+    :param root: a descriptor of its root folder, through which its mounts can be examined.
     :param points: its mount points.
-    :param others: folders with a mount that the namespace doesn't have; each start attaches those that it needs.
+    :param others: host folders with a mount that the namespace doesn't have; each start attaches the mounts that it
+        needs.
     """
 
     namespace: int
@@ -78,7 +79,7 @@ class Namespace(NamedTuple):
 
 
 class HostMounts:
-    """The supervisor's namespace for starts, made when it is first of use."""
+    """The owner of the mount namespace for starts, which is made at the first start that uses it."""
 
     def __init__(self, layout: Layout) -> None:
         own = (layout.run, layout.state, layout.netns("x").parent)
@@ -87,7 +88,7 @@ class HostMounts:
         self._tried = -PAUSE
 
     def get(self, services: int) -> Namespace | None:
-        """Return the namespace; None if the runtime must start in the host's.
+        """Return the namespace; None if the runtime must start in the host's namespace.
 
         :param services: the number of services that run.
         """
@@ -107,14 +108,14 @@ class HostMounts:
         return self._made
 
     def close(self) -> None:
-        """Forget the namespace."""
+        """Close the descriptors of the namespace."""
         if self._made is not None:
             os.close(self._made.namespace)
             os.close(self._made.root)
             self._made = None
 
     def _points(self) -> list[str]:
-        """Return the host's mount points that the namespace gets, each after those above it."""
+        """Return the host's mount points that the namespace gets, parents before children."""
         found = set()
         with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
             for line in stream:
@@ -127,11 +128,11 @@ class HostMounts:
         return sorted(found, key=lambda target: target.split("/"))
 
     def _others(self, points: Iterable[str]) -> frozenset[str]:
-        """Return the folders that have a mount, but none of *points*."""
+        """Return netspace's and the system's folders that are mount points on the host, without *points*."""
         return frozenset(filter(mountpoint.is_mounted, (self._ways | {*_TREES}) - {*points}))
 
     def _same(self, made: Namespace) -> bool:
-        """Return whether the system's folders are the same in the namespace as on the host, with the same options."""
+        """Return whether the namespace's system folders and mount options are still the host's."""
         try:
             paths = [*_DEVICES, *(f"{_CGROUPS}/{name}" for name in sorted(os.listdir(_CGROUPS)))]
             return (
@@ -144,7 +145,7 @@ class HostMounts:
 
 
 def takes(argv: Sequence[str]) -> str | None:
-    """Return the bundle of the container that *argv* starts; None if it is another command or runtime."""
+    """Return the bundle of the container that *argv* starts; None if *argv* isn't a start by a known runtime."""
     words = list(argv)
     if "--bundle" not in words[:-1]:
         return None
@@ -154,11 +155,12 @@ def takes(argv: Sequence[str]) -> str | None:
 
 
 def enter(made: Namespace, argv: Sequence[str]) -> bool:
-    """Move this process into a copy of the namespace, with all that the container needs; return whether it did.
+    """Move this process into a copy of the namespace, with all mounts of the container; return whether it moved.
 
-    The process must have one thread, and is about to become *argv*. If it can't be moved, nothing has changed.
+    The process must have one thread, and is about to become *argv*. After a failed move, the process is in the host's
+    namespace as before.
 
-    :raises OSError: it can't return to the host's namespace.
+    :raises OSError: the process can't return to the host's namespace.
     """
     trees: list[tuple[str, int]] = []
     own = root = -1
@@ -193,7 +195,7 @@ def enter(made: Namespace, argv: Sequence[str]) -> bool:
 
 
 def _named(config: dict[str, Any], bundle: str) -> Iterator[str]:
-    """Yield the host's paths that a container's configuration names."""
+    """Yield the host paths that a container's configuration names."""
     yield os.path.join(bundle, config["root"]["path"])
     yield from (one["source"] for one in config["mounts"] if str(one.get("source", "")).startswith("/"))
     yield from (one["path"] for one in config["linux"]["namespaces"] if one.get("path"))
@@ -204,11 +206,11 @@ def _absolute(argv: Iterable[str]) -> Iterator[str]:
 
 
 def _anchors(paths: Iterable[str], points: frozenset[str], alone: frozenset[str]) -> list[tuple[str, bool]]:
-    """Return the mount points on the way to *paths* that the namespace lacks, each after those above it.
+    """Return the mount points on the way to *paths* that the namespace lacks, parents before children.
 
-    The last one on the way to a path is attached with all that is mounted below it (True): a volume may have mounts.
-    Those above it are attached alone, and so are those of *alone*: netspace's own disk has the mounts of all
-    environments.
+    Each mount point comes with True if everything mounted below it is attached too. This holds for the last mount point
+    on the way to a path, since a volume may contain mounts. It doesn't hold for a mount point in *alone*: netspace's
+    own disk contains the mounts of all environments.
     """
     found: dict[str, bool] = {}
     for path in paths:
@@ -224,9 +226,9 @@ def _anchors(paths: Iterable[str], points: frozenset[str], alone: frozenset[str]
 
 
 def _mount(path: str, root: int | None = None) -> tuple[Identity, int]:
-    """Return what identifies the folder or file at a mount point, and the options of its mount (statvfs(3)).
+    """Return device and inode of the file or folder at a mount point, and the mount's options (statvfs(3)).
 
-    :raises OSError: there is none.
+    :raises OSError: nothing is at *path*.
     """
     descriptor = os.open(path if root is None else path[1:] or ".", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
     try:
@@ -237,7 +239,7 @@ def _mount(path: str, root: int | None = None) -> tuple[Identity, int]:
 
 
 def _identity(path: str, root: int | None = None) -> Identity:
-    """Return what identifies the file at *path*, as seen from *root*; None if there is none."""
+    """Return device and inode of the file at *path*, as seen from *root*; None if there is no file."""
     try:
         found = os.stat(path if root is None else path[1:] or ".", dir_fd=root)
     except OSError:
@@ -251,9 +253,9 @@ def _below(path: str, trees: Iterable[str]) -> bool:
 
 # -- making it ---------------------------------------------------------------------------------
 def _make(points: Sequence[str], others: frozenset[str]) -> Namespace | None:
-    """Make a namespace with the host's mounts at *points* alone; None if the kernel refused.
+    """Make a namespace with only the host's mounts at *points*; return None if the kernel refused.
 
-    A child makes it, and waits until it has been opened.
+    A child process makes the namespace, and waits until the supervisor has opened it.
     """
     with contextlib.ExitStack() as opened:
         told, tell = _pipe(opened)
@@ -283,13 +285,13 @@ def _make(points: Sequence[str], others: frozenset[str]) -> Namespace | None:
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
-    """Return the ends of a pipe to read and to write, which *opened* closes."""
+    """Return the reading and the writing end of a pipe; *opened* closes both."""
     read, write = os.pipe()
     return opened.enter_context(FileIO(read, "r")), opened.enter_context(FileIO(write, "w"))
 
 
 def _be_maker(build: Callable[[], None], tell: int, close: Iterable[int], held: int) -> None:
-    """Build in the child, tell it, and end with the parent's word or its end. Never returns."""
+    """Run *build* in the child, write a byte to *tell*, and exit once *held* is readable or closed. Never returns."""
     try:
         signal.set_wakeup_fd(-1)
         for descriptor in close:
@@ -302,7 +304,10 @@ def _be_maker(build: Callable[[], None], tell: int, close: Iterable[int], held: 
 
 
 def _build(points: Sequence[str]) -> None:
-    """Leave this process's mounts, but for those at *points*, each without what is mounted in it."""
+    """Make a new mount namespace for this process, with copies of the mounts at *points* and no others.
+
+    A copy doesn't include the mounts below its mount point.
+    """
     libc = _libc()
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
     _check(libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "make private")

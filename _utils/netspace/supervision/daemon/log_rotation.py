@@ -17,8 +17,8 @@ FASTEST = 0.5
 class Rotation:
     """Rotation of the logs of all services that aren't idle, and of the daemon's own log.
 
-    All these logs are checked regularly. The logs of services that were started recently are checked more often, and
-    separately: a start among a thousand services must not make the daemon check a thousand files.
+    All these logs are checked regularly. The logs of recently started services are checked more often, and separately.
+    So a start among a thousand services doesn't make the daemon check a thousand files.
     """
 
     def __init__(self, units: Units, loop: Loop) -> None:
@@ -56,7 +56,7 @@ class Rotation:
             self._young_timer = None
 
     def _looked(self, paths: Iterable[Path], last: float) -> float:
-        """Rotate those of *paths* that are too large; return the seconds until the next check.
+        """Rotate those logs in *paths* that are too large; return the seconds until the next check.
 
         :param last: the seconds since the last check.
         """

@@ -1,13 +1,13 @@
 """Times of a log's lines, and the starts of its program: a file beside the log, which only the daemon writes.
 
-A log has a program's bytes as they came, and no part of the log is read as a time or a mark. So a program can forge
-neither, whatever it writes. Each entry of ``<log>.times`` has 16 bytes: an offset in the log, and microseconds since
-the epoch, doubled, plus 1 if the program was started at that time. The daemon read the bytes from this offset to the
-next entry's offset at that time or later.
+A log contains a program's bytes unchanged, and no part of the log is interpreted as a time or a mark. So a program
+can't forge times or starts. Each entry of ``<log>.times`` has 16 bytes: an offset in the log, and the microseconds
+since the epoch, doubled, plus 1 if the program was started at that time. The daemon read the bytes from this offset to
+the next entry's offset at that time or later.
 
-Bounds: an entry each tenth of a second at most, and ``LIMIT`` bytes. At this limit, the older half of the entries is
-dropped, and their lines lose their times. An incomplete entry, left by a full disk or a crash, is cut off before the
-next entry is written.
+Entries are written every tenth of a second at most. A file of ``LIMIT`` bytes loses the older half of its entries, and
+the log's lines before the rest have no times. An incomplete entry, left by a full disk or a crash, is cut off before
+the next entry is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LARGEST = 2**58  # of a time: what is beyond is damage, and no calendar has mor
 
 
 class Entry(NamedTuple):
-    """An entry: the log's bytes from *offset* on are from *moment* (seconds since the epoch) or later."""
+    """One entry: the log's bytes from *offset* on were read at *moment* (seconds since the epoch) or later."""
 
     offset: int
     moment: float
@@ -65,7 +65,7 @@ def read(log: Path, size: int) -> list[Entry]:
 class Times:
     """Writer of the entries about one log.
 
-    :param log: the log; the file beside it need not exist.
+    :param log: the path of the log; the file with the entries need not exist.
     """
 
     def __init__(self, log: Path) -> None:
@@ -75,9 +75,9 @@ class Times:
     def note(self, offset: int, moment: float, start: bool = False) -> None:
         """Note that the bytes after *offset*, the log's current size, were read at *moment*.
 
-        Skip the note if it comes too soon.
+        Do nothing if the last entry is too recent.
 
-        :raises OSError: when the entry can't be written; the next call repairs the file.
+        :raises OSError: the entry can't be written; the next call repairs the file.
         """
         soon = 0 <= moment - self._moment < APART
         if soon and not start and 0 <= self._offset <= offset:  # a log that was rotated is shorter
@@ -99,9 +99,9 @@ class Times:
 
 
 def _mended(descriptor: int, size: int, offset: int) -> int:
-    """Cut off an incomplete entry. Cut off all entries if the last one is beyond the end of the log.
+    """Repair the file of entries, and return its size in bytes.
 
-    Return the size.
+    Cut off an incomplete entry. Cut off all entries if the last entry's offset is beyond the end of the log.
     """
     size -= size % _ENTRY.size
     if size and _ENTRY.unpack(os.pread(descriptor, _ENTRY.size, size - _ENTRY.size))[0] > offset:
@@ -111,7 +111,7 @@ def _mended(descriptor: int, size: int, offset: int) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step. A power cut may destroy the file; then the lines have no times."""
+    """Replace a file by rename. A power cut may destroy the file; the log's lines then have no times."""
     aside = f"{path}.new"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFUL, 0o600)
     try:
@@ -124,7 +124,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def moved(log: Path, older: Path) -> None:
-    """Rename the entries of a log that is about to be renamed."""
+    """Rename the entries' file, because its log is about to be renamed."""
     try:
         os.rename(beside(log), beside(older))
     except FileNotFoundError:
@@ -132,9 +132,10 @@ def moved(log: Path, older: Path) -> None:
 
 
 def copied(log: Path, older: Path, size: int, cut: int) -> None:
-    """Give the entries about the first *size* bytes of *log* to its copy *older*, which lacks the first *cut* bytes.
+    """Move the entries about the first *size* bytes of *log* to its copy *older*.
 
-    Afterwards *log* has no entries. The caller empties *log* next.
+    *older* lacks the first *cut* bytes of *log*, so the offsets are reduced by *cut*. *log* has no entries afterwards.
+    The caller then empties *log*.
     """
     entries = read(log, size)
     first = max((number for number, entry in enumerate(entries) if entry.offset <= cut), default=0)

@@ -1,6 +1,6 @@
-"""Logs of services on hosts without a journal: one file per service, bounded in size and number.
+"""Logs of services on hosts without a journal: one file per service, limited in size and number.
 
-netspace's own programs have the file open for appending, so their output needs no relaying process, and continues
+netspace's own programs have their log open for appending, so their output needs no relaying process, and continues
 without the daemon. ``relay`` writes the output of detached programs. A file that is too large is *copied and
 truncated*, since a program can't be made to reopen its log. Output between the copy and the truncation (microseconds)
 is lost. If a file is larger than the limit, only its last part is kept.
@@ -35,7 +35,7 @@ def open_log(path: Path) -> int:
 def append(path: Path, data: bytes) -> None:
     """Write *data* to the log, and rotate the log if it is too large.
 
-    :raises OSError: when the write failed; the part that was written stays.
+    :raises OSError: the write failed; a part of *data* may have been written.
     """
     log = open_log(path)
     try:

@@ -1,9 +1,9 @@
 """OOM accounting: the number of a service's processes that the kernel's OOM killer has killed.
 
-A program may survive when the OOM killer kills one of its children, and end much later for another reason.
-So each kill is noted when it happens, and counts as the cause of the main process's end only if both happen
-together. The module counts only for services that are started detached, because only these have a control group of
-their own. The module doesn't start or end anything.
+A program may survive when the OOM killer kills one of its children, and end much later for another reason. So each kill
+is noted when it happens. A kill counts as the cause of the main process's end only if both happen at about the same
+time. The module counts only for services that are started detached, because only these have separate control groups.
+The module doesn't start or end anything.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OomTracker:
     def end(self, unit: Unit) -> None:
         """Count the kills after the main process has ended, while its group still exists.
 
-        If the main process itself was killed, ``exit`` becomes ``oom``.
+        If the OOM killer killed the main process, the unit's ``exit`` becomes ``oom``.
         """
         if not self._detached(unit):
             return
@@ -77,9 +77,9 @@ class OomTracker:
             self._whose = set()
 
     def _look(self, unit: Unit) -> None:
-        """Note kills, unless the main process is about to end.
+        """Count new kills, unless the main process is about to end.
 
-        The killed process may be the main one; ``end`` counts that kill.
+        In that case the main process may be the killed one, and ``end`` counts the kill.
         """
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return

@@ -40,10 +40,10 @@ def hold(lock: int) -> None:
 
 
 def holder(layout: Layout) -> int:
-    """Return the PID of the daemon that holds the lock; 0 if there is none or it is unknown.
+    """Return the PID of the daemon that holds the lock; 0 if no daemon holds it or the PID is unknown.
 
-    The kernel's list (proc_locks(5)) is read only if the lock's file doesn't name the holder: the list has all
-    environments' locks, and reading a hundred thousand of them takes seconds.
+    The kernel's list of locks (proc_locks(5)) is read only if the lock's file doesn't name the holder. The list has the
+    locks of all environments, and reading a hundred thousand locks takes seconds.
     """
     return (_noted(layout) or _listed(layout)) if running(layout) else 0
 
@@ -75,7 +75,7 @@ def _listed(layout: Layout) -> int:
 
 
 def running(layout: Layout) -> bool:
-    """Return whether a daemon holds the lock. Starts no process."""
+    """Return whether a daemon holds the lock. No process is started."""
     try:
         fd = os.open(lock_path(layout), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

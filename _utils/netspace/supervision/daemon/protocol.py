@@ -1,9 +1,10 @@
 """The messages between client and daemon: one JSON object each way per connection.
 
-A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer is ``{"version": "...",
-"errors": {"web": "..."}}``. If the versions of daemon and request differ, the daemon does nothing and answers with
-its own version. Every daemon executes a request without a version; older daemons execute all requests. Both
-messages are parsed strictly and bounded in size, because both sides run as root. Pure: no input or output.
+A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer is ``{"version": "...", "errors":
+{"web": "..."}}``. If the versions of daemon and request differ, the daemon does nothing and answers with its own
+version. A daemon executes a request without a version in any case. Older daemons ignore the version and execute all
+requests. Both messages are parsed strictly and limited in size, because both sides run as root. Pure: no input or
+output.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Relay of detached programs' output, from named pipes to their logs.
 
-A program that runs as another user must neither own its log nor have the log open for writing. It could
-fill the disk (fallocate(2)), or by a lease (fcntl(2)) delay everybody who opens the log. So
-the program's standard output is a named pipe in a folder of root's. The daemon reads at most ``CHUNK`` bytes at a
-time from the pipe; a program that writes faster has to wait.
+A program that runs as another user must not own its log, and must not have the log open for writing. It could fill the
+disk (fallocate(2)), or by a lease (fcntl(2)) delay every process that opens the log. So the program's standard output
+is a named pipe in a folder that only root can write. The daemon reads at most ``CHUNK`` bytes at a time from the pipe;
+a program that writes faster has to wait.
 
-The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program
-waits when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
+The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program waits
+when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pipe(layout: Layout, name: str) -> Path:
 
 
 def opened(path: Path) -> int:
-    """Open the pipe for the launcher's output; the child that becomes the launcher calls this."""
+    """Open the pipe for the launcher's output. The child that becomes the launcher calls this function."""
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 

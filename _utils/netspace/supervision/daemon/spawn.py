@@ -30,14 +30,14 @@ def fork(
     trace: Trace | None,
     made: host_mounts.Namespace | None = None,
 ) -> tuple[int, int]:
-    """Fork a child that becomes *argv*; return its PID and a descriptor.
+    """Fork a child that becomes *argv*; return its PID and the reading end of a pipe.
 
-    Reading the descriptor returns an error text, or nothing once the child has become its program.
+    The pipe gives an error text, or nothing once the child has become its program.
 
     :param trace: the trace that the child writes, with its own PID, before anything else; None for a helper (cleanup,
         reload), which always runs as root.
-    :param made: the namespace in which a container's runtime starts; None: the host's.
-    :raises OSError: when the fork failed.
+    :param made: the mount namespace in which a container's runtime starts; None: the host's namespace.
+    :raises OSError: the fork failed.
     """
     read, write = os.pipe()
     try:

@@ -158,7 +158,10 @@ class Starter:
         self.loop.watch(unit.report, lambda _: self._executed(unit))
 
     def _hold(self, unit: Unit) -> None:
-        """Answer the unit's clients now, and check again soon whether its files exist, since that may take long."""
+        """Answer the unit's clients now, and check again soon whether its files exist.
+
+        The clients don't wait, because the files may appear only much later.
+        """
         if not unit.held:
             unit.held = True
             unit.pid = unit.ticks = 0
@@ -205,8 +208,8 @@ class Starter:
     def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
         """Follow the process in the PID file if it is the launched program; return whether it is that program.
 
-        Meanwhile the PID may belong to another process. The process is the program if it started after the launcher and
-        is in the service's cgroup, which holds no other processes.
+        The PID may have been reused for another process. The process is the launched program if it started after the
+        launcher and is in the service's cgroup, which holds no other processes.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:
@@ -281,7 +284,7 @@ class Starter:
 
 
 def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
-    """Return whether a process is in *cgroup*, or ends within half a second."""
+    """Return True if a process is in *cgroup*, or ends within half a second."""
     end = select.poll()
     end.register(pidfd, select.POLLIN)
     return any(process.within(pid, cgroup) or end.poll(5) for _ in range(100))

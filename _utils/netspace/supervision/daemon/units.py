@@ -1,7 +1,7 @@
-"""The services that the daemon knows, each with its phase.
+"""The services of the daemon, each with its phase.
 
-This module sets and records phases, and answers the clients that wait for them. ``start`` and
-``stop`` bring a service from one phase to the next.
+This module sets and records phases, and answers the clients that wait for a start or stop. ``start`` and ``stop`` bring
+a service from one phase to the next.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Unit:
         return self.service.log
 
     def afresh(self) -> None:
-        """Clear the counts, and the record of how the last run ended, when a start is requested."""
+        """Clear the counts and the record of the last run's end. Called when a start is requested."""
         self.restarts = self.failures = self.oom_kills = 0
         self.exit = self.error = ""
 

@@ -64,9 +64,10 @@ class Property(NamedTuple):
 
 @functools.cache
 def _shape(length: int, interface: str, name: str) -> tuple[bytes, bytes, bytes]:
-    """Return the three parts of a call. Its serial and its path of *length* bytes go between these parts.
+    """Return the three parts of an encoded call: before its serial, from there to its path, and after the path.
 
-    jeepney encodes each shape only once. Encoding all 350 calls for 50 units would take longer than everything else.
+    The path has *length* bytes. jeepney encodes each shape only once. Encoding all 350 calls for 50 units would take
+    longer than everything else.
     """
     path = "/" + "_" * (length - 1)
     message = Properties(DBusAddress(path, SYSTEMD, interface)).get(name).serialise(serial=1)

@@ -1,8 +1,8 @@
 """Services as systemd units, one file each in ``/etc/systemd/system``.
 
-systemd keeps them running, also after a reboot; netspace itself runs no process for that. A call runs a few
-``systemctl`` processes, whatever the number of services (``reload``: one per service), and writes only files
-that differ. A unit file without netspace's header is never changed, whatever its name.
+systemd keeps them running, also after a reboot, without a process of netspace. A call runs a few ``systemctl``
+processes, whatever the number of services (``reload``: one per service), and writes only files that differ. A unit file
+without netspace's header is never changed, whatever its name.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """The version of systemd; if the version can't be read, the newest one that this module distinguishes."""
+        """The version of systemd. If it can't be read, the newest version for which this module has a special case."""
         try:
             return dbus.version()
         except (OSError, ValueError):
@@ -220,7 +220,7 @@ class Systemd:
         library_copy.remove(self.layout)
 
     def _weights(self) -> dict[Path, bytes]:
-        """Return the files of weights, except a file that an operator wrote."""
+        """Return the files of weights, without any that an operator wrote."""
         found = weights.units(self.layout, self.folder, unit_file.HEADER)
         for path in found:
             if path.parent != self.folder:
@@ -304,7 +304,7 @@ class Systemd:
 
 
 def _ours(path: Path) -> bool:
-    """Return whether netspace may write a file: netspace wrote it before, or it doesn't exist."""
+    """Return whether netspace may write a file: the file doesn't exist, or netspace wrote it before."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(unit_file.HEADER)) == unit_file.HEADER.encode()
@@ -331,7 +331,7 @@ def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int 
     """Return a unit's status from the properties that systemd shows.
 
     :param wanted: whether the service shall run; if not, a failed unit is reported as stopped.
-    :param noted: the service's last end, used if systemd has forgotten it.
+    :param noted: how the service last ended; used if systemd has forgotten it.
     :param kills: number of the service's OOM kills.
     """
     active = shown.get("ActiveState", "inactive")

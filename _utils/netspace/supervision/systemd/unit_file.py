@@ -88,7 +88,7 @@ NOTE = (
 
 
 def ended(layout: Layout, service: str) -> Path:
-    """Return the path of the note of a detached service's last end."""
+    """Return the path of the file that notes how a detached service last ended."""
     return layout.run / "ended" / service
 
 
@@ -194,7 +194,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
 
 
 def _confinement(service: Service) -> str:
-    """Return the hardening of a confined service. It has a private /tmp unless its program lies in the host's /tmp."""
+    """Return the hardening of a confined service. The service has a private /tmp, if its program isn't in /tmp."""
     if any(part.startswith(("/tmp/", "/var/tmp/")) for part in service.command):  # noqa: S108 (a checkout's venv)
         return CONFINEMENT.replace("PrivateTmp=yes\n", "")
     return CONFINEMENT

@@ -44,7 +44,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 async def _bridge(options: argparse.Namespace) -> int:
-    """Run the bridge until the program beside it ends or a signal comes; return the exit status."""
+    """Run the bridge until its program ends or a signal comes; return the exit status."""
     from netspace_client.bridge import child, worker
     from netspace_client.bridge.execute import Execute
     from netspace_client.bridge.forward import Forward

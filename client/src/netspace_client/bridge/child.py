@@ -1,4 +1,4 @@
-"""Runner of a program beside the bridge. It passes signals on and, as process 1 of a container must, reaps orphans."""
+"""Runner of a program beside the bridge. It forwards signals and, as process 1 of a container, reaps orphans."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 async def run(command: Sequence[str]) -> int:
-    """Run *command* until it ends; return its exit status, or 128 plus its signal's number as a shell does.
+    """Run *command* until it ends; return its exit status, or 128 plus the number of the signal that ended it.
 
-    :raises OSError: it can't be started.
+    :raises OSError: *command* can't be started.
     """
     loop = asyncio.get_running_loop()
     received: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -37,7 +37,7 @@ async def run(command: Sequence[str]) -> int:
 
 
 async def _hand_on(process: asyncio.subprocess.Process, received: asyncio.Queue[signal.Signals]) -> None:
-    """Send *process* each signal that this process receives."""
+    """Forward to *process* each signal that this process receives."""
     while True:
         number = await received.get()
         with contextlib.suppress(ProcessLookupError):
@@ -45,9 +45,9 @@ async def _hand_on(process: asyncio.subprocess.Process, received: asyncio.Queue[
 
 
 async def _reap(own: int) -> None:
-    """Reap orphans, for ever: they become children of process 1 when their parent ends.
+    """Reap orphans, for ever. Orphans become children of process 1 when their parent ends.
 
-    :param own: the program, which asyncio reaps itself.
+    :param own: the PID of the program, which asyncio reaps.
     """
     while True:
         await asyncio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""Work of the bridge: run a program for each message, with the body as its input; its output answers a request."""
+"""Work of the bridge: run a program for each message, with the body as input; its output answers a request."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger("netspace_client.bridge")
 class Execute:
     """A program that is run for each message.
 
-    Its environment has the variables ``NETSPACE_SENDER`` (can't be forged), ``NETSPACE_MESSAGE_ID``,
-    ``NETSPACE_CONTENT_TYPE`` and ``NETSPACE_REDELIVERED``. Its exit status decides: 0: the message is done; 65
-    (``EX_DATAERR``, sysexits.h): it becomes a dead letter; any other: the program is run again.
+    The program has the variables ``NETSPACE_SENDER`` (can't be forged), ``NETSPACE_MESSAGE_ID``,
+    ``NETSPACE_CONTENT_TYPE`` and ``NETSPACE_REDELIVERED``. Its exit status is the outcome: 0: the message is done; 65
+    (``EX_DATAERR``, sysexits.h): the message becomes a dead letter; any other: the program is run again.
 
     :param command: argument vector.
-    :param timeout: seconds that it may run. Then its process group is killed, and the message is tried again.
+    :param timeout: seconds for one run. After this time its process group is killed, and the message is tried again.
     """
 
     def __init__(self, command: Sequence[str], *, timeout: float = 60.0) -> None:
@@ -65,8 +65,8 @@ class Execute:
     async def _start(self, body: bytes, variables: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, BinaryIO]:
         """Start the program in its own session with *body* as its input; return the process and its output pipe.
 
-        asyncio's own pipes are not used, because its wait() also waits for their end. A pipe never ends if it is no
-        longer read, or if a child that outlives the program holds it.
+        asyncio's own pipes are not used, because asyncio's wait() also waits for the end of the pipes. A pipe doesn't
+        end if nothing reads it any more, or if a child that outlives the program holds it open.
         """
         number, given = os.pipe()
         output = os.fdopen(number, "rb", 0)
@@ -90,7 +90,7 @@ class Execute:
 
 
 async def _printed(process: asyncio.subprocess.Process, output: BinaryIO) -> bytes | None:
-    """Read a program's output, wait for the program's end, and return the output; None: it is too large."""
+    """Read a program's output, wait for the program's end, and return the output; None: the output is too large."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)

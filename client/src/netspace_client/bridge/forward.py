@@ -29,14 +29,15 @@ log = logging.getLogger("netspace_client.bridge")
 class Forward:
     """A local HTTP server that gets each message.
 
-    A message of type ``message/http`` contains the request in its body; the body of any other is sent by ``POST`` to
-    the URL's path. The request has the headers ``Netspace-Sender`` (can't be forged), ``Netspace-Message-Id`` and
-    ``Netspace-Redelivered``. For a message that wants no answer, the response's status decides: 200 to 399: the message
-    is done; 400 to 499: it becomes a dead letter; 500 and above: it is sent to the server again.
+    A message of type ``message/http`` contains the request in its body. The body of any other message is sent by
+    ``POST`` to the URL's path. The request has the headers ``Netspace-Sender`` (can't be forged),
+    ``Netspace-Message-Id`` and ``Netspace-Redelivered``. For a message that wants no answer, the response's status is
+    the outcome: 200 to 399: the message is done; 400 to 499: it becomes a dead letter; 500 and above: it is sent to the
+    server again.
 
     :param url: ``http://ADDRESS:PORT/PATH``.
     :param timeout: seconds to wait for a response.
-    :raises ValueError: *url* has another form.
+    :raises ValueError: *url* doesn't have this form.
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:

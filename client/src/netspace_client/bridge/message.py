@@ -49,8 +49,7 @@ class Response:
 def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
     """Return the headers to pass on to the other end.
 
-    Hop-by-hop headers and those that ``Connection`` names are left out. So are ``Netspace-*``, which only the bridge
-    sets.
+    Left out are hop-by-hop headers, headers that ``Connection`` names, and ``Netspace-*``, which only the bridge sets.
     """
     found = [(name.lower(), value) for name, value in headers]
     named = {

@@ -149,7 +149,7 @@ def _plain(status: int, text: str) -> Response:
 async def _request(
     connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> Request | None:
-    """Read one request; None: the connection ended before."""
+    """Read one request; return None if the connection ended before a request."""
 
     def go_on() -> None:
         if connection.they_are_waiting_for_100_continue:

@@ -14,7 +14,7 @@ BODY = 8 * 1024 * 1024
 async def received(
     connection: h11.Connection, reader: asyncio.StreamReader, waiting: Callable[[], None] = lambda: None
 ) -> tuple[h11.Request | h11.Response, bytes] | None:
-    """Read one message; return its start and its body; None: the connection ended before.
+    """Read one message; return its start and its body; None if the connection ended before a message.
 
     :param waiting: called each time before more bytes are read.
     :raises h11.RemoteProtocolError: the bytes are not HTTP, or the body has more than :data:`BODY` bytes.
@@ -41,7 +41,7 @@ async def received(
 def sent(connection: h11.Connection, start: h11.Request | h11.Response, body: bytes) -> bytes:
     """Return the bytes of one message.
 
-    :raises h11.LocalProtocolError: it isn't a valid message.
+    :raises h11.LocalProtocolError: the message isn't valid HTTP.
     """
     events = (start, h11.Data(data=body), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)

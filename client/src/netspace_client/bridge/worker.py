@@ -22,7 +22,7 @@ class Done:
     """The outcome of the work on a message.
 
     :param how: ``done``; ``later``: try again; ``never``: reject the message.
-    :param answer: body and type of the answer to a request.
+    :param answer: body and content type of the answer to a request.
     """
 
     how: Literal["done", "later", "never"]
@@ -35,9 +35,9 @@ Work = Callable[[Message], Awaitable[Done]]
 async def work_on(mailbox: Mailbox, work: Work, *, at_once: int, patience: float) -> None:
     """Call *work* for each message, for ever.
 
-    :param at_once: the most messages in work at once; with 1, the work is done in order.
-    :param patience: seconds for which the work is tried again. Then the message is requeued; the broker counts
-        redeliveries, and moves the message to the dead letters after 20.
+    :param at_once: the most messages that are worked on at once; with 1, the messages are worked on in order.
+    :param patience: seconds for which failed work is tried again. After this time the message is requeued; the broker
+        counts redeliveries, and moves the message to the dead letters after 20.
     """
     places = asyncio.Semaphore(at_once)
     running: set[asyncio.Task[None]] = set()

@@ -1,1 +1,1 @@
-"""Attempts to break out of an environment, made from inside it, in groups by what they aim at."""
+"""Attempts to break out of an environment, made from inside. Each module has one group, such as files or devices."""

@@ -1,4 +1,4 @@
-"""Table of attempts, and what each of them needs: a raw system call, and a target from the input."""
+"""Table of attempts, and the functions that attempts use: raw system calls, and targets from the input."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ ATTEMPTS: list[tuple[str, str, Attempt]] = []
 
 
 class Skip(Exception):
-    """The attempt has no target here."""
+    """Error: the attempt has no target here, so its outcome is ``skipped``."""
 
 
 class Refused(Exception):
-    """The attempt failed, as it should."""
+    """Error: the attempt failed, as it should; its outcome is ``refused``."""
 
 
 def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
-    """Register an attempt, which returns a text on its success, or raises Refused, OSError or Skip."""
+    """Register an attempt: a function that returns a text if it succeeds, or raises Refused, OSError or Skip."""
 
     def register(function: Attempt) -> Attempt:
         ATTEMPTS.append((group, name, function))
@@ -52,11 +52,11 @@ def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
 
 
 def syscall(name: str, *arguments: Any) -> int:
-    """Call the kernel directly, without libc's wrappers; raise OSError if the call fails."""
+    """Make a system call by its number, without libc's wrapper; raise OSError if the call fails."""
     numbers = NUMBERS[name]
     number = numbers[0] if MACHINE == "x86_64" else numbers[1]
     if number < 0 or MACHINE not in ("x86_64", "aarch64"):
-        raise Skip(f"no {name} on {MACHINE}")
+        raise Skip(f"{MACHINE} has no system call {name}")
     LIBC.syscall.restype = ctypes.c_long
     result = LIBC.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if result == -1:
@@ -66,7 +66,10 @@ def syscall(name: str, *arguments: Any) -> int:
 
 
 def want(target: dict[str, Any], *keys: str) -> Any:
-    """Return the value at *keys* of the input. If the value is absent, raise Skip with the input's reason, if any."""
+    """Return the value at the path *keys* of the input.
+
+    :raises Skip: when the value is absent; with the input's reason, if it gives one.
+    """
     value: Any = target
     for key in keys:
         if isinstance(value, dict) and "skip" in value:
@@ -75,5 +78,5 @@ def want(target: dict[str, Any], *keys: str) -> Any:
     if isinstance(value, dict) and "skip" in value:
         raise Skip(str(value["skip"]))
     if value in (None, [], ""):
-        raise Skip(f"no {':'.join(keys)} to aim at")
+        raise Skip(f"the input has no target {':'.join(keys)}")
     return value

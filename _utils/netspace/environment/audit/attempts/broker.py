@@ -24,7 +24,7 @@ def broker_ports(target: dict[str, Any]) -> str:
                 return reach(address, port)
             except OSError as err:
                 problems.append(err.errno or 0)
-    raise Refused(f"{len(problems)} tries")
+    raise Refused(f"none of {len(problems)} connections succeeded")
 
 
 def _channel(target: dict[str, Any]) -> Any:
@@ -33,7 +33,7 @@ def _channel(target: dict[str, Any]) -> Any:
             card = json.load(stream)
         account = card["broker"]
     except (OSError, KeyError):
-        raise Skip("it has no account on the broker") from None
+        raise Skip("this environment has no account on the broker") from None
     try:
         import pika
     except ImportError:
@@ -60,7 +60,7 @@ def _channel(target: dict[str, Any]) -> Any:
 
 
 def _broker(name: str) -> Callable[[Callable[..., str]], None]:
-    """Register an attempt on the broker, with a channel of its own."""
+    """Register an attempt on the broker, which gets a new AMQP channel."""
 
     def register(function: Callable[..., str]) -> None:
         def run(target: dict[str, Any]) -> str:
@@ -126,7 +126,7 @@ def declare(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
 def forged_sender(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
     peers = card.get("peers") or []
     if not peers:
-        raise Skip("no link to send along")
+        raise Skip("this environment has no link to another one")
     channel.confirm_delivery()
     channel.basic_publish(
         peers[0]["exchange"], "", b"probe", pika.BasicProperties(user_id="env.somebody-else"), mandatory=True
@@ -140,7 +140,7 @@ def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) ->
         with contextlib.suppress(Exception):
             channel.queue_bind(card["mailbox"], exchange, "#")
             return f"bound {exchange}"
-    raise Refused("none can be bound")
+    raise Refused("no exchange with the broker's events can be bound")
 
 
 def _tls(own: bool) -> Any:
@@ -172,9 +172,9 @@ def _stream(own: bool) -> Any:
 
 
 def login(mechanism: str, response: bytes, own: bool = False) -> str:
-    """Log in at the broker by a few bytes of AMQP 0-9-1; raise Refused if the login isn't accepted.
+    """Log in at the broker by hand-made AMQP 0-9-1 frames; raise Refused if the login isn't accepted.
 
-    :param own: whether to present this environment's own certificate.
+    :param own: whether to present this environment's own client certificate.
     """
     try:
         return _login(mechanism, response, own)
@@ -193,7 +193,7 @@ def _login(mechanism: str, response: bytes, own: bool) -> str:
         answer = _frame(broker)
     if answer[:4] == b"\0\x0a\0\x1e":  # connection.tune
         return "logged in"
-    raise Refused(f"{mechanism}: not taken")
+    raise Refused(f"{mechanism}: the broker did not accept the login")
 
 
 def _frame(stream: socket.socket) -> bytes:
@@ -203,12 +203,12 @@ def _frame(stream: socket.socket) -> bytes:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    """Read exactly *size* bytes: TLS has no MSG_WAITALL."""
+    """Read exactly *size* bytes, in several reads, because MSG_WAITALL can't be used with TLS."""
     found = b""
     while len(found) < size:
         part = stream.recv(size - len(found))
         if not part:
-            raise Refused("the broker hung up")
+            raise Refused("the broker closed the connection")
         found += part
     return found
 

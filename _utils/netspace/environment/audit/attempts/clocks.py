@@ -50,4 +50,4 @@ def hardware_clock(target: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_RDONLY))
             return f"opened {path}"
-    raise Refused("none is there")
+    raise Refused("no device of a clock can be opened")

@@ -39,7 +39,7 @@ def make_disk(target: dict[str, Any]) -> str:
                 os.mknod(f"{folder}/probe-disk", 0o600 | 0o060000, os.makedev(major, minor))
                 os.unlink(f"{folder}/probe-disk")
                 return f"made a block device in {folder}"
-    raise Refused("none can be made")
+    raise Refused("no block device can be made")
 
 
 @attempt("devices", "use the machine's ports")
@@ -55,7 +55,7 @@ def special_devices(target: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
             os.close(os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK))
             return f"opened /dev/{name}"
-    raise Refused("none is there")
+    raise Refused("no such device can be opened")
 
 
 @attempt("devices", "type into a terminal of the host")
@@ -65,4 +65,4 @@ def terminal(target: dict[str, Any]) -> str:
             fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
             fcntl.ioctl(fd, 0x5412, b"\0")  # TIOCSTI
             return f"typed into {path}"
-    raise Refused("there is no terminal")
+    raise Refused("no terminal accepts typed input")

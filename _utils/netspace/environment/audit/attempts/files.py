@@ -1,4 +1,4 @@
-"""Attempts on files: another environment's, the host's, and those that only netspace may write."""
+"""Attempts on files of another environment, files of the host, and files that only netspace may write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEARCH_LIMIT = 50_000
 
 
 def find(marker: str, roots: tuple[str, ...]) -> str:
-    """Look for *marker* in small files below *roots*; return the path of one that holds it."""
+    """Return the path of a small file below *roots* that contains *marker*; empty if there is none."""
     seen = 0
     for root in roots:
         for folder, folders, names in os.walk(root):
@@ -56,7 +56,7 @@ def proc_root(target: dict[str, Any]) -> str:
                             return path
                 else:
                     return path
-    raise Refused("nothing of the host's there")
+    raise Refused("no file of the host can be reached there")
 
 
 @attempt("files", "write to the root of the image's own files")
@@ -89,7 +89,7 @@ def netspace_folders(target: dict[str, Any]) -> str:
     ):
         with contextlib.suppress(OSError):
             return f"{path} has {os.listdir(path)}"
-    raise Refused("none of them is there")
+    raise Refused("none of these folders can be listed")
 
 
 @attempt("files", "learn paths of the host from the mounts")
@@ -98,7 +98,7 @@ def host_paths(target: dict[str, Any]) -> str:
         for line in stream:
             if "/var/lib/" in line or "/layers/" in line:
                 return line.strip()
-    raise Refused("mountinfo names none")
+    raise Refused("mountinfo has no path of the host")
 
 
 @attempt("files", "use a descriptor that was left open")
@@ -111,7 +111,7 @@ def inherited(target: dict[str, Any]) -> str:
                 left.append(what)
     if left:
         return f"has {', '.join(left)}"
-    raise Refused("it has none but its own")
+    raise Refused("no foreign descriptor is open")
 
 
 @attempt("files", "escape by a symbolic link or a path of many levels")

@@ -44,7 +44,7 @@ def sysctl(target: dict[str, Any]) -> str:
                 stream.flush()
                 return "shielded itself from the OOM killer"
             return f"opened {path}"
-    raise Refused("none can be opened for writing")
+    raise Refused("none of these settings can be opened for writing")
 
 
 @attempt("kernel", "read what tells of the kernel and of other programs")
@@ -64,7 +64,7 @@ def kernel_files(target: dict[str, Any]) -> str:
                 with open(path, "rb") as stream:
                     if stream.read(1):
                         return f"{path} can be read"
-    raise Refused("all masked or absent")
+    raise Refused("all of these files are masked or absent")
 
 
 @attempt("kernel", "reconfigure its own cgroup")
@@ -84,4 +84,4 @@ def host_identity(target: dict[str, Any]) -> str:
         with contextlib.suppress(OSError), open(f"/proc/sys/{name}", "rb") as stream:
             if stream.read(1):
                 return f"/proc/sys/{name} can be read"
-    raise Refused("all masked")
+    raise Refused("all of these files are masked")

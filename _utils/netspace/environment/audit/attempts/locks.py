@@ -1,4 +1,4 @@
-"""Attempts on locks, notifications and other signs by which environments could learn of each other."""
+"""Attempts on locks, notifications and other means by which an environment could notice another one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def see_inotify(target: dict[str, Any]) -> str:
     os.close(fd)
     if ready:
         return f"saw events on {path}"
-    raise Refused("no event in 1.5 s, while the peer opens it ten times a second")
+    raise Refused("no event in 1.5 s, while the peer opens the file ten times a second")
 
 
 @attempt("locks", "use System V shared memory of another environment")
@@ -57,7 +57,7 @@ def all_locks(target: dict[str, Any]) -> str:
         foreign = [line for line in stream if line.split()[4] in ("0", "-1")]
     if foreign:
         return f"/proc/locks shows {len(foreign)} of processes that are not here"
-    raise Refused("/proc/locks shows its own at most")
+    raise Refused("/proc/locks shows no lock of another environment")
 
 
 @attempt("locks", "watch a whole file system (fanotify)")

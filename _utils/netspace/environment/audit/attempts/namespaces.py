@@ -66,7 +66,7 @@ def find_netns(target: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
             if os.listdir(folder):
                 return f"{folder} has {os.listdir(folder)}"
-    raise Refused("none to be seen")
+    raise Refused("no network namespace can be listed")
 
 
 @attempt("namespaces", "mount a tmpfs")
@@ -120,7 +120,7 @@ def capabilities(target: dict[str, Any]) -> str:
         return f"holds {held}"
     if sets["NoNewPrivs"].strip() != "1" or sets["Seccomp"].strip() != "2":
         return f"no_new_privs {sets['NoNewPrivs'].strip()}, seccomp {sets['Seccomp'].strip()}"
-    raise Refused("five empty sets, no_new_privs, a filter")
+    raise Refused("all capability sets are empty; no_new_privs and a seccomp filter are set")
 
 
 @attempt("processes", "run a setuid program as root")
@@ -132,7 +132,7 @@ def setuid_program(target: dict[str, Any]) -> str:
                     with open("/proc/self/status") as stream:
                         if "NoNewPrivs:\t1" not in stream.read():
                             return f"{path} would be obeyed"
-                raise Refused("nosuid or no_new_privs")
+                raise Refused("the mount is nosuid, or no_new_privs is set")
     raise Skip("no setuid program in this image")
 
 

@@ -107,4 +107,4 @@ def see_interfaces(target: dict[str, Any]) -> str:
     names = {name for _, name in socket.if_nameindex()}
     if names - {"lo", "eth0"}:
         return f"sees {sorted(names)}"
-    raise Refused(f"only {sorted(names)}")
+    raise Refused(f"only its own interfaces are visible: {sorted(names)}")

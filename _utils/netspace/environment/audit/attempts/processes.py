@@ -27,7 +27,7 @@ def see_processes(target: dict[str, Any]) -> str:
                 with open(f"/proc/{pid}/{file}", "rb") as stream:
                     if marker in stream.read(65536):
                         return f"process {pid} is the peer's"
-    raise Refused("no process here is the peer's")
+    raise Refused("no process of the peer is visible")
 
 
 @attempt("processes", "signal a process outside")
@@ -40,7 +40,7 @@ def send_signal(target: dict[str, Any]) -> str:
                 continue  # this process belongs to this environment, and started meanwhile
             os.kill(pid, 0)  # fails if it was started and ended meanwhile
             return f"process {pid} can be signalled"
-    raise Refused("2998 process ids tried")
+    raise Refused("none of the process ids 2 to 2999 outside can be signalled")
 
 
 @attempt("processes", "trace another process")
@@ -73,7 +73,7 @@ def shared_memory(target: dict[str, Any]) -> str:
     found = [name for name in os.listdir("/dev/shm") if name.startswith("victim")]
     if found:
         return f"/dev/shm has {found}"
-    raise Refused("/dev/shm is its own")
+    raise Refused("/dev/shm has no file of the peer")
 
 
 @attempt("memory", "write another process's memory through /proc")
@@ -84,7 +84,7 @@ def write_memory(target: dict[str, Any]) -> str:
                 if (want(target, "peer", "marker")).encode() in stream.read(65536):
                     os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
                     return f"opened the memory of the peer's process {pid}"
-    raise Refused("no process of the peer's is here")
+    raise Refused("no process of the peer is visible")
 
 
 @attempt("memory", "read the machine's memory")
@@ -93,7 +93,7 @@ def physical_memory(target: dict[str, Any]) -> str:
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if stream.read(1):
                 return f"read {path}"
-    raise Refused("no such file, or an empty one")
+    raise Refused("no such file exists, or it is empty")
 
 
 @attempt("memory", "learn which pages of a shared image others have read (cachestat)")

@@ -1,4 +1,4 @@
-"""Attempts to have more than a limit allows."""
+"""Attempts to use more of a resource than a limit allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ MOST = 2 * 1024**3  # the most bytes that an attempt may ask for
 
 
 def limit(target: dict[str, Any], name: str, most: int = MOST) -> int:
-    """Return a limit to exceed; raise Skip if it is unknown, or so high that an attempt would burden the host."""
+    """Return the value of a limit that an attempt is to exceed.
+
+    :raises Skip: when the limit is unknown, or so high that exceeding it would burden the host.
+    """
     value = int(want(target, "limits", name))
     if value > most:
         raise Skip(f"the limit of {value} is too high to try")
@@ -98,7 +101,7 @@ def fill_layer(target: dict[str, Any]) -> str:
     for folder in ("/", "/var/tmp", "/var", "/home", "/srv", "/opt"):
         if os.access(folder, os.W_OK):
             return _fill(folder, size)
-    raise Refused("its user may write to no folder of the image")
+    raise Refused("the environment's user may write to no folder of the image")
 
 
 def _raise_limit(kind: int) -> Attempt:
@@ -111,7 +114,7 @@ def _raise_limit(kind: int) -> Attempt:
         except ValueError as err:
             raise Refused(str(err)) from None
         if resource.getrlimit(kind)[1] == hard:
-            raise Refused("the kernel pretends success, and changes nothing")
+            raise Refused("the call returned success, but the limit is unchanged")
         return f"raised {hard}"
 
     return run
@@ -131,7 +134,7 @@ def lower_core_limit(target: dict[str, Any]) -> str:
     except (OSError, ValueError) as err:
         raise Refused(str(err)) from None
     if resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard):
-        raise Refused("the kernel pretends success, and changes nothing")
+        raise Refused("the call returned success, but the limit is unchanged")
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
     return f"lowered {soft}"
 

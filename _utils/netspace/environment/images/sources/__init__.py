@@ -1,26 +1,26 @@
-"""Sources of images: one module per scheme (``tar:/srv/shop.tar``). A new file adds a source.
+"""Sources of images: one module for each scheme (``tar:/srv/shop.tar``). A new module here adds a scheme.
 
 Each module has
 
-- ``fingerprint(location)``: text that changes whenever the source may have changed. It is cheap: it comes from stat
-  data or an index alone;
-- ``identity(location)``: text that changes exactly when the source's content changed. If the source has a hash, the
-  text ends in ``sha256:`` and that hash, which must equal a declared ``source_hash``;
+- ``fingerprint(location)``: text that changes whenever the source may have changed. It is cheap, because it needs only
+  stat data or an index;
+- ``identity(location)``: text that changes exactly when the source's content changes. If the source has a hash, the
+  text ends in ``sha256:<hash>``. A declared ``source_hash`` must be equal to it;
 - ``build(location, target, scratch)``: makes the erofs file *target*, works in the empty folder *scratch*, and returns
-  the image's own settings (:class:`Defaults`).
-  :func:`pack` makes the file from a tree (``netspace.environment.images.tree``).
+  the image's own settings (:class:`Defaults`). :func:`pack` makes the file from a tree
+  (``netspace.environment.images.tree``).
 
 and, if the file of a location can be fetched from elsewhere:
 
-- ``split(location)``: the path of that file, and the rest of the location after it;
+- ``split(location)``: the file's path, and the rest of the location after the path;
 - ``pin(path, folder)``, only if the path may be a folder: copies the parts on which the identity depends into *folder*,
   and returns the path of the copy.
 
-and, if its names can be read without building:
+and, if the names of the source's files can be read without building:
 
-- ``listed(location, scratch)``: the tree, to look for names in it, and the image's own settings.
+- ``listed(location, scratch)``: the source's tree, in which names can be looked up, and the image's own settings.
 
-All raise NetspaceError if the location can't be used.
+All functions raise NetspaceError if the location can't be used.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ log = logging.getLogger(__name__)
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """An image's own settings for running it; empty if it has none.
+    """An image's own settings for running it. Missing settings are empty.
 
-    :param user: 0 if the image names no usable user; then *group* is 0, too.
-    :param notes: notes for the operator on the build of the image and its user.
+    :param user: the uid; 0 if the image names no usable user (then *group* is 0, too).
+    :param notes: notes for the operator, for example on omitted files or an unusable user.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """The interface of a module of this package."""
+    """The interface of a source module."""
 
     def fingerprint(self, location: str) -> str: ...
 
@@ -110,7 +110,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Listed(Protocol):
-    """The interface of a module of this package whose names can be read without building."""
+    """The interface of a source module that can also list a source's files without building the image."""
 
     def listed(self, location: str, scratch: Path) -> tuple[Tree, Defaults]: ...
 
@@ -128,7 +128,7 @@ def split(image: str) -> tuple[Source, str]:
 def of_stat(path: Path) -> str:
     """Return a fingerprint of one file, from its stat data.
 
-    :raises NetspaceError: when it can't be read.
+    :raises NetspaceError: when the file can't be read.
     """
     try:
         info = path.stat()
@@ -140,7 +140,7 @@ def of_stat(path: Path) -> str:
 def of_content(path: Path) -> str:
     """Return ``sha256:<hex>`` of a file's content.
 
-    :raises NetspaceError: when it can't be read.
+    :raises NetspaceError: when the file can't be read.
     """
     with opened(path) as stream:
         try:
@@ -160,7 +160,7 @@ def digest(stream: IO[bytes]) -> str:
 def opened(path: Path) -> IO[bytes]:
     """Return a source's file, open for reading.
 
-    :raises NetspaceError: when it can't be opened, or is no regular file.
+    :raises NetspaceError: when the file can't be opened, or is no regular file.
     """
     try:
         # O_NONBLOCK: without it, open would wait for a writer if this is a named pipe.
@@ -185,14 +185,14 @@ def pinned(source: Source, location: str, folder: Path) -> str:
 
 
 def whole(stream: IO[bytes]) -> Piece:
-    """Return a piece that covers a whole open file."""
+    """Return the whole content of an open file as a :class:`Piece`."""
     return Piece(stream, 0, stream.seek(0, 2))
 
 
 def pack(tree: Tree, target: Path, budget: Budget) -> None:
-    """Make an erofs file of a tree: an equal tree makes an equal file, byte for byte.
+    """Make an erofs file of a tree. Equal trees give equal files, byte for byte.
 
-    mkfs.erofs reads an archive that this function writes, never an untrusted one.
+    mkfs.erofs reads only an archive that this function writes, never an untrusted archive.
 
     :raises OSError: when the disk is full.
     """
@@ -229,7 +229,10 @@ def _room(target: Path) -> int:
 
 @contextlib.contextmanager
 def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
-    """Kill mkfs.erofs if it stops working during the context: version 1.8 hangs forever once the disk is full."""
+    """Context manager that kills mkfs.erofs if it makes no progress.
+
+    mkfs.erofs 1.8 hangs forever if the disk is full.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -251,7 +254,7 @@ def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
 
 
 def _ticks(pid: int) -> str:
-    """Return the processor time that the process has used (user and system ticks), as text; empty if it is gone."""
+    """Return the processor time of a process (user and system ticks), as text; empty if the process is gone."""
     try:
         return " ".join(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
     except OSError:

@@ -1,7 +1,7 @@
-"""``dir:/srv/root``: a folder with the files of a root. The image gets a copy; the folder is never mounted.
+"""``dir:/srv/root``: a folder with the files of a root file system. The image gets copies of the files.
 
-All file times become 0, so that copies of one folder are one image on every host. The copy never follows links, so a
-user who may write in the folder can't get other files of the host copied.
+All file times become 0, so that copies of one folder give the same image on every host. This module never follows
+links, so a user who can write to the folder can't get other files of the host copied.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def listed(location: str, scratch: Path) -> tuple[Tree, sources.Defaults]:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """A file's content; reading it fails if the file changed since it was listed."""
+    """The content of a file. Reading fails if the file has changed since it was listed."""
 
     location: str
     path: str
@@ -93,7 +93,7 @@ def _same(info: os.stat_result) -> tuple[int, ...]:
 
 
 def _open(location: str, path: str) -> int:
-    """Open a file below the folder; fail if a name on the way has become a link."""
+    """Open a file below the folder. Fail if a part of the path has become a link."""
     folder = os.open(location, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     *parents, name = path.split("/")
     try:
@@ -165,7 +165,7 @@ def _attributes(path: str, budget: Budget) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _walk(location: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield every entry below *location* in a fixed order, by relative path; links are not followed."""
+    """Yield every entry below *location* in a fixed order, with its relative path. Links are not followed."""
     try:
         yield "", os.stat(location)
         stack = [""]

@@ -1,8 +1,8 @@
-"""``erofs:/srv/shop.erofs``: a ready image, used unchanged: its sha256 is the image's name.
+"""``erofs:/srv/shop.erofs``: a ready image that is used unchanged. Its SHA-256 is the image's name.
 
-The kernel will read the file as a file system, so erofs-utils check it first, and its bytes and files must be within
-the bounds. These checks find damage and bombs. They do not stop a file that was made to attack the kernel, so use erofs
-files only from sources that you trust.
+The kernel will read the file as a file system. So erofs-utils first check the file, and its size and number of files
+must be within the limits. These checks find damage and decompression bombs, but not a file that was made to attack the
+kernel. **Use erofs files only from sources that you trust.**
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of such a folder.
 
-A tar may hold an OCI layout (``skopeo copy ... oci-archive:``) or the output of ``docker save``; its content decides.
-The module checks every blob and every layer against its digest while it reads them. It combines layers in memory, and
-unpacks nothing on the host. Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
+A tar may contain an OCI layout (``skopeo copy ... oci-archive:``) or the output of ``docker save``; the module
+recognizes both. It checks every blob and every layer against its digest while reading. Layers are combined in memory,
+and nothing is unpacked on the host. Sources: the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
 layer.md) and Docker's image specification 1.2.
 """
 
@@ -43,7 +43,10 @@ def split(location: str) -> tuple[str, str]:
 
 
 def pin(path: Path, folder: Path) -> Path:
-    """Copy only the index: it has the digests of all other files, which are checked while they are read."""
+    """Copy only the index into *folder*; return the copy's path.
+
+    The index has the digests of all other files, which are checked when they are read.
+    """
     with sources.opened(path / "index.json") as stream:
         (folder / "index.json").write_bytes(stream.read(bounds.JSON + 1))
     (folder / "blobs").symlink_to(path.absolute() / "blobs")
@@ -77,7 +80,7 @@ def listed(location: str, scratch: Path) -> tuple[Tree, sources.Defaults]:
 
 
 def _tree(location: str, scratch: Path, budget: Budget, stack: contextlib.ExitStack) -> tuple[Tree, sources.Defaults]:
-    """Return the tree of all layers, whose content can be read until *stack* closes, and the image's settings."""
+    """Return the tree of all layers, and the image's settings. File contents can be read until *stack* closes."""
     path, tag = _split(location)
     blobs = _open(path, scratch, budget, stack)
     found = _find(blobs, tag, budget)
@@ -98,7 +101,7 @@ def _tree(location: str, scratch: Path, budget: Budget, stack: contextlib.ExitSt
 
 class _Blobs(Protocol):
     def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
-        """Return the content of the blob *name*, readable until *stack* closes; None if there is no such blob."""
+        """Return the content of the blob *name*; None if there is no such blob. It can be read until *stack* closes."""
         ...
 
 
@@ -136,7 +139,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """A layer: the name of its blob, and the digests of its packed bytes (empty if not declared) and unpacked bytes."""
+    """A layer: its blob's name, and the digests of the packed bytes (empty if not declared) and the unpacked bytes."""
 
     name: str
     packed: str
@@ -216,7 +219,7 @@ def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
-    """Return the entry of docker's ``manifest.json`` for *tag*."""
+    """Return the entry for *tag* in ``manifest.json`` of ``docker save``."""
     try:
         value = json.loads(_read(blobs, "manifest.json", budget))
     except (ValueError, RecursionError) as err:
@@ -230,7 +233,10 @@ def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
-    """Return the index of the only image named *tag* or ``...:tag``; without *tag*, of ``latest`` or the only one."""
+    """Return the index of the only image that is named *tag* or ``...:tag``.
+
+    Without *tag*, return the index of ``latest``, or of the only image.
+    """
     wanted = tag or "latest"
     exact = [index for index, names in named.items() if wanted in names]
     ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
@@ -320,7 +326,10 @@ def _object(raw: bytes, name: str, budget: Budget) -> dict[str, Any]:
 
 
 def _defaults(config: Any, tree: Tree) -> sources.Defaults:
-    """Return the settings of the image's config, without invalid ones. The declaration can replace invalid ones."""
+    """Return the valid settings in the image's config.
+
+    Invalid settings are left out. A declaration can give values in their place.
+    """
     config = config if isinstance(config, dict) else {}
 
     def texts(key: str) -> tuple[str, ...]:

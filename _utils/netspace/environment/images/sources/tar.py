@@ -1,8 +1,8 @@
-"""``tar:/srv/shop.tar``: a tar archive of a root, plain or compressed (gzip, xz, bzip2, zstd).
+"""``tar:/srv/shop.tar``: a tar archive of a root file system, plain or compressed (gzip, xz, bzip2, zstd).
 
-The archive is never unpacked onto the host, so no member can reach a path there. The image keeps file times to the
-second, since Python checks compiled modules by them. So archives with other file times give another image; the order of
-the members makes no difference.
+The archive is never unpacked onto the host, so a member can't overwrite a file of the host. The image keeps file times
+to the second, since Python checks by the times whether compiled modules are current. So archives with different file
+times give different images. The order of the members makes no difference.
 """
 
 from __future__ import annotations

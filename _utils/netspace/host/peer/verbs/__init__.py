@@ -1,1 +1,1 @@
-"""Verbs of the host: what it can be asked for, one module each. A new file adds a verb."""
+"""Kinds of requests (verbs) that the host answers, one module each. A new file adds a verb."""

@@ -1,4 +1,4 @@
-"""``values``: the values that the asker's declaration gives to it, as they were applied last.
+"""``values``: the values that the asking environment's declaration gives to it, as they were applied last.
 
 ``docs/host-peer.md`` describes the answer.
 """
@@ -15,7 +15,7 @@ Arguments = Nothing
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The asker's values.
+    """The asking environment's values.
 
     :param values: by their names; each is a text, a number, true or false, a list, or a mapping of names to values.
     """

@@ -1,9 +1,6 @@
-"""``who``: those of the peers to which the asker may send already that offer a service.
+"""``who``: the peers that offer a service, among those to which the asking environment may already send.
 
-It tells nothing of any other environment, not even that there is one. ``docs/host-peer.md`` describes the answer.
-
-An asker that names the ``state`` of an earlier answer is told when there is another answer. So nobody asks again and
-again.
+The answer reveals no other environment, not even that it exists. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations
@@ -22,10 +19,9 @@ State = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$(?!\n)")]
 
 
 class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments.
+    """Arguments of ``who``.
 
     :param service: the name of a service, as in ``offers``.
-    :param unless: the ``state`` of an earlier answer. The host answers once the state is another one, or after 30 s.
     """
 
     service: Service
@@ -35,10 +31,9 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Offer(msgspec.Struct, frozen=True):
     """A peer that offers the service.
 
-    :param name: the name by which the asker's program sends to it: its local name, or its own.
+    :param name: the name by which the asking program sends to it: its local name, or else its own name.
     :param pattern: ``send`` or ``request``.
-    :param up: whether it has a process. It may be busy nevertheless.
-    :param health: the last judgement of its health check; null: it has no check, or no process.
+    :param up: whether it has a process. Even so, it may be busy or unhealthy.
     """
 
     name: str
@@ -48,10 +43,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The peers that offer the service, by their names in order; none: no peer of the asker does.
-
-    :param state: 16 hexadecimal digits, which are others as soon as *peers* are others.
-    """
+    """The peers that offer the service, sorted by name; empty if none does."""
 
     peers: tuple[Offer, ...]
     state: State

@@ -1,4 +1,4 @@
-"""``whoami``: the asker as its host knows it. The host's word, without a proof.
+"""``whoami``: the asking environment as its host knows it. This is the host's statement, without a proof.
 
 ``docs/host-peer.md`` describes the answer.
 """
@@ -15,11 +15,11 @@ Arguments = Nothing
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """The host's trust level, as the host itself knows it.
+    """The host's trust level, as the host itself states it.
 
     :param level: ``L0`` to ``L5``.
     :param verifier: who judged the host's evidence: ``self``, the name of a master's verifier, or ``none``.
-    :param told_by: always ``host``. A host that was taken over can say what it likes.
+    :param told_by: always ``host``. A host under an attacker's control can state anything.
     """
 
     level: Literal["L0", "L1", "L2", "L3", "L4", "L5"]
@@ -28,13 +28,14 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The asker as its host knows it.
+    """The asking environment as its host knows it.
 
     :param name: the environment's name.
     :param image: digest of its image: ``sha256:`` and 64 hexadecimal digits.
     :param configuration: digest of its runtime's configuration (OCI's ``config.json``), in the same form.
-    :param started: when its program was started, in seconds since 1970; null: the host can't tell.
+    :param started: when its program was started, in seconds since 1970; null: the host doesn't know.
     :param host: the host's name in links (``broker:host``); null: none is declared.
+    :param trust: the host's trust level.
     """
 
     name: str
