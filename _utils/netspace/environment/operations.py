@@ -104,7 +104,7 @@ class Operations:
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             statuses = self._statuses(known)
             idle = [name for name in known if _idle(statuses, name)]
-            lost = self._kind.making.restore(known, idle)
+            lost = self._kind.making.restore({name: known[name] for name in idle}, idle)
             return {**lost, **self._kind.start([name for name in idle if name not in lost])}
 
         return self._change(names, "running", act)

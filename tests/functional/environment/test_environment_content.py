@@ -111,10 +111,10 @@ def test_a_volume_s_path_can_t_be_swapped_by_another_user_of_the_host(host, read
         os.chown(theirs, 1234, 1234)
         volumes = [{"source": str(source), "target": "/data", "read_only": read_only}]
         wanted = {"web": host.desired("web", volumes=volumes)}
-        assert f"put another folder in its place, in {theirs}:" in host.apply(wanted)["web"].error
+        assert f"because they can write to {theirs};" in host.apply(wanted)["web"].error
         os.chown(theirs, 0, 0)
         os.chmod(theirs, 0o777)
-        assert f"put another folder in its place, in {theirs}:" in host.apply(wanted)["web"].error
+        assert f"because they can write to {theirs};" in host.apply(wanted)["web"].error
         os.chmod(theirs, 0o755)
         assert host.apply(wanted)["web"].error == ""
         host.apply({}, ["web"])

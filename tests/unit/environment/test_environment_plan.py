@@ -413,6 +413,14 @@ def test_program_with_former_hardening_is_left_alone(found):
     assert not any("hardening" in note for note in plan(want, found).notes)
 
 
+def test_program_that_could_not_start_is_hardened():
+    """An apply tries it again at once, with the present hardening; the supervisor must not start it meanwhile."""
+    found = seen(status=Status("starting", exit="exit 1"), problem="x", begun=False)
+    step = only(plan(desired(), found, revision="new"))
+    assert step.changes == HARDENED
+    assert step.data.assemble and step.data.stop and step.data.start
+
+
 def test_program_restarted_for_another_reason_is_hardened():
     result = plan(desired(user=7), seen(), revision="new")
     step = only(result)

@@ -291,7 +291,7 @@ def test_whatever_fails_for_one_is_its_own_error(items):
     "source", ["var/lib/netspace/x", "var/lib", "run/netspace", "var/lib/netspace-broker", "var/log/netspace/a"]
 )
 def test_netspace_s_own_folders_are_no_volumes(tmp_path, source):
-    with pytest.raises(NetspaceError, match="netspace's own"):
+    with pytest.raises(NetspaceError, match="belongs to netspace"):
         volumes.ensure(Layout(root=tmp_path), "web", Volume(source=str(tmp_path / source), target="/data"), 0)
     assert not list(tmp_path.iterdir())
 

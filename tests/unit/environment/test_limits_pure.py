@@ -336,7 +336,7 @@ def test_a_file_system_has_room_for_less_than_its_size(size):
             {"target": "/data", "source": "/srv/x", "size": "1G"},
             "volumes:0:size: netspace can't limit the size of a host's folder",
         ),
-        ({"target": "/data", "size": "1M"}, "volumes:0:size: 1048576 is out of"),
+        ({"target": "/data", "size": "1M"}, "volumes:0:size: 1M is out of"),
         ({"target": "/" + "ä" * 40, "size": "1G"}, "volumes:0:target: longer than 200"),
     ],
 )

@@ -199,14 +199,14 @@ UNKNOWN = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x
 @pytest.mark.parametrize(
     ("odd", "why"),
     [
-        ({"host": IDS["h1"]}, "of none of broker:hosts"),  # this host itself
-        ({"host": "spiffe://h9.example.org/host/h9"}, "of none of broker:hosts"),
-        ({"host": "spiffe://h2.example.org/host/other"}, "of none of broker:hosts"),
+        ({"host": IDS["h1"]}, "belongs to no host of broker:hosts"),  # this host itself
+        ({"host": "spiffe://h9.example.org/host/h9"}, "belongs to no host of broker:hosts"),
+        ({"host": "spiffe://h2.example.org/host/other"}, "belongs to no host of broker:hosts"),
         ({"host": IDS["h3"]}, "can't speak for h3.example.org"),  # another host, by h2's authority
-        ({"names": [f"{IDS['h2']}/env/web"]}, "of none of broker:hosts"),
-        ({"names": [f"{IDS['h2']}/broker"]}, "of none of broker:hosts"),
-        ({"names": [f"{IDS['h2']}/seals", f"{IDS['h2']}/broker"]}, "of none of broker:hosts"),
-        ({"names": []}, "of none of broker:hosts"),
+        ({"names": [f"{IDS['h2']}/env/web"]}, "belongs to no host of broker:hosts"),
+        ({"names": [f"{IDS['h2']}/broker"]}, "belongs to no host of broker:hosts"),
+        ({"names": [f"{IDS['h2']}/seals", f"{IDS['h2']}/broker"]}, "belongs to no host of broker:hosts"),
+        ({"names": []}, "belongs to no host of broker:hosts"),
         ({"uses": [CLIENT]}, "isn't an endorser's"),
         ({"uses": [authority.ENDORSES, SERVER]}, "isn't an endorser's"),
         ({"ca": True}, "isn't an endorser's"),

@@ -123,14 +123,17 @@ def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "bound", "sleeps"),
-    [(0.1, "10000ms", "0.100"), (9.5, "10000ms", "9.500"), (10.0, "10000ms", ""), (60.0, "60000ms", "")],
+    ("seconds", "bound", "timer"),
+    [(0.1, "10000ms", "100ms"), (9.5, "10000ms", "9500ms"), (10.0, "10000ms", ""), (60.0, "60000ms", "")],
 )
-def test_cleanup_of_a_detached_service_has_ten_seconds_at_least(seconds: float, bound: str, sleeps: str) -> None:
+def test_cleanup_of_a_detached_service_has_ten_seconds_at_least(seconds: float, bound: str, timer: str) -> None:
     found = keys(unit_file.render(LAYOUT, dataclasses.replace(DETACHED, stop_timeout=seconds)))
     assert found["TimeoutStopSec"] == [bound]
     stops = [shlex.split(text[1:]) for text in found.get("ExecStop", [])]
-    assert [words[3:] for words in stops] == ([[sleeps, "netspace-environment-web.service"]] if sleeps else [])
+    assert [words[-2:] for words in stops] == ([["${MAINPID}", "netspace-environment-web.service"]] if timer else [])
+    # No shell is started within the unit, where a program could have all processes that the unit may have.
+    assert [words[0] for words in stops] == (["/usr/bin/systemd-run"] if timer else [])
+    assert all(f"--on-active={timer}" in words for words in stops)
 
 
 def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:

@@ -30,6 +30,8 @@ _HIDDEN = "(not shown)"
 
 def differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
     """Return the differing keys of two declarations, except the runtime, with their old and new values."""
+    if old == new:  # the usual case
+        return {}
     changes = files.differences(parse.written(records.own(old)), parse.written(records.own(new)))
     # runtime_changes compares the runtimes in use, declared or by default.
     return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}

@@ -69,19 +69,21 @@ def compare(
     loose = bool(seen.unconfined)
     remade = bool(fixed) or not seen.assembled
     stop = runs and (remade or not seen.namespace or not run or reread or loose)
-    # An upgrade of netspace restarts nothing: a program keeps its hardening until it is started again, and a program
-    # that has done its work isn't run again.
-    if record.revision != current and (stop or not (runs or done)):
-        changes["hardening"] = {"old": record.revision, "new": current}
-        fixed.append("hardening")
-    depends = bool(fixed)
-    assemble = depends or not seen.assembled
-    tune = bool(tuned or seen.differing or smaller(record.spec, seen)) and not assemble
     # The reason why it couldn't be started, or why it ended, may be gone. So an apply that changes something starts it
     # at once, without waiting for the back-off.
     waits = status is not None and status.state == "starting"
     ended = status is not None and bool(status.exit) and want.spec.restart != "never"
     refused = waits and (not seen.begun or (ended and bool(changes)))
+    # An upgrade of netspace restarts nothing: a program keeps its hardening until it is started again, and a program
+    # that has done its work isn't run again.
+    started = refused and run
+    if record.revision != current and (stop or started or not (runs or done)):
+        changes["hardening"] = {"old": record.revision, "new": current}
+        fixed.append("hardening")
+        stop = stop or started  # the supervisor must not start it while it is made anew
+    depends = bool(fixed)
+    assemble = depends or not seen.assembled
+    tune = bool(tuned or seen.differing or smaller(record.spec, seen)) and not assemble
     begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
     # The present version is kept until the new one is healthy.
     trial = record.previous is not None and want.state == "running"

@@ -36,11 +36,9 @@ from netspace.text import printable
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
-FORMER = "epmd"
-"""The service for epmd that older versions of netspace ran beside the node."""
+FORMER = "epmd"  # the service for epmd that older versions of netspace ran beside the node
 READY_SECONDS = 90.0
-DEAF_SECONDS = 30.0
-"""Seconds to wait for an answer of a busy broker before it is restarted, which ends all connections."""
+DEAF_SECONDS = 30.0  # for an answer of a busy broker; then it is restarted, which ends all connections
 CONSUMERS = 256  # per channel; an environment needs one for each queue that it reads
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", plugin.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # only if other hosts are declared
@@ -396,8 +394,7 @@ def wait(
                     return
             except (UnreachableError, RefusedError) as err:  # it refuses requests while it loads its definitions
                 complaint = str(err)
-            passed = time.monotonic() - begun
-            status = supervisor.observe([NODE]).get(NODE)
+            passed, status = time.monotonic() - begun, supervisor.observe([NODE]).get(NODE)
             if status is None or status.state in ("failed", "stopped") or passed > seconds:
                 why = f"isn't ready after {passed:.0f} s ({complaint})" if passed > seconds else "ended while starting"
                 if status is not None and status.exit:

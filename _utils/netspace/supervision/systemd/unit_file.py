@@ -70,13 +70,12 @@ TERMINATED = "SuccessExitStatus=143"
 # TimeoutStopSec bounds these commands, too.
 CLEANUP = 10.0
 
-# A script for ExecStop= that returns at once, and has systemd kill the main process after $0 seconds: for a service
-# whose program has less time to end than its cleanup. systemd kills by a descriptor of the process, and kills this
-# script's sleep together with the rest of the unit's processes. $1 is the unit.
-# (Before systemd 252 the option has no m.)
+# The script of a timer outside of the unit, for a service whose program has less time to end than its cleanup. systemd
+# kills the unit's main process by a descriptor. The timer may end after the unit was started again, so the script kills
+# only the process that was stopped. $0 is that process's PID, $1 the unit. (Before systemd 252, --kill-whom has no m.)
 DEADLINE = (
-    '[ -z "$MAINPID" ] || { sleep "$0" && exec systemctl --quiet --kill-who=main --signal=KILL kill "$1"; } '
-    ">/dev/null 2>&1 &"
+    '[ "$(systemctl show --value --property=MainPID "$1")" != "$0" ] || '
+    'exec systemctl --quiet --kill-who=main --signal=KILL kill "$1"'
 )
 
 # A script that notes a service's end: systemd forgets the end when it starts the service again, and doesn't count
@@ -161,8 +160,11 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
     stop_timeout = service.stop_timeout
     if service.pid_file is not None and stop_timeout < CLEANUP:
-        shell = ("/bin/sh", "-c", DEADLINE, f"{max(0.001, stop_timeout):.3f}", name(layout, service.name))
-        unit.append(f"ExecStop=-{line(shell)}")
+        # No process is forked within the unit: a program that has reached its limit of processes would prevent that.
+        after_ms = f"--on-active={max(1, round(stop_timeout * 1000))}ms"
+        timer = ("/usr/bin/systemd-run", "--quiet", "--collect", after_ms, "--timer-property=AccuracySec=10ms")
+        kill = line((*timer, "/bin/sh", "-c", DEADLINE, "{pid}", name(layout, service.name)))
+        unit.append(f"ExecStop=-{kill.replace('{pid}', '${MAINPID}')}")
         stop_timeout = CLEANUP
     # The note comes first: if one of these commands exceeds the stop timeout, systemd skips the rest.
     if service.pid_file is not None:
