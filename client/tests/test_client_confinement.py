@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -45,6 +47,61 @@ def listens(port):
     with socket.socket() as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(("127.0.0.1", port))
+"""
+
+# Ways to connect or listen past connect(2) and bind(2); all of them stay on 127.0.0.1.
+PAST = """
+import ctypes, struct
+from socket import AF_INET, AF_INET6, AF_UNIX, MSG_FASTOPEN, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+def sent(way, port, kind=SOCK_STREAM, flags=MSG_FASTOPEN):
+    with socket.socket(AF_INET, kind) as made:
+        if way == "sendto":
+            made.sendto(b"x", flags, ("127.0.0.1", port))
+        elif way == "sendmsg":
+            made.sendmsg([b"x"], [], flags, ("127.0.0.1", port))
+        else:
+            sent_many(made.fileno(), port, flags)
+
+def sent_many(fd, port, flags):
+    name = ctypes.create_string_buffer(struct.pack("=H", AF_INET) + struct.pack("!H4B8x", port, 127, 0, 0, 1))
+    text = ctypes.create_string_buffer(b"x")
+    piece = ctypes.create_string_buffer(struct.pack("@PN", ctypes.addressof(text), 1))
+    head = struct.pack("@PIPNPNi", ctypes.addressof(name), 16, ctypes.addressof(piece), 1, 0, 0, 0)
+    number = {"x86_64": 307, "aarch64": 269}[os.uname().machine]
+    call(number, fd, ctypes.create_string_buffer(head, 64), 1, flags)
+
+def made(*kind):
+    socket.socket(*kind).close()
+
+def listens_anywhere(family):
+    with socket.socket(family) as made:
+        if family == AF_UNIX:
+            made.bind("")
+        made.listen()
+
+def ring():
+    call(425, 1, ctypes.create_string_buffer(120))
+
+def refused(port):
+    for way in ("sendto", "sendmsg", "sendmmsg"):
+        assert tried(sent, way, port) == "EACCES", way
+        assert tried(sent, way, port, SOCK_DGRAM, 0) == "done", "UDP is not bounded"
+    for kind in (
+        (AF_INET, SOCK_STREAM, 262),
+        (AF_INET6, SOCK_STREAM, 262),
+        (AF_INET, SOCK_STREAM, 256),
+        (43, SOCK_STREAM, 0),
+        (21, SOCK_SEQPACKET, 0),
+    ):
+        assert tried(made, *kind) == "EACCES", kind
+    assert tried(ring) == "ENOSYS"
 """
 
 
@@ -136,6 +193,85 @@ with socket.create_server(("127.0.0.1", 0)) as other:
 assert tried(listens, 0) == "EACCES" and tried(listens, port) == "EACCES"
 """
     run(script, port=port)
+
+
+def test_ways_past_the_ports_are_refused(port: int) -> None:
+    script = """
+confine(mailbox=False)
+refused(port)
+assert tried(listens_anywhere, AF_INET) == tried(listens_anywhere, AF_UNIX) == "EACCES"
+made(AF_INET), made(AF_INET6), made(AF_UNIX), socket.socketpair()
+"""
+    run(PAST + script, port=port)
+
+
+def test_ways_past_the_ports_stay_refused_to_a_listener(port: int) -> None:
+    script = """
+confine(connect=[port], listen=[port], mailbox=False)
+refused(port)
+assert tried(connected, port) == tried(listens_anywhere, AF_UNIX) == "done"
+"""
+    run(PAST + script, port=port)
+
+
+def answer(lines: list[tuple[int, int, int, int]], number: int, *arguments: int, machine: int) -> int:
+    """Run a filter as the kernel would; return its answer."""
+    call, at, word = struct.pack("<IIQ6Q", number, machine, 0, *arguments, *[0] * (6 - len(arguments))), 0, 0
+    compare = {0x15: int.__eq__, 0x35: int.__ge__, 0x45: int.__and__}
+    while True:
+        code, true, false, value = lines[at]
+        at += 1
+        if code == 0x06:
+            return value
+        if code == 0x20:
+            (word,) = struct.unpack_from("<I", call, value)
+        else:
+            at += true if compare[code](word, value) else false
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "socket_", "listen", "sendto", "sendmsg", "sendmmsg"),
+    [("x86_64", 0xC000003E, 41, 50, 44, 46, 307), ("aarch64", 0xC00000B7, 198, 201, 206, 211, 269)],
+)
+def test_filter_refuses_the_same_on_each_machine(
+    name: str, architecture: int, socket_: int, listen: int, sendto: int, sendmsg: int, sendmmsg: int
+) -> None:
+    lines = module._filter(module._MACHINES[name], listen=False)
+    allowed, denied = 0x7FFF0000, 0x00050000 | errno.EACCES
+    for call, expected in (
+        ((sendto, 3, 1, 1, socket.MSG_FASTOPEN | socket.MSG_NOSIGNAL), denied),
+        ((sendto, 3, 1, socket.MSG_FASTOPEN, socket.MSG_NOSIGNAL), allowed),
+        ((sendmsg, 3, 1, socket.MSG_FASTOPEN), denied),
+        ((sendmsg, 3, 1, 0, socket.MSG_FASTOPEN), allowed),
+        ((sendmmsg, 3, 1, 1, socket.MSG_FASTOPEN), denied),
+        ((sendmmsg, 3, 1, 1, 0), allowed),
+        ((socket_, 2, 1, 262), denied),
+        ((socket_, 1 << 32 | 10, 1, 1 << 32 | 262), denied),
+        ((socket_, 2, 1, 6), allowed),
+        ((socket_, 17, 3, 0x300), allowed),
+        ((listen, 3), denied),
+        ((425, 1), 0x00050000 | errno.ENOSYS),
+        ((0x40000000 + 41, 2, 1, 0), 0x00050000 | errno.EPERM),
+        ((3, 3), allowed),
+    ):
+        assert answer(lines, *call, machine=architecture) == expected, call
+        assert answer(lines, *call, machine=0x40000003) == 0x00050000 | errno.EPERM, "32-bit call"
+    assert answer(module._filter(module._MACHINES[name], listen=True), listen, 3, machine=architecture) == allowed
+
+
+def test_other_machine_is_refused_and_changes_nothing(places: dict[str, Path]) -> None:
+    script = """
+from netspace_client import confinement
+confinement._MACHINES.clear()
+try:
+    confine(mailbox=False)
+except ConfinementError as err:
+    assert "use a 64-bit Python on x86_64 or aarch64" in str(err)
+else:
+    raise AssertionError
+assert told(none + "/file") == "none"
+"""
+    run(script, **places)
 
 
 def test_named_port_may_be_listened_on(port: int) -> None:

@@ -1,15 +1,20 @@
 """Confinement: a program gives up rights by itself, before it touches what it doesn't trust.
 
-Landlock (landlock(7), Linux 6.7 or later) and ``no_new_privs`` (PR_SET_NO_NEW_PRIVS(2const)) need no right, and nobody
-gets the rights back: neither this thread, nor what it starts later. After several calls, only what each of them permits
-is permitted.
+Landlock (landlock(7), Linux 6.7 or later), ``no_new_privs`` (PR_SET_NO_NEW_PRIVS(2const)) and a filter of system calls
+(seccomp(2)) need no right, and nobody gets the rights back: neither this thread, nor what it starts later. After
+several calls, only what each of them permits is permitted.
+
+Landlock checks connect(2) and bind(2) of TCP sockets. The filter refuses the calls that make or take a TCP connection
+past these two.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
+import struct
 import sys
 import threading
 from collections.abc import Iterable
@@ -28,6 +33,39 @@ _OF_A_FILE = _EXECUTE | _WRITE | _READ | _TRUNCATE | _DEVICE
 _CONNECT, _BIND = 2, 1  # LANDLOCK_ACCESS_NET_CONNECT_TCP, LANDLOCK_ACCESS_NET_BIND_TCP
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2  # LANDLOCK_SCOPE_*
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf")
+
+_SECCOMP, _FILTER = 22, 2  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+# Instructions of classic BPF (linux/filter.h): load a word of struct seccomp_data; compare; end with an answer.
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _END = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE = 0, 4  # offsets of the call's number, and of the architecture that it was made for
+_FIRST, _THIRD, _FOURTH = 16, 32, 40  # offsets of arguments; each of these is a C int, so its lower half is all of it
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+_FAST_OPEN = 0x20000000  # MSG_FASTOPEN
+_X32 = 0x40000000  # __X32_SYSCALL_BIT: x86-64 has a second set of numbers from here on
+_IO_URING_SETUP = 425  # on each architecture
+_IP_FAMILIES = (2, 10)  # AF_INET, AF_INET6
+_OVER_TCP = (21, 43)  # AF_RDS, AF_SMC: the kernel makes TCP connections for these
+_LINUX_PROTOCOLS = 256  # from here on: IPPROTO_SMC and IPPROTO_MPTCP, which are TCP to their peer
+
+_Line = tuple[int, int, int, int]  # code, lines to skip if true, lines to skip if false, value
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Numbers of an architecture: its AUDIT_ARCH (linux/audit.h), and its system calls."""
+
+    architecture: int
+    socket: int
+    listen: int
+    sendto: int
+    sendmsg: int
+    sendmmsg: int
+
+
+_MACHINES = {
+    "x86_64": _Machine(0xC000003E, socket=41, listen=50, sendto=44, sendmsg=46, sendmmsg=307),
+    "aarch64": _Machine(0xC00000B7, socket=198, listen=201, sendto=206, sendmsg=211, sendmmsg=269),
+}
 
 
 class ConfinementError(Exception):
@@ -62,22 +100,28 @@ def confine(
 
     What is open stays open: files, connections, listening sockets. Folders count with all that is below them.
 
+    Refused as well, as they lead past the ports: TCP Fast Open, the sockets of MPTCP, SMC and RDS, a new io_uring, and
+    system calls of another architecture, so that it starts no 32-bit program.
+
     :param read: what may be read.
     :param write: what may be read, changed, made and removed.
     :param execute: what may be read and started. What it starts has no more rights than this program.
     :param connect: TCP ports to which it may connect, on any address.
-    :param listen: TCP ports on which it may listen.
+    :param listen: TCP ports on which it may listen. If there are none, listen(2) is refused for all sockets, also for
+        Unix sockets. If there are any, it may also listen on a port that the kernel chooses: listen(2) on a socket
+        without an address takes one, and no filter can see that.
     :param mailbox: what a :class:`~netspace_client.Mailbox` of this environment needs may be used: the files of
         *folder*, and the ports of the brokers that its card names now.
     :param python: what Python needs to import further modules may be read: its folders, and the system's libraries.
-    :raises ConfinementError: a path can't be opened, the kernel has no Landlock that bounds connections, or this
-        process has several threads. Landlock bounds the thread that calls, and the others would go on as before: so
-        call it before there are any.
+    :raises ConfinementError: a path can't be opened; the kernel has no Landlock that bounds connections, or takes no
+        filter; the machine is neither x86_64 nor aarch64; or this process has several threads. Landlock bounds the
+        thread that calls, and the others would go on as before: so call it before there are any.
     """
     version = _version()
+    machine = _machine()
     if _threads() != 1:
         raise ConfinementError("this process has several threads, and only one would be confined; call it before")
-    readable, ports = [*read], [*connect]
+    readable, ports, listening = [*read], [*connect], [*listen]
     if mailbox:
         readable.append(folder)
         ports += _brokers(folder)
@@ -96,7 +140,7 @@ def confine(
         ):
             for path in paths:
                 _beneath(rules, path, rights)
-        for numbers, right in ((ports, _CONNECT), (listen, _BIND)):
+        for numbers, right in ((ports, _CONNECT), (listening, _BIND)):
             for number in numbers:
                 rule = (ctypes.c_uint64 * 2)(right, number)
                 _call(_ADD, ctypes.c_int(rules), ctypes.c_int(_PORT), ctypes.byref(rule), ctypes.c_uint32(0))
@@ -104,6 +148,7 @@ def confine(
         _call(_RESTRICT, ctypes.c_int(rules), ctypes.c_uint32(0))
     finally:
         os.close(rules)
+    _install(_filter(machine, listen=bool(listening)))
     return Confined(version, bool(scopes))
 
 
@@ -127,6 +172,54 @@ def _version() -> int:
     if found < _NETWORK:
         raise ConfinementError(f"Landlock {found} of this kernel bounds no connections; Linux 6.7 or later is needed")
     return found
+
+
+def _machine() -> _Machine:
+    """Return this machine's numbers.
+
+    :raises ConfinementError: they aren't known, or the kernel has no filters.
+    """
+    name = os.uname().machine
+    if name not in _MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:
+        raise ConfinementError(f"connections can't be bounded on {name}; use a 64-bit Python on x86_64 or aarch64")
+    # A kernel with filters looks for the filter at this address, and finds none.
+    if _prctl(_SECCOMP, _FILTER, 0) == 0 or ctypes.get_errno() != errno.EFAULT:
+        raise ConfinementError(f"this kernel takes no filter of system calls: {os.strerror(ctypes.get_errno())}")
+    return _MACHINES[name]
+
+
+def _filter(machine: _Machine, *, listen: bool) -> list[_Line]:
+    """Return the filter that refuses what leads past Landlock's ports."""
+    lines = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, machine.architecture), (_END, 0, 0, _REFUSE | errno.EPERM)]
+    lines += _refused(errno.EPERM, (_NUMBER, _AT_LEAST, _X32))
+    # The kernel would do the same calls for the ring's owner, and no filter sees what is in a ring.
+    lines += _refused(errno.ENOSYS, (_NUMBER, _EQUAL, _IO_URING_SETUP))
+    for number, flags in ((machine.sendto, _FOURTH), (machine.sendmsg, _THIRD), (machine.sendmmsg, _FOURTH)):
+        lines += _refused(errno.EACCES, (_NUMBER, _EQUAL, number), (flags, _ANY_BIT, _FAST_OPEN))
+    socket = (_NUMBER, _EQUAL, machine.socket)
+    for family in _IP_FAMILIES:
+        lines += _refused(errno.EACCES, socket, (_FIRST, _EQUAL, family), (_THIRD, _AT_LEAST, _LINUX_PROTOCOLS))
+    for family in _OVER_TCP:
+        lines += _refused(errno.EACCES, socket, (_FIRST, _EQUAL, family))
+    if not listen:
+        lines += _refused(errno.EACCES, (_NUMBER, _EQUAL, machine.listen))
+    return [*lines, (_END, 0, 0, _ALLOW)]
+
+
+def _refused(error: int, *conditions: tuple[int, int, int]) -> list[_Line]:
+    """Return the lines that refuse a call with this error if all conditions hold: (offset, comparison, value)."""
+    lines = []
+    for left, (offset, comparison, value) in zip(reversed(range(len(conditions))), conditions, strict=True):
+        lines += [(_LOAD, 0, 0, offset), (comparison, 0, 2 * left + 1, value)]
+    return [*lines, (_END, 0, 0, _REFUSE | error)]
+
+
+def _install(lines: list[_Line]) -> None:
+    text = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
+    # struct sock_fprog: the number of lines, padded, and their address.
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(lines), ctypes.addressof(text)))
+    if _prctl(_SECCOMP, _FILTER, ctypes.addressof(program)) != 0:
+        raise ConfinementError(f"filter of system calls: {os.strerror(ctypes.get_errno())}")
 
 
 def _brokers(folder: Path) -> list[int]:
@@ -158,8 +251,13 @@ def _beneath(rules: int, path: str | Path, rights: int) -> None:
 
 
 def _no_new_privileges() -> None:
-    if _libc().prctl(_NO_NEW_PRIVS, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+    if _prctl(_NO_NEW_PRIVS, 1, 0) != 0:
         raise ConfinementError(f"no_new_privs: {os.strerror(ctypes.get_errno())}")
+
+
+def _prctl(option: int, second: int, third: int) -> int:
+    zero = ctypes.c_ulong(0)
+    return int(_libc().prctl(ctypes.c_int(option), ctypes.c_ulong(second), ctypes.c_ulong(third), zero, zero))
 
 
 def _call(number: int, *arguments: object) -> int:

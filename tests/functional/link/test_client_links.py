@@ -76,9 +76,9 @@ class Town:
         self.programs.append(Program(self.world, name, self.folder / name, **options))
         return self.programs[-1]
 
-    def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
-        """Run one of the client's examples, unchanged, inside the environment *name*; return its process."""
-        path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
+    def example(self, name: str, which: str, *arguments: str, before: str = "") -> subprocess.Popen[str]:
+        """Run one of the client's examples, after the code *before*, inside an environment; return its process."""
+        path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n{before}\n"
         code = path + (CLIENT / f"examples/{which}.py").read_text()
         return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
 
@@ -369,6 +369,18 @@ def test_the_examples_work_as_they_stand_and_are_short(town):
         for body in (b"\xff\xfe no text", b"", b"\0" * 1000):  # no message ends a service
             web.run(web.mailbox.send("orders", body))
         asking = town.example("web", "asker", "orders", "hello")
+        assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
+        assert serving.poll() is None
+    finally:
+        serving.kill()
+        serving.communicate()
+
+
+def test_a_confined_program_asks_as_before(town):
+    confined = "from netspace_client import confine; confine()"
+    serving = town.example("orders", "echo", before=confined)
+    try:
+        asking = town.example("web", "asker", "orders", "hello", before=confined)
         assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
         assert serving.poll() is None
     finally:
