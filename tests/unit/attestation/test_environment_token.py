@@ -143,7 +143,7 @@ def test_genuine_evidence_is_accepted_by_both(kind: str, key: str | None) -> Non
     text = Forge(kind, claims={"cnf": {"jkt": key}} if key else {}).made()
     asked = Expected(NONCE, "web", "h1", IMAGE, CONFIGURATION, key, PCRS if kind == "tpm" else {})
     found = tokens.verify(text, trusted(kind), asked, NOW + 1)
-    assert (found.environment, found.host, found.level) == ("web", "h1", "L2" if kind == "tpm" else "L1")
+    assert (found.environment, found.host, found.level) == ("web", "h1", "L1")
     assert (found.started, found.key, found.pcrs) == (1_799_999_000.25, key, PCRS if kind == "tpm" else {})
     told = by_example(text, kind, asked, NOW + 1)
     assert {name: told[name] for name in dataclasses.asdict(found) if name != "pcrs"} == {
