@@ -30,7 +30,7 @@ TYPES = {
     "host-key": ["application/vnd.netspace.host-key+json", 2],
 }
 PREFIX = b"netspace-host-key/1\0"
-SKEW, LIFETIME, KEY_LIFETIME = 300, 300, 86400
+SKEW, LIFETIME, KEY_LIFETIME = 300, 300, 10800
 CLAIMS = {"eat_profile", "eat_nonce", "iat", "exp", "sub"} | {
     f"netspace_{name}" for name in ("host", "boot", "image", "configuration", "started")
 }

@@ -1,8 +1,12 @@
 """Tokens of environments: what a host says of one, for somebody who has a question (a nonce), signed.
 
 A token is an EAT (RFC 9711) in a JWT (RFC 7519), by ES256. Its key belongs to the host's own peer, and lives as long as
-a boot. The host vouches for that key by another one, that of its TPM or its software key. Both come together in one
-collection of the RATS Conceptual Messages Wrapper (CMW, draft-ietf-rats-msg-wrap):
+a boot. The host vouches for that key by another one, that of its TPM or its software key, for three hours each time.
+A checker compares the boot in the token with the boot in the statement alone. So a token that was made with a stolen
+key is accepted until the last statement on that key ends, also after a reboot.
+
+Token and statement come together in one collection of the RATS Conceptual Messages Wrapper (CMW,
+draft-ietf-rats-msg-wrap):
 
 ``token``
     ``application/eat+jwt``: the claims about the environment.
@@ -55,8 +59,8 @@ PREFIX = b"netspace-host-key/1\0"
 """Precedes the statement in all that is signed, so that no other use of the host's key can be mistaken for it."""
 LIFETIME = 300
 """Seconds for which a token is valid."""
-KEY_LIFETIME = 24 * 3600
-"""Seconds for which a host vouches for a token's key."""
+KEY_LIFETIME = 3 * 3600
+"""Seconds for which a host vouches for a token's key. A stolen key is of use for that long, also after a reboot."""
 MOST, MOST_TOKEN = 32 * 1024, 8 * 1024
 NONCE = re.compile(r"[A-Za-z0-9_-]{16,88}")
 """A nonce: RFC 9711, 4.1, permits 8 to 88 bytes."""

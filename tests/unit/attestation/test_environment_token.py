@@ -182,6 +182,10 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
     "of another profile": (Forge(claims={"eat_profile": "tag:netspace.invalid,2026:environment#2"}), "malformed"),
     "with an old statement": (Forge(statement={"issued": 1, "expires": 1 + 3600}), "host-key-expired"),
     "with a statement of the future": (Forge(statement={"issued": FAR, "expires": FAR + 60}), "host-key-expired"),
+    "by a stolen key, vouched for for a day": (
+        Forge(statement={"issued": int(NOW) - 4 * 3600, "expires": int(NOW) + 20 * 3600}),
+        "host-key-expired",
+    ),
     "vouched for for ever": (Forge(statement={"expires": FAR}), "host-key-expired"),
     "with a further statement": (Forge(statement={"admin": True}), "malformed"),
     "with a statement without a host": (Forge(statement={"host": None}), "malformed"),
