@@ -130,17 +130,20 @@ def evidence(
 def host_key() -> dict[str, str]:
     """
     Return the public key by which this host vouches for the tokens of its environments: ``{kind, key}``, the key in
-    PEM. ``kind`` is ``tpm`` for the attestation key of the TPM with which this host was appraised last, else
-    ``software``.
+    PEM. ``kind`` is ``tpm-claimed`` for the attestation key of the TPM with which this host was appraised last, else
+    ``software``. That this key is in a TPM is the host's word.
 
     A relying party trusts this key to check tokens, which programs get by asking their host (verb ``attest``). The key
     stays the same, so whoever has two tokens knows whether they are of one host.
+
+    **Don't take a key to trust from this function by Salt's bus**: another minion could answer in this one's name. On
+    the master, ``salt-run netspace_attestation.host_key`` gets it with a proof of who answered.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt web1 netspace_attestation.host_key
+        salt-call netspace_attestation.host_key
     """
     try:
         layout = arguments.layout(__opts__)

@@ -344,15 +344,15 @@ def public_key(folder: str = "/etc/netspace/authority") -> str:
 def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     """Call a function for the master, and sign the answer, because Salt's bus does not prove who answered.
 
-    The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` call this function. It returns ``answer``,
-    or ``error`` if the called function failed, and ``salt``: this minion's signature of the call and its answer, by its
-    Salt key, in hex.
+    The runners ``netspace_attestation``, ``netspace_fleet``, ``netspace_link`` and ``netspace_trust`` call this
+    function. It returns ``answer``, or ``error`` if the called function failed, and ``salt``: this minion's signature
+    of the call and its answer, by its Salt key, in hex.
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
         ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module; ``plan``, ``prepare``, ``apply`` and
-        ``ailing`` of ``netspace_fleet``; ``explain`` and ``glance`` of ``netspace``; ``netspace_trust.revise``; and
-        ``grains.get``.
+        ``ailing`` of ``netspace_fleet``; ``explain`` and ``glance`` of ``netspace``; ``netspace_attestation.host_key``;
+        ``netspace_trust.revise``; and ``grains.get``.
 
     CLI Example:
 

@@ -36,6 +36,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import salt_keys  # noqa: E402
+from netspace.plugin import arguments, master, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -226,8 +227,7 @@ def verify_environment(
     Check the proof that a program got from its host by the verb ``attest``. Return ``{valid, code, reason,
     environment, host, boot, image, configuration, started, key, level, pcrs}``, or why it is refused.
 
-    ``level`` is ``L2`` if the host's TPM vouches, and ``L1`` if a software key does. What the host booted is proved by
-    ``pcrs`` alone.
+    ``level`` is always ``L1``: nothing proves yet that a host's key is in a TPM, so ``pcrs``, too, are the host's word.
 
     CLI Example:
 
@@ -247,7 +247,7 @@ def verify_environment(
         The environment that is to be proved.
 
     key
-        The file with the host's key (PEM), as ``salt <minion> netspace_attestation.host_key`` returns it.
+        The file with the host's key (PEM), as :func:`host_key` returns it.
 
     host
         The host's name in links. Defaults to any: the key stands for the host.
@@ -262,7 +262,7 @@ def verify_environment(
         Thumbprint of the key that the program named as its own. Defaults to any.
 
     pcrs
-        The values (hex) that the host's TPM must have quoted, by PCR: ``pcrs='{"7": "65ca..."}'``. Defaults to any.
+        The values (hex) that must be quoted, by PCR: ``pcrs='{"7": "65ca..."}'``. Defaults to any.
     """
 
     def work() -> dict[str, Any]:
@@ -276,6 +276,34 @@ def verify_environment(
         return {"valid": True, "code": "ok", "reason": "", **told}
 
     return _answer(work)
+
+
+def host_key(minion: str, timeout: int = 60) -> dict[str, Any]:
+    """
+    Return the public key by which a host vouches for the tokens of its environments: ``{kind, key}``, the key in PEM.
+
+    The minion signs its answer with its Salt key, so no other minion can give its own key in this one's name. ``kind``
+    is ``software``, or ``tpm-claimed``: the host says that the key is in its TPM. Nothing proves that to the master.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.host_key web1
+
+    minion
+        The minion's id; no pattern.
+
+    timeout
+        Seconds to wait for the answer.
+    """
+
+    def work() -> dict[str, Any]:
+        asked = master.minions(__opts__, import_module).asked
+        told = asked(minion, "netspace_attestation.host_key", {}, arguments.seconds(timeout))
+        return dict(environment_token.public_key(told))
+
+    return _answer(work, lambda _: True)
 
 
 def verify_tee(

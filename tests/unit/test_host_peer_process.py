@@ -11,12 +11,13 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from netspace import files
 from netspace.host.peer import process, told
 from netspace.host.peer.told import Known, Offering, Reached, Sender, Told, Trust
 from netspace.link.broker.consumer import Consumer, Delivery
@@ -120,6 +121,34 @@ def test_held_request_ends_with_its_time_or_right(asked: process.Peer, monkeypat
     assert broker.done == [("answered", "replies.web/1")] and len(asked.held) == 1
     asked._look_again(broker, msgspec.structs.replace(known, environments={}), SENDERS)
     assert len(broker.done) == 1 and not asked.held
+
+
+def test_request_is_answered_with_what_was_told_before_it(asked: process.Peer, tmp_path: Path) -> None:
+    def tell(image: str) -> tuple[Told, told.Card]:
+        known = msgspec.structs.replace(TOLD, environments={"web": msgspec.structs.replace(WEB, image=image)})
+        card = told.Card((), tuple(SENDERS.values()), told.Broker("", told.Tls("")))
+        for name, content in ((told.FILE, known), (told.CARD, card)):
+            files.write(tmp_path / name, msgspec.json.encode(content))
+        return known, card
+
+    class Started(Broker):
+        """A connection over which a program asks that was started while the peer read from the connection."""
+
+        pending, lacking = True, 0
+
+        def follow(self, queues: Collection[str]) -> None:
+            assert not queues
+
+        def pump(self) -> None:
+            tell("new")
+            self.waiting.append(request("asks.web", "replies.web/key"))
+            asked.over = True
+
+    tell("old")
+    known, card = asked._read()
+    broker = Started()
+    asked._serve(broker, known, card)
+    assert json.loads(broker.bodies[-1])["answer"]["image"] == "new"
 
 
 def test_request_after_revocation_is_dropped(asked: process.Peer) -> None:

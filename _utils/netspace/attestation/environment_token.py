@@ -1,8 +1,12 @@
 """Tokens of environments: what a host says of one, for somebody who has a question (a nonce), signed.
 
 A token is an EAT (RFC 9711) in a JWT (RFC 7519), by ES256. Its key belongs to the host's own peer, and lives as long as
-a boot. The host vouches for that key by another one, that of its TPM or its software key. Both come together in one
-collection of the RATS Conceptual Messages Wrapper (CMW, draft-ietf-rats-msg-wrap):
+a boot. The host vouches for that key by another one, that of its TPM or its software key, for three hours each time.
+A checker compares the boot in the token with the boot in the statement alone. So a token that was made with a stolen
+key is accepted until the last statement on that key ends, also after a reboot.
+
+Token and statement come together in one collection of the RATS Conceptual Messages Wrapper (CMW,
+draft-ietf-rats-msg-wrap):
 
 ``token``
     ``application/eat+jwt``: the claims about the environment.
@@ -55,8 +59,8 @@ PREFIX = b"netspace-host-key/1\0"
 """Precedes the statement in all that is signed, so that no other use of the host's key can be mistaken for it."""
 LIFETIME = 300
 """Seconds for which a token is valid."""
-KEY_LIFETIME = 24 * 3600
-"""Seconds for which a host vouches for a token's key."""
+KEY_LIFETIME = 3 * 3600
+"""Seconds for which a host vouches for a token's key. A stolen key is of use for that long, also after a reboot."""
 MOST, MOST_TOKEN = 32 * 1024, 8 * 1024
 NONCE = re.compile(r"[A-Za-z0-9_-]{16,88}")
 """A nonce: RFC 9711, 4.1, permits 8 to 88 bytes."""
@@ -65,6 +69,8 @@ BOUND = re.compile(r"[A-Za-z0-9_-]{43}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 Kind = Literal["software", "tpm"]
+CLAIMED = "tpm-claimed"
+"""Kind of a host's public key that is a TPM's by the host's word alone."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Expected:
     :param environment: the environment that is to be attested.
     :param image: digest of its image, ``sha256:`` and 64 hexadecimal digits; *configuration* likewise.
     :param key: thumbprint of the key that the environment itself named.
-    :param pcrs: PCRs (SHA-256 bank) that the host's TPM must have quoted, with these values.
+    :param pcrs: PCRs (SHA-256 bank) that must be quoted, with these values.
     """
 
     nonce: str
@@ -91,8 +97,9 @@ class Expected:
 class Attested:
     """An environment, as a trusted host attests it.
 
-    :param level: L1 if a software key vouches, which anybody who can read the host's disk could use; L2 if a TPM does.
-        What the host booted is for the asker to compare (*pcrs*).
+    :param level: always L1. Root of the host could use the software key; and nothing proves yet that a key said to be a
+        TPM's is in a TPM, since the master has bound no credential to it.
+    :param pcrs: the PCRs that were quoted; none if a software key vouches. They are the host's word, as the key is.
     :param started: when its program was started, in seconds since 1970; None: the host could not tell.
     :param key: thumbprint of the key that the environment named as its own; the host doesn't know who has it.
     """
@@ -104,7 +111,7 @@ class Attested:
     configuration: str
     started: float | None
     key: str | None
-    level: Literal["L1", "L2"]
+    level: Literal["L1"]
     pcrs: Mapping[int, bytes]
 
 
@@ -161,16 +168,35 @@ def collected(token: str, key: str) -> str:
     return _json(found).decode()
 
 
+def public_key(told: object) -> dict[str, str]:
+    """Return ``{kind, key}`` as a host told it, if it has that form.
+
+    :raises Malformed: it has another form, or the key is of another kind.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    if (
+        not isinstance(told, dict)
+        or set(told) != {"kind", "key"}
+        or not all(isinstance(it, str) for it in told.values())
+    ):
+        raise Malformed("host key: expected kind and key")
+    kind = "software" if isinstance(_trusted(told["key"].encode()), Ed25519PublicKey) else CLAIMED
+    if told["kind"] != kind:
+        raise Malformed(f"host key: {told['kind']!r:.40}: expected the kind {kind} for such a key")
+    return {"kind": kind, "key": told["key"]}
+
+
 # -- checking ----------------------------------------------------------------------------------------
 def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Attested:
     """Return the environment that a collection attests.
 
-    :param trusted: the host's key (PEM): Ed25519 for a software key, P-256 for a TPM's attestation key. Who trusts it
-        has checked that it is a TPM's (by a certificate of the Privacy CA, or at enrolment).
+    :param trusted: the host's key (PEM): Ed25519 for a software key, P-256 for a TPM's attestation key. Take it from
+        the runner ``netspace_attestation.host_key``, which asks for a signed answer.
     :raises Refused: a check fails; its code names which.
     """
     token, key = _parts(text)
-    said, kind, pcrs = _vouched_for(key, trusted)
+    said, pcrs = _vouched_for(key, trusted)
     if not said["issued"] - SKEW <= now <= said["expires"]:
         raise HostKeyExpired(f"the host vouches for the token's key from {said['issued']} to {said['expires']}")
     told = _claims(token, said["key"])
@@ -190,7 +216,7 @@ def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Atteste
         told["netspace_configuration"],
         told["netspace_started"],
         own,
-        "L2" if kind == "tpm" else "L1",
+        "L1",
         pcrs,
     )
     for name in ("environment", "host", "image", "configuration", "key"):
@@ -222,21 +248,30 @@ def _parts(text: str) -> tuple[str, dict[str, Any]]:
         raise Malformed("token: not ASCII") from err
 
 
-def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any], Kind, dict[int, bytes]]:
-    """Return the statement that the trusted key signed, who signed it, and the quoted PCRs."""
-    from cryptography.exceptions import InvalidSignature
+def _trusted(key: bytes) -> EllipticCurvePublicKey | Ed25519PublicKey:
+    """Return the host's key, on P-256 or of Ed25519, from PEM."""
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        host = load_pem_public_key(trusted)
+        host = load_pem_public_key(key)
     except (ValueError, TypeError) as err:
         raise Malformed(f"the trusted key is no public key (PEM): {err}") from err
-    curve = isinstance(host, EllipticCurvePublicKey) and isinstance(host.curve, SECP256R1)
-    if not curve and not isinstance(host, Ed25519PublicKey):
-        raise Malformed("the trusted key is neither on P-256 nor Ed25519")
-    kind: Kind = "tpm" if curve else "software"
+    if isinstance(host, Ed25519PublicKey) or (
+        isinstance(host, EllipticCurvePublicKey) and isinstance(host.curve, SECP256R1)
+    ):
+        return host
+    raise Malformed("the trusted key is neither on P-256 nor Ed25519")
+
+
+def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any], dict[int, bytes]]:
+    """Return the statement that the trusted key signed, and the quoted PCRs."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    host = _trusted(trusted)
+    kind: Kind = "software" if isinstance(host, Ed25519PublicKey) else "tpm"
     if key.get("kind") in ("software", "tpm") and key["kind"] != kind:
         raise WrongScheme(f"a key of kind {key['kind']} vouches; the trusted one is of kind {kind}")
     names = {"v", "kind", "statement", "sig", *(("attest", "pcrs") if kind == "tpm" else ())}
@@ -251,7 +286,7 @@ def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any]
             cast("Ed25519PublicKey", host).verify(signature, PREFIX + said)
         except InvalidSignature as err:
             raise WrongSignature("the trusted key did not vouch for the token's key") from err
-    return _statement(said), kind, pcrs
+    return _statement(said), pcrs
 
 
 def _quoted(key: Mapping[str, Any], said: bytes, signature: bytes, host: EllipticCurvePublicKey) -> dict[int, bytes]:

@@ -25,7 +25,7 @@ from netspace.environment.images import Image
 from netspace.environment.observe import Observed
 from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL
-from netspace.environment.starting import problems, start
+from netspace.environment.starting import problems, start, tell_host
 from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
 from netspace.environment.update import rolling, rollout, trials, watcher
@@ -47,6 +47,7 @@ class ApplyRun:
         since.
     :param gone: called once the programs of all removed environments have ended.
     :param progress: called with a short text before a step that takes long.
+    :param tell: called before environments start that may ask their host; it publishes the records to the host's peer.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ApplyRun:
         observed: Observed | None = None,
         gone: Callable[[], None] | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self.making = making
         self.layout = making.layout
@@ -69,7 +71,7 @@ class ApplyRun:
         self._purge = purge
         self._give = give
         self._gone = gone
-        self._progress = progress
+        self._progress, self._tell = progress, tell
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, EnvironmentChange] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
@@ -90,7 +92,7 @@ class ApplyRun:
         self._try_beside()
         self._stop()
         self._make()
-        self._give_devices()
+        self._prepare()
         self._audit()
         self._define()
         self._watch()
@@ -325,17 +327,18 @@ class ApplyRun:
 
         self._fail(each(self._left(), make))
 
-    def _give_devices(self) -> None:
-        """Make environments' users the owners of their interfaces' devices, before the environments start."""
-        self._fail(self._give_to({name: self._records[name] for name in self._left()}))
+    def _prepare(self) -> None:
+        self._fail(self._ready({name: self._records[name] for name in self._left()}))
 
-    def _give_to(self, known: Mapping[str, Record]) -> Mapping[str, str]:
+    def _ready(self, known: Mapping[str, Record]) -> Mapping[str, str]:
+        """Before a start, give interfaces' devices to environments' users, and tell the host's peer of the records."""
         owners = {
             name: record.base + oci_config.user_of(record.spec, record.image.defaults)
             for name, record in known.items()
             if record.spec.interface is not None and record.spec.interface.DEVICES
         }
-        return self._give(owners) if owners and self._give is not None else {}
+        given = self._give(owners) if owners and self._give is not None else {}
+        return {**tell_host(self._tell, known), **given}
 
     def _audit(self) -> None:
         """Begin to count refused calls before programs start. If this is impossible, the host's apply reports it."""
@@ -435,7 +438,7 @@ class ApplyRun:
 
     def _take_back(self, failed: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
         taken = trials.take_back(
-            *(self.making, self.supervisor, failed, reasons), self._revision, self._give_to, self._mounted
+            *(self.making, self.supervisor, failed, reasons), self._revision, self._ready, self._mounted
         )
         self.errors.update(taken.errors)
         self._taken_back += taken.steps

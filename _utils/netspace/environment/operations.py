@@ -41,6 +41,7 @@ class Operations:
     """Operations on the environments of one host. Operations that change something take the layout's lock.
 
     :param withheld: returns those of the given environments that must not be started now, each with the reason.
+    :param tell: publishes the records to the host's peer; called before environments start that may ask their host.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Operations:
         layout: Layout,
         supervisor: Supervisor,
         withheld: Callable[[Mapping[str, Environment]], Mapping[str, str]],
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self._layout = layout
         self._supervisor = supervisor
         self._withheld = withheld
-        self._kind = Environments(layout, supervisor)
+        self._kind = Environments(layout, supervisor, tell=tell)
 
     def list(self) -> dict[str, Any]:
         """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""

@@ -28,7 +28,7 @@ from netspace.environment.images import Store
 from netspace.environment.images.remote import Remote
 from netspace.environment.observe import Observed
 from netspace.environment.record import Record
-from netspace.environment.starting import start
+from netspace.environment.starting import start, tell_host
 from netspace.environment.stopping import halt
 from netspace.environment.storage import mounts, rootfs, tree_removal, volumes
 from netspace.environment.update import rolling
@@ -52,6 +52,7 @@ class Environments:
     :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
     :param remote: fetches images' sources that are not on this host.
     :param progress: called with a short text before a step that takes long.
+    :param tell: publishes the records to the host's peer; called before environments start that may ask their host.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Environments:
         remote: Remote | None = None,
         give: Give | None = None,
         progress: Callable[[str], None] = _silent,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self.layout = layout
         self.supervisor = supervisor
         self.store = Store(layout, remote)
         self._give = give
-        self._progress = progress
+        self._progress, self._tell = progress, tell
         self.making = Builder(layout, self.store)
         self._index = claims.index(layout)
 
@@ -163,6 +165,7 @@ class Environments:
                 observed=observed,
                 gone=gone,
                 progress=self._progress,
+                tell=self._tell,
             )
             outcomes = applying.run()
             self.note(step.name for step in steps)
@@ -190,7 +193,9 @@ class Environments:
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start assembled environments; return, by name, the error of each environment that doesn't run."""
-        return start(self.layout, self.supervisor, names)
+        known, _ = records.read_each(self.layout, names)
+        errors = tell_host(self._tell, known)
+        return {**errors, **start(self.layout, self.supervisor, [name for name in names if name not in errors], known)}
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
         """Stop these environments and their second instances, and wait for their end; return the errors, by name."""

@@ -12,7 +12,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from netspace import files
@@ -83,6 +83,20 @@ class _Started:
             return False
         before, self.switches = self.switches, process.asleep(self.status.pid, self.cgroup)
         return self.switches is not None and self.switches == before
+
+
+def tell_host(tell: Callable[[], None], known: Mapping[str, Record]) -> dict[str, str]:
+    """Publish the records before these environments start, if one of them may ask its host; return errors by name.
+
+    A program's first request could be for a proof of where it runs. The proof must name the image that it has now.
+    """
+    asking = [name for name, record in known.items() if record.spec.host]
+    try:
+        if asking:
+            tell()
+    except (NetspaceError, OSError) as err:
+        return dict.fromkeys(asking, f"not started, since the host's peer can't be told of it: {err}")
+    return {}
 
 
 def start(

@@ -131,9 +131,7 @@ class Cards(TrustGate):
         An environment about which nothing is recorded can ask the peer for nothing.
         """
         if not test and any(map(peer.is_link, self._linked().links.values())):
-            from netspace.host.peer import publish
-
-            publish.publish(self.layout, self.links)
+            self._publish()
 
     def _peer(self, test: bool, after: Collection[Link]) -> Result:
         """Start the service that answers requests to the host if a link leads there; else remove the service.

@@ -36,7 +36,7 @@ class Images(TrustGate):
         """The operations on existing environments (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
-        return Operations(self.layout, self.supervisor, self.withheld)
+        return Operations(self.layout, self.supervisor, self.withheld, self._publish)
 
     def converge_images(self, wanted: Mapping[str, Wanted], *, test: bool = False) -> Result:
         """Build images that are missing.

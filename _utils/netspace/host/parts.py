@@ -93,7 +93,14 @@ class Parts:
             *(self.layout, self.supervisor, self.remote),
             give=lambda owners: self.interfaces.own(owners),
             progress=self.progress,
+            tell=self._publish,
         )
+
+    def _publish(self) -> None:
+        """Publish to the host's own peer which environments and links are applied, if a link leads there."""
+        from netspace.host.peer import publish
+
+        publish.publish(self.layout, self.links)
 
     # -- applying one kind ---------------------------------------------------------------
     @contextlib.contextmanager

@@ -98,14 +98,14 @@ def test_tpm_vouches_for_what_all_three_check(here: Layout, make_tpm: Callable, 
     assert vouching.ensure(here, "h1", vouched) is vouched, "nothing is due"
     assert vouching.ensure(here, "h2", vouched).host == "h2"
     text, key = attest(vouched), host_key()
-    assert key["kind"] == "tpm"
+    assert key["kind"] == "tpm-claimed"
     found = tokens.verify(text, key["key"].encode(), Expected(NONCE, "web", "h1", DIGEST, DIGEST), time.time())
-    assert found.level == "L2" and set(found.pcrs) == {0, 7}
+    assert found.level == "L1" and set(found.pcrs) == {0, 7}
     pcrs = {str(pcr): value.hex() for pcr, value in found.pcrs.items()}
     told_ = by_runner(tmp_path, text, key["key"], image=DIGEST, host="h1", pcrs=pcrs)
-    assert (told_["valid"], told_["level"], told_["environment"], told_["pcrs"]) == (True, "L2", "web", pcrs)
+    assert (told_["valid"], told_["level"], told_["environment"], told_["pcrs"]) == (True, "L1", "web", pcrs)
     done = by_example(tmp_path, f"--image={DIGEST}")
-    assert done.returncode == 0 and json.loads(done.stdout)["level"] == "L2", done
+    assert done.returncode == 0 and json.loads(done.stdout)["level"] == "L1", done
 
     refused = by_runner(tmp_path, text, key["key"], environment="till")
     assert (refused["valid"], refused["code"], refused["retcode"]) == (False, "token-subject", 1)

@@ -19,6 +19,7 @@ from support.hosts.whole_host import unfolded
 
 from netspace.environment import services
 from netspace.environment.health import record as verdict
+from netspace.environment.reconciler import Environments
 from netspace.errors import NetspaceError
 from netspace.files import encode
 from netspace.supervision import definitions
@@ -309,6 +310,23 @@ def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there
     assert host.sh("web", "cat /etc/motd") == "mended"
     assert "No such file" in host.sh("web", "cat /var/file")
     assert host.plan(wanted).steps == []
+
+
+def test_version_that_is_taken_back_is_told_before_its_start(host: Host) -> None:
+    told: list[tuple[bool, str]] = []
+
+    def tell() -> None:
+        told.append((host.kind.list()["web"]["state"] == "running", host.kind.recorded()["web"].config))
+
+    kind = Environments(host.layout, host.supervisor, tell=tell)
+    asking = {"command": SERVES, "health": CHECK, "host": ["attest"]}
+    host.run("web", **asking)
+    host.operations.wait(["web"])
+    bad = host.desired("web", **{**asking, "command": NEVER, "health": HASTY})
+    (outcome,) = (one for one in kind.apply(host.plan({"web": bad}).steps) if one.step.action != "rollback")
+    assert "taken back" in outcome.error
+    (idle, update), (still_idle, before) = told
+    assert not idle and not still_idle and update != before == host.kind.recorded()["web"].config
 
 
 def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, monkeypatch: Any) -> None:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,31 @@ def test_evidence_of_an_environment_proves_where_it_runs(here: dict[str, Any]) -
     refused, permitted = ask("prover", bad, good)
     assert refused["error"]["code"] == "arguments-invalid" and permitted["answer"]["evidence"]
     assert ask("web", good)[0]["error"]["code"] == "verb-not-permitted"
+
+
+def test_peer_knows_a_new_configuration_before_its_start(
+    here: dict[str, Any], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, kind, seen = Host(LAYOUT), type(Host(LAYOUT).supervisor), list[str]()
+    file, begin = host_peer.folder(LAYOUT) / told.FILE, kind.start
+
+    def start(self: Any, names: Collection[str]) -> Any:
+        if any("prover" in name for name in names):
+            seen.append(json.loads(file.read_text())["environments"]["prover"]["configuration"])
+        return begin(self, names)
+
+    def recorded() -> str:
+        return f"sha256:{host.environments.recorded()['prover'].config}"
+
+    monkeypatch.setattr(kind, "start", start)
+    changed, before = asking(image), recorded()
+    changed["environments"]["prover"]["env"] = {"NEW": "1"}
+    apply(changed)
+    assert seen == [recorded()] and seen != [before]
+    file.write_text(file.read_text().replace(recorded(), before))  # as if a run had been killed before it told
+    assert host.operations.restart(["prover"]) == {"prover": ""}
+    assert seen[1:] == [recorded()]
+    apply(here)
 
 
 def test_client_is_told_when_the_answer_of_who_changes(here: dict[str, Any]) -> None:

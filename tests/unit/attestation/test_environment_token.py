@@ -143,7 +143,7 @@ def test_genuine_evidence_is_accepted_by_both(kind: str, key: str | None) -> Non
     text = Forge(kind, claims={"cnf": {"jkt": key}} if key else {}).made()
     asked = Expected(NONCE, "web", "h1", IMAGE, CONFIGURATION, key, PCRS if kind == "tpm" else {})
     found = tokens.verify(text, trusted(kind), asked, NOW + 1)
-    assert (found.environment, found.host, found.level) == ("web", "h1", "L2" if kind == "tpm" else "L1")
+    assert (found.environment, found.host, found.level) == ("web", "h1", "L1")
     assert (found.started, found.key, found.pcrs) == (1_799_999_000.25, key, PCRS if kind == "tpm" else {})
     told = by_example(text, kind, asked, NOW + 1)
     assert {name: told[name] for name in dataclasses.asdict(found) if name != "pcrs"} == {
@@ -182,6 +182,10 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
     "of another profile": (Forge(claims={"eat_profile": "tag:netspace.invalid,2026:environment#2"}), "malformed"),
     "with an old statement": (Forge(statement={"issued": 1, "expires": 1 + 3600}), "host-key-expired"),
     "with a statement of the future": (Forge(statement={"issued": FAR, "expires": FAR + 60}), "host-key-expired"),
+    "by a stolen key, vouched for for a day": (
+        Forge(statement={"issued": int(NOW) - 4 * 3600, "expires": int(NOW) + 20 * 3600}),
+        "host-key-expired",
+    ),
     "vouched for for ever": (Forge(statement={"expires": FAR}), "host-key-expired"),
     "with a further statement": (Forge(statement={"admin": True}), "malformed"),
     "with a statement without a host": (Forge(statement={"host": None}), "malformed"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from support.attestation import runner_bus
 from support.attestation.simulated_round import SimulatedBus
 
 from netspace.attestation import identity
@@ -85,6 +87,21 @@ def test_what_another_minion_answers_first_is_passed_over() -> None:
     bus = Raced({})
     assert asked(bus, "h1", "h2") == {"h1": "h1's own request", "h2": "h2's own request"}
     assert bus.now == 2.0
+
+
+def test_host_key_is_that_of_the_minion_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    bus, (runner, _) = Raced({}), runner_bus.load(tmp_path, {})
+    monkeypatch.setattr(minions.Minions, "_key", lambda self, minion: PUBLIC[minion])
+    monkeypatch.setattr(minions.Minions, "_identities", lambda self: KNOWN)
+    monkeypatch.setattr(minions.Minions, "_bus", lambda *_: contextlib.nullcontext(bus))
+    bus.genuine = {"kind": "tpm-claimed", "key": pem}
+    assert runner.host_key("h1") == bus.genuine
+    for other in ({"kind": "tpm", "key": pem}, {"kind": "tpm-claimed", "key": "x"}, {"key": pem}, pem):
+        bus.genuine = other
+        found = runner.host_key("h1")
+        assert (found["code"], found["retcode"]) == ("malformed", 1), other
 
 
 def windowed(bus: SimulatedBus, *minions: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ SIGNED = frozenset(
         "grains.get",
         "netspace.explain",
         "netspace.glance",
+        "netspace_attestation.host_key",
         "netspace_fleet.ailing",
         "netspace_fleet.apply",
         "netspace_fleet.plan",

@@ -62,4 +62,4 @@ def public(layout: Layout, chosen: Mapping[str, Any]) -> dict[str, str]:
             return bytes(raw)
 
     raw = tpm.run(chosen["tpm"], read, lock=self_appraisal.lock_path(layout))
-    return {"kind": "tpm", "key": pem(structures.public(raw).key())}
+    return {"kind": environment_token.CLAIMED, "key": pem(structures.public(raw).key())}

@@ -41,7 +41,7 @@ def take_back(
     trials: Mapping[str, Record],
     reasons: Mapping[str, str],
     revision: str,
-    give: Callable[[Mapping[str, Record]], Mapping[str, str]],
+    ready: Callable[[Mapping[str, Record]], Mapping[str, str]],
     mounted: Mapping[str, mounts.Mount],
 ) -> TakenBack:
     """Put back the previous versions of these environments, and record why the updates failed.
@@ -49,7 +49,7 @@ def take_back(
     :param trials: the environments' records, which contain the previous versions.
     :param reasons: why each update failed, by name.
     :param revision: the revision of the hardening that is in force.
-    :param give: a function that makes the environments' users the owners of their devices, and returns errors by name.
+    :param ready: a function that prepares environments with these records for their start, and returns errors by name.
     """
     from netspace.environment.update import kept_card
 
@@ -85,7 +85,7 @@ def take_back(
         before[name] = now
 
     errors.update(each([name for name in trials if name not in errors], put_back))
-    errors.update(give(before))
+    errors.update(ready(before))
     todo = [name for name in before if name not in errors]
     try:
         supervisor.define([making.service(name, before[name].spec, before[name].runtime, mounted) for name in todo])

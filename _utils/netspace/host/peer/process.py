@@ -81,6 +81,7 @@ class Peer:
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch = folder_watch.begin(Path())
         self._said = ""
+        self._stamp = (0, 0)
 
     def run(self) -> None:
         """Answer until SIGTERM or SIGINT."""
@@ -91,7 +92,7 @@ class Peer:
         pause = FIRST_PAUSE
         while not self.over:
             try:
-                known, card = told.read()
+                known, card = self._read()
                 with self._connected(card) as consumer:
                     pause, self._said = FIRST_PAUSE, ""
                     self._serve(consumer, known, card)
@@ -136,7 +137,7 @@ class Peer:
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
-                known, card = told.read()
+                known, card = self._read()
                 senders = _senders(card)
                 self.uses.forget(set(known.environments))
                 consumer.follow(card.queues)
@@ -149,6 +150,11 @@ class Peer:
                 saved = time.monotonic()
             consumer.pump()
             while consumer.waiting:
+                # Root tells of a program's new image before it starts the program, which may ask at once. So whatever
+                # was told before this request came must count for its answer.
+                if told.stamp() != self._stamp:
+                    known, card = self._read()
+                    senders = _senders(card)
                 self._answer(consumer, consumer.waiting.popleft(), known, senders)
             if self.held and time.monotonic() - self._looked >= LOOK:
                 self._look_again(consumer, known, senders)
@@ -162,6 +168,10 @@ class Peer:
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._woken, 4096)
+
+    def _read(self) -> tuple[Told, Card]:
+        self._stamp = told.stamp()  # first: if the files are replaced meanwhile, they are read again
+        return told.read()
 
     def _changed(self) -> bool:
         """Return whether a file in the folder may have changed since the last call."""

@@ -154,6 +154,15 @@ def read() -> tuple[Told, Card]:
     return found, msgspec.json.decode(card, type=Card)
 
 
+def stamp() -> tuple[int, int]:
+    """Return the identity of the file of facts. It changes with each new content, since root replaces the file.
+
+    :raises OSError: the file is missing.
+    """
+    found = os.stat(FILE, follow_symlinks=False)
+    return found.st_ino, found.st_mtime_ns
+
+
 def key() -> bytes:
     """Return the private key of environments' tokens.
 

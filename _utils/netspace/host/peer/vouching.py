@@ -1,7 +1,7 @@
 """Key of environments' tokens: made by root, for the peer, while somebody may ask for a token; vouched for by the host.
 
-It lives in memory, so it ends with the boot. The host vouches for it for a day, and again at the first apply or hourly
-run of the renewer after half a day. In Salt's master or in a pillar there is none of it.
+It lives in memory, so it ends with the boot. The host vouches for it for three hours, and again at the first
+apply or hourly run of the renewer after half of that. In Salt's master or in a pillar there is none of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
     name, boot, now = host or software_key.host_id(layout), result.boot_id(layout), time.time()
     try:
         chosen = host_key.settings(layout)
-        about = {"host": name, "boot": boot, "by": [chosen.get("tpm"), chosen.get("pcrs")]}
+        about = {
+            "host": name,
+            "boot": boot,
+            "by": [chosen.get("tpm"), chosen.get("pcrs")],
+            "for": environment_token.KEY_LIFETIME,
+        }
         fresh = before is not None and before.message and before.since <= now < before.since + _AGAIN
         if before is not None and fresh and before.about == _text(about, _present(layout)):
             return before
