@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import pickle
 import select
 import signal
 import struct
@@ -108,6 +109,29 @@ def test_answer_waits_for_a_change(asked: process.Peer) -> None:
     assert not asked.held and state(broker) != before
     asked._answer(broker, who(unless=before), changed, SENDERS)
     assert broker.done[-2:] == [("answered", "replies.web/0"), ("acknowledged", "")], "it has changed already"
+
+
+def test_held_requests_take_little_memory(asked: process.Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = msgspec.structs.replace(WEB, verbs=("who",))
+    senders = {f"asks.{number}": Sender(f"{number}", f"asks.{number}", "replies.web") for number in range(3)}
+    known = msgspec.structs.replace(TOLD, environments={one.name: own for one in senders.values()})
+    broker, most = Broker(), 2
+    monkeypatch.setattr(process, "HELD_ALL", most)
+    asked._answer(broker, dataclasses.replace(who(), exchange="asks.0"), known, senders)
+    before, broker.done = state(broker), []
+    for number, exchange in enumerate(senders):
+        found = who(number, unless=before)
+        padded = bytearray(found.body.replace(b"{", b"{" + b" " * 5000, 2))
+        large = {"body": padded, "size": len(padded), "properties": found.properties + bytes(100_000)}
+        asked._answer(broker, dataclasses.replace(found, exchange=exchange, **large), known, senders)
+    answered = [way for what, way in broker.done if what == "answered"]
+    assert answered == [f"replies.web/{most}"], "one more of all environments is answered at once"
+    assert len(asked.held) == most
+    assert all(len(pickle.dumps(one)) < 1000 for one in asked.held)
+    for one in asked.held:
+        one.until = 0.0
+    asked._look_again(broker, known, senders)
+    assert [way for _, way in broker.done[-most:]] == ["replies.web/0", "replies.web/1"] and state(broker) == before
 
 
 def test_held_request_ends_with_its_time_or_right(asked: process.Peer, monkeypatch: pytest.MonkeyPatch) -> None:

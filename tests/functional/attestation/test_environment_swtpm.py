@@ -176,6 +176,33 @@ def test_tpm_that_is_gone_is_replaced_by_nothing(here: Layout, make_tpm: Callabl
     assert attest(after) == "not-available"
 
 
+def test_slow_tpm_costs_no_statement_that_is_good(
+    here: Layout, make_tpm: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, tries, vouch = make_tpm(), list[str](), vouching.environment_token.statement
+
+    def noted(*given: Any) -> bytes:
+        tries.append(given[0])
+        return vouch(*given)
+
+    monkeypatch.setattr(vouching.environment_token, "statement", noted)
+    judged(here, tpm=device.tcti)
+    before = vouching.ensure(here, "h1", None)
+    device.stop()
+    late = msgspec.structs.replace(before, since=before.since - vouching._AGAIN - 1)
+    kept = vouching.ensure(here, "h1", late)
+    assert kept.message == before.message and tries == ["h1"] * 2
+    assert vouching.ensure(here, "h1", kept) is kept and len(tries) == 2, "it waits before it tries again"
+    over = msgspec.structs.replace(before, since=before.since - tokens.KEY_LIFETIME)
+    gone = vouching.ensure(here, "h1", over)
+    assert not gone.message and gone.problem and len(tries) == 3
+    assert vouching.ensure(here, "h1", gone) is gone and len(tries) == 3
+    long_ago = msgspec.structs.replace(gone, tried=gone.tried - vouching._PAUSE)
+    assert not vouching.ensure(here, "h1", long_ago).message and len(tries) == 4
+    judged(here)  # other settings are tried at once
+    assert vouching.ensure(here, "h1", gone).message
+
+
 def test_key_of_tokens_is_made_again_after_damage(here: Layout) -> None:
     before = vouching.ensure(here, None, None)
     path = host_peer.folder(here) / told.KEY

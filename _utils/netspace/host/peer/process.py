@@ -52,15 +52,35 @@ PATIENCE = 30.0
 """Seconds until such an answer is given, changed or not."""
 HELD = 8
 """The most requests of an environment that wait for a change; another one is answered at once."""
+HELD_ALL = 1024
+"""The most of them of all environments together."""
 KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
 
 
+@dataclass(frozen=True)
+class Way:
+    """The way of an answer.
+
+    :param exchange: the exchange through which the request came.
+    :param key: the routing key of the answer.
+    :param about: the answer's correlation id.
+    """
+
+    exchange: str
+    key: str
+    about: str
+
+
 @dataclass
 class Held:
-    """A request whose answer waits for a change, until the time *until* (``time.monotonic``)."""
+    """A request whose answer waits for a change, until the time *until* (``time.monotonic``).
 
-    delivery: Delivery
+    :param body: the request, in its shortest form.
+    """
+
+    way: Way
+    body: bytes
     name: str
     until: float
 
@@ -196,47 +216,49 @@ class Peer:
             self.uses.note(sender.name, "no address for the answer", now)
             consumer.settle(delivery)
             return
-        patient = sum(one.name == sender.name for one in self.held) < HELD
+        way = Way(delivery.exchange, key, about)
+        patient = len(self.held) < HELD_ALL and sum(one.name == sender.name for one in self.held) < HELD
         try:
-            body, result = self._result(Asker(sender.name, own, known, now, patient, self.health), delivery)
+            body, result = self._result(
+                Asker(sender.name, own, known, now, patient, self.health), delivery.body, delivery.size
+            )
         except Unchanged:
             if not self.held:
                 self._looked = time.monotonic()
             # It is acknowledged now, so that the next request of this environment needn't wait for it.
-            self.held.append(Held(delivery, sender.name, time.monotonic() + PATIENCE))
+            self.held.append(Held(way, requests.compact(delivery.body), sender.name, time.monotonic() + PATIENCE))
         else:
-            self._reply(consumer, sender, delivery, body, result)
+            self._reply(consumer, sender, way, body, result)
         consumer.settle(delivery)
 
-    def _reply(self, consumer: Consumer, sender: Sender, delivery: Delivery, body: bytes, result: str) -> None:
+    def _reply(self, consumer: Consumer, sender: Sender, way: Way, body: bytes, result: str) -> None:
         self.uses.note(sender.name, result, time.time())
-        about = delivery.text("correlation_id") or delivery.text("message_id")
         properties = {
             "content_type": _short(CONTENT_TYPE),
             "delivery_mode": b"\1",
-            "correlation_id": _short(about),
+            "correlation_id": _short(way.about),
         }
-        consumer.publish(sender.reply_exchange, body, properties, {}, delivery.text("reply_to").partition("/")[2])
+        consumer.publish(sender.reply_exchange, body, properties, {}, way.key)
 
     def _look_again(self, consumer: Consumer, known: Told, senders: dict[str, Sender]) -> None:
         """Answer the requests that wait for a change, as far as there is one or their time is over."""
         self._looked = time.monotonic()
         for one in tuple(self.held):
-            sender, own = senders.get(one.delivery.exchange), known.environments.get(one.name)
+            sender, own = senders.get(one.way.exchange), known.environments.get(one.name)
             if sender is None or own is None:  # its right was revoked meanwhile
                 self.held.remove(one)
                 continue
             asker = Asker(one.name, own, known, time.time(), self._looked < one.until, self.health)
             with contextlib.suppress(Unchanged):
-                body, result = self._result(asker, one.delivery)
+                body, result = self._result(asker, one.body, len(one.body))
                 self.held.remove(one)
-                self._reply(consumer, sender, one.delivery, body, result)
+                self._reply(consumer, sender, one.way, body, result)
 
-    def _result(self, asker: Asker, delivery: Delivery) -> tuple[bytes, str]:
+    def _result(self, asker: Asker, sent: bytes | bytearray, size: int) -> tuple[bytes, str]:
         """Return the answer to a request, and a short text for the log; the text is one of a small fixed set."""
         verb = "?"
         try:
-            request = requests.parse(delivery.body, delivery.size)
+            request = requests.parse(sent, size)
             verb = request.verb if request.verb in self.verbs else "?"
             return requests.answer(asker, request, self.verbs), verb
         except Unchanged:

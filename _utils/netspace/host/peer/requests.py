@@ -115,6 +115,11 @@ def parse(body: bytes | bytearray, size: int) -> Request:
         raise Refused("request-malformed", str(err)[:200]) from None
 
 
+def compact(body: bytes | bytearray) -> bytes:
+    """Return a request that :func:`parse` accepts without its white space, in memory of its own."""
+    return _ENCODER.encode(msgspec.json.decode(body))
+
+
 def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> bytes:
     """Return the answer to a request, encoded.
 

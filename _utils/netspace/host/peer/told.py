@@ -84,6 +84,7 @@ class Vouched(msgspec.Struct, frozen=True):
     :param kid: thumbprint of the key.
     :param message: the message that vouches (``KEY_TYPE``); empty: there is none.
     :param problem: why there is none.
+    :param tried: when the host last failed to vouch, in seconds since 1970.
     """
 
     about: str
@@ -93,6 +94,7 @@ class Vouched(msgspec.Struct, frozen=True):
     kid: str
     message: str
     problem: str = ""
+    tried: float = 0.0
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from netspace import files, jose
 from netspace.attestation import environment_token, result
 from netspace.errors import NetspaceError
@@ -20,10 +22,14 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 
 _AGAIN = environment_token.KEY_LIFETIME / 2
+_PAUSE = 60.0
+"""Seconds after a failure until the next try: a TPM that hangs would hold up an apply several times."""
 
 
 def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
     """Return the message by which the host vouches for the key; make the key, and a new message, if they are due.
+
+    If no new message can be made, the last one stays until its time is over.
 
     :param host: the host's name in links. A host without one is told by its id.
     :param before: what the peer was told last.
@@ -31,23 +37,25 @@ def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
     from netspace.attestation.minion import host_key, software_key
 
     name, boot, now = host or software_key.host_id(layout), result.boot_id(layout), time.time()
+    depends: dict[str, Any] = {"host": name, "boot": boot, "for": environment_token.KEY_LIFETIME}
+    same, age = False, 0.0
     try:
         chosen = host_key.settings(layout)
-        about = {
-            "host": name,
-            "boot": boot,
-            "by": [chosen.get("tpm"), chosen.get("pcrs")],
-            "for": environment_token.KEY_LIFETIME,
-        }
-        fresh = before is not None and before.message and before.since <= now < before.since + _AGAIN
-        if before is not None and fresh and before.about == _text(about, _present(layout)):
-            return before
+        depends["by"] = [chosen.get("tpm"), chosen.get("pcrs")]
+        if before is not None and before.about == _text(depends, _present(layout)):
+            same, age = True, now - before.since
+            if (before.message and 0 <= age < _AGAIN) or 0 <= now - before.tried < _PAUSE:
+                return before
         public = _key(layout)
         said = environment_token.statement(name, boot, public, now)
         message = host_key.vouch(layout, chosen, said)
-        return Vouched(_text(about, _present(layout)), now, name, boot, jose.thumbprint(public), message)
+        return Vouched(_text(depends, _present(layout)), now, name, boot, jose.thumbprint(public), message)
     except (NetspaceError, OSError) as err:
-        return Vouched("", now, name, boot, "", "", f"the host can't vouch for its tokens: {err}")
+        tried = time.time()  # after the TPM's time limit
+        if before is not None and same and before.message and 0 <= age < environment_token.KEY_LIFETIME:
+            return msgspec.structs.replace(before, tried=tried)
+        problem = f"the host can't vouch for its tokens: {err}"
+        return Vouched(_text(depends, _present(layout)), now, name, boot, "", "", problem, tried)
 
 
 def _text(about: Mapping[str, Any], key: bytes) -> str:
