@@ -97,7 +97,7 @@ def status() -> dict[str, Any]:
 
 
 class _Master:
-    """The master's results and minions, by its other runners and Salt's bus."""
+    """Access to attestation results (runner ``netspace_attestation``), to minions, and to Salt's bus."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout

@@ -46,14 +46,14 @@ _STAMP = cast("type[Stamp]", Stamp)
 
 
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The first part of the index's file. The records' values and stamps follow in lines (:class:`known.Lines`).
+    """The first part of the index's file. The values and stamps follow in lines (:class:`known.Lines`).
 
-    :param size: the bytes of the lines with the values; the lines after them have the stamps.
+    :param size: the number of bytes of the lines with the values; the lines after them have the stamps.
     :param seal: the stamp of the records' folder, if the values are those of all its records.
     :param young: names of records that changed so recently that their stamps prove nothing. Their values are valid only
-        while the seal is.
+        if the seal is.
     :param weight: the sum of all records' weights, hexadecimal.
-    :param groups: the sorts of the values.
+    :param groups: for each sort of value, the number of its values and their first names; see :data:`known.Groups`.
     """
 
     version: str
@@ -69,7 +69,7 @@ class _State(Generic[T]):
 
     :param values: the value of each record.
     :param stamps: the stamp (inode, size, times) of each record.
-    :param groups: the sorts of the values; None: not computed yet.
+    :param groups: for each sort of value, the number of its values and their first names; None: not computed yet.
     """
 
     def __init__(self, values: Lines[T], stamps: Lines[Stamp], groups: Groups | None = None) -> None:
@@ -302,7 +302,7 @@ class Index(Generic[T]):
             )
 
     def _from_records(self) -> dict[str, T]:
-        """Return the values from the records themselves, because the index has one of a wrong type.
+        """Return the values from the records themselves, because a value in the index is of a wrong type.
 
         :raises StateError: a record can't be decoded.
         """

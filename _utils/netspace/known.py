@@ -137,12 +137,14 @@ def _key(name: str) -> bytes:
 
 
 class Known(Mapping[str, T]):
-    """Values by name, with a sort each. Sorts and texts can be looked up without decoding all values.
+    """Values by name. A value's *sort* is a text that is equal for all values that the caller treats alike.
+
+    Sorts and texts can be looked up without decoding all values.
 
     :param noted: the stored values.
     :param sort: returns the sort of a value.
-    :param groups: the sorts of *noted*; None: they must be computed.
-    :param new: the values that differ from *noted*; None: that name is removed.
+    :param groups: for each sort of the values in *noted*, their number and first names; None: not computed yet.
+    :param new: the values that differ from *noted*; None as a value: that name is removed.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class Known(Mapping[str, T]):
         return part in own and not any(part in msgspec.json.encode(value) for value in others)
 
     def groups(self) -> Groups:
-        """Return the sorts of the values: for each, the number of its values, and the first names."""
+        """Return, for each sort, the number of the values that have it, and their first names."""
         if self._sorts is None:
             groups = None if self._noted.mended else self._groups
             found = None if groups is None else _moved(groups, self._noted, self._new, self._sort)
@@ -225,7 +227,7 @@ class Known(Mapping[str, T]):
         return self._sorts
 
     def examples(self) -> dict[str, T]:
-        """Return one value of each sort, by its name: the first in alphabetical order."""
+        """Return, by name, one value of each sort: the one whose name is the first in alphabetical order."""
         mended = self._noted.mended
         names = [first[0] for _, first in self.groups().values()]
         if not all(name in self for name in names):  # the sorts were noted with values that are damaged
@@ -238,7 +240,7 @@ class Known(Mapping[str, T]):
 
 
 def grouped(values: Mapping[str, T], sort: Callable[[T], str]) -> Groups:
-    """Return the sorts of these values: for each, the number of its values, and the first names."""
+    """Return, for each sort, the number of the values that have it, and their first names."""
     found: dict[str, list[str]] = {}
     for name, value in values.items():
         found.setdefault(sort(value), []).append(name)

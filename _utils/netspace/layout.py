@@ -155,7 +155,10 @@ class Layout:
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:
-        """Return the environment to which an instance belongs, itself or a second one."""
+        """Return the environment of an instance.
+
+        *name* is the environment's name, or the name of its second instance (:meth:`beside`).
+        """
         return name.removesuffix(_BESIDE)
 
     def netns_name(self, name: str) -> str:

@@ -75,7 +75,10 @@ def _edit(mark: str, change: Callable[[Entry], Entry]) -> Callable[[Claim], Clai
 
 
 def _pick(chance: random.Random, entries: Sequence[Entry], know: Knowledge) -> Entry | None:
-    """Return an entry: a bad one half of the time, else mostly an entry of a quoted PCR."""
+    """Return a random entry: about half of the time a bad one, otherwise mostly one of a quoted PCR.
+
+    Return None if there are no entries.
+    """
     bad = [one for one in entries if one.mark.startswith("bad")]
     if bad and chance.random() < 0.55:
         return chance.choice(bad)

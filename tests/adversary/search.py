@@ -44,8 +44,7 @@ class World(Protocol[Claim]):
     :ivar kind: the kind of the bad event, for counting.
     :ivar name: a description of the whole world, for people.
     :ivar promised: whether the verifier's rules forbid the bad event. If they do, the verifier must not believe any
-        claim, not even the honest one. If they don't, nothing bad happened by these rules, and the world is only
-        counted.
+        claim, not even the honest one. If they don't, the search only counts the world, and tries no claim.
     :ivar hopeless: beginnings of refusals after which no further move is useful.
     """
 

@@ -28,7 +28,10 @@ release = load()
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return the files of this checkout that name a version, and a changelog with a heading for it."""
+    """Return a folder with copies of the checkout's files that contain its version.
+
+    The folder also has a changelog with a heading for this version.
+    """
     for name in {"_utils/netspace/__init__.py", "debian/changelog", *release.ADDRESSES}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text().replace("example.org", "netspace.test"))

@@ -276,7 +276,7 @@ def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any]
         raise WrongScheme(f"a key of kind {key['kind']} vouches; the trusted one is of kind {kind}")
     names = {"v", "kind", "statement", "sig", *(("attest", "pcrs") if kind == "tpm" else ())}
     if set(key) != names or key["kind"] != kind or type(key["v"]) is not int or key["v"] != 1:
-        raise Malformed(f"host-key: not a message of version 1 by a key of kind {kind}")
+        raise Malformed(f"host-key: expected version 1, kind {kind}, and exactly the fields of this kind")
     said, signature = _octets(key["statement"], "statement"), _octets(key["sig"], "sig")
     if kind == "tpm":
         pcrs = _quoted(key, said, signature, cast("EllipticCurvePublicKey", host))

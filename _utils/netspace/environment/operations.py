@@ -165,8 +165,8 @@ class Operations:
         :param since: return only lines after this time; see :func:`moments.since`.
         :param times: begin lines with their times, and add lines for the starts of the program; see
             :meth:`output.Line.stamped`.
-        :raises NetspaceError: when *lines* is no whole number, *since* is no time, or *since* is given and no line has
-            a time.
+        :raises NetspaceError: when *lines* isn't a whole number, *since* isn't a time, or *since* is given and no line
+            has a time.
         """
         try:
             count = min(max(int(lines), 0), MAX_LINES)

@@ -31,7 +31,7 @@ class Hosts(Protocol):
     """
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Give each host its slice of the plan's candidate, and apply exactly the host's plan.
+        """Give each host its slice of the planned declaration; the host then applies its plan, and nothing else.
 
         A host that has this slice and nothing left to do succeeds.
         """

@@ -94,7 +94,10 @@ def merged(declared: Policy, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pace(policy: Policy, hosts: int) -> Pace:
-    """Return a policy with numbers instead of percentages, for a plan with so many *hosts*."""
+    """Return a policy whose percentages are converted to numbers of hosts.
+
+    :param hosts: the number of hosts in the plan.
+    """
     max_fail = _number(policy.max_fail, hosts)
     step = min(_number(policy.step, hosts), max_fail)
     return Pace(step=step, max_fail=max_fail, settle=policy.settle, gate=policy.gate, deadline=policy.deadline)

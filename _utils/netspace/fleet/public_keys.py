@@ -27,7 +27,7 @@ def canonical(text: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Return whether two texts stand for one key; a text that is no key equals only itself."""
+    """Return whether two texts are the same key. A text that isn't a key is the same only as itself."""
     try:
         return canonical(one) == canonical(other)
     except ValueError:

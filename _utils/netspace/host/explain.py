@@ -359,7 +359,7 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
 
 
 def _asked(host: Host, facts: Facts) -> dict[str, Any]:
-    """Return what the environment may ask the host for, and how often it did, as the host's peer counts."""
+    """Return the requests that the environment may make to the host, and the counts of those that it made."""
     from netspace.host.peer import uses
     from netspace.link import host_peer
 

@@ -136,7 +136,7 @@ class Targets:
         if any("=" in key or not key for key in variables or {}):
             raise NetspaceError("env: the name of a variable is empty, or has a '=' in it")
         if folder is not None and not folder.startswith("/"):
-            raise NetspaceError(f"cwd: expected an absolute path inside, got {folder!r}")
+            raise NetspaceError(f"cwd: expected an absolute path in the environment, got {folder!r}")
         done = self._host.operations.exec(
             name, arguments, timeout=_seconds(timeout), stdin=stdin, folder=folder, variables=variables
         )

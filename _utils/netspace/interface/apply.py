@@ -191,7 +191,7 @@ class ApplyRun:
         return True
 
     def _name(self, step: str, table: Table) -> None:
-        """Fill the sets for names' addresses from the known answers. A table that was loaded whole has none."""
+        """Fill the sets with the known addresses of names. After a table is loaded as a whole, its sets are empty."""
         try:
             if any(one.expiring for one in table.sets.values()):
                 sets.fill_host(self.layout, time.time(), there=table.sets)

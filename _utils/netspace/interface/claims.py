@@ -253,7 +253,10 @@ def numbers(known: Mapping[str, Claims]) -> Sequence[tuple[int, int]]:
 
 
 def alike(known: Mapping[str, Claims]) -> dict[str, Claims]:
-    """Return one interface of each ``sort`` (the packet filters treat those of a sort alike): the first by name."""
+    """Return one interface of each ``sort``: the first by name.
+
+    The packet filters treat all interfaces of a sort alike.
+    """
     return examples(known, operator.attrgetter("sort"))
 
 

@@ -119,7 +119,7 @@ def _unfit(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, version: 
         return f"is no ipv{version} address"
     ip, network = address.ip, address.network
     if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_link_local:
-        return "is no address that one host can have on a network"
+        return "can't be the address of one host on a network"
     bits = network.max_prefixlen - network.prefixlen
     if bits > 1 and (ip == network.network_address or (version == 4 and ip == network.broadcast_address)):
         return "is the network's own or its broadcast address"

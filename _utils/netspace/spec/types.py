@@ -358,7 +358,7 @@ class Volume(Base, frozen=True):
 
     :param source: absolute path on the host. No other environment may name this path, a folder above it, or a folder
         below it.
-    :param target: absolute path inside.
+    :param target: absolute path in the environment.
     :param size: the most bytes of the volume; one file per 16 KiB.
     :param read_only: whether the environment may only read it.
     """

@@ -1,4 +1,4 @@
-"""Consumption of queues that continues after lost connections, by one *ear* per queue. Declares nothing."""
+"""Consumers of queues, which go on after a lost connection: one *ear* for each queue. No ear declares a queue."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def judged(layout: Layout, **keys: Any) -> None:
 
 
 def attest(vouched: Vouched, name: str = "web") -> str:
-    """Return the evidence that the peer gives to an environment; a refusal's code in its place."""
+    """Return the evidence that the peer gives to an environment, or the code of the peer's refusal."""
     own = Known(("attest",), DIGEST, DIGEST, f"/nowhere/{name}")
     asker = Asker(name, own, Told(told.VERSION, None, Trust(), {name: own}, {}, vouched), time.time())
     body = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": NONCE}}).encode()

@@ -1,4 +1,4 @@
-"""Attestation results in the store that the master's ``cache`` names: Redis and files give the same."""
+"""Attestation results in the store that the master's ``cache`` names: Redis gives the same results as files."""
 
 from __future__ import annotations
 

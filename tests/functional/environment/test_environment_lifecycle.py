@@ -91,7 +91,10 @@ def test_what_concerns_one_looks_at_no_other(host, monkeypatch, tmp_path):
 
 
 def test_former_hardening_stays_until_an_operator_restarts(host):
-    """An upgrade changes the revision of the hardening; a recorded one stands for it. What ran goes on meanwhile."""
+    """After an upgrade, an apply restarts no program; a restart by the operator brings the new hardening.
+
+    The test writes another revision of the hardening into a record, as if an earlier version had made the environment.
+    """
     wanted = {name: host.desired(name) for name in ("web", "other")}
     host.apply(wanted)
     pids = {name: host.pid(name) for name in wanted}

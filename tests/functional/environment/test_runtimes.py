@@ -234,7 +234,10 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
 
 
 def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
-    """The program can't make a refused call under any runtime; a command run by ``exec`` can, only under runsc."""
+    """No program can make a refused system call.
+
+    Under ``runsc``, and only there, a command run by ``exec`` can make one.
+    """
     attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
     host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))
     until(lambda: "tried" in host.operations.logs("web")["lines"], patience=60)

@@ -22,7 +22,7 @@ def image() -> Path:
 
 @pytest.fixture(scope="session")
 def torn_down() -> set[str]:
-    """A word in it says that the last test tore netspace down, and nothing has run since."""
+    """A set that has an element only if the last test tore netspace down, and nothing has run since."""
     return set()
 
 
@@ -34,7 +34,7 @@ def _used(request: pytest.FixtureRequest, torn_down: set[str]) -> None:
 
 @pytest.fixture
 def clean(salt: Salt, torn_down: set[str]) -> Iterator[None]:
-    """Tear netspace down after the test, and before it unless the test before has done so."""
+    """Tear netspace down after the test, and also before it, unless netspace is torn down already."""
     if not torn_down:
         salt("netspace.teardown")
     torn_down.clear()

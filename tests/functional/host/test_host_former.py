@@ -186,7 +186,10 @@ def foretold(host: Host) -> dict[str, Any]:
 
 
 def idle(host: Host) -> set[Process]:
-    """Return the programs without a connection to the broker: this test's server ends itself when it loses its own."""
+    """Return the programs that have no connection to the broker.
+
+    The test's server is left out, because it ends itself when it loses its connection.
+    """
     return {one for one in host.inside if "pika" not in one.command}
 
 
@@ -228,7 +231,10 @@ def test_upgrade_from_a_former_version_ends_no_program(host: Host, foretold: dic
 
 
 def test_former_environment_restarted_has_the_present_hardening(host: Host) -> None:
-    """A limit changes before, in place; a program that is killed is started again by the former configuration."""
+    """After an upgrade, ``netspace_environment.restart`` gives all programs the present hardening.
+
+    Before that, a limit changes without a restart, and a killed program is started again with its former configuration.
+    """
     host.declared["environments"]["web"]["limits"] = {"memory": "80M", "pids": 32}
     all_true(host.salt.apply(host.declared))
     assert idle(host) <= processes()[0]

@@ -189,7 +189,10 @@ def test_the_probe_finds_what_a_plain_process_can_do():
 
 
 def test_one_system_call_let_through_is_found(salt, image, tmp_path):
-    """The profile permits one more family of calls, with all other hardening; the probe reports it."""
+    """The profile also permits ``keyctl`` and ``add_key``; the probe reports that such a call succeeded.
+
+    All other hardening stays.
+    """
     library = tmp_path / "loose"
     subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
     seccomp = library / "netspace/environment/container/seccomp.py"

@@ -28,7 +28,10 @@ def counted(bench: Bench, name: str = "a") -> dict[tuple[str, str], int]:
 
 
 def grows(bench: Bench, what: tuple[str, str], path: Path | None, to: str, port: int, source: str = "") -> None:
-    """Send datagrams until one more is counted, as *what* alone: a link that is up may lose some at first."""
+    """Send datagrams until the count of *what* grows; check that no other count grows.
+
+    More than one datagram may be needed, because a link that has just come up may lose some.
+    """
     before = counted(bench)
 
     def send() -> None:
@@ -83,7 +86,7 @@ def test_too_many_connections_are_counted(bench: Bench, outside: Path) -> None:
 
 
 def grows_by_connection(bench: Bench, far: str) -> None:
-    """Check that one connection more is counted as one too many."""
+    """Try to connect until the packet filter has counted an attempt as a connection above the limit."""
 
     def attempt() -> None:
         with socket.socket() as one:

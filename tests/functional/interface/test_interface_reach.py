@@ -103,7 +103,10 @@ def test_packets_pass_where_the_answer_is_yes(bench: Bench, outside: Path, lan: 
 
 
 def test_every_pair_of_many_ends_is_answered_as_packets_pass(bench: Bench, outside: Path) -> None:
-    """Each of 30 environments, and a machine outside, sends datagrams to each other one."""
+    """Each of 30 environments and one machine outside sends datagrams to each of the others.
+
+    ``reach.answer`` tells for each pair whether they arrive.
+    """
     far, chosen = WIRE["ipv4"][1], random.Random(SEED)
     udp = {"protocol": "udp", "port": PORT}
     ways = [{"direction": "out", "cidr": far, **udp}, {"direction": "in", "cidr": far, **udp}]

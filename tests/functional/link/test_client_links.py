@@ -240,7 +240,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
     web, audit = town.program("web"), town.program("audit")
     web.send("audit", "before")
     for wrong in ({"id": "i" * 256}, {"content_type": "t" * 256}, {"id": "\ud800"}):
-        with pytest.raises(Refused, match=r"can (carry|be sent)"):
+        with pytest.raises(Refused, match=r"can carry|can't be sent"):
             web.send("audit", "bad", **wrong)
     for body, wrong in (("bad", {"id": 5}), ({"a": 1}, {}), (7, {}), (None, {})):
         with pytest.raises(TypeError, match="expected"):
@@ -670,6 +670,12 @@ def test_an_asker_who_does_not_read_his_answers_has_no_work_done_twice(town):
     serving.cancel()
 
 
+def stopped(pid: int) -> bool:
+    """Return whether all threads of a process are stopped (proc_pid_stat(5)). Some go on for a moment."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+
 def test_a_broker_out_of_reach_is_told(town):
     web = town.program("web")
     web.send("audit", "x")
@@ -677,6 +683,7 @@ def test_a_broker_out_of_reach_is_told(town):
     assert pid
     os.kill(pid, signal.SIGSTOP)
     try:
+        until(lambda: stopped(pid), "all threads of the broker stop")
         with pytest.raises((Timeout, Unreachable)):
             web.send("audit", "y", timeout=1.0)
     finally:
@@ -767,7 +774,7 @@ def test_a_link_is_narrowed_at_both_ends(town):
     web = town.program("web")
     web.send("audit", "12345", content_type="application/json")
     for body, kind in (("123456", "application/json"), ("12345", "text/plain"), ("12345", None)):
-        with pytest.raises(Refused, match=r"the link to audit: .* declared"):
+        with pytest.raises(Refused, match=r"the link to audit: .* permits"):
             web.send("audit", body, content_type=kind)
     with town.world.client("web") as channel:
         for body, kind in ((b"123456", "application/json"), (b"12345", "text/plain"), (b"1", "application/json")):

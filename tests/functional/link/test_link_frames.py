@@ -98,7 +98,10 @@ def in_a_body(host, value: Encoded) -> None:
 @pytest.mark.exhaustion
 @pytest.mark.parametrize("said", [before_login, after_login, in_a_message, in_a_body])
 def test_a_claim_of_many_values_takes_no_memory(host, said):
-    """An array that claims 16 million elements takes less than 64 MiB of the broker's memory; unlimited, 256 MiB."""
+    """An array that claims 16 million elements takes less than 64 MiB of the broker's memory.
+
+    Without the limit, it would take 256 MiB.
+    """
     host.evaluate("_ = spawn(fun() -> register(peak, self()), (fun F(Most) -> receive {most, To} -> To ! {most, Most}"
                   " after 5 -> F(max(Most, erlang:memory(total))) end end)(0) end).")  # fmt: skip
     before = number(host, "erlang:memory(total)")

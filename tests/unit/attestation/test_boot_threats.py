@@ -170,7 +170,10 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """A bad command whose text is an allowed command line is refused, and so is a command line like a command."""
+    """A bad GRUB command with the text of an allowed command line is refused.
+
+    A bad command line with the text of a GRUB command is refused, too.
+    """
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))

@@ -68,7 +68,7 @@ def tpm_signature(key: ec.EllipticCurvePrivateKey, message: bytes, algorithm: by
 
 @dataclasses.dataclass
 class Forge:
-    """One who makes evidence: honestly, but for what is changed. The keys are the host's, unless they are, too."""
+    """A maker of evidence, honest except for the given changes. Unless other keys are given, it has the host's."""
 
     kind: str = "tpm"
     statement: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -109,7 +109,7 @@ class Forge:
 
 
 def _changed(raw: bytes, more: Mapping[str, Any]) -> bytes:
-    """Return JSON with these members changed; None: without it."""
+    """Return a JSON object with the members of *more* changed; a member that is None in *more* is left out."""
     found = {**json.loads(raw), **more}
     return tokens._json({name: value for name, value in found.items() if value is not None})
 

@@ -52,7 +52,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accept a later line boot_aggregate like the first one."""
+    """Accept every ``boot_aggregate`` after the list's first line without a check."""
     monkeypatch.setattr(ima_rules, "_started_by_kexec", lambda *_: None)
 
 

@@ -31,7 +31,7 @@ def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
 
 
 def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
-    """Return code and reason of the appraisal of the list alone, without the boot."""
+    """Appraise the list alone, without the boot; return the reason code and the reason (``ok``: accepted)."""
     rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
     assert rules.ima is not None
     pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}

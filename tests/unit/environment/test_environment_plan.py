@@ -401,7 +401,7 @@ DONE = desired(restart="on-failure", target=True)
     ],
 )
 def test_program_with_former_hardening_is_left_alone(found):
-    """It runs, or waits for its next start, or has done its work: an upgrade of netspace restarts none of them."""
+    """An upgrade restarts no program: not one that runs, waits for its next start, or has done its work."""
     want = msgspec.structs.replace(desired(), spec=found.record.spec)
     result = plan(want, found, revision="new")
     assert [step for step in result.steps if step.data.assemble or step.data.stop] == []
@@ -414,7 +414,10 @@ def test_program_with_former_hardening_is_left_alone(found):
 
 
 def test_program_that_could_not_start_is_hardened():
-    """An apply tries it again at once, with the present hardening; the supervisor must not start it meanwhile."""
+    """An apply starts a program that couldn't start, at once and with the present hardening.
+
+    The apply first stops the program's service, so that the supervisor doesn't start the program in between.
+    """
     found = seen(status=Status("starting", exit="exit 1"), problem="x", begun=False)
     step = only(plan(desired(), found, revision="new"))
     assert step.changes == HARDENED

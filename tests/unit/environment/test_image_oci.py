@@ -1,4 +1,4 @@
-"""OCI images: their selection by tag, the checks, and their settings for running them."""
+"""OCI images: selection of an image by its tag, checks of blobs and layers, and the settings for its program."""
 
 from __future__ import annotations
 

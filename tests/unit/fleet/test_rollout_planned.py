@@ -165,7 +165,10 @@ def test_hosts_that_lose_their_slice_need_no_preparation(master: Master) -> None
 
 
 def test_a_lost_question_about_health_is_asked_again(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A master that is restarted loses the questions of that moment: a host must not fail for that."""
+    """A host's health is asked for again after a lost answer, and the host doesn't fail.
+
+    A master that is restarted loses the answers for which it waits.
+    """
     each, waited, lost = master.minions.each, dict[str, float](), iter((True,))
 
     def asked(name: str, calls: Any, timeout: float, heard: Any) -> None:

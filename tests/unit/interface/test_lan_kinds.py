@@ -229,7 +229,10 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
 def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
-    """Some interfaces are applied after others; that run also updates the others' tables, so the next plan is empty."""
+    """Two runs apply some interfaces each; a plan of all these interfaces then has no steps.
+
+    The second run also updates the tables of the first run's interfaces.
+    """
     now = host()
     together: dict[str, Any] = {}
     for choices in (first, second):

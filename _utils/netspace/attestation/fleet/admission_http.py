@@ -71,7 +71,7 @@ class Service(http.server.ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do nothing. A peer that disconnects or sends an invalid request is no error of the service."""
+        """Do nothing: a peer that disconnects or sends an invalid request isn't an error of the service."""
 
 
 def _cut(request: socket.socket) -> None:
@@ -144,7 +144,7 @@ def post(url: str, path: str, data: Any) -> dict[str, Any]:
 
     :param url: ``http://<address>:<port>``.
     :raises NotNow: when the master is busy; the minion may ask again later.
-    :raises NetspaceError: when the service can't be reached, or its reply is no mapping.
+    :raises NetspaceError: when the service can't be reached, or its reply isn't a mapping.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
@@ -160,7 +160,7 @@ def post(url: str, path: str, data: Any) -> dict[str, Any]:
     finally:
         connection.close()
     if not isinstance(found, dict):
-        raise NetspaceError(f"{url}: the reply is no mapping; is this the master's service?")
+        raise NetspaceError(f"{url}: the reply isn't a mapping; is this the master's service?")
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         raise NotNow(str(found.get("refused"))[:1000])
     return found

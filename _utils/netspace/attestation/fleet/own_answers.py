@@ -143,13 +143,13 @@ def answer(
     :param functions: the minion's functions, by name.
     :param master: fingerprint of the master's key.
     :param key: returns the minion's Salt key (PEM).
-    :raises NetspaceError: when *asked* is no call of a signed function, or the answer can't be signed.
+    :raises NetspaceError: when *asked* isn't a call of a function in :data:`SIGNED`, or the answer can't be signed.
     """
     if not isinstance(asked, Mapping) or set(asked) != {"function", "arguments", "nonce"}:
         raise NetspaceError("asked: expected function, arguments and nonce; install the same netspace on the master")
     name, given = asked["function"], asked["arguments"]
     if name not in SIGNED or not isinstance(given, Mapping):
-        raise NetspaceError(f"{name!r:.80}: no function whose answer is signed; call it directly")
+        raise NetspaceError(f"{name!r:.80} is not one of the functions whose answers are signed; call it directly")
     told: dict[str, Any]
     try:
         told = {"answer": functions[name](**given)}

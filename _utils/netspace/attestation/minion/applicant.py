@@ -41,10 +41,10 @@ class Applicant(NamedTuple):
     def do(self, master: str, function: str, value: Any) -> dict[str, Any]:
         """Execute a call of the master's service, and return the answer.
 
-        :raises NetspaceError: when the call is no part of an admission, or the TPM can't be used.
+        :raises NetspaceError: when the call isn't one of an admission, or the TPM can't be used.
         """
         if not _FINGERPRINT.fullmatch(master):
-            raise NetspaceError(f"{master!r:.80} is no fingerprint of a master's key")
+            raise NetspaceError(f"{master!r:.80} isn't the fingerprint of a master's key")
         if not isinstance(value, dict):
             raise NetspaceError(f"{function!r:.40}: expected a mapping")
         name = self.verifier(master)
@@ -54,7 +54,7 @@ class Applicant(NamedTuple):
             return self._activated(name, value)
         if function == "answer":
             return self._answered(name, value)
-        raise NetspaceError(f"{function!r:.40} is no part of an admission")
+        raise NetspaceError(f"{function!r:.40} isn't a call of an admission")
 
     def _shown(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         template, period = str(asked.get("template") or "") or None, read_period(asked.get("period"))

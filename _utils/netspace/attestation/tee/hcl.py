@@ -64,7 +64,7 @@ class Claims:
             raise TeeMalformed("HCL report: no list of keys")
         named = [one for one in keys if one.get("kid") == name]
         if len(named) != 1 or named[0].get("kty") != "RSA":
-            raise TeeMalformed(f"HCL report: {len(named)} RSA keys {name}; expected one")
+            raise TeeMalformed(f"HCL report: keys named {name}: {len(named)}; expected one RSA key")
         modulus, exponent = (_number(named[0].get(part)) for part in ("n", "e"))
         if not 2048 <= modulus.bit_length() <= 4096:
             raise TeeMalformed(f"HCL report: {name} has {modulus.bit_length()} bits")

@@ -169,7 +169,7 @@ def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collectio
 def _first_refused(
     entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
 ) -> tuple[str, str] | None:
-    """Return code and reason for the first line that the policy refuses; None if the policy allows all lines.
+    """Return the reason code and the reason for the first line that the policy refuses; None: it allows all.
 
     :param first: line number of the first entry.
     :param known: a function that returns the boot aggregates of this boot.

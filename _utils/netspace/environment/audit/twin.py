@@ -67,17 +67,17 @@ def names() -> tuple[str, str]:
 
 
 def note(layout: Layout, twins: Sequence[str]) -> None:
-    """Write the note of twins. Call this function before any part of the twins is made."""
+    """Write the note: a file with the twins' names. Call this function before any part of the twins is made."""
     files.write_json(_path(layout, twins), {"twins": list(twins)})
 
 
 def forget(layout: Layout, twins: Sequence[str]) -> None:
-    """Remove the note of twins. Call this function after all parts of the twins are gone."""
+    """Remove the note with the twins' names. Call this function after all parts of the twins are gone."""
     files.remove(_path(layout, twins))
 
 
 def noted(layout: Layout) -> list[list[str]]:
-    """Return the names in notes: the twins of interrupted audits."""
+    """Return the twins of interrupted audits: for each note that an audit left, the names in it."""
     return [[str(name) for name in note["twins"]] for note in files.read_records(layout.records(_KIND)).values()]
 
 

@@ -166,12 +166,12 @@ def process(
 
 
 def user_of(spec: Environment, defaults: Defaults) -> int:
-    """Return the uid inside: from the declaration, or from the image if the declaration has none; never 0."""
+    """Return the user id in the environment: the declared one, else the image's, else the default; never 0."""
     return spec.user or defaults.user or USER
 
 
 def group_of(spec: Environment, defaults: Defaults) -> int:
-    """Return the gid inside: the number of the declared user, or the image's gid if no user is declared; never 0."""
+    """Return the group id in the environment: the declared user's number, else the image's, else the default."""
     return spec.user or defaults.group or USER
 
 
@@ -271,8 +271,8 @@ def _resources(
 def revision(controllers: frozenset[str]) -> str:
     """Return the revision of the hardening: a digest of a sample's configuration and of the profiles.
 
-    A changed revision restarts running environments. It changes if a new version of this library has other hardening,
-    or if the host can enforce other limits than before.
+    The revision changes if a new version of this library has other hardening, or if the host can enforce other limits
+    than before. A running program keeps its hardening until it is started again.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)

@@ -226,7 +226,7 @@ def _applies(rule: _Rule, index: int, machine: str, kernel: str) -> bool:
 def _version(text: str, index: int) -> tuple[int, int]:
     match = _KERNEL.match(text)
     if match is None:
-        raise ValueError(f"syscalls:{index}: {text!r} is no version of a kernel")
+        raise ValueError(f"syscalls:{index}: {text!r} isn't a kernel version")
     return int(match[1]), int(match[2])
 
 

@@ -114,7 +114,10 @@ def look(arguments: int = 0, path: int | None = None, *, left_out: bool = False)
 
 
 def owner(uid: int) -> bytes:
-    """Return the key of a host user id's environment in the map of environments' maps."""
+    """Return an environment's key in the maps *calls* and *files* of :func:`code`.
+
+    :param uid: any of the environment's user ids on the host.
+    """
     return struct.pack("=I", uid >> UIDS)
 
 

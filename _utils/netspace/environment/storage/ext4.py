@@ -1,4 +1,4 @@
-"""ext4 file systems (ext4(5)) in files: makes one, reads the size of one, and grows a mounted one.
+"""ext4 file systems (ext4(5)) in files: makes file systems, reads their sizes, and grows mounted file systems.
 
 A new file system has one inode per 16 KiB, and the smallest journal. Nothing here attaches or mounts.
 """

@@ -152,7 +152,7 @@ class GuestFiles:
     def read(self, path: str, most: int = MOST) -> bytes | None:
         """Return the content of a plain file; None if it doesn't exist.
 
-        :raises NetspaceError: when the file is larger than *most* bytes, or is no plain file.
+        :raises NetspaceError: when the file is larger than *most* bytes, or isn't a plain file.
         """
 
         def act() -> bytes:
@@ -248,15 +248,15 @@ class GuestFiles:
 
     def _do(self, path: str, action: Callable[[], T], **absent: T) -> T:
         if "\0" in path or not path.startswith("/"):
-            raise NetspaceError(f"{path!r}: expected an absolute path inside")
+            raise NetspaceError(f"{path!r}: expected an absolute path in the environment")
         try:
             return as_user(self._uid, self._gid, action)
         except FileNotFoundError as err:
             if "absent" in absent:
                 return absent["absent"]
-            raise NetspaceError(f"{path} inside: {err.strerror}") from err
+            raise NetspaceError(f"{path} in the environment: {err.strerror}") from err
         except OSError as err:
-            raise NetspaceError(f"{path} inside: {err.strerror}") from err
+            raise NetspaceError(f"{path} in the environment: {err.strerror}") from err
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -290,8 +290,8 @@ def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[Gues
     """Yield the files that process *pid* of an environment sees.
 
     :param base: the host id of the environment's id 0; the process must have one of the environment's ids.
-    :param uid: the id inside with which the files are read and written.
-    :param gid: the group id inside.
+    :param uid: the environment's user id with which the files are read and written.
+    :param gid: the environment's group id with which the files are read and written.
     :param root: the host's mount point of the environment's root; the process must have that root.
     :raises NetspaceError: when the process has ended, has other ids or another root.
     """

@@ -3,10 +3,10 @@
 A missing volume is made. Only a purge deletes a file system of netspace's (``disks``); netspace never deletes a folder
 of the host.
 
-Files on disk have the ids inside: a file of user 1000 inside belongs to user 1000 on disk. So volumes can be backed up
-and outlive the environment. On the host those ids may belong to somebody, so a writable volume must lie below a folder
-of root's with mode 0700. Only root may write to the folders above a volume. Another user could put a link in the
-volume's place, and so give any folder of the host to an environment.
+Files on disk have the ids that they have in the environment: a file of the environment's user 1000 belongs to user 1000
+on disk. So volumes can be backed up and outlive the environment. On the host those ids may belong to somebody, so a
+writable volume must lie below a folder of root's with mode 0700. Only root may write to the folders above a volume.
+Another user could put a link in the volume's place, and so give any folder of the host to an environment.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def try_beside(
 
 
 def _once(spec: Environment) -> Environment:
-    """Return the declaration of a second instance: the environment's, without restart, ``after`` and health check."""
+    """Return *spec* for a second instance: with ``restart: never``, without ``after`` and health check."""
     return msgspec.structs.replace(spec, restart="never", after=(), health=None)
 
 

@@ -145,12 +145,12 @@ def outcome(result: Result) -> dict[str, Any]:
 def told_outcome(answer: object) -> Applied:
     """Return the result of an apply from a minion's answer, which isn't trusted to be well-formed.
 
-    :raises NetspaceError: the answer is no result of an apply.
+    :raises NetspaceError: the answer isn't the result of an apply.
     """
     try:
         return msgspec.convert(answer, Applied, strict=True)
     except (ValueError, TypeError, RecursionError) as err:
-        raise NetspaceError(f"its answer is no result of an apply: {err}; synchronise it (saltutil.sync_all)") from err
+        raise NetspaceError(f"its answer isn't an apply's result: {err}; synchronise it (saltutil.sync_all)") from err
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

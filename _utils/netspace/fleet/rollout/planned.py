@@ -71,7 +71,7 @@ class _Noting:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        """Raise, when the context ends, the error because of which no minion could be called in it."""
+        """Raise an error when the context ends, if a call in it failed because no minion could be called."""
         self._down = None
         yield
         if self._down is not None:

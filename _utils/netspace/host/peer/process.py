@@ -241,7 +241,7 @@ class Peer:
         consumer.publish(sender.reply_exchange, body, properties, {}, way.key)
 
     def _look_again(self, consumer: Consumer, known: Told, senders: dict[str, Sender]) -> None:
-        """Answer the requests that wait for a change, as far as there is one or their time is over."""
+        """Answer the waiting requests whose answer has changed, or whose waiting time is over."""
         self._looked = time.monotonic()
         for one in tuple(self.held):
             sender, own = senders.get(one.way.exchange), known.environments.get(one.name)

@@ -71,7 +71,7 @@ def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> T
 
 
 def _with_key(layout: Layout, known: Told) -> Told:
-    """Return *known* with the message that vouches for the key of tokens, if somebody may ask for a token."""
+    """Return *known*, with the message that vouches for the tokens' key if somebody may ask for a token."""
     from netspace.host.peer import vouching
 
     if not any("attest" in one.verbs for one in known.environments.values()):

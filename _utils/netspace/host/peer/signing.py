@@ -29,11 +29,11 @@ def es256(key: bytes, message: bytes) -> bytes:
     context = library.EVP_MD_CTX_new()
     try:
         if not loaded or not context:
-            raise SigningError("OpenSSL can't read the key of tokens")
+            raise SigningError("OpenSSL can't read the key that signs tokens")
         signature, size = ctypes.create_string_buffer(_MOST), ctypes.c_size_t(_MOST)
         began = library.EVP_DigestSignInit(context, None, library.EVP_sha256(), None, loaded)
         if began != 1 or library.EVP_DigestSign(context, signature, ctypes.byref(size), message, len(message)) != 1:
-            raise SigningError("OpenSSL can't sign with the key of tokens")
+            raise SigningError("OpenSSL can't sign with the key that signs tokens")
         return _numbers(signature.raw[: size.value])
     finally:
         library.EVP_MD_CTX_free(context)

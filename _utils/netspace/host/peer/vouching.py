@@ -1,7 +1,8 @@
-"""Key of environments' tokens: made by root, for the peer, while somebody may ask for a token; vouched for by the host.
+"""The key that signs environments' tokens. Root makes it for the peer while somebody may ask for a token.
 
-It lives in memory, so it ends with the boot. The host vouches for it for three hours, and again at the first
-apply or hourly run of the renewer after half of that. In Salt's master or in a pillar there is none of it.
+The key is in memory, so it is gone after a reboot. The host vouches for it for a day. Half a day later, the next apply
+or hourly run of the renewer makes the host vouch for it again. Neither Salt's master nor a pillar has any part of the
+key.
 """
 
 from __future__ import annotations
@@ -27,11 +28,9 @@ _PAUSE = 60.0
 
 
 def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
-    """Return the message by which the host vouches for the key; make the key, and a new message, if they are due.
+    """Return the message by which the host vouches for the key; make both if they are due.
 
-    If no new message can be made, the last one stays until its time is over.
-
-    :param host: the host's name in links. A host without one is told by its id.
+    :param host: the host's name in links; None: the host's id is used as its name.
     :param before: what the peer was told last.
     """
     from netspace.attestation.minion import host_key, software_key
@@ -59,7 +58,7 @@ def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
 
 
 def _text(about: Mapping[str, Any], key: bytes) -> str:
-    """Return what a message depends on, as text. Of the key it has a digest alone."""
+    """Return, as text, the facts on which a message depends: *about*, and the digest of the key."""
     return json.dumps({**about, "key": hashlib.sha256(key).hexdigest()}, sort_keys=True)
 
 
@@ -77,7 +76,7 @@ def forget(layout: Layout) -> None:
 
 
 def _key(layout: Layout) -> dict[str, str]:
-    """Return the public key of tokens (JWK). Make one if there is none, or none that can be used."""
+    """Return the tokens' public key (JWK). Make a key if there is none that can be used."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

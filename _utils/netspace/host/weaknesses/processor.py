@@ -71,7 +71,10 @@ def _parts(reading: Reading) -> list[str]:
 
 
 def _outcome(reading: Reading) -> Outcome:
-    """Return the outcome of one weakness, hardware threads aside. Even a mitigation can leave a part vulnerable."""
+    """Return the outcome of one weakness, without regard to hardware threads.
+
+    Even a mitigation can leave a part vulnerable.
+    """
     if any("vulnerable" in part.lower() for part in _parts(reading) if not part.startswith(_THREADS)):
         return "weak"
     return "good" if reading.text.startswith(_GOOD) else "unknown"

@@ -57,7 +57,7 @@ def published(one: Publication) -> str:
 def key(direction: Direction, what: str) -> bytes:
     """Return the part of an element's key that stands for a rule or a reason, as the kernel holds it.
 
-    nft writes it as a MAC: that is its longest constant but an IPv6 address.
+    nft writes this part as a MAC. Of nft's constants, only an IPv6 address is longer.
     """
     return hashlib.sha256(f"{direction} {what}".encode()).digest()[:6] + bytes(2)
 

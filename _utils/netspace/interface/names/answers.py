@@ -147,7 +147,7 @@ def refusal(address: str, network: IpNetwork, own: Own) -> str:
     """
     parsed = ipaddress.ip_address(address)
     if any(parsed in one for one in _NEVER):
-        return "is no address of another host"
+        return "can't be another host's address"
     if parsed not in network:
         return f"is not in {network}"
     if any(parsed in block and not _within(network, block) for block in _SPECIAL if block.version == parsed.version):

@@ -173,7 +173,10 @@ def account(environment: str) -> str:
 
 
 def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
-    """Return the environments in the name of an object of one of *kinds*; None if the name doesn't have this form."""
+    """Return the environments in the name of a broker's object.
+
+    Return None if the object is of none of *kinds*, or if the name doesn't have the form of its kind.
+    """
     kind, *ends = name.split(".")
     if kind not in kinds:
         return None

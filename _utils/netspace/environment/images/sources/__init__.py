@@ -160,7 +160,7 @@ def digest(stream: IO[bytes]) -> str:
 def opened(path: Path) -> IO[bytes]:
     """Return a source's file, open for reading.
 
-    :raises NetspaceError: when the file can't be opened, or is no regular file.
+    :raises NetspaceError: when the file can't be opened, or isn't a regular file.
     """
     try:
         # O_NONBLOCK: without it, open would wait for a writer if this is a named pipe.
