@@ -74,9 +74,11 @@ def _programs(links: Any, names: list[str], folder: Path) -> Iterator[list[Progr
 
 
 def measure(links: Any, asker: str, peers: dict[str, str], folder: Path, rounds: bench.Rounds, times: int) -> None:
-    """Measure requests one after another, and batches of messages, to each of *peers* in turn within each round.
+    """Measure, in each round and for each peer, requests one after another and messages sent at once.
 
+    :param asker: the environment that sends.
     :param peers: the peers, by the labels of the links to them.
+    :param times: the number of rounds.
     """
 
     async def answer(message: Any) -> bytes:

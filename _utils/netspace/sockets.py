@@ -76,9 +76,16 @@ def holder(found: Collection[Listener]) -> Holder:
         if not name.isdigit():
             continue
         try:
-            with os.scandir(f"/proc/{name}/fd") as descriptors:
-                if any(os.readlink(one.path) in links for one in descriptors):
-                    return Holder(Path(f"/proc/{name}/comm").read_text(errors="replace").strip(), int(name))
+            if any(_link(f"/proc/{name}/fd/{number}") in links for number in os.listdir(f"/proc/{name}/fd")):
+                return Holder(Path(f"/proc/{name}/comm").read_text(errors="replace").strip(), int(name))
         except OSError:  # the process has ended, or this process may not read it
             continue
     return Holder("another program", 0)
+
+
+def _link(path: str) -> str:
+    """Return the target of a link; empty if it is gone: a busy program closes descriptors while it is looked at."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -105,7 +105,7 @@ def let_go(addresses: dict[str, str]) -> None:
         if addresses.get(name) == address:
             continue
         if name in addresses:
-            raise Failed(f"up: {name} has the address {address}; keep it, or end the lab: lab down")
+            raise Failed(f"up: {name} has the address {address}; declare this address, or end the lab: lab down")
         if host(name).init():
             raise Failed(f"up: {name} is on and no longer declared; switch it off: lab kill {name}")
         discard(FOLDER / name)
@@ -300,7 +300,7 @@ def wipe(arguments: list[str]) -> int:
     """Take a host's disk and TPM away: at its next start it is another machine."""
     for name in some("wipe", arguments):
         if name == "master":
-            raise Failed("wipe: it is for minions; end the lab instead: lab down")
+            raise Failed("wipe: the master can't be wiped; end the lab instead: lab down")
         with locked():
             if host(name).sandbox():
                 raise Failed(f"wipe: {name} is on; switch it off: lab kill {name}")
@@ -398,7 +398,7 @@ def pair(command: str, arguments: list[str]) -> tuple[str, str]:
 
 def none(command: str, arguments: list[str]) -> None:
     if arguments:
-        raise Failed(f"{command}: {arguments[0]}: it takes no arguments")
+        raise Failed(f"{command}: expected no arguments, got {arguments[0]}")
 
 
 def _read(file: Path) -> str:

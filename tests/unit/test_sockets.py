@@ -49,3 +49,18 @@ def test_a_socket_that_waits_is_found_with_its_program(
         if kind == socket.SOCK_DGRAM and family == socket.AF_INET:
             one.connect(("127.0.0.1", port))
             assert not list(sockets.listeners(table, {port})), "it takes packets from one alone"
+
+
+def test_holder_that_closes_another_descriptor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker opens and closes descriptors all the time, also while netspace looks for the holder of its port."""
+    listed = os.listdir
+
+    def with_gone(path: str) -> list[str]:
+        return ["99999", *listed(path)] if path == f"/proc/{os.getpid()}/fd" else listed(path)
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        found = list(sockets.listeners("tcp", {one.getsockname()[1]}))
+        monkeypatch.setattr(os, "listdir", with_gone)
+        assert sockets.holder(found).pid == os.getpid()

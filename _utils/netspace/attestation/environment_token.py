@@ -1,9 +1,10 @@
-"""Tokens of environments: what a host says of one, for somebody who has a question (a nonce), signed.
+"""Tokens of environments: a host's signed claims about an environment, for an asker who gave a nonce.
 
-A token is an EAT (RFC 9711) in a JWT (RFC 7519), by ES256. Its key belongs to the host's own peer, and lives as long as
-a boot. The host vouches for that key by another one, that of its TPM or its software key, for three hours each time.
-A checker compares the boot in the token with the boot in the statement alone. So a token that was made with a stolen
-key is accepted until the last statement on that key ends, also after a reboot.
+A token is an EAT (RFC 9711) in a JWT (RFC 7519), signed by ES256. The process that answers environments (the host's
+peer) has the token's key, which lives as long as a boot. The host vouches for the token's key in a *statement*, which
+is signed by the key of its TPM or by its software key, and is valid for three hours. A checker compares the boot in the
+token only with the boot in the statement. So a token that was made with a stolen key is accepted until the last
+statement about that key expires, also after a reboot.
 
 Token and statement come together in one collection of the RATS Conceptual Messages Wrapper (CMW,
 draft-ietf-rats-msg-wrap):

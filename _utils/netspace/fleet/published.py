@@ -62,10 +62,10 @@ class Register:
     def write(self, facts: Published) -> bool:
         """Store the facts that a minion has published; return whether they differ from the stored ones.
 
-        The lock is held from the check of the key on. So of two minions that join at the same moment with one key, only
-        one succeeds.
+        A lock is held from before the key is checked until the facts are stored. So if two minions publish the same key
+        at the same moment, only one of them succeeds.
 
-        :raises NetspaceError: a value is malformed, or another minion has the key.
+        :raises NetspaceError: a value is malformed, or another minion has published the same key.
         """
         if reason := check(facts):
             raise NetspaceError(f"{facts.minion:.100}: {reason}")

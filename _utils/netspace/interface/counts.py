@@ -78,7 +78,8 @@ def read(layout: Layout) -> dict[str, Interface]:
 def _counts(layout: Layout, inside: str = "") -> dict[bytes, int] | None:
     """Return the counts of the host's table, or of the table in an environment's namespace; None: unknown.
 
-    :param inside: the environment; then only a thread of its own may call this (``threads.in_thread``).
+    :param inside: the environment's name; empty: the host's table. With a name, call this only in a thread that ends
+        afterwards (``threads.in_thread``), because the thread enters the namespace.
     """
     try:
         if inside:

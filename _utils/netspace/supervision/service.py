@@ -98,8 +98,8 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: whether the count of OOM kills may lack the last second's kills, if such a count takes less
-            work.
+        :param noticed: whether an older count of OOM kills is enough, where it takes less work to get. It may lack the
+            kills of the last second.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A host vouches by its (software) TPM for the tokens of its environments; what others can do with them."""
+"""A host vouches for its environments' tokens with a software TPM. Another TPM or a software key can't vouch for them."""
 
 from __future__ import annotations
 

@@ -351,7 +351,9 @@ json.dump([refused, answers], sys.stdout)
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
-    """Arguments for leases and for huge, merged or cached pages are refused; the same calls with others pass.
+    """System calls with arguments for leases, or for huge, merged or cached pages, are refused.
+
+    With other arguments, the same calls succeed.
 
     A lease delays other processes that open the file. Huge, merged and cached pages belong to the whole host.
     """

@@ -1,4 +1,4 @@
-"""Refused packets of an audited interface are recorded; the same packets pass as without ``audit``."""
+"""Packets that an interface with ``audit: true`` refuses are recorded. ``audit`` doesn't change which packets pass."""
 
 from __future__ import annotations
 

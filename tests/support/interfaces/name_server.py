@@ -26,9 +26,11 @@ def honest(_: dns.message.QueryMessage, answer: dns.message.Message) -> list[byt
 
 
 class NameServer:
-    """A zone by name and type, and a forger of answers.
+    """A name server with one zone. It can send forged answers.
 
-    :ivar zone: the records of a name, as in a zone file: ``{("deb.example.org.", "A"): (300, ["192.0.2.1"])}``.
+    :ivar zone: the records for each name and type, as in a zone file: ``{("deb.example.org.", "A"): (300,
+        ["192.0.2.1"])}``.
+    :ivar forge: makes the datagrams that are sent, from the question and the honest answer.
     :ivar asked: the received questions, as (name, type).
     """
 

@@ -122,7 +122,7 @@ ENDED = Status("failed", exit="exit 3")
 
 
 def test_one_that_ended_badly_is_run_once_more_only_where_that_is_not_the_end_of_it():
-    """A job with ``restart: never`` that has failed isn't run again by an apply; one that didn't begin is."""
+    """An apply doesn't run a job with ``restart: never`` again that has failed. It does run a job that never began."""
     result = plan(NEVER, seen(NEVER, status=ENDED, problem="it ended (exit 3)"))
     assert result.steps == []
     (refusal,) = result.refusals

@@ -1,7 +1,7 @@
-"""Two masters of the same minions: what each serves, if their memories are equal, differ, or are one.
+"""Two masters of the same minions: the pillars that they serve if their stored data are equal, differ or are shared.
 
-A minion with several masters gets its pillar from the one that it is connected to. So what two masters serve is all
-that it can ever see of their disagreement.
+A minion with several masters gets its pillar from the master that it is connected to. So a minion sees a difference
+between the masters' data only in the pillars.
 """
 
 from __future__ import annotations

@@ -17,7 +17,12 @@ Link = tuple[str, str]
 
 
 def sections(hosts: Iterable[str], links: Iterable[Link], mark: str = "") -> dict[str, dict[str, Any]]:
-    """Return the declarations of hosts: an environment with the host's name, and links between these."""
+    """Return each host's declaration, by the host's name.
+
+    :param links: pairs of hosts: the sender and the receiver. The link joins one environment on each of these hosts;
+        the environment is named like its host.
+    :param mark: the value of ``as`` in each link; empty: the receiver's name.
+    """
     found: dict[str, dict[str, Any]] = {host: {"broker": {"host": host, "hosts": {}}, "links": []} for host in hosts}
     for sender, receiver in links:
         found[sender]["links"].append({"from": sender, "to": f"{receiver}@{receiver}", "as": mark or receiver})

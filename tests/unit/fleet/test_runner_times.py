@@ -25,7 +25,7 @@ CALLS: dict[str, tuple[str, Callable[[Any, object], Any]]] = {
 
 
 class Nobody:
-    """Minions whom nobody may ask."""
+    """A stand-in for the declaration and the minions. It only names targets: any other use fails."""
 
     def targeted(self, *target: str) -> list[str]:
         return ["h1"]

@@ -140,10 +140,13 @@ def answer(
 ) -> dict[str, Any]:
     """Call the function that a master asks for, and return the signed answer or the signed error.
 
+    :param asked: the master's call, as :func:`call` makes it.
     :param functions: the minion's functions, by name.
     :param master: fingerprint of the master's key.
+    :param minion: this minion's id.
     :param key: returns the minion's Salt key (PEM).
-    :raises NetspaceError: when *asked* isn't a call of a function in :data:`SIGNED`, or the answer can't be signed.
+    :raises NetspaceError: when *asked* is malformed, its function isn't in :data:`SIGNED`, or the answer can't be
+        signed.
     """
     if not isinstance(asked, Mapping) or set(asked) != {"function", "arguments", "nonce"}:
         raise NetspaceError("asked: expected function, arguments and nonce; install the same netspace on the master")

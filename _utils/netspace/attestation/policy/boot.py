@@ -124,7 +124,11 @@ class Boot:
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed files, and whole command lines."""
+        """The digests that are allowed at any point of a boot, as a set for each of PCRs 8, 9 and 11 to 13.
+
+        For PCR 8, these are the digests of GRUB's commands; for the other PCRs, of kernels, initrds and files. Each set
+        also has the digests of whole command lines (:attr:`lines`).
+        """
         listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
         listed[8] = self.grub_commands or frozenset()
         return {number: found | self.lines[number] for number, found in listed.items()}

@@ -125,9 +125,11 @@ class Images:
     # -- building ------------------------------------------------------------------
 
     def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
-        """Plan the builds of images, by the caller's names for them.
+        """Plan the builds of images.
 
         The method may ask a server for hashes, but fetches and writes nothing.
+
+        :param wanted: the wanted images, by names that the caller chooses. The steps and refusals have these names.
         """
         steps, refusals = [], []
         for name, want in wanted.items():

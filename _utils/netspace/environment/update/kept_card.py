@@ -1,7 +1,8 @@
-"""Card of an environment whose update was not made or was taken back: the version that stays gets its own values. Pure.
+"""Card of an environment that stays at its present version, because an update was not made or was taken back. Pure.
 
-The declaration gives a card its values and the verbs of its host; a program of another version may not understand them.
-The rest of a card, such as the peers, follows the links, which an update doesn't take back.
+The declaration gives a card its values and the verbs of its host. A program of the version that stays may not
+understand the values and verbs of the other version. So its card has the values and verbs of its own version. The rest
+of a card, such as the peers, follows the links, which stay updated.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Judged(Record, frozen=True, tag="judged"):
 
 
 class Stopping(Record, frozen=True, tag="stopping"):
-    """Record: the rollout stops, and hosts are about to be taken back."""
+    """Record: the rollout stops, and *hosts* are about to get their previous slices again."""
 
     why: str
     hosts: tuple[str, ...]
@@ -87,7 +87,7 @@ class TakenBack(Record, frozen=True, tag="taken-back"):
 
 
 class Checked(Record, frozen=True, tag="checked"):
-    """Record: the gate judged hosts that were taken back."""
+    """Record: hosts returned to their previous slices, and the gate has judged these hosts."""
 
     outcomes: dict[str, str]
 
