@@ -1,4 +1,4 @@
-"""A host vouches for its environments' tokens with a software TPM. Another TPM or a software key can't vouch for them."""
+"""A host vouches for its environments' tokens with a software TPM. Another key can't."""
 
 from __future__ import annotations
 
