@@ -145,7 +145,7 @@ def _note(layout: Layout, version: str, stamp: str) -> None:
     only reads all files.
     """
     if stamp:
-        aside = layout.library / version / f".{_SOURCE}.{os.getpid()}"
+        aside = layout.library / version / f".{_SOURCE}.new"  # the next run replaces that of a killed one
         with contextlib.suppress(OSError):
             aside.write_text(stamp)
             aside.rename(layout.library / version / _SOURCE)

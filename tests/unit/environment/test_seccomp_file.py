@@ -94,7 +94,7 @@ ARCHITECTURES = [
         ({"syscalls": [{**ALLOW, "args": [{"index": 0, "value": -1, "op": "SCMP_CMP_EQ"}]}]}, "64 bits"),
         ({"syscalls": [{**ALLOW, "args": [{"index": 0, "value": 2**64, "op": "SCMP_CMP_EQ"}]}]}, "value"),
         ({"syscalls": [{**ALLOW, "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_IS"}]}]}, "SCMP_CMP_IS"),
-        ({"syscalls": [{**ALLOW, "includes": {"minKernel": "new"}}]}, "no version"),
+        ({"syscalls": [{**ALLOW, "includes": {"minKernel": "new"}}]}, "isn't a kernel version"),
         ({"syscalls": [{**ALLOW, "excludes": {"minKernel": "5.1"}}]}, "excludes:minKernel"),
         ({"syscalls": [ALLOW] * (seccomp_file.MAX_RULES + 1)}, "more than 2000 rules"),
         ({"architectures": ["SCMP_ARCH_AARCH64"]}, "not for this machine"),

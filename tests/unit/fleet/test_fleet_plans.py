@@ -153,5 +153,5 @@ def test_an_outcome_tells_what_failed_and_what_was_left_out() -> None:
     result = Result(Plan([step], [Refusal("link", "a.b", "no trust")]), [Outcome(step, "no memory")])
     found = plans.told_outcome(plans.outcome(result))
     assert found == plans.Applied(False, 1, 0, "start environment web: no memory; link a.b: no trust")
-    with pytest.raises(NetspaceError, match="no result of an apply"):
+    with pytest.raises(NetspaceError, match="isn't an apply's result"):
         plans.told_outcome({"applied": "yes"})
