@@ -213,7 +213,7 @@ class Known(Mapping[str, T]):
         if at < 0 or self._noted.text.count(part) != 1:
             return False
         others = (value for other, value in self._new.items() if value is not None and other != name)
-        own = self._noted.text[at : self._noted.text.index(b"\n", at + 1)]
+        own = self._noted.text[at + len(key) : self._noted.text.index(b"\n", at + 1)]  # without the name
         return part in own and not any(part in msgspec.json.encode(value) for value in others)
 
     def groups(self) -> Groups:
