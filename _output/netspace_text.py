@@ -18,6 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace.text import printable  # noqa: E402
+
 if TYPE_CHECKING:
     __salt__: dict[str, Any]
 
@@ -38,10 +44,6 @@ def output(ret: Any, **kwargs: Any) -> str:
     """
     texts = [ret] if isinstance(ret, str) else list(ret.values()) if isinstance(ret, dict) else []
     if texts and all(isinstance(one, str) for one in texts):
-        return "\n".join(_plain(one.removesuffix("\n")) for one in texts)
+        # Another host's return must not command the terminal.
+        return "\n".join(printable(one.removesuffix("\n"), "\n\t", "?") for one in texts)
     return str(__salt__["nested"](ret, **kwargs))
-
-
-def _plain(text: str) -> str:
-    """Return a text without control characters: another host's return must not command the terminal."""
-    return text if text.isprintable() else "".join(one if one.isprintable() or one in "\n\t" else "?" for one in text)

@@ -129,7 +129,7 @@ class Builder:
             rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
         if "idmap" in record.runtime.jail.lacks:
             volumes.show(self.layout, name, spec.volumes)
-        return self._configure(name, record)
+        return self._configure(name, self._rendered(name, record))
 
     def _image(self, record: Record) -> contextlib.AbstractContextManager[Path]:
         """Return the mounted image of an environment's root: the shared image, or a copy of it."""
@@ -145,8 +145,7 @@ class Builder:
             *(name, record.spec, record.base, record.image, record.runtime, record.profile), record.confined
         )
 
-    def _configure(self, name: str, record: Record) -> str:
-        content = self._rendered(name, record)
+    def _configure(self, name: str, content: bytes) -> str:
         files.write(below(self.layout.bundle(name), "config.json"), content)
         return hashlib.sha256(content).hexdigest()
 
@@ -168,7 +167,7 @@ class Builder:
 
         :raises NetspaceError: when a limit can't be changed in place.
         """
-        files.write(below(self.layout.bundle(name), "config.json"), self.tuned(name, record))
+        self._configure(name, self.tuned(name, record))
         for place in disks.places(self.layout, name, record.spec, record.image.digest):
             mount = mounted.get(str(place.point))
             if mount is not None:
