@@ -1,7 +1,7 @@
-"""A lab in which things fail in the middle of rollouts, and in which hosts are replaced and drained by the page.
+"""Faults in the middle of rollouts, and the lines of ``docs/lab.md`` that replace and drain hosts, tried in a lab.
 
-It takes a minute of a processor to start, so it runs every fourth day: once with the page, once with one of the faults,
-by turns. ``NETSPACE_FAULTS=all`` tries all (a quarter of an hour).
+The lab takes minutes, so this file runs every fourth day. It then tries either the page or one of the faults, by turns.
+``NETSPACE_FAULTS=all`` tries all of them, which takes a quarter of an hour.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return (self.rare or _NOTHING).agreed
 
     def listens(self) -> tuple[tuple[str, int], ...]:
-        """Return the UDP ports of the host that its tunnel uses, as pairs: key of the declaration, port."""
+        """Return the UDP ports of the host that the interface's tunnel uses, as pairs: key of the declaration, port."""
         return (self.rare or _NOTHING).tunnels
 
 
