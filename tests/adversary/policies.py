@@ -56,7 +56,11 @@ def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
 
 
 @functools.cache
-def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
+def learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
+    """Return the policy that is learned from the boots called *names*, if *pcrs* are quoted.
+
+    :raises Unfit: no policy can be learned from them.
+    """
     known = {one.name: one for one in (*boots.recorded(), *boots.others())}
     try:
         found = learning.learn(None, {name: evidence(known[name], pcrs) for name in names})
@@ -82,7 +86,7 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
             pcrs = boot_forge.PCRS[own]
     else:
         names = tuple(sorted({boot.name, *([one.name for one in boots.recorded()] if how == "fleet" else [])}))
-        rules = copy.deepcopy(_learned(names, pcrs).get("boot", {}))
+        rules = copy.deepcopy(learned(names, pcrs).get("boot", {}))
     for key in without:
         rules.pop(key, None)
     if "applications" not in rules:

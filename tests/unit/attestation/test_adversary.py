@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
-from adversary import bad_boots, boots, search, worlds
+from adversary import bad_boots, boots, policies, search, worlds
 from adversary.claims import Claim
 from adversary.search import Hole, Move, Report
 from support import sampling
@@ -140,6 +140,15 @@ TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str, set[str]]] = {
 WITHOUT = {"shim's state": (*PROGRAMS, "sbat"), "gaps, shims that say nothing": PROGRAMS}
 
 
+@pytest.fixture
+def nothing_learned() -> Iterator[None]:
+    """Forget the policies that other tests learned, and those that a verifier without a check learned here."""
+    policies.learned.cache_clear()
+    yield
+    policies.learned.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_learned")
 @pytest.mark.parametrize("check", sampling.todays(list(TAKEN_OUT), 3))
 def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch, fake_tpm: Any) -> None:
     take_out, kind, moves = TAKEN_OUT[check]
