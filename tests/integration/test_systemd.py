@@ -363,7 +363,7 @@ def test_slow_cleanup_after_a_short_stop_is_no_failure(
         one["cleanup"] = [["/bin/sh", "-c", 'sleep 2; exec "$@"', "sh", *command] for command in one["cleanup"]]
     call("define", [deaf, tame])
     assert call("start", ["deaf", "tame"]) == {}
-    assert call("stop", ["deaf", "tame"]) == {}
+    host.run("systemctl", "stop", "netspace-deaf", "netspace-tame")
     show = ("systemctl", "show", "--value", "--property=Result")
     results = {name: host.run(*show, f"netspace-{name}").stdout.strip() for name in ("deaf", "tame")}
     assert results == {"deaf": "signal", "tame": "success"}
@@ -371,9 +371,25 @@ def test_slow_cleanup_after_a_short_stop_is_no_failure(
     assert host.run("crun", "list", "-q").stdout == ""
     assert call("start", ["deaf", "tame"]) == {}
     # The timers that kill programs in the end kill nobody who was started since.
-    timers = ("systemctl", "list-timers", "--all", "--no-legend", "run-*")
-    until(lambda: host.run(*timers).stdout.strip() == "", "the timers end")
+    until(lambda: timers(host) == "", "the timers end")
     assert {name: seen["state"] for name, seen in call("observe").items()} == {"deaf": "running", "tame": "running"}
+
+
+def timers(host: SystemdHost) -> str:
+    """Return the timers that have stopped programs killed."""
+    return host.run("systemctl", "list-timers", "--all", "--no-legend", "netspace-*:deadline:*").stdout.strip()
+
+
+def test_a_stop_by_netspace_leaves_no_timer(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    call("define", [detached("tame", stop_timeout=9), detached("kept", stop_timeout=9)])
+    assert call("start", ["tame", "kept"]) == {}
+    host.run("systemctl", "stop", "netspace-kept")
+    assert call("stop", ["tame"]) == {}
+    assert "kept" in timers(host) and "tame" not in timers(host)
+    assert call("remove", ["kept"]) == {}
+    assert timers(host) == ""
 
 
 def test_the_end_of_an_init_by_a_stop_has_not_failed(

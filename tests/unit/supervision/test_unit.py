@@ -134,6 +134,7 @@ def test_cleanup_of_a_detached_service_has_ten_seconds_at_least(seconds: float, 
     # No shell is started within the unit, where a program could have all processes that the unit may have.
     assert [words[0] for words in stops] == (["/usr/bin/systemd-run"] if timer else [])
     assert all(f"--on-active={timer}" in words for words in stops)
+    assert all("--unit=netspace-environment-web:deadline:${MAINPID}" in words for words in stops)
 
 
 def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:

@@ -250,9 +250,21 @@ class Systemd:
     def _halt(self, names: Sequence[str]) -> dict[str, str]:
         done = self._run("stop", *map(self._unit, names))
         if not done.returncode:
+            self._cancel(names)
             return {}
         left = {name: shown for name, shown in self._show(names).items() if shown.get("MainPID", "0") != "0"}
         return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
+
+    def _cancel(self, names: Sequence[str]) -> None:
+        """Remove the timers that would have had these stopped services' programs killed."""
+        patterns = []
+        for name in names:
+            with contextlib.suppress(OSError):
+                if unit_file.has_deadline(self._file(name).read_text()):
+                    pattern = unit_file.deadline(self.layout, name, "*")
+                    patterns += [f"{pattern}.timer", f"{pattern}.service"]
+        if patterns:
+            self._run("stop", "--", *patterns)
 
     def _erase(self, names: Sequence[str]) -> None:
         """Remove the units of stopped services, their notes, and systemd's record of their failures."""

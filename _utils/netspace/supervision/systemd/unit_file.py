@@ -123,6 +123,21 @@ def name(layout: Layout, service: str) -> str:
     return f"{layout.service(service)}.service"
 
 
+def deadline(layout: Layout, service: str, pid: str) -> str:
+    """Return the name, without its type, of the timer that has a stopped program killed, and of the service it starts.
+
+    No service of ours has a colon in its name.
+
+    :param pid: the program's PID, or ``*`` for a pattern that matches the names for all PIDs.
+    """
+    return f"{layout.service(service)}:deadline:{pid}"
+
+
+def has_deadline(text: str) -> bool:
+    """Return whether the unit file *text* makes such a timer when its service is stopped."""
+    return ":deadline:" in text
+
+
 def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     """Return the unit file of *service*.
 
@@ -162,7 +177,8 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     if service.pid_file is not None and stop_timeout < CLEANUP:
         # No process is forked within the unit: a program that has reached its limit of processes would prevent that.
         after_ms = f"--on-active={max(1, round(stop_timeout * 1000))}ms"
-        timer = ("/usr/bin/systemd-run", "--quiet", "--collect", after_ms, "--timer-property=AccuracySec=10ms")
+        named = f"--unit={deadline(layout, service.name, '{pid}')}"
+        timer = ("/usr/bin/systemd-run", "--quiet", "--collect", named, after_ms, "--timer-property=AccuracySec=10ms")
         kill = line((*timer, "/bin/sh", "-c", DEADLINE, "{pid}", name(layout, service.name)))
         unit.append(f"ExecStop=-{kill.replace('{pid}', '${MAINPID}')}")
         stop_timeout = CLEANUP
