@@ -5,7 +5,8 @@
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
 is shown when the part ends. Tests in virtual machines take a third of all processor time. So together with other
 folders, only a fourth of their parts run, another fourth each day. All of them run if only they are chosen
-(scripts/test vm), or with NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line names the failed parts.
+(scripts/test vm), or with NETSPACE_MACHINES=all. NETSPACE_DAY is the number of another day, whose parts run then. Exits
+with 1 if a part failed; the last line names the failed parts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from support import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache/tests"
@@ -165,7 +168,7 @@ def main() -> int:
     parser.add_argument("folder", nargs="+", choices=sorted(PARTS))
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    day = None if os.environ.get("NETSPACE_MACHINES") == "all" else int(time.time() // 86400)
+    day = None if os.environ.get("NETSPACE_MACHINES") == "all" else sampling.today()
     chosen = in_order(arguments.folder, day)
     # Those of parts that another day has, too: else a part with a whole folder would run them.
     everything = [path for parts in PARTS.values() for paths in parts.values() for path in paths]

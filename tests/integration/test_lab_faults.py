@@ -11,15 +11,13 @@ import json
 import re
 import shlex
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import checkout
+from support import checkout, sampling
 from support.hosts.lab import LAB, Lab
 from support.hosts.lab import lab as lab_of
-from support.sampling import todays
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -45,7 +43,7 @@ STEPS = (
 """Lines that a rollout prints, after which something fails."""
 BY_PAGE, LIE, CLOCK = "by the page", "a lie", "a wrong clock"
 TURNS = tuple(turn for fault in (*STEPS, LIE, CLOCK) for turn in (BY_PAGE, fault))
-TODAY = todays(TURNS, len(TURNS), int(time.time() // 86400) // 4)  # tests/parts.py runs this file every fourth day
+TODAY = sampling.todays(TURNS, len(TURNS), sampling.today() // 4)  # tests/parts.py runs this file every fourth day
 WRONG_CLOCK = """
 import runpy, sys, time
 real, sys.argv = time.time, ["web", "{seconds}", "seconds"]

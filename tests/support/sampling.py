@@ -1,6 +1,7 @@
 """Shares of the cases that a test enumerates: a different share each day, so that all are tried within a few days.
 
-With ``NETSPACE_FAULTS`` set to ``all`` or ``kinds``, a test tries all cases, and so repeats a failure of another day.
+With ``NETSPACE_FAULTS`` set to ``all`` or ``kinds``, a test tries all cases. With ``NETSPACE_DAY`` set to the number of
+another day, a run repeats that day's choices.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ T = TypeVar("T")
 FAULTS = os.environ.get("NETSPACE_FAULTS", "some")
 
 
+def today() -> int:
+    """Return the number of the day: days since 1970-01-01 UTC, or ``NETSPACE_DAY``."""
+    return int(os.environ.get("NETSPACE_DAY") or time.time() // 86400)
+
+
 def todays(values: Sequence[T], days: int, day: int | None = None) -> list[T]:
     """Return today's share of *values*. In *days* days in a row, each value is returned once.
 
@@ -22,4 +28,4 @@ def todays(values: Sequence[T], days: int, day: int | None = None) -> list[T]:
     """
     if FAULTS != "some":
         return list(values)
-    return list(values[(int(time.time() // 86400) if day is None else day) % days :: days])
+    return list(values[(today() if day is None else day) % days :: days])

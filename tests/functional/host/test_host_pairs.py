@@ -16,13 +16,13 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import sampling
 from support.hosts import faultpoints, faults_host
 from support.hosts.declared_pairs import BRIDGE, PARENT, Chooser, Declared, walk
 from support.hosts.faults_host import LAYOUT, TAG, World, objects
@@ -33,7 +33,7 @@ from netspace.spec.types import LocalBroker
 pytestmark = [pytest.mark.root]
 
 PAIRS = int(os.environ.get("NETSPACE_PAIRS", "6"))
-SEED = int(os.environ.get("NETSPACE_SEED", str(int(time.time() // 86400))))
+SEED = int(os.environ.get("NETSPACE_SEED", str(sampling.today())))
 ALONE = os.environ.get("NETSPACE_PAIR", "")
 MOST = 8 * 7  # pairs of one tour, which has eight declarations
 FAILURES = 3  # of one tour, then it ends
