@@ -2,9 +2,8 @@
 
 The third part of the audit, after pools and storms. Environments of a trial (``trial_environments``) take part: a
 neighbour asks a second one for answers, along a link. A third tries, one after the other, each way to trouble a
-service
-that environments touch. Before and during each, these are timed: the neighbour's answers, its restart, the time until
-it is healthy, an ``exec`` in it, an apply that makes one more environment, and a look into a log.
+service that environments touch. Before and during each, these are timed: the neighbour's answers, its restart, the
+time until it is healthy, an ``exec`` in it, an apply that makes one more environment, and a look into a log.
 """
 
 from __future__ import annotations
