@@ -24,9 +24,9 @@ ALONE = {"answer": 0.02, "exec": 0.1, "apply": 0.2, "restart": 0.2, "health": 0.
 def test_the_verdict_on_a_service():
     assert judge("x", 7, ALONE, ALONE).outcome == "held"
     assert (
-        judge("x", 7, ALONE, {**ALONE, "answer": 0.039, "apply": 0.29, "logs": 0.019, "health": 0.69}).outcome == "held"
+        judge("x", 7, ALONE, {**ALONE, "answer": 0.039, "apply": 0.29, "logs": 0.019, "health": 1.49}).outcome == "held"
     )
-    for what, much in (("answer", 0.041), ("exec", 0.16), ("apply", 0.31), ("restart", 0.31), ("health", 0.91)):
+    for what, much in (("answer", 0.041), ("exec", 0.16), ("apply", 0.31), ("restart", 0.31), ("health", 1.51)):
         row = judge("x", 7, ALONE, {**ALONE, what: much})
         assert (row.outcome, row.group, row.taken) == ("slow", "services", 7)
         assert row.detail.endswith(f"; more than it should: {what}")
