@@ -34,8 +34,8 @@ ON_DISK = ("disk (MiB)", "files on disk")  # memory has only copies of these; th
 FULL = 0.9  # from this share on, a host-wide pool counts as used up
 # Factors by which others may wait longer.
 GOALS: Mapping[str, float] = {"answer": 2.0, "exec": 1.5, "look": 1.5, "restart": 1.5}
-# Seconds below which a wait doesn't count; 0.02 for those not named. The health watcher may see a restart as still going
-# on, and then looks again after a second.
+# Seconds below which a wait doesn't count; 0.02 for those not named. The health watcher may take a restart for one that
+# still goes on, and then looks again after a second.
 NOTICED: Mapping[str, float] = {"health": 1.5}
 _ANSWERS = 200
 _TIMES = 3
