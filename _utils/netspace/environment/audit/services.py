@@ -39,6 +39,7 @@ PROCESSES = 4
 HELD = 200  # connections that one process keeps, at most
 REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
+CONSUMERS = 200  # of a channel, at a time
 TELL = 0.5  # seconds between two lines
 LINE = b"x" * 999 + b"\n"
 
@@ -148,10 +149,12 @@ def channels() -> Iterator[int]:
 
 def consumers() -> Iterator[int]:
     with amqp.Connection() as connection:
-        mailbox = amqp.card()["mailbox"]
+        mailbox, tags = amqp.card()["mailbox"], [str(number) for number in range(CONSUMERS)]
+        begun = b"".join(amqp.consume(mailbox, tag, quiet=True) for tag in tags)
+        ended = b"".join(amqp.method(1, (60, 30), amqp.short(tag) + b"\x01") for tag in tags)
         while True:
-            connection.send(b"".join(amqp.consume(mailbox, quiet=True) for _ in range(32)))
-            yield 32
+            connection.send(begun + ended)
+            yield CONSUMERS
 
 
 def bindings() -> Iterator[int]:
