@@ -345,12 +345,14 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     return {"comment": comment, **counts, "rows": succeeded}
 
 
-def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
-    """Test whether an environment can exhaust the kernel's shared resources; return the effect on other programs.
+def exhaust(
+    name: str, summary: bool = False, waiting: bool = True, services: bool = True, only: str | list[str] | None = None
+) -> list[dict[str, Any]] | dict[str, Any]:
+    """Test whether an environment can exhaust shared resources or trouble services; return the effect on others.
 
     A temporary copy of the environment (a twin, as in :py:func:`audit <audit>`) takes all units that it can get from a
     pool of the kernel. At the same time, this host's root and a second twin, the neighbour, each ask for a few units of
-    the same pool. The test takes about a minute, during which netspace changes nothing else on this host. **All
+    the same pool. The test takes about five minutes, during which netspace changes nothing else on this host. **All
     programs on this host lack the units that the twin holds**, so choose a quiet hour.
 
     Returns a row for each pool (``group`` is ``pools``): ``name``, ``outcome``, ``detail``, ``taken`` (the number of
@@ -371,6 +373,14 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
     with which each apply begins. The outcome is ``slow`` if an operation under load took over 20 ms and more than 1.5
     times as long as without the load (an answer: more than twice as long). Otherwise the outcome is ``held``.
 
+    Also returns a row for each way in which an environment can trouble a service of the host (``group`` is
+    ``services``): the forwarder, the broker, the log, the health watcher, the supervisor, ``exec``. Real environments
+    like this one, named ``audit-...``, try these ways; they are removed afterwards. ``seconds`` has the durations of
+    an ``answer`` (as above, but along a link), an ``exec``, an ``apply`` that makes one more environment, a
+    ``restart``, the time until the neighbour is healthy again (``health``), and a look into a log (``logs``). The
+    outcome is ``slow`` as above, and ``leak`` if one of these failed for others, or a service began again. What needs a
+    broker is ``skipped`` where no links are declared, or the broker isn't netspace's own.
+
     If the outcome of any row is ``leak``, the return code is not 0.
 
     CLI Example:
@@ -379,6 +389,7 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
 
         salt '*' netspace_environment.exhaust web
         salt '*' netspace_environment.exhaust web summary=True
+        salt '*' netspace_environment.exhaust web only='[forks, "broker: messages"]'
 
     name
         The environment. It need not run.
@@ -388,15 +399,24 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
         Defaults to False.
 
     waiting
-        Also measure how long others wait under load. Defaults to True.
+        Also measure how long others wait under load. Defaults to True. False also leaves out services.
+
+    services
+        Also try the services. Defaults to True.
+
+    only
+        The rows to try, by their names. Defaults to all.
     """
     import msgspec
 
-    from netspace.host import exhaustion
+    from netspace.host import exhaustion, service_exhaustion
 
     try:
         instance = Host(arguments.layout(__opts__))
-        found = exhaustion.exhaust(instance, name, arguments.network(__pillar__), waiting=bool(waiting))
+        chosen = None if only is None else service_exhaustion.chosen(only)
+        found = exhaustion.exhaust(instance, name, arguments.network(__pillar__), bool(waiting), chosen)
+        if waiting and services:
+            found += service_exhaustion.exhaust(instance, name, chosen)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
     rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in found]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from netspace.host import recorded_calls
+from netspace.errors import NetspaceError
+from netspace.host import recorded_calls, trials
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import peer
@@ -15,6 +17,46 @@ from netspace.threads import BackgroundTask
 
 class Removal(Cards):
     """Use cases that remove links, environments or interfaces, each with everything that belongs to it."""
+
+    _trying = False  # whether the environments of a trial are to stay
+
+    @contextlib.contextmanager
+    def trial(self, token: str, names: Collection[str]) -> Iterator[None]:
+        """Hold the lock while a trial's environments are made and used; remove them afterwards.
+
+        :param token: names the trial.
+        :param names: all environments that it makes.
+        :raises NetspaceError: when one of them can't be removed; the next run tries again.
+        """
+        with self._lock(False):
+            self._tidy(False)
+            trials.note(self.layout, token, names)
+            self._trying = True
+            try:
+                yield
+            finally:
+                left = self._end_trials()
+            if left:
+                raise NetspaceError(f"environments of the audit can't be removed: {'; '.join(left)}; apply again")
+
+    def _tidy(self, test: bool) -> None:
+        super()._tidy(test)
+        if not test and not self._trying and self.layout.records(trials.KIND).is_dir():
+            self._end_trials()
+
+    def _end_trials(self) -> list[str]:
+        """Remove the environments of all trials; return why some can't be. The caller holds the lock."""
+        left: list[str] = []
+        self._trying = True  # the removal tidies up first, too
+        try:
+            for token, names in trials.noted(self.layout).items():
+                result = self.remove_environments(names, purge=True)
+                if result.ok:
+                    trials.forget(self, token)
+                left += sorted({failure.error for failure in result.failures})
+        finally:
+            self._trying = False
+        return left
 
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Revoke links.

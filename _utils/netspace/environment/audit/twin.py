@@ -168,7 +168,7 @@ def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit
     taken = {name: record.base for name, record in records.read(making.layout).items()}
     bases = user_ids.allocate(tuple(roles), taken)
     folder = kit_folder(making.layout, next(iter(roles)))
-    interpreter = _pack(folder)
+    interpreter = pack(folder)
     # Twins have neither a unit nor the cgroup of environments, from which these have their weight.
     weights.lower_group(os.path.dirname(cgroup(making.layout, next(iter(roles))))[1:])
     for name, role in roles.items():
@@ -193,21 +193,30 @@ def _mounted(making: Builder, original: Record) -> Path:
     return making.store.mountpoint(original.image.digest)
 
 
-def _pack(folder: Path) -> kit.PortableInterpreter:
-    """Copy the interpreter and the programs into a new tmpfs, because /run may be mounted noexec."""
+def pack(
+    folder: Path,
+    modules: Sequence[str] = MODULES,
+    programs: Sequence[str] = PROGRAMS,
+    library: Sequence[str] = LIBRARY,
+) -> kit.PortableInterpreter:
+    """Copy the interpreter and the programs into a new tmpfs, because /run may be mounted noexec.
+
+    :param folder: the mount point, which is made.
+    :param library: modules of this package that the programs import.
+    """
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
-    packed = kit.pack(folder, MODULES)
-    here, library = Path(__file__).parent, folder / "netspace" / "environment" / "audit"
-    library.mkdir(parents=True)
-    for package in (library.parents[1], library.parent, library):
-        (package / "__init__.py").touch()  # leave it empty: the library's own file imports modules that the kit lacks
-    for program in PROGRAMS:
+    packed = kit.pack(folder, modules)
+    here, package = Path(__file__).parent, folder / "netspace" / "environment" / "audit"
+    package.mkdir(parents=True)
+    for part in (package.parents[1], package.parent, package):
+        (part / "__init__.py").touch()  # leave it empty: the library's own file imports modules that the kit lacks
+    for program in programs:
         shutil.copyfile(here / program, folder / program)
-    for module in LIBRARY:
-        shutil.copyfile(here / module, library / module)
-    shutil.copytree(here / ATTEMPTS, library / ATTEMPTS, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in library:
+        shutil.copyfile(here / module, package / module)
+    shutil.copytree(here / ATTEMPTS, package / ATTEMPTS, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [folder, *folder.rglob("*")]:  # independent of the umask
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
     return packed

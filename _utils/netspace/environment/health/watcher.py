@@ -12,10 +12,12 @@ started again continues from the files. The environments run without a watch, to
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +37,9 @@ from netspace.supervision.daemon.loop import Loop, Timer
 
 LOOK = 0.2  # seconds between two searches for started environments
 REREAD = 1.0  # seconds between two checks whether records have changed
-THREADS = 16
+PROBES = 16  # probes that run at once, without those that take longer than LONG
+LONG = 1.0  # seconds after which a probe keeps no other waiting
+THREADS = 128  # probes that run at once, with those that take longer: each costs root a process of the runtime
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -58,6 +62,39 @@ class Watched:
             self.timer = None
 
 
+class Places:
+    """The order of probes: PROBES of them run at once, and further ones wait until one has ended or takes LONG.
+
+    So a check that never answers keeps those of other environments waiting for LONG, not for its own ``timeout``.
+
+    :param submit: starts a probe in a thread of its own; at most THREADS run at once.
+    """
+
+    def __init__(self, loop: Loop, submit: Callable[[Callable[[], None]], object]) -> None:
+        self._loop = loop
+        self._submit = submit
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._running: dict[Callable[[], None], Timer] = {}
+
+    def ask(self, probe: Callable[[], None]) -> None:
+        """Start a probe now, or as soon as a place is free."""
+        self._waiting.append(probe)
+        self._fill()
+
+    def free(self, probe: Callable[[], None]) -> None:
+        """Free the place of a probe, if it still has one."""
+        timer = self._running.pop(probe, None)
+        if timer is not None:
+            timer.cancel()
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < PROBES:
+            probe = self._waiting.popleft()
+            self._running[probe] = self._loop.after(LONG, functools.partial(self.free, probe))
+            self._submit(probe)
+
+
 class Watch:
     """The loop of the watch, with the environments that it watches."""
 
@@ -67,7 +104,8 @@ class Watch:
         self.loop = Loop()
         self.watched: dict[str, Watched] = {}
         self._pool = ThreadPoolExecutor(THREADS)
-        self._found: list[tuple[Watched, int, probes.Found]] = []
+        self._places = Places(self.loop, self._pool.submit)
+        self._found: list[tuple[Watched, int, probes.Found, Callable[[], None]]] = []
         self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stamp: tuple[int, ...] = ()
         self._over = False
@@ -182,17 +220,18 @@ class Watch:
                     found = probes.inside(self.layout, name, record, health)
             except Exception as err:  # report every error to the loop, or it would wait for ever
                 found = (False, f"{type(err).__name__}: {err}")
-            self._found.append((one, pid, found))
+            self._found.append((one, pid, found, ask))
             os.write(self._tell, b"\0")
 
-        self._pool.submit(ask)
+        self._places.ask(ask)
 
     def _collect(self) -> None:
         """Judge the results of finished probes."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._told, 4096)
         while self._found:
-            one, pid, found = self._found.pop(0)
+            one, pid, found, ask = self._found.pop(0)
+            self._places.free(ask)
             # Meanwhile the environment may have ended, been started again, or been declared without a check.
             if one.pid == pid and one.pidfd >= 0 and one.record.spec.health is not None and one.timer is None:
                 self._judge(one, *found)

@@ -1,0 +1,266 @@
+"""Program of the exhaustion audit's environments: it tries what makes a service of the host late, or is the neighbour.
+
+It needs only the standard library (Python 3.10 or newer) and ``amqp_frames.py``. Its first argument says what it does:
+
+``hold``
+    Nothing.
+``serve``
+    Answer each request in the environment's mailbox.
+``ask N``
+    Send N requests, one after the other, along the environment's one link for requests; print the seconds until each
+    answer, as a JSON list. The first tenth is left out: a new connection is slower.
+``worst WAY``
+    Try one of :data:`WAYS` in some processes, until the end. Each half second it writes ``taken N``: how often it did
+    what the way says.
+``end``
+    End at once, with an error.
+``endless``
+    Write without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from netspace.environment.audit import amqp_frames as amqp
+
+PROCESSES = 4
+HELD = 200  # connections that one process keeps, at most
+REST = 0.02  # seconds until a process tries again after it was refused
+BODY = 100_000
+CONSUMERS = 200  # of a channel, at a time
+TELL = 0.5  # seconds between two lines
+LINE = b"x" * 999 + b"\n"
+
+
+def hold() -> None:
+    while True:
+        signal.pause()
+
+
+def serve() -> None:
+    while True:
+        # The forwarder is loaded anew when links come and go; a broker may begin again.
+        with contextlib.suppress(OSError, amqp.ClosedError), amqp.Connection() as connection:
+            connection.send(amqp.consume(amqp.card()["mailbox"]))
+            connection.until((60, 21))
+            print("serving", flush=True)
+            while True:
+                tag, texts, body = connection.delivery()
+                exchange, key, properties = amqp.answering(texts)
+                done = amqp.method(1, (60, 80), struct.pack(">QB", tag, 0))
+                connection.send(amqp.message(exchange, key, body, properties) + done)
+        time.sleep(0.1)
+
+
+def ask(times: str) -> None:
+    peer = next(peer for peer in amqp.card()["peers"] if "replies" in peer)
+    replies, key, taken = peer["replies"], os.urandom(16).hex(), []
+    with amqp.Connection() as connection:
+        connection.send(amqp.bind(replies["queue"], replies["exchange"], key))
+        connection.until((50, 21))
+        connection.send(amqp.consume(replies["queue"], acknowledged=False))
+        connection.until((60, 21))
+        request = amqp.message(peer["exchange"], "", b"x" * 64, amqp.reply_to(replies["exchange"], key))
+        for _ in range(int(times)):
+            began = time.monotonic()
+            connection.send(request)
+            connection.delivery()
+            taken.append(round(time.monotonic() - began, 6))
+    print(json.dumps(taken[len(taken) // 10 :]), flush=True)
+
+
+# -- ways: each yields how often it did something, again and again -------------------------------
+def connections() -> Iterator[int]:
+    kept: list[socket.socket] = []
+    try:
+        while True:
+            kept.append(amqp.plain(2.0))
+            if len(kept) > HELD:
+                kept.pop(0).close()
+            yield 1
+    finally:
+        for one in kept:
+            one.close()
+
+
+def handshakes() -> Iterator[int]:
+    while True:
+        with amqp.secured() as stream:
+            stream.sendall(os.urandom(4096))
+        yield 1
+
+
+def messages() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        one = amqp.message(_exchange(), "", bytes(BODY))
+        while True:
+            connection.send(one)
+            yield 1
+
+
+def transactions() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        connection.send(amqp.method(1, (90, 10)))
+        connection.until((90, 11))
+        one = amqp.message(_exchange(), "", bytes(BODY))
+        while True:
+            connection.send(one)
+            yield 1
+
+
+def unfinished() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        for channel in range(2, 9):
+            connection.open(channel)
+            connection.until((20, 11))
+        for channel in range(1, 9):
+            connection.send(amqp.publish(channel, _exchange()) + amqp.header(channel, 1 << 29))
+        for channel in itertools.cycle(range(1, 9)):
+            connection.send(amqp.frame(amqp.BODY, channel, bytes(BODY)))
+            yield 1
+
+
+def channels() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        numbers = range(2, min(connection.channels, 8) + 1)
+        while True:
+            for channel in numbers:
+                connection.open(channel)
+            for _ in numbers:
+                connection.until((20, 11))
+            for channel in numbers:
+                connection.send(amqp.method(channel, (20, 40), bytes(7)))
+            for _ in numbers:
+                connection.until((20, 41))
+            yield len(numbers)
+
+
+def consumers() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        mailbox, tags = amqp.card()["mailbox"], [str(number) for number in range(CONSUMERS)]
+        begun = b"".join(amqp.consume(mailbox, tag, quiet=True) for tag in tags)
+        ended = b"".join(amqp.method(1, (60, 30), amqp.short(tag) + b"\x01") for tag in tags)
+        while True:
+            connection.send(begun + ended)
+            yield CONSUMERS
+
+
+def bindings() -> Iterator[int]:
+    replies = next(peer["replies"] for peer in amqp.card()["peers"] if "replies" in peer)
+    with amqp.Connection() as connection:
+        for number in itertools.count():
+            key = f"{os.getpid()} {number}".rjust(255, "x")
+            connection.send(amqp.bind(replies["queue"], replies["exchange"], key, quiet=True))
+            yield 1
+
+
+def questions() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        one = amqp.method(1, (60, 70), b"\0\0" + amqp.short(amqp.card()["mailbox"]) + b"\x01")
+        while True:
+            connection.send(one * 100)
+            for _ in range(100):
+                connection.until((60, 72))
+            yield 100
+
+
+def sessions() -> Iterator[int]:
+    with amqp.Sessions() as connection:
+        begin = (amqp.NULL, amqp.number(0), amqp.number(100), amqp.number(100))
+        while True:
+            for channel in range(4):
+                connection.send(amqp.performative(channel, amqp.BEGIN, *begin))
+                connection.send(amqp.performative(channel, amqp.ENDED))
+            connection.until(amqp.ENDED, 4)
+            yield 4
+
+
+def frames() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        many = amqp.frame(amqp.HEARTBEAT, 0, b"") * 1000
+        while True:
+            connection.send(many)
+            yield 1000
+
+
+def lines() -> Iterator[int]:
+    while True:
+        os.write(1, LINE * 4)
+        yield 4
+
+
+WAYS: dict[str, Callable[[], Iterator[int]]] = {
+    way.__name__: way
+    for way in (
+        *(connections, handshakes, messages, transactions, unfinished, channels, consumers, bindings, questions),
+        *(sessions, frames, lines),
+    )
+}
+
+
+def _exchange() -> str:
+    return str(amqp.card()["peers"][0]["exchange"])
+
+
+def worst(way: str) -> None:
+    counts = mmap.mmap(-1, 8 * PROCESSES)
+    children = [_worker(WAYS[way], counts, place) for place in range(PROCESSES)]
+
+    def end(*_: object) -> NoReturn:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    while True:
+        time.sleep(TELL)
+        os.write(1, f"taken {sum(struct.unpack(f'={PROCESSES}q', counts[:]))}\n".encode())
+
+
+def _worker(way: Callable[[], Iterator[int]], counts: mmap.mmap, place: int) -> int:
+    """Start a process that tries a way again and again, and adds up how often it succeeded; return its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    taken = 0
+    while True:
+        # amqp.ClosedError is a ConnectionError, ssl.SSLError an OSError. Whatever else it may be: it goes on.
+        with contextlib.suppress(Exception):
+            for done in way():
+                taken += done
+                struct.pack_into("=q", counts, 8 * place, taken)
+        time.sleep(REST)
+
+
+def end() -> None:
+    sys.exit(3)
+
+
+def endless() -> None:
+    while True:
+        os.write(1, LINE * 16)
+
+
+PROGRAMS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (hold, serve, ask, worst, end, endless)}
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    what, *arguments = sys.argv[1:]
+    PROGRAMS[what](*arguments)
+
+
+if __name__ == "__main__":
+    main()
