@@ -64,6 +64,8 @@ PURE = {
     "attestation.refusals",
     "attestation.registrar.enrolment",
     "attestation.registrar.host_record",
+    "attestation.tcb.report",
+    "attestation.tcb.smbios",
     "attestation.tee.report",
     "attestation.tee.rules",
     "attestation.tpm.credential",
