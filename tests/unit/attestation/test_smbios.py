@@ -7,6 +7,7 @@ import contextlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
 from support.attestation import smbios_forge as forge
 
 from netspace.attestation.refusals import Malformed
@@ -115,3 +116,14 @@ def test_any_bytes_are_read_or_refused(noise: bytes, start: int, end: int) -> No
         assert all(text is None or text.isprintable() for text in found.firmware or ())
     with contextlib.suppress(Malformed):
         smbios.version(noise)
+
+
+@pytest.mark.parametrize(
+    ("name", "firmware", "controllers"),
+    [("qemu", None, ()), ("qemu-bmc", ("QEMU", "1.0", "01/01/2026", "4.2"), ((38, "KCS", "2.0"),))],
+)
+def test_recorded_tables_are_read(name: str, firmware: tuple | None, controllers: tuple) -> None:
+    raw = bytes.fromhex((checkout.ROOT / f"tests/fixtures/bases/{name}.smbios.hex").read_text())
+    assert smbios.read(raw) == (firmware, controllers)
+    kinds = [one.kind for one in smbios.structures(raw)]
+    assert kinds[-1] == smbios.END and {1, 3, 4, 16, 17, 19, 32} <= set(kinds)

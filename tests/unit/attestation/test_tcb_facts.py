@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
 from support.attestation import boot_entry_forge as forge
 from support.attestation import smbios_forge
 
@@ -178,3 +180,13 @@ def test_the_machine_that_runs_this_has_facts() -> None:
 
 def test_a_card_without_a_driver_tells_no_firmware() -> None:
     assert devices.ethtool("lo") is None and devices.ethtool("x" * 16) is None and devices.ethtool("absent0") is None
+
+
+def test_a_recorded_virtual_machine_has_facts(tmp_path: Path) -> None:
+    files = json.loads((checkout.ROOT / "tests/fixtures/bases/virtual-machine.json").read_text())
+    found = look(tree(tmp_path, files), lambda name: None)
+    assert found["microcode"] == "0x1000065" and found["uefi"] == {"uefi": False}
+    assert found["network"] == [{"name": "eth0", "driver": None, "pci": "1af4:0001", "firmware": None}]
+    assert found["bmc"]["present"] is None and found["iommu"]["on"] is False
+    smbios = bytes.fromhex((checkout.ROOT / "tests/fixtures/bases/qemu-bmc.smbios.hex").read_text())
+    assert look(tree(tmp_path, {f"{TABLES}/DMI": smbios}))["bmc"]["interfaces"] == ["KCS, IPMI 2.0"]
