@@ -80,7 +80,9 @@ def test_a_variable_passes_for_no_content_and_no_content_for_one() -> None:
     whole = forge.named(1, forge.option(LOCAL["a partition alone"]))
     assert int.from_bytes(whole[4:6], "little") > boot_entries.MAX_DATA
     assert boot_entries._order(whole) is None and boot_entries._option(whole) is None
-    assert read(variable(events.GLOBAL, "Boot0001", bytes(boot_entries.MAX_DATA))) is None
+    large = forge.option(LOCAL["a partition alone"], data=bytes(boot_entries.MAX_DATA))
+    assert read(large[: boot_entries.MAX_DATA]) is not None
+    assert read(large) is None and read(forge.named(1, large[:-64])) is None
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,11 @@ def _security_id(root: Path) -> str | None:
 
     Asking fwupd would start it. It keeps its results in a database (table ``hsi_history`` in src/fu-history.c).
     """
-    import sqlite3
-
     path = root / "var/lib/fwupd/pending.db"
     if not there(path):
         return None
+    import sqlite3
+
     try:
         base = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
         try:
