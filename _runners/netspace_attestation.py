@@ -51,6 +51,7 @@ from netspace.attestation.evidence import MAX_PCR, key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import (  # noqa: E402
     admission,
     admission_http,
+    base_report,
     calls,
     fleet,
     groups,
@@ -859,6 +860,51 @@ def explain(minion: str) -> dict[str, Any]:
         }
 
     return _answer(work)
+
+
+def tcb(minion: str = "*") -> dict[str, Any]:
+    """Return the base below the kernel of each host, with the source of each fact.
+
+    A fact is *measured in PCR n* if the host's last boot log leads to the quoted value, and if the digest has a known
+    meaning. Everything else is *told by the host*: root there can make it say anything. The host's word comes from its
+    grain ``netspace_tcb`` in the master's cache, so the host is not asked. ``term`` is the policy's term for the part,
+    ``holds`` whether the fact satisfies the term. **A term that holds by the host's word gives no level.**
+
+    ``tcb_of`` has the hosts: ``rows`` (``part``, ``value``, ``source``, ``term``, ``holds``), ``measured`` (the time of
+    the evidence; None without evidence), and ``note`` (why nothing is measured).
+
+    The return code is 1 if a term does not hold.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_attestation.tcb web1
+        salt-run netspace_attestation.tcb 'web*' --out json
+
+    minion
+        A minion's id, or a pattern (glob). Defaults to all.
+    """
+
+    def work() -> dict[str, Any]:
+        import salt.utils.minions
+
+        made = _fleet()
+        found = {}
+        for one in _known(made, str(minion)):
+            grains = salt.utils.minions.get_minion_data(one, __opts__)[1]
+            told = grains.get("netspace_tcb") if isinstance(grains, Mapping) else None
+            found[one] = base_report.of_host(made, one, told)
+        if not found:
+            raise NetspaceError(f"no minion matches {str(minion)!r:.80}")
+        return {"tcb_of": found}
+
+    return _answer(work, lambda data: not any(row["holds"] is False for row in _rows(data)))
+
+
+def _rows(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for host in data.get("tcb_of", {}).values():
+        yield from host["rows"]
 
 
 def learn(

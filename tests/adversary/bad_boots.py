@@ -394,4 +394,5 @@ RULES = {
     "GRUB command": "command_lines",
     "driver": "applications",
     "old SBAT": "sbat",
+    **dict.fromkeys(("network entry", "silent entries", "old firmware", "DMA unprotected"), "tcb"),  # base_boots
 }

@@ -24,6 +24,9 @@ MODE = "sys/module/apparmor/parameters/mode"
 FAILED = {"run/netspace/apparmor-problem": "no", "sys/kernel/security/apparmor/profiles": ""}
 CGROUP2 = "sys/fs/cgroup/cgroup.controllers"
 
+IOMMU, GROUP, USB = "sys/class/iommu/dmar0", "sys/kernel/iommu_groups/0", "sys/bus/usb/devices"
+CPUINFO, PHYSICAL, VIRTUAL = "proc/cpuinfo", "flags : fpu sse", "flags : fpu hypervisor"
+
 # A host in which nothing is to be mended.
 GOOD = {
     **{readings.path(one.name)[1:]: str(one.advised) for one in numbers.NUMBERS},
@@ -41,6 +44,10 @@ GOOD = {
     KSM: "0",
     CGROUP2: "cpuset cpu io memory hugetlb pids",
     f"{CPU}/smt/active": "0",
+    IOMMU: "",
+    GROUP: "",
+    f"{USB}/usb1/authorized_default": "0",
+    f"{USB}/usb2/authorized_default": "2",
     f"{CPU}/vulnerabilities/meltdown": "Mitigation: PTI",
     f"{CPU}/vulnerabilities/mds": "Not affected",
 }
@@ -322,6 +329,42 @@ def test_a_module_confines_services(tmp_path, modules, outcome):
 def test_root_can_change_the_kernel(tmp_path, modes, outcome, found):
     row = host(tmp_path, {LOCKDOWN: modes})["lockdown"]
     assert (row.outcome, row.found) == (outcome, found)
+
+
+@pytest.mark.parametrize(
+    ("files", "outcome"),
+    [
+        ({IOMMU: "", GROUP: "", CPUINFO: PHYSICAL}, "good"),
+        ({IOMMU: "", GROUP: "", CPUINFO: VIRTUAL}, "good"),
+        ({IOMMU: "", CPUINFO: PHYSICAL}, "weak"),
+        ({"sys/class/iommu": None, CPUINFO: PHYSICAL}, "weak"),
+        ({"sys/class/iommu": None, CPUINFO: VIRTUAL}, "unknown"),
+        ({"sys/class/iommu": None}, "unknown"),
+        ({CPUINFO: PHYSICAL}, "unknown"),
+    ],
+)
+def test_a_device_reaches_all_memory_without_an_iommu(tmp_path, files, outcome):
+    for name in [name for name, content in files.items() if content is None]:
+        (tmp_path / name).mkdir(parents=True)
+    assert host(tmp_path, {name: one for name, one in files.items() if one is not None})["iommu"].outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("defaults", "cpuinfo", "outcome"),
+    [
+        (["0", "2"], PHYSICAL, "good"),
+        (["0", "1"], PHYSICAL, "weak"),
+        (["1"], VIRTUAL, "unknown"),
+        (["0"], VIRTUAL, "good"),
+        (["yes"], PHYSICAL, "unknown"),
+        ([], PHYSICAL, "unknown"),
+        (["1"], "Features : fp asimd", "unknown"),
+    ],
+)
+def test_a_new_usb_device_is_used_at_once(tmp_path, defaults, cpuinfo, outcome):
+    files = {f"{USB}/usb{at}/authorized_default": one for at, one in enumerate(defaults)}
+    row = host(tmp_path, {**files, f"{USB}/1-1/authorized_default": "1", CPUINFO: cpuinfo})["usb"]
+    assert row.outcome == outcome
 
 
 @settings(max_examples=60, deadline=None)

@@ -236,6 +236,50 @@ class SecureBootOff(Limited):
     remedy = "enrol keys and turn Secure Boot on in the firmware"
 
 
+class NetworkBoot(Limited):
+    """A firmware with a boot entry that leads to a network, or one that does not measure its boot order."""
+
+    code = "tcb-network-boot"
+    remedy = (
+        "remove the entry (efibootmgr -b NUMBER -B) and switch network boot off in the firmware, and boot again; "
+        "firmware that does not measure its boot order into PCR 1 can't satisfy this term"
+    )
+
+
+class UnknownPlatform(Limited):
+    """A measurement in PCR 1 that is neither a boot entry that leads to a local disk nor listed by the policy."""
+
+    code = "tcb-platform"
+    remedy = (
+        "if firmware, settings or hardware were changed on purpose, add the digest to the policy's tcb:platform "
+        "(netspace_attestation.learn does it)"
+    )
+
+
+class OldFirmware(Limited):
+    """A firmware of a version that the policy does not list, or that measures no version."""
+
+    code = "tcb-firmware"
+    remedy = "update the firmware, or add its version to the policy's tcb:firmware"
+
+
+class DmaUnprotected(Limited):
+    """A firmware that says that its protection against DMA is switched off."""
+
+    code = "tcb-dma"
+    remedy = "switch the protection against DMA (IOMMU, VT-d, AMD-Vi) on in the firmware, and boot again"
+
+
+class ToldOnly(Limited):
+    """A term of the policy for which there is no proof but the host's word."""
+
+    code = "tcb-told"
+    remedy = (
+        "take the term out of the policy's section tcb, and watch it by netspace_attestation.tcb; lockdown and usb "
+        "are proved where kernels and command_lines are, and each of command_lines is a whole line that says it"
+    )
+
+
 class OldRevocations(Limited):
     """A firmware whose list of revoked programs (dbx) lacks entries that the policy demands."""
 

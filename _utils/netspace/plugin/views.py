@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import differences, explanation, fleet_plans, fleet_views, reachability, tables, trials
+from netspace.plugin import base_view, differences, explanation, fleet_plans, fleet_views, reachability, tables, trials
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -202,6 +202,10 @@ def _fleet(data: object, screen: Screen) -> list[str]:
     return tables.table(("HOST", "STATE", "LEVEL", "WANTED", "GROUP", ">AGE", ">DEADLINE"), rows, screen.paint)
 
 
+def _bases(data: object, screen: Screen) -> list[str]:
+    return base_view.lines(data, screen.now, screen.paint)
+
+
 def _enrolled(data: object, screen: Screen) -> list[str]:
     """Return the table of the hosts whose TPMs the registrar has enrolled."""
     rows = []
@@ -368,6 +372,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("level", "ek", "enrolled", "expires"), _enrolled),
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
+    (_has("tcb_of"), _bases),
     (_has("explains", "summary", "findings", "log"), _explanation),
     (_has("status_of", "summary", "hosts", "nowhere"), _fleet_status),
     (_has("list_of", "environments", "notes"), _fleet_list),

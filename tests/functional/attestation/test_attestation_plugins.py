@@ -109,6 +109,12 @@ def test_grains(load: Callable, host: Layout) -> None:
     assert grains == host_facts.facts()
 
 
+def test_the_grain_of_the_base_is_read_from_files(load: Callable, host: Layout) -> None:
+    from netspace.attestation.tcb import facts
+
+    assert load("grains")["netspace_tcb.netspace_tcb"]() == {"netspace_tcb": facts.facts()}
+
+
 def test_grains_add_what_the_appraisal_learnt(
     load: Callable, host: Layout, monkeypatch: pytest.MonkeyPatch, make_tpm: Callable
 ) -> None:

@@ -72,7 +72,17 @@ def section(*keys: str) -> st.SearchStrategy[Any]:
     return ANY | st.fixed_dictionaries({}, optional={key: st.just(right.get(key, [DIGEST])) | ANY for key in keys})
 
 
-BOOT = section(*policy.Boot.__dataclass_fields__)
+BOOT = section(*(key for key in policy.Boot.__dataclass_fields__ if key != "tcb"))
+TERMS = {
+    "network_boot": "never",
+    "dma_protection": True,
+    "iommu": "on",
+    "bmc": "absent",
+    "firmware": ["1.0"],
+    "microcode": ">=0xf0",
+    "platform": [DIGEST],
+}
+TCB = ANY | st.fixed_dictionaries({}, optional={key: st.just(right) | ANY for key, right in TERMS.items()})
 IMA = section("files", "keys", "exclude", "entries", "violations", "kexec")
 UNTIL = ANY | st.dictionaries(
     st.sampled_from(["2030-01-01", "0001-01-01T00:00+23:59", "soon", datetime.date(2030, 1, 1)]) | KEYS,
@@ -80,7 +90,7 @@ UNTIL = ANY | st.dictionaries(
     max_size=2,
 )
 POLICIES = ANY | st.fixed_dictionaries(
-    {"version": st.just(1) | ANY}, optional={"boot": BOOT, "ima": IMA, "until": UNTIL}
+    {"version": st.just(1) | ANY}, optional={"boot": BOOT, "ima": IMA, "tcb": TCB, "until": UNTIL}
 )
 
 
@@ -93,6 +103,9 @@ POLICIES = ANY | st.fixed_dictionaries(
 @example({"version": 1, "boot": "what contains itself"}, None)
 @example({"version": 1, "boot": {}, "until": {"2030-01-01": {"boot": {"signers": "what contains itself"}}}}, None)
 @example({"version": 1, "boot": {"signers": ["a deep list"]}}, None)
+@example({"version": 1, "boot": {}, "tcb": {"firmware": ["\ud800"]}}, None)
+@example({"version": 1, "boot": {}, "tcb": {"a huge number": True}}, None)
+@example({"version": 1, "boot": {}, "tcb": "what contains itself"}, None)
 def test_anything_is_a_policy_or_an_error(data: Any, now: float | None) -> None:
     try:
         found = policy.parse(real(data), now)

@@ -8,9 +8,9 @@ all files by digest.
 
 An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each existing digest,
 value or pattern keeps its effect, at least for a time. A new ``dbx`` has only the entries that all of the boots have;
-an existing ``dbx`` is not changed. Entries that no boot shows can get an end (``until``). For files that IMA measures,
-only the old digests of changed files get an end. Pure: returns a policy in its written form, and does not put it in
-force.
+an existing ``dbx`` is not changed. A section ``tcb`` is never made; an existing one gets digests for ``platform``.
+Entries that no boot shows can get an end (``until``). For files that IMA measures, only the old digests of changed
+files get an end. Pure: returns a policy in its written form, and does not put it in force.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from netspace.attestation.learning import ima as ima_learning
 from netspace.attestation.learning.boot import Told
 from netspace.attestation.policy import policy
 from netspace.attestation.refusals import Refused
-from netspace.attestation.verifier import appraisal
+from netspace.attestation.verifier import appraisal, extensions, tcb_rules
 
 # Groups in the order in which they are tried, because later groups rest on earlier ones. The last group replaces the
 # third for boots whose logs do not show the command line as text: then its digest is listed among ``files``.
@@ -105,8 +105,11 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     else:
         held = [key for group in GROUPS[:-1] for key in group if key in boot]
         _add(boot, [*held, *(more for key in held for more in _WITH.get(key, ()) if more not in held)], told.values())
-    _rest(boot, told.values(), notes)
-    rules = _boot(boot)
+    tcb = after.get("tcb")
+    if tcb and "network_boot" in tcb:
+        _platform(tcb, told, notes)
+    _rest(boot, told.values(), notes, tcb)
+    rules = _boot(boot, tcb)
     ruled = rules.judged | rules.unchecked
     by_value = (old or {}).get("boot", {}).get("pcrs", {})
     values = boot.setdefault("pcrs", {})
@@ -192,9 +195,28 @@ def _both(known: Any, more: Any) -> Any:
     return list(dict.fromkeys((*known, *more)))
 
 
-def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
+def _platform(tcb: dict[str, Any], told: Mapping[str, Told], notes: list[str]) -> None:
+    """Add what the firmware measures into PCR 1 to ``platform``.
+
+    A boot entry whose form doesn't show where it leads is left to the operator, since it may lead to a network.
+    """
+    known = dict.fromkeys(tcb.get("platform", ()))
+    for host, one in told.items():
+        for digest, entry in tcb_rules.unlisted(extensions.read(one.evidence).of((1,))[1]).items():
+            if entry is None:
+                known[digest.hex()] = None
+            elif digest.hex() not in known:
+                notes.append(
+                    f"{host}: boot entry {entry.text[:60]!r} ({entry.path[-80:]}): its form does not show where it "
+                    f"leads; if that is no network, list {digest.hex()} under tcb:platform"
+                )
+    if known:
+        tcb["platform"] = list(known)
+
+
+def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str], tcb: Any = None) -> None:
     """Update ``unchecked``: remove the PCRs of rules, and add PCRs whose log does not give the quoted value."""
-    needs = _boot(boot).needs
+    needs = _boot(boot, tcb).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
     notes += [
@@ -304,8 +326,8 @@ def _merge(rules: dict[str, Any], key: str, found: Sequence[Any]) -> None:
         rules[key] = joined
 
 
-def _boot(data: Mapping[str, Any]) -> policy.Boot:
-    found = policy.parse({"version": 1, "boot": data}).boot
+def _boot(data: Mapping[str, Any], tcb: Any = None) -> policy.Boot:
+    found = policy.parse({"version": 1, "boot": data, **({} if tcb is None else {"tcb": tcb})}).boot
     assert found is not None
     return found
 

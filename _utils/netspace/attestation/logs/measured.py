@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import uuid
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ ACTIONS = CALLS | frozenset(
 )
 # PFP 3.3.4.8: firmware in debug mode measures this into PCR 7. Then Secure Boot proves nothing.
 DEBUG_MODE = digest(b"UEFI Debug Mode")
+# PFP 3.3.4.8: firmware whose protection against DMA (IOMMU) is switched off measures this into PCR 7.
+DMA_UNPROTECTED = frozenset(digest(b"DMA Protection Disabled" + end) for end in (b"", b"\0"))
 # Sections whose name systemd's stub measures into PCR 11 before the content (UAPI.5, unified kernel image).
 _SECTIONS = (
     *(".profile", ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat"),
@@ -74,6 +77,8 @@ FALSE, TRUE = digest(b"\0"), digest(b"\1")
 SETTINGS = frozenset(("SecureBoot", "PK", "KEK", "SetupMode", "AuditMode", "DeployedMode"))
 KEY_LISTS = frozenset(("db", "dbx", "dbt", "dbr"))
 _SBAT = re.compile(rb"sbat,[0-9]{1,9},[0-9]{1,16}\n((?:[A-Za-z0-9._+-]{1,64},[0-9]{1,9}\n)*)\0?", re.ASCII)
+# A word of a command line, as the kernel reads it: it may contain quoted text (next_arg in lib/cmdline.c).
+_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # only ASCII blanks separate words for the kernel
 # x86 and arm64 cut off a command line after 2,048 bytes. The last 48 are left for the boot loader's prefix.
 _MAX_LINE = 2000
 
@@ -121,12 +126,26 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
     return tuple(digest(one) for one in found)
 
 
+def version_forms(version: str) -> tuple[bytes, ...]:
+    """Return the digests with which firmware may extend PCR 0 for its version (PFP 10.4.1, EV_S_CRTM_VERSION)."""
+    wide, plain = version.encode("utf-16-le", "surrogatepass"), version.encode("utf-8", "surrogatepass")
+    return tuple(digest(form) for form in (wide, wide + b"\0\0", plain, plain + b"\0"))
+
+
 def starts_with_path(line: str) -> bool:
     """Return whether *line* begins with a path, as a kernel's command line from GRUB does.
 
     GRUB's own commands never begin with a path.
     """
     return line[:1] in ("/", "(")
+
+
+def line_words(line: str) -> list[str]:
+    """Return the words of a kernel's command line, with their quotes.
+
+    Words after ``--`` are left out, since the kernel passes them to process 1.
+    """
+    return list(itertools.takewhile(lambda word: word.strip('"') != "--", _WORD.findall(line)))
 
 
 def plain_line(line: str, pattern: str) -> bool:

@@ -7,13 +7,18 @@ targeting, and never raise a trust level.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from netspace.attestation.kernel_files import link as _link
+from netspace.attestation.kernel_files import names as _names
+from netspace.attestation.kernel_files import number as _number
+from netspace.attestation.kernel_files import read as _read
+from netspace.attestation.kernel_files import text as _text
+from netspace.attestation.kernel_files import there as _there
+
 _EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
-_MAX_FILE = 256 * 1024
 # The class of TPM for each kernel driver. The drivers tpm_tis and tpm_crb serve every class, so they are missing here.
 _CLASSES = {
     "tpm_ftpm_tee": "firmware",
@@ -61,45 +66,6 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
         "tee": _tee(root, flags),
         "netspace": _isolation(root),
     }
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(_MAX_FILE)
-    except (OSError, ValueError):
-        return None
-
-
-def _text(path: Path) -> str | None:
-    raw = _read(path)
-    return None if raw is None else raw.decode(errors="replace").strip()
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path) or ""
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
-def _link(path: Path) -> str | None:
-    try:
-        return os.path.basename(os.readlink(path))
-    except OSError:
-        return None
 
 
 def _cpu_flags(root: Path) -> frozenset[str]:

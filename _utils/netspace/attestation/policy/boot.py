@@ -12,7 +12,6 @@ into a PCR that is not quoted, or that may have any value.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from netspace.attestation.logs import measured
+from netspace.attestation.policy.tcb import Tcb
 from netspace.attestation.policy_reading import (
     MAX_ITEMS,
     Pattern,
@@ -45,10 +45,10 @@ FIRMWARE = b""
 _RESETTABLE = frozenset((16, 23))
 # PCRs that the programs of PCR 4 measure into. PCR 14 is not among them: shim may be known by its signer.
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
-# A word of a command line, as the kernel reads it: it may contain quoted text (next_arg in lib/cmdline.c).
-_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # only ASCII blanks separate words for the kernel
 _IMA_OPTION = re.compile(r'ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))')
 _REMEDIES = {
+    0: "its values under pcrs",
+    1: "tcb:platform in place of unchecked",
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",
     4: "applications, or its values under pcrs",
     7: "secure_boot and signers together, or its values under pcrs",
@@ -59,7 +59,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Boot:
-    """A policy's rules for the boot. A field is None if the policy has no such rule."""
+    """A policy's rules for the boot. A field is None if the policy has no such rule.
+
+    :param tcb: the policy's section ``tcb``, whose terms rest on the same PCRs.
+    """
 
     secure_boot: bool = False
     dbx: frozenset[bytes] = frozenset()
@@ -75,6 +78,7 @@ class Boot:
     command_lines: tuple[Pattern, ...] | None = None
     pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
     unchecked: frozenset[int] = frozenset()
+    tcb: Tcb | None = None
 
     @cached_property
     def judged(self) -> frozenset[int]:
@@ -90,6 +94,8 @@ class Boot:
             found.update(pcr for pcr in LOADED if pcr != 13 or pcr not in self.unchecked)
         if self.command_lines is not None and (self.grub_commands is not None or 8 not in self.pcrs):
             found.add(8)
+        if self.tcb is not None and self.tcb.network_boot:
+            found.add(1)
         return frozenset(found)
 
     @cached_property
@@ -99,8 +105,13 @@ class Boot:
         A policy with ``signers`` and without ``applications`` trusts shim to verify the programs that shim starts. PCR
         14 shows whether shim verified them, and with which keys. An old shim measures nothing about itself, so only its
         digest in PCR 4 identifies it. Therefore ``sbat`` also rests on PCR 4.
+
+        The terms of ``tcb`` rest on the firmware that measures, so on PCR 0. Drivers in PCR 2 run before the firmware's
+        separators. An entry that is used only once (``BootNext``) is not measured, so ``network_boot`` also needs PCR
+        4, which shows that no other program was started.
         """
         found: dict[int, str] = {}
+        tcb = self.tcb or Tcb()
         for rule, there, where in (
             ("secure_boot", self.secure_boot, (7,)),
             ("dbx", bool(self.dbx), (7,)),
@@ -111,6 +122,9 @@ class Boot:
             ("command_lines", self.command_lines is not None, (2, 4, 8, *_LOADED)),
             ("sbat", bool(self.sbat), (2, 4, 7)),
             ("pcrs", bool(_BY_PROGRAMS & self.pcrs.keys()), (4,)),
+            ("tcb:network_boot", bool(tcb.network_boot), (0, 1, 2, 4)),
+            ("tcb:firmware", bool(tcb.firmware), (0,)),
+            ("tcb:dma_protection", bool(tcb.dma_protection), (0, 7)),
         ):
             if there:
                 for number in where:
@@ -222,10 +236,9 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 def _measures(line: str) -> bool:
     """Return whether a command line makes IMA measure programs.
 
-    ``ima_policy=`` has one or several names (kernel-parameters). Words after ``--`` don't count, since the kernel
-    passes them to process 1.
+    ``ima_policy=`` has one or several names (kernel-parameters).
     """
-    words = itertools.takewhile(lambda word: word.strip('"') != "--", _WORD.findall(line))
+    words = measured.line_words(line)
     found = [option for option in map(_IMA_OPTION.fullmatch, words) if option is not None]
     return any("tcb" in (option[1] or option[2]).replace("|", " ").split() for option in found)
 
@@ -234,13 +247,14 @@ def _remedy(number: int) -> str:
     return _REMEDIES.get(number, "kernels, or its values under pcrs")
 
 
-def read(data: Any) -> Boot:
+def read(data: Any, tcb: Tcb | None = None) -> Boot:
     """Return the rules in the section ``boot`` of a policy.
 
+    :param tcb: the policy's section ``tcb``.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
     at = "policy:boot"
-    found = mapping(data, at, tuple(Boot.__dataclass_fields__))
+    found = mapping(data, at, tuple(name for name in Boot.__dataclass_fields__ if name != "tcb"))
     secure_boot = flag(found, "secure_boot", at, False)
     sets = {
         key: digests(found[key], f"{at}:{key}")
@@ -270,6 +284,7 @@ def read(data: Any) -> Boot:
         command_lines=lines,
         pcrs=pcrs,
         unchecked=unchecked,
+        tcb=tcb,
         **sets,
     )
 

@@ -25,6 +25,7 @@ A policy is a mapping (YAML, JSON)::
       entries: [<sha256>, ...]       # digests of whole lines, for unknown templates
       violations: refuse             # or ignore
       kexec: refuse                  # or allow: another kernel may be started without a boot
+    tcb: {network_boot: never, platform: [<sha256>, ...]}   # what lies below the kernel: the module tcb
     tee: {snp: {measurements: [<hex>, ...]}}                # a confidential guest: netspace.attestation.tee.rules
     until:                           # further entries with an end: the old digests while an update is rolled out
       2026-12-24:
@@ -47,6 +48,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from netspace.attestation.logs.ima import BOOT_AGGREGATE, VIOLATION, Entry, File, line
 from netspace.attestation.policy import boot as boot_policy
+from netspace.attestation.policy import tcb as tcb_policy
 from netspace.attestation.policy.boot import Boot as Boot
 from netspace.attestation.policy_reading import Pattern as Pattern
 from netspace.attestation.policy_reading import PolicyError as PolicyError
@@ -209,12 +211,14 @@ def parse(data: Any, now: float | None = None) -> Policy:
 
 
 def _parsed(data: Any, now: float | None) -> Policy:
-    found = _mapping(data, "policy", ("version", "boot", "ima", "tee", "until"))
+    found = _mapping(data, "policy", ("version", "boot", "ima", "tcb", "tee", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
     boot, ima = _rules(found)
-    whole = {key: plain(found[key]) for key in ("boot", "ima", "tee") if key in found}
+    whole = {key: plain(found[key]) for key in ("boot", "ima", "tcb", "tee") if key in found}
+    if "tcb" in whole:
+        whole["tcb"] = tcb_policy.plain(whole["tcb"])
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
     if terms:
@@ -237,7 +241,7 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
     """
     found = parse(data, now)
     for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
-        raise PolicyError(f"policy:boot:{gap}")
+        raise PolicyError(f"policy:{'' if gap.startswith('tcb:') else 'boot:'}{gap}")
     return found
 
 
@@ -317,8 +321,11 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
+    tcb = tcb_policy.read(whole["tcb"]) if "tcb" in whole else None
+    if tcb is not None and "boot" not in whole:
+        raise PolicyError("policy:tcb: is judged together with boot, which is missing")
     return (
-        boot_policy.read(whole["boot"]) if "boot" in whole else None,
+        boot_policy.read(whole["boot"], tcb) if "boot" in whole else None,
         _ima(whole["ima"]) if "ima" in whole else None,
     )
 

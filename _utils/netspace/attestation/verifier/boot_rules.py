@@ -7,16 +7,18 @@ the event, do not count. The checks, in order:
 
 1. the logs lead to the quoted values of all PCRs except ``unchecked`` ones;
 2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
-3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
-4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
-5. PCRs for which the policy lists plain values.
+3. PCRs 0, 1 and 7: the terms of ``tcb`` (:mod:`netspace.attestation.verifier.tcb_rules`);
+4. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
+5. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
+6. PCRs for which the policy lists plain values;
+7. terms of ``tcb`` that nothing but the host's word supports: with such a term, there is no L4.
 
 What each PCR proves, and what it does not (docs/attestation-policy.md says more):
 
 =========  ================================  ==================================  ==================================
 PCR        extended by, and when             proved by                           remains unproved
 =========  ================================  ==================================  ==================================
-0 1 3 5 6  firmware; later anybody           plain values                        everything, if it is unchecked
+0 1 3 5 6  firmware; later anybody           plain values; in PCR 1, ``tcb``     everything, if it is unchecked
 2          firmware, before it runs a        plain values
            driver
 4          firmware, shim and loaders,       each digest listed, a separator or  the order of programs without
@@ -66,7 +68,7 @@ from netspace.attestation.refusals import (
     UnknownFile,
     UnknownValue,
 )
-from netspace.attestation.verifier import extensions, platform_rules
+from netspace.attestation.verifier import extensions, platform_rules, tcb_rules
 from netspace.attestation.verifier.extensions import Extension
 from netspace.attestation.verifier.references import References
 
@@ -126,6 +128,8 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
         if quoted[pcr] != _UNTOUCHED:
             raise LogMismatch(f"PCR {pcr} was extended, but no log has an event for it")
     extended = logs.of(touched)
+    if policy.tcb is not None:
+        tcb_rules.check(extended, policy.tcb)
     if policy.secure_boot or policy.dbx or policy.sbat or policy.signers is not None:
         platform_rules.check(extended[7], policy)
     if 14 in policy.judged:
@@ -135,6 +139,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     proved = _loaded(extended, policy)
     by_value = quoted.keys() - (policy.judged | policy.unchecked) | policy.pcrs.keys()
     _values(quoted, {pcr: (*policy.pcrs.get(pcr, ()), *given.get(pcr, ())) for pcr in by_value}, by_value)
+    tcb_rules.check_told(policy, proved)
     return proved
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from netspace.host.weaknesses import kernel, limits, numbers, processor, readings, sockets, users
+from netspace.host.weaknesses import devices, kernel, limits, numbers, processor, readings, sockets, users
 from netspace.host.weaknesses.readings import Readings
 from netspace.host.weaknesses.row import Matters, Outcome, Row
 
@@ -48,6 +48,8 @@ def rows(seen: Readings) -> list[Row]:
         kernel.modules(seen.modules),
         kernel.profiles(seen),
         kernel.lockdown(seen.lockdown),
+        devices.iommu(seen),
+        devices.usb(seen.usb, seen.virtual),
     ]
     return sorted(found, key=lambda row: _ORDER.index(row.matters))
 

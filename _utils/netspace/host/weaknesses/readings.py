@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from netspace.layout import Layout
 
 _MOST = 4096  # the most bytes of a file
 _NAMES = 256  # the most names of a folder
+_USB = re.compile(r"usb[0-9]{1,4}")
+_FLAGS = re.compile(r"^flags\s*:(.*)$", re.MULTILINE)
 
 
 class Reading(NamedTuple):
@@ -43,6 +46,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     :param processor: the files of ``/sys/devices/system/cpu/vulnerabilities``, by name.
     :param controllers: ``/sys/fs/cgroup/cgroup.controllers``, which exists under cgroup version 2.
     :param hierarchies: the names of cgroup version 1's hierarchies, below ``/sys/fs/cgroup``.
+    :param iommus: the names in ``/sys/class/iommu``; None if there is no such folder.
+    :param iommu_groups: the number of names in ``/sys/kernel/iommu_groups``, at most 256.
+    :param usb: the files ``authorized_default`` of USB controllers, by the controller's name.
+    :param virtual: whether the processor says that this is a virtual machine; None if it is not known.
     """
 
     sysctls: Mapping[str, Reading]
@@ -57,6 +64,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     processor: Mapping[str, Reading]
     controllers: Reading
     hierarchies: Collection[str]
+    iommus: Collection[str] | None
+    iommu_groups: int
+    usb: Mapping[str, Reading]
+    virtual: bool | None
 
 
 def path(sysctl: str) -> str:
@@ -71,6 +82,7 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
     """
     cgroup, processor = root / "sys/fs/cgroup", root / "sys/devices/system/cpu"
     controllers, known = cgroup / "cgroup.controllers", processor / "vulnerabilities"
+    iommu, bus = root / "sys/class/iommu", root / "sys/bus/usb/devices"
     return Readings(
         sysctls={name: _text(root / path(name)[1:]) for name in sysctls},
         modules=_text(root / "sys/kernel/security/lsm"),
@@ -85,7 +97,17 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
         controllers=_text(controllers),
         # Below version 2's root the folders are cgroups, not hierarchies.
         hierarchies=() if os.path.lexists(controllers) else tuple(_names(cgroup)),
+        iommus=tuple(_names(iommu)) if iommu.is_dir() else None,
+        iommu_groups=len(_names(root / "sys/kernel/iommu_groups")),
+        usb={name: _text(bus / name / "authorized_default") for name in _names(bus) if _USB.fullmatch(name)},
+        virtual=_virtual(root / "proc/cpuinfo"),
     )
+
+
+def _virtual(cpuinfo: Path) -> bool | None:
+    """Return whether the first processor has the flag ``hypervisor``; None where no flags are told, as on arm64."""
+    found = _FLAGS.search(_text(cpuinfo).text)
+    return None if found is None else "hypervisor" in found[1].split()
 
 
 def _text(file: Path) -> Reading:

@@ -1,0 +1,58 @@
+"""Devices that reach the host's memory, or that the kernel trusts as soon as they are plugged in. Pure.
+
+Sources: the kernel's admin-guide/kernel-parameters (``intel_iommu``, ``amd_iommu``) and usb/authorization.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from netspace.host.weaknesses.readings import Reading, Readings
+from netspace.host.weaknesses.row import Outcome, Row, number, row, said
+
+_UNITS, _GROUPS, _BUS = "/sys/class/iommu", "/sys/kernel/iommu_groups", "/sys/bus/usb/devices"
+
+
+def iommu(seen: Readings) -> Row:
+    """Return the row on the IOMMU, which bounds the memory that a device can reach (DMA).
+
+    A virtual machine's devices are its hypervisor's, which reaches all of its memory anyway.
+    """
+    outcome: Outcome = "unknown"
+    if seen.iommus and seen.iommu_groups:
+        outcome = "good"
+    elif seen.iommus is not None and seen.virtual is False:
+        outcome = "weak"
+    found = ", ".join(seen.iommus or ()) or f"nothing is in {_UNITS}"
+    return row(
+        "iommu",
+        outcome,
+        f"{found}; groups of devices: {seen.iommu_groups}",
+        expected="an IOMMU, and groups of devices",
+        matters="host",
+        why="A device that was taken over or plugged in (PCIe, Thunderbolt) reads and writes all memory.",
+        remedy="switch VT-d or AMD-Vi on in the firmware, boot with `intel_iommu=on` on Intel's processors, and reboot",
+        unseen=f"list {_UNITS} and {_GROUPS}; in a virtual machine, ask whoever runs its host",
+    )
+
+
+def usb(defaults: Mapping[str, Reading], virtual: bool | None) -> Row:
+    """Return the row on USB: whether the kernel uses a new device before somebody has authorized it."""
+    values = {name: number(reading) for name, reading in sorted(defaults.items())}
+    open_ones = [name for name, value in values.items() if value == 1]
+    outcome: Outcome = "unknown"
+    if open_ones and virtual is False:
+        outcome = "weak"
+    elif values and all(value in (0, 2) for value in values.values()):
+        outcome = "good"
+    found = ", ".join(f"{name}: {said(reading)}" for name, reading in sorted(defaults.items()))
+    return row(
+        "usb",
+        outcome,
+        found or f"nothing is in {_BUS}",
+        expected="0 on each controller; 2 also allows devices within the case",
+        matters="host",
+        why="Whoever plugs a device in types as a keyboard, becomes a network card, or attacks a driver of the kernel.",
+        remedy="boot with `usbcore.authorized_default=0` (2 if a keyboard is built in), or install usbguard with rules",
+        unseen=f"read {_BUS}/usb*/authorized_default; in a virtual machine, ask whoever runs its host",
+    )
