@@ -10,8 +10,9 @@ usual. Runners can't select an output, so pass ``--out=netspace`` for them:
     salt '*' netspace.overview
     salt-run --out=netspace netspace_attestation.status
 
-Colours appear on a terminal only, and ``--no-color`` turns them off. A return that has an unexpected form is shown by
-Salt's ``nested`` output, with wide lines broken.
+Colours appear on a terminal only, and ``--no-color`` turns them off. A return that has no table, such as that of
+``netspace_environment.inspect``, is shown by Salt's ``nested`` output, with wide lines broken, and with dates instead
+of seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ netspace.refresh(__file__)
 
 import salt.utils.color  # noqa: E402
 
-from netspace.plugin import tables, views  # noqa: E402
+from netspace.plugin import dates, tables, views  # noqa: E402
 from netspace.plugin.tables import Tone, text  # noqa: E402
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _lines(data: Any, screen: views.Screen) -> list[str] | None:
 
 
 def _nested(data: Any, options: dict[str, Any]) -> str:
-    """Return the lines of Salt's own output, broken at the screen's width; if that output fails, a sentence."""
+    """Return the lines of Salt's own output, with dates, broken at the screen's width; if it fails, a sentence."""
     try:
-        return tables.narrow(str(__salt__["nested"](data, **options)))
+        return tables.narrow(str(__salt__["nested"](dates.dated(data, time.time()), **options)))
     except (*views.MALFORMED, RecursionError):
         return "this return can't be shown here; try --out=json"

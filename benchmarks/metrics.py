@@ -2,15 +2,19 @@
 
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
 
-It starts a sandbox (``scripts/sandbox``). The environments have only the files that the metrics are read from: record,
-definition, trace of a running process, health mark and cgroup. All of them share one process. These figures are
+It starts a sandbox (``scripts/sandbox``). Netspace's own supervisor runs a program for each environment. Besides, the
+environments have only the files that the metrics are read from: record, health mark and cgroup. These figures are
 compared:
 
-*all metrics* -- one call of the function, after its imports, while a supervisor runs. The peer opens, reads and closes
-each needed file (the trace, the process, and two of each cgroup) by bare system calls, without parsing the content.
+*all metrics* -- one call of the function, after its imports, while the supervisor runs; what the supervisor does for it
+is counted. The peer opens, reads and closes two files of each cgroup by bare system calls, without parsing the content:
+nothing else tells their memory and processor time.
 
-*all metrics without a supervisor* -- the same call while no supervisor runs. It reads 1,000 files more, with the
-kernel's counts of OOM kills.
+*all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and its successor has
+adopted the programs. The successor reads a file of each process.
+
+*all metrics without a supervisor* -- the same call while a signal stops the supervisor. It reads 3,000 files more: the
+traces, the processes, and the kernel's counts of OOM kills. The peer reads the same 5,000 files.
 
 *the text alone* -- writing the text from values that were read before.
 """
@@ -18,8 +22,8 @@ kernel's counts of OOM kills.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -32,14 +36,15 @@ from bench import Rounds, line, say
 
 if TYPE_CHECKING:
     from netspace.layout import Layout
+    from netspace.supervision.daemon.client import DaemonSupervisor
 
 COUNT = 1000
 USE = ("memory", "processor_seconds")
 TARGET = 50.0
 
 
-def make(count: int, pid: int) -> None:
-    """Make the files of *count* environments from which the metrics are read."""
+def make(count: int) -> DaemonSupervisor:
+    """Make the files of *count* environments from which the metrics are read; return their supervisor."""
     from netspace import files
     from netspace.environment import record as records
     from netspace.environment.container import oci_runtime
@@ -47,25 +52,20 @@ def make(count: int, pid: int) -> None:
     from netspace.interface.endpoints import host_name
     from netspace.layout import Layout
     from netspace.supervision import cgroup
-    from netspace.supervision import definitions as services
+    from netspace.supervision.daemon.client import DaemonSupervisor
+    from netspace.supervision.service import Service
 
     layout = Layout()
-    for folder in (
-        layout.records(records.KIND),
-        services.folder(layout),
-        services.traces(layout),
-        verdict.folder(layout),
-    ):
+    for folder in (layout.records(records.KIND), verdict.folder(layout)):
         folder.mkdir(parents=True, exist_ok=True)
-    trace = services.Trace(
-        "running", pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), time.time()
-    )
-    for number in range(count):
+    supervisor = DaemonSupervisor(layout)
+    services = [oci_runtime.service_name(f"bench{number}") for number in range(count)]
+    supervisor.define([Service(service, ("/bin/sleep", "infinity")) for service in services])
+    failed = supervisor.start(services)
+    assert not failed, failed
+    for number, service in enumerate(services):
         name = f"bench{number}"
-        service = oci_runtime.service_name(name)
         (layout.records(records.KIND) / f"{name}.json").write_bytes(files.encode({"version": 1}))
-        (services.folder(layout) / f"{service}.json").write_bytes(b"{}")
-        services.write_trace(layout, service, trace)
         (verdict.folder(layout) / f"{name}.json").touch()
         verdict.up(layout, name).touch()
         for place in cgroups(cgroup.payload_cgroup(layout, service)):
@@ -74,6 +74,7 @@ def make(count: int, pid: int) -> None:
     added = "\n".join([f"link add {end} type bridge" for end in ends])
     subprocess.run(["ip", "-batch", "-"], input=added, text=True, check=True)
     interfaces(layout, ends)
+    return supervisor
 
 
 def interfaces(layout: Layout, ends: list[str]) -> None:
@@ -114,19 +115,13 @@ def cgroups(path: str) -> list[Path]:
     return [Path(f"{root}/{name}{path}") for name in ("memory", "cpuacct")]
 
 
-def watched() -> int:
-    """Hold the supervisor's lock, as a running supervisor does; return the lock's descriptor."""
-    from netspace.layout import Layout
-    from netspace.supervision.daemon import presence
-
-    lock = os.open(presence.lock_path(Layout()), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    presence.hold(lock)
-    return lock
+def used(pid: int) -> float:
+    """Return the milliseconds of processor time of this process and of *pid*."""
+    return (time.process_time() + time.clock_gettime(~pid << 3 | 2)) * 1000  # the clock of clock_getcpuclockid(3)
 
 
-def floor(count: int, pid: int) -> Callable[[], None]:
-    """Return a function that reads all files without parsing their content."""
+def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return functions that read files without parsing their content: of the cgroups, and all that there are."""
     from netspace.environment import counters
     from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime
@@ -137,21 +132,24 @@ def floor(count: int, pid: int) -> Callable[[], None]:
 
     layout = Layout()
     places: Any = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
-    wanted = []
+    kills = cgroups("")[0] / ("memory.events" if len(cgroups("")) == 1 else "memory.oom_control")
+    of_cgroups, others = [], []
     for number in range(count):
         service = oci_runtime.service_name(f"bench{number}")
         path = cgroup.payload_cgroup(layout, service)
-        wanted.append(f"{services.traces(layout)}/{service}.json")
-        wanted += [f"{places[key].folder}{path}/{places[key].file}" for key in USE]
-        wanted.append(f"/proc/{pid}/stat")
+        of_cgroups += [f"{places[key].folder}{path}/{places[key].file}" for key in USE]
+        trace = services.read_trace(layout, service)
+        assert trace is not None
+        others += [f"{services.traces(layout)}/{service}.json", f"/proc/{trace.pid}/stat"]
+        others.append(f"{kills.parent}{path}/{kills.name}")
 
-    def read() -> None:
-        for path in wanted:
+    def read(paths: list[str]) -> None:
+        for path in paths:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             os.read(fd, 65536)
             os.close(fd)
 
-    return read
+    return lambda: read(of_cgroups), lambda: read(of_cgroups + others)
 
 
 def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
@@ -160,34 +158,51 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
     from netspace.host import metrics
     from netspace.host.host import Host
     from netspace.layout import Layout
+    from netspace.supervision.daemon import presence
 
     rounds = Rounds()
+    layout = Layout()
 
     def timed(name: str, work: Callable[[], object]) -> None:
-        began = time.process_time()
+        pid = presence.holder(layout)
+        began = used(pid)
         work()
-        rounds.note(name, (time.process_time() - began) * 1000)
+        rounds.note(name, used(pid) - began)
 
-    with subprocess.Popen(["sleep", "10000"]) as sleeper:
-        try:
-            say(f"{options.count} environments")
-            make(options.count, sleeper.pid)
-            bare = floor(options.count, sleeper.pid)
-            known = metrics.families(Host(Layout()))
-            for _ in range(options.rounds):
-                timed("unwatched", lambda: openmetrics.text(metrics.families(Host(Layout()))))
-                lock = watched()
-                timed("all", lambda: openmetrics.text(metrics.families(Host(Layout()))))
-                timed("supervisor", lambda: Host(Layout()).supervisor.observe(noticed=True))
-                os.close(lock)
-                timed("text", lambda: openmetrics.text(known))
-                timed("floor", bare)
-        finally:
-            sleeper.kill()
-            for place in cgroups("/netspace"):
-                for folder in sorted(place.glob("**/"), reverse=True):
-                    folder.rmdir()
-    return rounds, sum(len(one.samples) for one in known)
+    def everything() -> str:
+        return openmetrics.text(metrics.families(Host(layout)))
+
+    say(f"{options.count} environments")
+    supervisor = make(options.count)
+    try:
+        bare, bare_all = floor(options.count)
+        known = metrics.families(Host(layout))
+        services = list(supervisor.observe())
+        for _ in range(options.rounds):
+            timed("all", everything)
+            timed("supervisor", lambda: Host(layout).supervisor.observe(noticed=True))
+            timed("text", lambda: openmetrics.text(known))
+            timed("floor", bare)
+        first = presence.holder(layout)
+        os.kill(first, signal.SIGKILL)
+        # Its successor has adopted the programs once it answers; no program is a child of it.
+        while presence.holder(layout) in (0, first) or len(supervisor._running(services)) < options.count:
+            time.sleep(0.1)
+        for _ in range(options.rounds):
+            timed("adopted", everything)
+        os.kill(presence.holder(layout), signal.SIGSTOP)
+        while presence.attended(layout):
+            time.sleep(0.01)
+        for _ in range(options.rounds):
+            timed("unwatched", everything)
+            timed("whole floor", bare_all)
+        os.kill(presence.holder(layout), signal.SIGCONT)
+    finally:
+        supervisor.purge()
+        for place in cgroups("/netspace"):
+            for folder in sorted(place.glob("**/"), reverse=True):
+                folder.rmdir()
+    return rounds, sum(len(one.values) for one in known)
 
 
 def main() -> None:
@@ -197,14 +212,17 @@ def main() -> None:
     bench.on_a_host_of_its_own()
     rounds, samples = measure(options)
     middle = rounds.middle
-    count, read = options.count, middle("floor")
+    count, read, whole = options.count, middle("floor"), middle("whole floor")
     found = {
-        f"metrics of {count} environments": line(middle("all"), "ms", "bare reading of the files", read, limit=TARGET),
-        f"metrics of {count} environments without a supervisor": line(
-            middle("unwatched"), "ms", "bare reading of the files", read
+        f"metrics of {count} environments": line(
+            middle("all"), "ms", "bare reading of the cgroups", read, limit=TARGET
         ),
-        "of that, the look at the supervisor": line(middle("supervisor"), "ms", "bare reading of the files", read),
-        f"of that, the text of {samples} samples": line(middle("text"), "ms", "bare reading of the files", read),
+        "of that, the question to the supervisor": line(
+            middle("supervisor"), "ms", "bare reading of the cgroups", read
+        ),
+        f"of that, the text of {samples} samples": line(middle("text"), "ms", "bare reading of the cgroups", read),
+        "the same, the supervisor not a parent": line(middle("adopted"), "ms", "bare reading of the cgroups", read),
+        "the same without a supervisor": line(middle("unwatched"), "ms", "bare reading of all files", whole),
     }
     bench.tell(found, options)
 

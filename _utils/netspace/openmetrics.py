@@ -8,13 +8,10 @@ so the reader's clock counts; node_exporter refuses a file with timestamps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 Kind = Literal["gauge", "counter"]
-Sample = tuple[str, float]
-"""Labels, as :func:`labels` returns them, and the value."""
-
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
@@ -24,13 +21,22 @@ class Family(NamedTuple):
     :param name: the metric's name; for a counter, without ``_total``.
     :param kind: ``gauge`` or ``counter``.
     :param help: its description.
-    :param samples: pairs of labels (:func:`labels`) and values.
+    :param labels: the labels of each sample (:func:`labels`). Families of the same environments share one collection.
+    :param values: the value of each sample.
+
+    Two collections, not one of pairs: Python's garbage collector would look at tens of thousands of pairs.
     """
 
     name: str
     kind: Kind
     help: str
-    samples: Sequence[Sample]
+    labels: Collection[str]
+    values: Collection[float]
+
+    @property
+    def samples(self) -> Iterator[tuple[str, float]]:
+        """The labels and the value of each sample."""
+        return zip(self.labels, self.values, strict=True)
 
 
 def labels(**values: str) -> str:
@@ -41,17 +47,19 @@ def labels(**values: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    return value if value.isalnum() else value.translate(_ESCAPES)
+    if "\\" in value or '"' in value or "\n" in value:  # few have one, and each of them costs more
+        return value.translate(_ESCAPES)
+    return value
 
 
 def text(families: Iterable[Family]) -> str:
     """Return the families as OpenMetrics. Families without a sample are left out."""
-    return "".join(_family(one, one.name) for one in families if one.samples) + "# EOF\n"
+    return "".join(_family(one, one.name) for one in families if one.values) + "# EOF\n"
 
 
 def textfile(families: Iterable[Family]) -> str:
     """Return the families in Prometheus' text format. Families without a sample are left out."""
-    return "".join(_family(one, _sample_name(one)) for one in families if one.samples)
+    return "".join(_family(one, _sample_name(one)) for one in families if one.values)
 
 
 def _sample_name(family: Family) -> str:
@@ -61,10 +69,9 @@ def _sample_name(family: Family) -> str:
 def _family(family: Family, called: str) -> str:
     name = _sample_name(family)
     head = f"# HELP {called} {family.help}\n# TYPE {called} {family.kind}\n"
-    # Most values are plain numbers; a call for each would take half of the time.
-    return head + "".join(
-        [f"{name}{key} {value if type(value) is int else _value(value)}\n" for key, value in family.samples]
-    )
+    # Most families have whole numbers alone; a call for each would take half of the time.
+    whole = set(map(type, family.values)) == {int}
+    return head + "".join([f"{name}{key} {value if whole else _value(value)}\n" for key, value in family.samples])
 
 
 def _value(value: float) -> str:
@@ -77,4 +84,5 @@ def _value(value: float) -> str:
 
 def counted(name: str, kind: Kind, about: str, values: Mapping[str, float | None]) -> Family:
     """Return a family from values by labels. Values that are None are left out."""
-    return Family(name, kind, about, [(key, value) for key, value in values.items() if value is not None])
+    there = {key: value for key, value in values.items() if value is not None}
+    return Family(name, kind, about, there.keys(), there.values())

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,15 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from support import checkout
 
 from netspace import openmetrics
-from netspace.openmetrics import Family, labels
+from netspace.openmetrics import Family, counted, labels
 
 EXAMPLES = checkout.ROOT / "examples/monitoring"
 FAMILIES = [
-    Family(
-        "netspace_x_up", "gauge", "Whether it runs.", [(labels(environment="web"), True), (labels(environment="b"), 0)]
+    counted(
+        "netspace_x_up", "gauge", "Whether it runs.", {labels(environment="web"): True, labels(environment="b"): 0}
     ),
-    Family("netspace_x_cpu_seconds", "counter", "Time.", [(labels(environment="web"), 0.25)]),
-    Family("netspace_empty", "gauge", "Nothing.", []),
+    Family("netspace_x_cpu_seconds", "counter", "Time.", [labels(environment="web")], [0.25]),
+    counted("netspace_empty", "gauge", "Nothing.", {labels(environment="web"): None}),
 ]
 
 
@@ -66,8 +65,8 @@ _values = st.integers(-(2**60), 2**60) | st.floats() | st.booleans()
 
 @given(st.dictionaries(_names, _values, min_size=1, max_size=5))
 def test_any_label_and_value_comes_back_from_strict_parsers(values: dict[str, float]) -> None:
-    samples: Sequence[tuple[str, float]] = [(labels(environment=name), value) for name, value in values.items()]
-    given_ = [Family("netspace_x", "gauge", "Help.", samples)]
+    keys = [labels(environment=name) for name in values]
+    given_ = [Family("netspace_x", "gauge", "Help.", keys, list(values.values()))]
     for found in (
         list(openmetrics_families(openmetrics.text(given_))),
         list(prometheus_families(openmetrics.textfile(given_))),

@@ -55,7 +55,7 @@ class Reader:
         unit = place.unit
         for content in values(place.folder, cgroups, place.file, place.word):
             try:
-                yield None if content is None else float(content) * unit
+                yield None if content is None else int(content) if unit == 1.0 else float(content) * unit
             except ValueError:
                 yield None
 

@@ -8,9 +8,8 @@ once each, and reads a few small files of the kernel for each environment.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,10 @@ from netspace import __version__, files, paths
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.layout import Layout
-from netspace.openmetrics import Family, Kind, Sample, counted, labels, textfile
+from netspace.openmetrics import Family, Kind, counted, labels, textfile
 
 if TYPE_CHECKING:
+    from netspace.interface.claims import Claims
     from netspace.supervision.service import Status
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
@@ -34,23 +34,25 @@ def families(host: Host) -> list[Family]:
     """Return all metrics of the host."""
     from netspace.environment import record as records
     from netspace.environment.container.oci_runtime import service_name
+    from netspace.interface import claims
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
     statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
     by = {name: labels(environment=name) for name in names}
+    interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
         _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
         *_states({by[name]: statuses.get(service_name(name)) for name in names}),
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
-        *_traffic(host.layout, by),
-        *_judged(host.layout, by),
+        *_traffic(host.layout, by, interfaces),
+        *_judged(host.layout, by, interfaces),
         _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
     ]
-    return [one for one in found if one.samples]
+    return [one for one in found if one.values]
 
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:
@@ -64,20 +66,17 @@ def _runs(status: Status | None) -> bool:
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
     """Return the metrics that the supervisor knows, with one sample for each environment."""
     name = "netspace_environment"
+    up = [int(_runs(one)) for one in statuses.values()]
+    yield Family(f"{name}_up", "gauge", "Whether the program runs.", statuses.keys(), up)
+    states = [f'{key[:-1]},state="{status.state if status else "stopped"}"}}' for key, status in statuses.items()]
+    about = "1 for the present state: running, starting, stopped, failed or frozen."
+    yield Family(f"{name}_state", "gauge", about, states, [1] * len(states))
     known = {key: status for key, status in statuses.items() if status is not None}
-    yield counted(
-        f"{name}_up", "gauge", "Whether the program runs.", {key: _runs(one) for key, one in statuses.items()}
-    )
-    yield Family(
-        f"{name}_state",
-        "gauge",
-        "1 for the present state: running, starting, stopped, failed or frozen.",
-        [(f'{key[:-1]},state="{status.state if status else "stopped"}"}}', 1) for key, status in statuses.items()],
-    )
-    restarts = {key: status.restarts for key, status in known.items()}
-    yield counted(f"{name}_restarts", "counter", "Restarts since a start was last requested.", restarts)
-    kills = {key: status.oom_kills for key, status in known.items()}
-    yield counted(f"{name}_oom_kills", "counter", "OOM kills since a start was last requested.", kills)
+    restarts = [status.restarts for status in known.values()]
+    about = "Restarts since a start was last requested."
+    yield Family(f"{name}_restarts", "counter", about, known.keys(), restarts)
+    kills = [status.oom_kills for status in known.values()]
+    yield Family(f"{name}_oom_kills", "counter", "OOM kills since a start was last requested.", known.keys(), kills)
     since = {key: status.since or None for key, status in known.items()}
     yield counted(f"{name}_state_timestamp_seconds", "gauge", "Time of the last change of state.", since)
 
@@ -87,12 +86,10 @@ def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     from netspace.environment.health import record as verdict
 
     try:
-        there = os.listdir(verdict.folder(layout))
+        there = set(os.listdir(verdict.folder(layout)))
     except FileNotFoundError:
-        there = []
-    up = {entry[:-3] for entry in there if entry.endswith(".up")}
-    judged = {entry[:-5] for entry in there if entry.endswith(".json")}
-    healthy = {by: name in up for name, by in names.items() if name in judged}
+        there = set()
+    healthy = {by: int(f"{name}.up" in there) for name, by in names.items() if f"{name}.json" in there}
     yield counted("netspace_environment_healthy", "gauge", "Whether the health check passes.", healthy)
 
 
@@ -127,49 +124,60 @@ _DEV = {
 _USED = 10  # columns from the first to the last of these
 
 
-def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
+def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
     """Return the traffic of environments whose interface has an end on the host."""
-    from netspace.interface.endpoints import host_name
-
-    ends = {host_name(layout.instance, name): by for name, by in names.items()}
+    ends = {its.host_end.encode(): name for name, its in interfaces.items() if its.host_end}
     seen: dict[str, list[bytes]] = {}
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
         for line in table.read().splitlines():
             device, _, counts = line.partition(b":")
-            if by := ends.get(device.strip().decode()):
-                seen[by] = counts.split(None, _USED)
-    known = sorted(seen.items())
+            if name := ends.get(device.lstrip()):
+                seen[name] = counts.split(None, _USED)
+    known = [name for name in names if name in seen]
+    by = [names[name] for name in known]
+    columns = list(zip(*(seen[name] for name in known), strict=False))
     for key, (column, about) in _DEV.items():
-        samples = [(by, int(counts[column])) for by, counts in known]
-        yield Family(f"netspace_interface_{key}", "counter", about, samples)
+        values = list(map(int, columns[column])) if known else []
+        yield Family(f"netspace_interface_{key}", "counter", about, by, values)
 
 
-def _judged(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
+def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
     """Return the packets that each rule accepted, and those that were dropped, by reason.
 
     A rule's count and that of packets without a rule are there from 0 on; the others once there is such a packet.
     """
     from netspace.interface import counts
 
-    @functools.cache  # many interfaces have the same rules
-    def ends(rules: tuple[counts.Counted, ...]) -> list[tuple[str, bytes]]:
+    def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
         """Return the end of a sample's labels, and the key of its count."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
-    always = ends(tuple(one for one in counts.REASONS if one.what == "none"))
-    seldom = ends(tuple(one for one in counts.REASONS if one.what != "none"))
-    accepted: list[Sample] = []
-    dropped: list[Sample] = []
-    for name, its in counts.read(layout).items():
-        if name in names:
-            by, packets = names[name][:-1], its.packets
-            accepted += [(by + end, packets.get(key, 0)) for end, key in ends(its.rules)]
-            dropped += [(by + end, packets.get(key, 0)) for end, key in always]
-            dropped += [(by + end, packets[key]) for end, key in seldom if key in packets]
+    always = ends(one for one in counts.REASONS if one.what == "none")
+    seldom = ends(one for one in counts.REASONS if one.what != "none")
+    further = {key for _, key in seldom}
+    of_rules: dict[int, list[tuple[str, bytes]]] = {}  # many interfaces have the same rules, in one object
+    accepted: list[str] = []
+    dropped: list[str] = []
+    passed: list[int] = []
+    lost: list[int] = []
+    found = counts.read(layout, interfaces)
+    for name, label in names.items():
+        if (its := found.get(name)) is None:
+            continue
+        if (allowed := of_rules.get(id(its.rules))) is None:
+            allowed = of_rules[id(its.rules)] = ends(its.rules)
+        by, packets = label[:-1], its.packets
+        for end, key in allowed:
+            accepted.append(by + end)
+            passed.append(packets.get(key, 0))
+        reasons = always if further.isdisjoint(packets) else [*always, *(one for one in seldom if one[1] in packets)]
+        for end, key in reasons:
+            dropped.append(by + end)
+            lost.append(packets.get(key, 0))
     about = "Packets that a rule accepted, in the direction of the rule."
-    yield Family("netspace_interface_accepted_packets", "counter", about, accepted)
+    yield Family("netspace_interface_accepted_packets", "counter", about, accepted, passed)
     about = "Packets that the packet filter dropped, by reason."
-    yield Family("netspace_interface_dropped_packets", "counter", about, dropped)
+    yield Family("netspace_interface_dropped_packets", "counter", about, dropped, lost)
 
 
 # -- refusals -------------------------------------------------------------------
@@ -179,7 +187,7 @@ def _refused(host: Host, names: Mapping[str, str]) -> Family:
     Only environments whose calls are recorded are looked at, and at most ``MOST_AUDITED``, because the whole record of
     each is read.
     """
-    samples: list[tuple[str, float]] = []
+    samples: dict[str, float | None] = {}
     if os.path.lexists(host.layout.run / "refusals"):  # most hosts audit nothing
         from netspace.environment import record as records
         from netspace.environment.refusals import reading, recording
@@ -192,9 +200,9 @@ def _refused(host: Host, names: Mapping[str, str]) -> Family:
                 counts["files" if call.has_path and call.by != "profile" else "system_calls"] += call.times
             with contextlib.suppress(NetspaceError):
                 counts["packets"] = sum(one.times for one in refusals.refusals(host.layout, name).found)
-            samples += [(f'{names[name][:-1]},kind="{kind}"}}', count) for kind, count in counts.items()]
+            samples.update({f'{names[name][:-1]},kind="{kind}"}}': count for kind, count in counts.items()})
     about = "What an audited environment was refused, except messages."
-    return Family("netspace_environment_refused", "counter", about, samples)
+    return counted("netspace_environment_refused", "counter", about, samples)
 
 
 # -- trust ----------------------------------------------------------------------

@@ -7,10 +7,11 @@ filtered in its own namespace takes a dump of its own there.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from netspace.interface import claims, kinds, netns
+from netspace.interface import kinds, netns
 from netspace.interface.claims import Claims
 from netspace.interface.firewall import counting
 from netspace.layout import Layout
@@ -20,6 +21,7 @@ from netspace.spec.types import Direction
 from netspace.threads import in_thread
 
 _END = 16  # bytes of an interface's name in a key
+_NOTHING: Mapping[bytes, int] = {}
 
 
 class Counted(NamedTuple):
@@ -49,29 +51,30 @@ REASONS = tuple(Counted(direction, reason, counting.key(direction, reason)) for 
 """The reasons why packets are dropped. Each can occur at each interface."""
 
 
-def read(layout: Layout) -> dict[str, Interface]:
+def read(layout: Layout, interfaces: Mapping[str, Claims]) -> dict[str, Interface]:
     """Return the counts of all filtered interfaces, by environment.
 
     An interface is left out if its packet filter can't be read, or is that of an earlier version, which didn't count.
+
+    :param interfaces: all interfaces of the host, as their index has them.
     """
-    known = {name: its for name, its in claims.index(layout).read(sealed=True).items() if its.connections}
+    known = {name: its for name, its in interfaces.items() if its.connections}
     inside = kinds.filtered("inside")
     alone = [name for name, its in known.items() if its.kind in inside]
     found: dict[str, Interface] = {}
-    if len(alone) < len(known):
-        by_end: dict[bytes, dict[bytes, int]] = {}
-        counts = _counts(layout)
-        for key, packets in (counts or {}).items():
-            by_end.setdefault(key[:_END], {})[key[_END:]] = packets
-        for name, its in known.items() if counts is not None else ():
+    if len(alone) < len(known) and (counts := _counts(layout)) is not None:
+        by_end: dict[bytes, dict[bytes, int]] = defaultdict(dict)
+        for key, packets in counts.items():
+            by_end[key[:_END]][key[_END:]] = packets
+        for name, its in known.items():
             if its.kind not in inside:
-                ours = by_end.get(its.host_end.encode().ljust(_END, b"\0"), {})
-                found[name] = Interface(_rules(its.rules, its.ports), ours)
+                ours = by_end.get(its.host_end.encode().ljust(_END, b"\0"), _NOTHING)
+                found[name] = Interface(_rules(its.rules, its.ports if its.rare else ()), ours)
     if alone:
         read_there = in_thread(lambda: [_counts(layout, name) for name in alone])
-        for name, counts in zip(alone, read_there, strict=True):
-            if counts is not None:
-                found[name] = Interface(_rules(known[name].rules, ()), counts)
+        for name, inner in zip(alone, read_there, strict=True):
+            if inner is not None:
+                found[name] = Interface(_rules(known[name].rules, ()), inner)
     return found
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from netspace.layout import Layout
 
 _READ = os.O_RDONLY | os.O_CLOEXEC
+_LONG = 4096  # bytes that hold each file of a control group that netspace reads
+_SHORT = 64  # bytes that hold a number
 
 
 def file_value(path: str, word: bytes = b"") -> bytes | None:
@@ -21,7 +23,10 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
     :param word: the first word of a line, as in ``memory.events``. If no line begins with this word, the result is
         empty.
     """
-    content = _content(path, None)
+    try:
+        content = _content(os.open(path, _READ), _LONG)
+    except OSError:
+        return None
     return _after(content, word) if word and content is not None else content
 
 
@@ -38,20 +43,22 @@ def values(root: str, cgroups: Sequence[str], file: str, word: bytes = b"") -> I
         if folder is None:
             yield from (None for _ in cgroups)
             return
-        start = len(shared)
+        start, size, end = len(shared), _LONG if word else _SHORT, f"/{file}"
+        opened = os.open
         for path in cgroups:
-            content = _content(f"{path[start:]}/{file}", folder)
+            try:
+                fd = opened((path[start:] + end).encode(), _READ, 0, dir_fd=folder)
+            except OSError:
+                yield None
+                continue
+            content = _content(fd, size)
             yield _after(content, word) if word and content is not None else content
 
 
-def _content(path: str, folder: int | None) -> bytes | None:
-    """Return the content of a file, which is short; None if it can't be read."""
+def _content(fd: int, size: int) -> bytes | None:
+    """Read a file, which is short, and close it; return None if it can't be read."""
     try:
-        fd = os.open(path, _READ, dir_fd=folder)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, 4096)
+        return os.read(fd, size)
     except OSError:  # the group was removed
         return None
     finally:

@@ -347,11 +347,11 @@ def remove_trace(layout: Layout, name: str) -> None:
     files.remove(traces(layout) / f"{name}.json")
 
 
-_MANY = 16  # names above which one listing of a folder is faster than a look for each
+MANY = 16  # names above which one listing of a folder is faster than a look for each
 
 
 def _names(directory: Path, among: Iterable[str] | None) -> list[str]:
-    if among is not None and not (isinstance(among, Collection) and len(among) > _MANY):
+    if among is not None and not (isinstance(among, Collection) and len(among) > MANY):
         return sorted(name for name in among if NAME.fullmatch(name) and os.path.exists(f"{directory}/{name}.json"))
     try:
         entries = os.listdir(directory)

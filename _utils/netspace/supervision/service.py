@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from netspace.supervision import process
 
@@ -63,8 +63,7 @@ class Service:
 State = Literal["running", "starting", "stopped", "failed", "frozen"]
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """The state of a service.
 
     :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped`` (on purpose, or ended without a
@@ -156,5 +155,5 @@ class Supervisor(Protocol):
 def looked_at(status: Status) -> Status:
     """Return *status* with the state ``frozen`` if a signal has stopped the running main process; else *status*."""
     if status.state == "running" and process.frozen(status.pid):
-        return replace(status, state="frozen")
+        return status._replace(state="frozen")
     return status

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
+import pty
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -200,3 +204,28 @@ def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
     assert {name: entry["state"] for name, entry in listed.items()} == dict.fromkeys(names, "running")
     assert salt("netspace_environment.remove", *names) is True
     assert salt("netspace_environment.list") == {}
+
+
+def in_a_terminal(command: list[str]) -> tuple[int, str]:
+    """Run a command whose standard streams are one terminal; return its exit code and what the terminal shows."""
+    ours, its = pty.openpty()
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True) as running:
+        os.close(its)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+    return running.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_terminal_shows_an_apply_as_it_goes_on(salt, image):
+    """Without a master, lines tell what is done before Salt has a result."""
+    one = {**shop(image)["environments"]["web"], "command": python(IDLE)}
+    salt.declare({"environments": {"lone": one}})
+    code, shown = in_a_terminal([*salt.command("state.apply", "netspace.environments"), "--log-level=quiet"])
+    lines = shown.split("\n")
+    assert code == 0, shown
+    told = ["netspace: starting lone", "netspace: environment: 1 change made"]
+    places = [lines.index(line) for line in told]
+    assert places == sorted(places) and places[-1] < next(at for at, line in enumerate(lines) if line.startswith("{"))

@@ -12,7 +12,7 @@ from support.interfaces.interface_bench import WIRE, Bench, connected, listen, m
 from support.interfaces.lan_bench import FAR, address, bridged
 from support.waiting import until
 
-from netspace.interface import counts
+from netspace.interface import claims, counts
 from netspace.interface.firewall import counting
 from netspace.nftables import ruleset
 
@@ -23,7 +23,7 @@ NOTHING = dict.fromkeys(counting.REASONS, 0)
 
 def counted(bench: Bench, name: str = "a") -> dict[tuple[str, str], int]:
     """Return the packets of each rule and reason."""
-    its = counts.read(bench.layout)[name]
+    its = counts.read(bench.layout, claims.index(bench.layout).read(sealed=True))[name]
     return {(one.direction, one.what): its.packets.get(one.key, 0) for one in (*its.rules, *counts.REASONS)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_hooks_send_only_where_there_is_a_master(opts: dict[str, Any], sends: bo
     hooks["progress"]("starting web")
     hooks["applied"]([])
     assert sent == [f"netspace/apply/{opts.get('netspace.minion', 'h1')}/doing"] * sends
+
+
+@pytest.mark.parametrize(
+    ("cli", "terminal", "shows"), [("salt-call", True, True), ("salt-call", False, False), ("salt-minion", True, False)]
+)
+def test_progress_is_shown_only_to_who_waits_for_it(
+    cli: str, terminal: bool, shows: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    apply_progress.hooks({"id": "h1", "local": True, "__cli": cli}, {})["progress"]("starting web")
+    assert capsys.readouterr().err == "netspace: starting web\n" * shows
 
 
 def changed(minion: object = "h1", **row: object) -> dict[str, Any]:

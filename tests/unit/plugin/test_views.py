@@ -12,159 +12,31 @@ import salt.output
 from hypothesis import given
 from hypothesis import strategies as st
 from support import checkout
+from support.returns import (
+    ANSWER,
+    DIFFERENCES,
+    ENROLLED,
+    ENVIRONMENTS,
+    EXPLANATION,
+    FAILED,
+    FLEET,
+    HOST,
+    IMAGES,
+    INDIRECT,
+    INTERFACES,
+    LINKS,
+    NOW,
+    OVERVIEW,
+    PATHS,
+    RETURNS,
+    STOPPED,
+    TRUST,
+    VOLUMES,
+)
 
 from netspace.plugin import tables, views
 
-NOW = 1_000_000.0
 SCREEN = views.Screen(NOW, tables.plain)
-
-FAILED: dict[str, Any] = {
-    "state": "starting", "pid": 0, "since": NOW - 3, "restarts": 6, "exit": "exit 1", "oom_kills": 0, "flapping": True,
-    "image": "tar:/srv/web.tar", "digest": "sha256:" + "c" * 64, "wanted": "running", "declared_stopped": False,
-    "runtime": "crun", "health": "", "updating": False, "supervised": True, "problem": "it ended (exit 1)",
-}  # fmt: skip
-RUNNING = FAILED | {
-    "state": "running", "since": NOW - 3600 * 3, "restarts": 0, "flapping": False, "health": "healthy", "problem": "",
-}  # fmt: skip
-STOPPED = RUNNING | {"state": "stopped", "health": "", "declared_stopped": True}
-ENVIRONMENTS = {"audit": STOPPED, "orders": RUNNING, "web": FAILED}
-VETH = {
-    "kind": "veth",
-    "addresses": {"ipv4": "10.203.54.242"},
-    "host_end": "ns-web",
-    "netns": "/run/netns/netspace-web",
-}
-INTERFACES = {
-    "orders": VETH | {"kind": "none", "addresses": {}, "host_end": "", "state": "present"},
-    "web": VETH | {"state": "differs", "differs": ["mtu"], "publish": ["443:8443"]},
-}
-LINKS = {
-    "broker": {"kind": "local", "state": "running", "vhost": "netspace"},
-    "links": {
-        "orders.web": {"from": "orders", "to": "web", "pattern": "send", "state": "active"},
-        "web.orders": {"from": "web", "to": "orders", "pattern": "request", "seal": True, "state": "active"},
-        "web.till@h2": {
-            "from": "web", "to": "till@h2", "pattern": "send", "via": "buffered", "state": "stalled", "why": "no route",
-        },
-    },
-    "mailboxes": {"web": {"messages": 12, "consumers": 0}, "orders": {"messages": 0, "consumers": 1}},
-    "parked": ["gone"], "dead": 2, "late": 0,
-}  # fmt: skip
-TRUST = {
-    "level": "L1", "verifier": "self", "reason": "no TPM is named", "remedy": "name a TPM in attestation:tpm",
-    "issued": NOW - 60, "expires": NOW + 7200, "fallback": False, "tpm": {}, "tee": {},
-}  # fmt: skip
-OVERVIEW = {
-    "trust": {key: TRUST[key] for key in ("level", "verifier", "reason")},
-    "environments": {name: row | {"interface": INTERFACES.get(name, {})} for name, row in ENVIRONMENTS.items()},
-    "links": LINKS,
-    "supervised": True,
-}
-HOST = {
-    "state": "trusted", "level": "L3", "reason": "", "code": None, "remedy": "", "group": "default", "minimum": "L2",
-    "last_level": "L3", "policy_version": 1, "tee": None, "evidence": NOW - 60, "age": 60, "deadline": NOW + 3600,
-}  # fmt: skip
-FLEET = {
-    "h1": HOST,
-    "h2": HOST
-    | {"state": "stale", "level": "L0", "reason": "no answer", "remedy": "attest h2", "deadline": NOW - 7200},
-}
-ENROLLED = {
-    "h1": {
-        "minion": "h1", "level": "L4", "reason": "no policy for IMA", "ek": "ab" * 32, "template": "EK",
-        "tpm": {},
-        "pseudonym": "p", "serial": "1", "enrolled": NOW - 86400 * 9, "expires": NOW + 3600 * 20,
-    },
-    "h2": {
-        "minion": "h2", "level": "L4", "reason": "", "ek": "cd" * 32, "template": "EK", "tpm": {},
-        "pseudonym": "p", "serial": "1", "enrolled": NOW - 86400 * 9, "expires": NOW - 60,
-    },
-}  # fmt: skip
-IMAGES = {
-    f"sha256:{'a' * 64}": {
-        "sources": ["tar:/srv/web.tar"], "size": 90 * 2**20, "built": NOW - 86400 * 3, "used_by": ["web"],
-        "mounted": True,
-    },
-}  # fmt: skip
-VOLUMES = {
-    "orders": {"/data": {"size": 5 * 2**30, "used": 2**20, "file": "/var/lib/netspace/volumes/orders/data.ext4"}}
-}
-EXPLANATION = {
-    "explains": "web", "summary": "web does not run: it was killed for lack of memory; restarted 6 times",
-    "state": "starting", "health": "", "since": NOW - 3, "pillar": "declared", "declared_state": "running",
-    "restart": "always", "image": "tar:/srv/web.tar", "digest": "sha256:" + "c" * 64,
-    "trust": {"level": "L1", "withheld": ""}, "after": {"orders": True}, "last_exit": "oom", "restarts": 6,
-    "limits": {
-        "memory": {"limit": 64 * 2**20, "used": 60 * 2**20, "hits": 9}, "pids": {"limit": 16, "used": 2, "hits": 0},
-        "cpus": {"limit": 1.0, "seconds": 75.5, "throttled": 12.0}, "oom_kills": 6,
-    },
-    "interface": {"kind": "veth", "state": "present", "addresses": {"ipv4": "10.203.54.242"}},
-    "links": [{"from": "web", "to": "orders", "pattern": "request", "state": "active", "waiting": 0, "readers": 1}],
-    "findings": [
-        {"code": "oom", "severity": "error", "text": "it was killed for lack of memory; restarted 6 times",
-         "advice": "raise limits:memory in its declaration, and apply", "command": "state.apply netspace",
-         "depends_on": ""},
-        {"code": "dead-letters", "severity": "warning", "text": "dead letters of web.orders: 2 rejected", "advice": "a",
-         "command": "netspace_link.dead_letters", "depends_on": ""},
-    ],
-    "log": ["Traceback (most recent call last):", "\x1b[31mMemoryError"],
-}  # fmt: skip
-EDGE = {
-    "by": "messages", "from": "web", "to": "orders", "answers": False, "rule": "netspace:links:web.orders",
-    "what": "requests",
-}  # fmt: skip
-TAKEN = EDGE | {
-    "by": "packets", "from": "0.0.0.0/0", "to": "web", "what": "host's 443/tcp to port 8443",
-    "rule": "netspace:environments:web:interface:publish:0",
-}  # fmt: skip
-ANSWER = {
-    "summary": "web can reach orders", "from": "web", "to": "orders", "can": True, "answers": False, "rules": [EDGE],
-    "why_not": {"packets": "orders has no interface"}, "through": [],
-}  # fmt: skip
-INDIRECT = ANSWER | {
-    "summary": "0.0.0.0/0 can reach orders only by way of web",
-    "can": False,
-    "rules": [],
-    "through": [TAKEN, EDGE],
-}
-PATHS = {
-    "paths_to": "orders",
-    "paths": [
-        {"from": "web", "answers": False, "through": [], "rules": [EDGE]},
-        {"from": "0.0.0.0/0", "answers": False, "through": ["web"], "rules": [TAKEN, EDGE]},
-    ],
-}
-_WEB = {"kind": "environment", "name": "web", "action": "restart", "reason": "its namespace was replaced"}
-DIFFERENCES: dict[str, Any] = {
-    "compared_with": "last apply", "compared": "2026-01-02T03:04:05Z", "differs": True,
-    "differences": [
-        {"kind": "interface", "name": "orders", "action": "change", "key": "routes", "old": ["10.0.0.1"], "new": None,
-         "reason": ""},
-        _WEB | {"key": "limits:memory", "old": 64, "new": 128},
-        _WEB | {"key": "volumes", "old": [{"size": 1}], "new": []},
-        {"kind": "link", "name": "web.orders", "action": "create", "key": "from", "old": None, "new": "web",
-         "reason": ""},
-        {"kind": "link", "name": "web.orders", "action": "create", "key": "to", "old": None, "new": "orders",
-         "reason": ""},
-    ],
-    "refused": [{"kind": "environment", "name": "vault", "message": "needs L3"}], "notes": ["mail is parked"],
-}  # fmt: skip
-RETURNS = [
-    DIFFERENCES,
-    ANSWER,
-    INDIRECT,
-    PATHS,
-    EXPLANATION,
-    ENVIRONMENTS,
-    INTERFACES,
-    LINKS,
-    TRUST,
-    OVERVIEW,
-    FLEET,
-    ENROLLED,
-    IMAGES,
-    VOLUMES,
-]
 
 
 def shown(data: object) -> str:

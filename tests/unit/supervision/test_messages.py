@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.supervision.daemon import protocol
+from netspace.supervision.daemon import look, protocol
 from netspace.supervision.definitions import NAME
 
 json_values = st.recursive(
@@ -19,7 +20,7 @@ json_values = st.recursive(
 names = st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=20)
 
 
-@given(st.sampled_from(sorted(protocol.VERBS - {"resume", "renew", "hello"})), names)
+@given(st.sampled_from(sorted(protocol.VERBS - set(protocol.NAMELESS))), names)
 def test_a_request_survives_the_way(do: str, names: list[str]) -> None:
     for version in ("", "0123"):
         request = protocol.Request(do, tuple(names), version)
@@ -36,9 +37,40 @@ def test_an_answer_survives_the_way(version: str, errors: dict[str, str]) -> Non
     assert protocol.parse_answer(protocol.render(answer)) == answer
 
 
+running = st.tuples(
+    *(st.integers(0, 2**22), st.floats(0, 2**40), st.integers(0, 2**40), st.text(), st.integers(0, 2**40)),
+    st.booleans(),
+)
+
+
+@given(st.dictionaries(st.from_regex(NAME, fullmatch=True), running, max_size=5))
+def test_a_look_survives_the_way(found: dict[str, tuple[int, float, int, str, int, bool]]) -> None:
+    told = look.parse(protocol.render_look(found))
+    assert {name: msgspec.structs.astuple(one) for name, one in told.items()} == found
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"running": {"a": [1, 1.0, 0, "", 0, false, 1]}}',
+        b'{"running": {"a": [1, 1.0, 0, "", 0]}}',
+        b'{"running": {"a": [-1, 1.0, 0, "", 0, false]}}',
+        b'{"running": {"a": [1, "1", 0, "", 0, false]}}',
+        b'{"running": {"a": [1, 1.0, 0, "", 0, 0]}}',
+        b'{"running": {}, "more": 1}',
+        b"[" * 100_000,
+        b" " * (protocol.LARGEST + 1),
+    ],
+    ids=["more", "less", "negative", "text", "number", "key", "deep", "large"],
+)
+def test_a_look_that_is_none_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError):
+        look.parse(raw)
+
+
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_anything_else_is_a_value_error(raw: bytes) -> None:
-    for parse in (protocol.parse_request, protocol.parse_answer):
+    for parse in (protocol.parse_request, protocol.parse_answer, look.parse):
         with pytest.raises(ValueError):
             parse(raw)
 

@@ -16,6 +16,18 @@ from netspace.supervision.daemon.loop import Loop
 UNREAPED = 200  # checks, 10 ms apart, of an ended process that its parent hasn't reaped yet
 
 
+def frozen(pid: int) -> bool:
+    """Return whether a signal (SIGSTOP) has stopped *pid*. Takes no status from wait(2).
+
+    For a child of the daemon, waitid(2) takes a tenth of the time that a look into ``/proc`` takes. A process that an
+    earlier daemon started is no child of this one.
+    """
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return process.letter(pid) == "T"
+
+
 class Children:
     """The followed processes, and the exit statuses of ended children that no caller has asked for yet."""
 

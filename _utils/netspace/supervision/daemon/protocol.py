@@ -3,26 +3,29 @@
 A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer is ``{"version": "...", "errors":
 {"web": "..."}}``. If the versions of daemon and request differ, the daemon does nothing and answers with its own
 version. A daemon executes a request without a version in any case. Older daemons ignore the version and execute all
-requests. Both messages are parsed strictly and limited in size, because both sides run as root. Pure: no input or
-output.
+requests. The request ``look`` has an answer of its own (``look``); older daemons give none. All messages are parsed
+strictly and limited in size, because both sides run as root. Pure: no input or output.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from netspace.supervision.definitions import NAME
 
 LARGEST = 4 * 1024 * 1024
 MOST_NAMES = 20_000
-VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hello"})
+VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hello", "look"})
+NAMELESS = ("resume", "renew", "hello", "look")
 
 
 class Request(NamedTuple):
     """A request to the daemon.
 
-    ``hello``, ``resume`` (start the desired services) and ``renew`` (reload the library) take no names.
+    ``hello``, ``look`` (which services run), ``resume`` (start the desired services) and ``renew`` (reload the library)
+    take no names.
 
     :param version: the version of the library that must execute the request; empty: any version.
     """
@@ -68,7 +71,7 @@ def parse_request(raw: bytes) -> Request:
         raise ValueError(f"names: expected a list of at most {MOST_NAMES}")
     if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise ValueError("names: not a service's name")
-    if do in ("resume", "renew", "hello") and names:
+    if do in NAMELESS and names:
         raise ValueError(f"{do} takes no names")
     if not isinstance(version, str):
         raise ValueError("version: expected a text")
@@ -94,3 +97,12 @@ def render(message: Request | Answer) -> bytes:
     if isinstance(message, Request) and not message.version:
         del value["version"]
     return json.dumps(value).encode()
+
+
+def render_look(running: Mapping[str, tuple[int, float, int, str, int, bool]]) -> bytes:
+    """Return the answer to ``look``.
+
+    :param running: the fields of ``look.Running`` of each service. They are plain values, because the supervisor would
+        take 4 MB more memory for good if it loaded msgspec.
+    """
+    return json.dumps({"running": running}).encode()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from netspace.errors import NetspaceError
 from netspace.supervision import definitions
 from netspace.supervision.daemon import protocol
+from netspace.supervision.daemon.children import frozen
 from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop, Timer
@@ -38,6 +39,7 @@ class Client:
         self.errors: dict[str, str] = {}
         self.remove: tuple[str, ...] = ()
         self.timer: Timer | None = None
+        self.special = b""  # an answer of another form than the usual one
         self.answer = b""
 
     def done(self, name: str, error: str) -> None:
@@ -135,6 +137,8 @@ class Server:
             # A service with a trace was started since the boot: it runs, or has ended for good.
             known = set(definitions.defined(self.units.layout)) - set(definitions.traced(self.units.layout))
             self.starting.start(sorted(definitions.desired(self.units.layout) & known))
+        elif request.do == "look":
+            client.special = self._look()
         elif request.do == "reload":
             self._reload(client, request.names)
         elif request.do == "renew":
@@ -142,6 +146,17 @@ class Server:
         elif request.do in ("stop", "remove"):
             client.remove = request.names if request.do == "remove" else ()
             self.ending.stop(request.names, client)
+
+    def _look(self) -> bytes:
+        """Return the answer with the running services. Their traces have the same values."""
+        units = (self.units.by_name[name] for name in self.units.active)
+        return protocol.render_look(
+            {
+                unit.name: (unit.pid, unit.since, unit.restarts, unit.exit, unit.oom_kills, frozen(unit.pid))
+                for unit in units
+                if unit.phase == "running" and unit.pid > 0
+            }
+        )
 
     def _reload(self, client: Client, names: Iterable[str]) -> None:
         for name in names:
@@ -165,7 +180,7 @@ class Server:
             return
         for name in client.remove:
             self._forget(name)
-        client.answer = protocol.render(protocol.Answer(self.version, client.errors))
+        client.answer = client.special or protocol.render(protocol.Answer(self.version, client.errors))
         client.timer = self.loop.after(REQUEST_TIMEOUT, lambda: self._drop(client))
         self.loop.watch(client.connection.fileno(), lambda _: self._send(client), select.EPOLLOUT)
 
