@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.host.explain import APPLY, Facts, causes
+from netspace.errors import NetspaceError
+from netspace.host.explain import APPLY, Facts, causes, explain
+from netspace.host.host import Host
+from netspace.layout import Layout
 from netspace.link import problems
 from netspace.plugin.explanation import COMMAND
 from netspace.spec import parse
@@ -115,3 +119,14 @@ def test_remedies_have_no_words_of_a_program(words: str, state: str) -> None:
     for one in causes(facts._replace(cut_off={"times": 1, "why": words, "at": 0})):
         assert "evil" not in one.advice + one.command + one.code
         assert not one.command or COMMAND.fullmatch(one.command)
+
+
+def test_unknown_name_with_an_invalid_declaration_says_so(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    unknown = "there is no environment web; there are none yet"
+    with pytest.raises(NetspaceError) as told:
+        explain(host, "web", None, "invalid (2 problems): see netspace.check")
+    assert str(told.value) == f"{unknown}; the declaration in pillar has mistakes: netspace.check"
+    with pytest.raises(NetspaceError) as told:
+        explain(host, "web", None)
+    assert str(told.value) == unknown

@@ -231,7 +231,8 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     spec = None if declared is None else declared.environments.get(name)
     if name not in known and name not in damaged and spec is None:
         everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
-        raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}")
+        unread = "; the declaration in pillar has mistakes: netspace.check" if invalid else ""
+        raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}{unread}")
     record = known.get(name)
     around = observe.around(host.layout, host.supervisor, known, [name])
     row: Mapping[str, Any] = {}

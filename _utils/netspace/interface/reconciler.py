@@ -25,6 +25,7 @@ from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec.publish import published
 from netspace.spec.types import Interface
+from netspace.text import hint
 
 Outcomes = list[Outcome]
 
@@ -108,8 +109,7 @@ class Interfaces:
         observed = observe(self.layout, self._index, only={name})
         record = observed.records.get(name)
         if record is None:
-            known = ", ".join(sorted(observed.claims)) or "none"
-            raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
+            raise NetspaceError(f"environment {name} has no interface on this host; {hint(name, observed.claims)}")
         everybody = claims.numbers(observed.claims)
         step = self._planner.step(name, record, observed, everybody, everybody)
         return {
