@@ -60,6 +60,7 @@ def test_well_environment_has_no_finding() -> None:
         (with_row(state="stopped"), "ended", "note", "netspace_environment.logs web"),
         (Facts("web", STOPPED, STOPPED, "stopped", {**ROW, "state": "stopped"}), "declared-stopped", "note", ""),
         (Facts("web", SPEC, STOPPED, "stopped", {**ROW, "state": "stopped"}), "change-waits", "error", APPLY),
+        (WELL._replace(waiting=["image", "link web.b"]), "change-waits", "warning", APPLY),
         (WELL._replace(taken_back="it failed"), "update-taken-back", "warning", "netspace_environment.retry web"),
         (WELL._replace(interface={"state": "missing"}), "interface-missing", "error", APPLY),
         (WELL._replace(interface={"state": "present", "drift": {"mtu": {}}}), "interface-differs", "warning", APPLY),
@@ -74,6 +75,13 @@ def test_cause_has_code_severity_and_command(facts: Facts, code: str, severity: 
     (found,) = causes(facts)
     assert (found.code, found.severity, found.command) == (code, severity, command)
     assert found.text and found.advice
+
+
+def test_changed_image_that_is_missing_is_named_while_the_former_runs() -> None:
+    found = causes(WELL._replace(waiting=["image"], image_problem="image source /srv/x.tar: No such file"))
+    assert [one.code for one in found] == ["change-waits", "image-missing"]
+    assert "(image)" in found[0].text
+    assert causes(WELL._replace(image_problem="gone")) == []
 
 
 def test_declared_stop_without_supervisor_is_no_fault() -> None:

@@ -120,6 +120,10 @@ class Interfaces:
             "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
         }
 
+    def declared(self, name: str) -> Interface:
+        """Return the interface of an environment as it was applied; the environment must have one."""
+        return records.some(self.layout, [name])[name].interface
+
     def _entry(self, name: str, record: Record, observed: Observed) -> dict[str, Any]:
         names = sets.described(record, observed.names, observed.own, observed.now)
         return {

@@ -324,13 +324,27 @@ def test_explanation_is_one_screen_with_its_command_last() -> None:
         "  memory     60 MiB of 64 MiB, 9 times at the limit, 6 OOM kills\n"
         "  processes  2 of 16; 1 min of processor time, 12 s held back by limits:cpus\n"
         "  interface  veth, present, 10.203.54.242\n"
-        "  link       web -> orders, request: active, 0 waiting, 1 readers\n"
+        "  link       web -> orders, request: active, 0 waiting, 1 reader\n"
         "  also       dead letters of web.orders: 2 rejected\n"
         "  log        Traceback (most recent call last):\n"
         "  log        \\x1b[31mMemoryError\n"
         "  do         raise limits:memory in its declaration, and apply\n"
         "             state.apply netspace"
     )
+
+
+def test_explanation_counts_equal_lines_and_shows_them_whole() -> None:
+    failed = "/usr/bin/python3: can't open file '/demo/tills.py': [Errno 2] No such file or directory"
+    text = shown(EXPLANATION | {"log": ["begins", failed, failed, failed]})
+    assert text.count("tills.py") == 1
+    assert "log begins log /usr/bin/python3:" in " ".join(text.split())
+    assert "[Errno 2] No such file or directory (3 times) do raise" in " ".join(text.split())
+
+
+def test_warning_that_the_summary_lacks_is_shown() -> None:
+    warning = {"code": "change-waits", "severity": "warning", "text": "its declaration was changed (image)",
+               "command": "state.apply netspace", "advice": "apply it", "depends_on": ""}  # fmt: skip
+    assert "  also       its declaration was changed (image)" in shown(EXPLANATION | {"findings": [warning]})
 
 
 def test_explanation_of_much_is_one_screen() -> None:
