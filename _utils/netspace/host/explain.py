@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import msgspec
+
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.plugin.explanation import ADVICE
@@ -287,7 +289,9 @@ def _waiting(host: Host, name: str, applied: Environment, spec: Environment, dec
     """Return the keys of the declaration *spec* that differ from what was applied."""
     from netspace.environment.comparison.differences import differences
 
-    keys = sorted(differences(applied, spec))
+    # The record has the requirement in force, which may be the host's default.
+    asked = msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation))
+    keys = sorted(differences(applied, asked))
     if spec.runtime != applied.runtime:
         keys.append("runtime")
     if spec.state == "running" and applied.state == "stopped":  # a finding of its own

@@ -75,7 +75,7 @@ def lines(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
     shown += _links(found, paint)
     told = bool(findings) and text(findings[0]["severity"]) != "warning"  # by the summary
     for one in findings[told:_MOST]:
-        shown += _fact("also", Cell(prose(one["text"]), _TONES.get(text(one["severity"]), "bad")), paint, 1)
+        shown += _fact("also", Cell(prose(one["text"]), _TONES.get(text(one["severity"]), "bad")), paint, 2)
     help_ = _help(findings, paint)
     room = max(LINES - 1 - len(shown) - len(help_), 1)
     log = _last_lines(found)[-room:]
