@@ -252,8 +252,10 @@ def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
         default = field.default if factory is msgspec.NODEFAULT else factory()
         if now == default or plain.get(key) in (None, (), [], {}, ""):
             plain.pop(key, None)
+        elif isinstance(now, msgspec.Struct) and not (inner := beyond_defaults(now)):
+            del plain[key]
         elif isinstance(now, msgspec.Struct):
-            plain[key] = beyond_defaults(now)
+            plain[key] = inner
     return plain
 
 

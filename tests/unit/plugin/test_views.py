@@ -333,6 +333,29 @@ def test_explanation_is_one_screen_with_its_command_last() -> None:
     )
 
 
+def test_overview_of_a_host_without_environments_says_so() -> None:
+    absent = {"broker": {"kind": "local", "state": "absent"}, "links": {}, "mailboxes": {}}
+    empty = OVERVIEW | {"environments": {}, "links": absent}
+    assert "no environments: nothing was applied on this host\n" in shown(empty)
+
+
+def test_inspected_values_have_units_and_dates() -> None:
+    long = "/var/lib/netspace/images/sha256-" + "4c" * 32 + ".erofs"
+    image = {"digest": "sha256:" + "4c" * 32, "file": long, "size": 68829184, "built": NOW - 90, "mounted": True,
+             "sources": {"tar:/srv/demo.tar": {"cmd": [], "env": {}, "user": None, "notes": ["left out: 8"]}},
+             "used_by": ["orders", "web"], "verity": "none"}  # fmt: skip
+    text = shown(image)
+    assert re.search(r"^  built +1970-01-12T13:45:10Z, 1 min ago$", text, re.MULTILINE)
+    assert re.search(r"^  size +65\.6 MiB$", text, re.MULTILINE)
+    assert re.search(r"^  used_by +orders, web$", text, re.MULTILINE)
+    assert re.search(r"^  mounted +yes$", text, re.MULTILINE)
+    assert long in "".join(text.split()) and "cmd" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    spec = {"limits": {"memory": 268435456, "cpus": 1.0, "disk": None}, "health": None}
+    text = shown({"spec": spec, "layer": "/l", "netns": "/n", "state": "running", "since": NOW})
+    assert re.search(r"^  spec:limits:memory  256 MiB$", text, re.MULTILINE) and "disk" not in text
+
+
 def test_explanation_counts_equal_lines_and_shows_them_whole() -> None:
     failed = "/usr/bin/python3: can't open file '/demo/tills.py': [Errno 2] No such file or directory"
     text = shown(EXPLANATION | {"log": ["begins", failed, failed, failed]})
