@@ -46,7 +46,7 @@ def _values(found: object, key: str, now: float, depth: int) -> Iterator[tuple[s
     """Yield the values that aren't empty, with the keys that lead to them: (``limits:memory``, ``64 MiB``)."""
     if depth == 0:
         raise ValueError("too deep")
-    if found is None or found == "" or found == [] or found == {}:
+    if found is None or (isinstance(found, str | list | tuple | Mapping) and not found):
         return
     if isinstance(found, Mapping):
         for name in sorted(found, key=text):

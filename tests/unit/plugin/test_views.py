@@ -351,9 +351,10 @@ def test_inspected_values_have_units_and_dates() -> None:
     assert re.search(r"^  mounted +yes$", text, re.MULTILINE)
     assert long in "".join(text.split()) and "cmd" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    spec = {"limits": {"memory": 268435456, "cpus": 1.0, "disk": None}, "health": None}
+    spec = {"limits": {"memory": 268435456, "cpus": 1.0, "disk": None}, "health": None, "after": (), "env": {}}
     text = shown({"spec": spec, "layer": "/l", "netns": "/n", "state": "running", "since": NOW})
-    assert re.search(r"^  spec:limits:memory  256 MiB$", text, re.MULTILINE) and "disk" not in text
+    assert re.search(r"^  spec:limits:memory  256 MiB$", text, re.MULTILINE)
+    assert not re.search("disk|health|after|env", text)
 
 
 def test_explanation_counts_equal_lines_and_shows_them_whole() -> None:
