@@ -47,9 +47,11 @@ def __virtual__() -> str:
 
 
 def overview() -> dict[str, Any]:
-    """Return this host's environments with their interfaces, the host's links and the host's trust.
+    """Return this host's environments with their interfaces, the host's links
+    and the host's trust.
 
-    ``supervised`` tells whether a supervisor runs, which restarts programs that end.
+    ``supervised`` tells whether a supervisor runs, which restarts
+    programs that end.
 
     CLI Example:
 
@@ -64,11 +66,14 @@ def overview() -> dict[str, Any]:
 
 
 def glance() -> dict[str, Any]:
-    """Return a summary of this host's trust and of the state of its environments and links. Changes nothing.
+    """Return a summary of this host's trust and of the state of its
+    environments and links. Changes nothing.
 
-    The master calls this function on all hosts at once (``salt-run netspace_fleet.status``). Returns ``trust``;
-    ``environments`` and ``links`` by name, each with its ``state``; ``refused``, the newest refusals of each
-    environment with ``audit: true``; and ``problems``, for example files that can't be read.
+    The master calls this function on all hosts at once (``salt-run
+    netspace_fleet.status``). Returns ``trust``; ``environments`` and
+    ``links`` by name, each with its ``state``; ``refused``, the newest
+    refusals of each environment with ``audit: true``; and ``problems``,
+    for example files that can't be read.
 
     CLI Example:
 
@@ -85,21 +90,26 @@ def glance() -> dict[str, Any]:
 
 
 def explain(name: str) -> dict[str, Any]:
-    """Explain on one screen why an environment runs or doesn't, and which command would help. Changes nothing.
+    """Explain on one screen why an environment runs or doesn't, and which
+    command would help. Changes nothing.
 
     Returns ``summary`` (one sentence) and the data on which it rests:
 
-    - ``findings``: the reasons, the most important first. Each has ``code`` (a word that does not change), ``severity``
-      (``error``, ``warning`` or ``note``), ``text``, ``advice``, ``command`` (a function of Salt with its arguments),
-      and ``depends_on``, if another environment is the cause;
-    - ``pillar`` (whether the environment is declared in pillar), ``declared_state``, ``restart``, ``image``,
-      ``digest``, ``trust``;
-    - ``state``, ``health``, ``since``, ``after`` (the environments that must be ready first: for each, whether it is
-      ready), ``last_exit``, ``restarts``;
-    - ``limits``: for each limit, the present usage, and how often the limit was hit; ``interface``; ``links``; ``log``,
-      the last lines;
-    - ``host``: the requests that the environment ``may`` send to the host, and the number that it sent since the host
-      was started (``uses``, by verb and result).
+    - ``findings``: the reasons, the most important first. Each has
+      ``code`` (a word that does not change), ``severity`` (``error``,
+      ``warning`` or ``note``), ``text``, ``advice``, ``command`` (a
+      function of Salt with its arguments), and ``depends_on``, if
+      another environment is the cause;
+    - ``pillar`` (whether the environment is declared in pillar),
+      ``declared_state``, ``restart``, ``image``, ``digest``, ``trust``;
+    - ``state``, ``health``, ``since``, ``after`` (the environments that
+      must be ready first: for each, whether it is ready),
+      ``last_exit``, ``restarts``;
+    - ``limits``: for each limit, the present usage, and how often the
+      limit was hit; ``interface``; ``links``; ``log``, the last lines;
+    - ``host``: the requests that the environment ``may`` send to the
+      host, and the number that it sent since the host was started
+      (``uses``, by verb and result).
 
     CLI Example:
 
@@ -125,12 +135,16 @@ def explain(name: str) -> dict[str, Any]:
 
 
 def refused(name: str) -> dict[str, Any]:
-    """Return the accesses that were refused to an environment with ``audit: true``. Changes nothing.
+    """Return the accesses that were refused to an environment with ``audit:
+    true``. Changes nothing.
 
-    Returns ``rows``, the oldest first. Each has ``kind`` (``packets``, ``messages``, ``system calls`` or ``files``),
-    ``what`` (the access, as text), ``count``, ``first`` and ``last`` (seconds since the epoch), ``permitted_now``
-    (whether the last applied declaration permits the access), and ``why``, if no declaration can permit the access.
-    ``not_recorded`` has the reason for each kind that isn't recorded.
+    Returns ``rows``, the oldest first. Each has ``kind`` (``packets``,
+    ``messages``, ``system calls`` or ``files``), ``what`` (the access,
+    as text), ``count``, ``first`` and ``last`` (seconds since the
+    epoch), ``permitted_now`` (whether the last applied declaration
+    permits the access), and ``why``, if no declaration can permit the
+    access. ``not_recorded`` has the reason for each kind that isn't
+    recorded.
 
     CLI Example:
 
@@ -150,12 +164,16 @@ def refused(name: str) -> dict[str, Any]:
 
 
 def suggest(name: str) -> str:
-    """Return lines for a declaration, as YAML, that would permit an environment's refused accesses. Changes nothing.
+    """Return lines for a declaration, as YAML, that would permit an
+    environment's refused accesses. Changes nothing.
 
-    A line for packets or messages permits exactly the refused access. A comment before each line says how often the
-    access was refused. The comment has ``RISKY`` and the reason if the line opens more than a service of the Internet,
-    and always if it changes a setting of the whole environment (``seccomp``, ``read_only``). Put the lines that the
-    environment needs into pillar, and apply. The page :doc:`audit </audit>` has an example.
+    A line for packets or messages permits exactly the refused access. A
+    comment before each line says how often the access was refused. The
+    comment has ``RISKY`` and the reason if the line opens more than a
+    service of the Internet, and always if it changes a setting of the
+    whole environment (``seccomp``, ``read_only``). Put the lines that
+    the environment needs into pillar, and apply. The page :doc:`audit
+    </audit>` has an example.
 
     CLI Example:
 
@@ -189,13 +207,17 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
 
 
 def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
-    """Return whether a source may reach a target by messages or packets, and by which rules. Changes nothing.
+    """Return whether a source may reach a target by messages or packets, and
+    by which rules. Changes nothing.
 
-    Returns ``can`` (whether the source may send a message or open a connection), ``answers`` (whether the source may
-    answer a message or connection of the target), ``rules``, ``why_not`` (if no rule allows it, the reasons for
-    messages and for packets), and ``through`` (if no rule allows it directly, the steps of the shortest path through
-    other environments). Each rule has ``by``, ``rule`` (its path in the declaration) and ``what`` (the traffic that it
-    allows). The page :doc:`reachability </reachability>` has the details.
+    Returns ``can`` (whether the source may send a message or open a
+    connection), ``answers`` (whether the source may answer a message or
+    connection of the target), ``rules``, ``why_not`` (if no rule allows
+    it, the reasons for messages and for packets), and ``through`` (if
+    no rule allows it directly, the steps of the shortest path through
+    other environments). Each rule has ``by``, ``rule`` (its path in the
+    declaration) and ``what`` (the traffic that it allows). The page
+    :doc:`reachability </reachability>` has the details.
 
     CLI Example:
 
@@ -206,14 +228,17 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
         salt h1 netspace.can 203.0.113.0/24 web declared=True
 
     source
-        An environment (``web``), an environment of another host (``orders@h2``), or an IP address or network outside. A
-        network counts as reached if one of its addresses is reached.
+        An environment (``web``), an environment of another host
+        (``orders@h2``), or an IP address or network outside. A network
+        counts as reached if one of its addresses is reached.
 
     target
-        The same forms as for ``source``. Source or target must be an environment of this host.
+        The same forms as for ``source``. Source or target must be an
+        environment of this host.
 
     declared
-        Use the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
+        Use the declaration in ``pillar:netspace``, not the one that was
+        applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -221,11 +246,13 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
 
 
 def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
-    """Return all sources that may reach a target, directly or through other environments. Changes nothing.
+    """Return all sources that may reach a target, directly or through other
+    environments. Changes nothing.
 
-    Returns ``paths``. Each has ``from`` (the source), ``through`` (the environments on the path, whose programs would
-    have to forward the data), ``answers`` (whether some step on the path can only answer a message or connection) and
-    ``rules`` (a rule for each step).
+    Returns ``paths``. Each has ``from`` (the source), ``through`` (the
+    environments on the path, whose programs would have to forward the
+    data), ``answers`` (whether some step on the path can only answer a
+    message or connection) and ``rules`` (a rule for each step).
 
     CLI Example:
 
@@ -234,11 +261,12 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
         salt h1 netspace.paths_to orders
 
     name
-        The target: an environment (``web``), an environment of another host (``orders@h2``), or an IP address or
-        network outside.
+        The target: an environment (``web``), an environment of another
+        host (``orders@h2``), or an IP address or network outside.
 
     declared
-        Use the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
+        Use the declaration in ``pillar:netspace``, not the one that was
+        applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -246,24 +274,30 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
 
 
 def graph(form: str = "mermaid", declared: bool = False) -> str:
-    """Return a graph of this host's environments and of who may reach whom, as text. Changes nothing.
+    """Return a graph of this host's environments and of who may reach whom, as
+    text. Changes nothing.
 
-    The graph has an arrow for each rule that allows sending a message or opening a connection.
+    The graph has an arrow for each rule that allows sending a message
+    or opening a connection.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-call --out=newline_values_only netspace.graph
-        salt-call --out=newline_values_only netspace.graph form=html > reach.html
-        salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
+        salt-call --out=newline_values_only netspace.graph form=html \\
+            > reach.html
+        salt-call --out=newline_values_only netspace.graph form=dot \\
+            | dot -Tsvg > reach.svg
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which loads no
-        other file. Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a
+        drawing, a search and details, which loads no other file.
+        Defaults to ``mermaid``.
 
     declared
-        Draw the declaration in ``pillar:netspace``, not the one that was applied last. Defaults to ``False``.
+        Draw the declaration in ``pillar:netspace``, not the one that
+        was applied last. Defaults to ``False``.
     """
     from netspace.host import reach
 
@@ -271,16 +305,20 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
 
 def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the changes that ``state.apply netspace`` would make on this host. Changes nothing.
+    """Return the changes that ``state.apply netspace`` would make on this
+    host. Changes nothing.
 
     A terminal shows the result as a table. As data, it has:
 
-    - ``differences``: a row for each differing key of an environment, link or other thing, with ``kind``, ``name``,
-      ``action`` (what an apply would do), ``key``, ``old`` (the value on the host), ``new`` (the value declared) and
-      ``reason``. ``key`` is empty if no single key differs; then ``reason`` describes the difference;
-    - ``refused``: the steps that an apply would refuse, with ``kind``, ``name`` and ``message``;
-    - ``notes``; ``differs`` (whether ``differences`` or ``refused`` has a row); ``compared_with``; ``compared``, the
-      time.
+    - ``differences``: a row for each differing key of an environment,
+      link or other thing, with ``kind``, ``name``, ``action`` (what an
+      apply would do), ``key``, ``old`` (the value on the host), ``new``
+      (the value declared) and ``reason``. ``key`` is empty if no single
+      key differs; then ``reason`` describes the difference;
+    - ``refused``: the steps that an apply would refuse, with ``kind``,
+      ``name`` and ``message``;
+    - ``notes``; ``differs`` (whether ``differences`` or ``refused`` has
+      a row); ``compared_with``; ``compared``, the time.
 
     CLI Example:
 
@@ -305,16 +343,21 @@ def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def drift() -> dict[str, Any]:
-    """Return the differences between this host and the last apply. Changes nothing.
+    """Return the differences between this host and the last apply. Changes
+    nothing.
 
-    A difference is a setting that somebody changed, a thing that is gone, or a program that no longer runs.
+    A difference is a setting that somebody changed, a thing that is
+    gone, or a program that no longer runs.
 
-    An environment that an operator stopped or started against its declaration is a difference, too.
+    An environment that an operator stopped or started against its
+    declaration is a difference, too.
 
-    The function compares the host with the records of the last apply, so it needs no declaration. Returns the same form
-    as :py:func:`diff`; ``new`` is the value that was applied.
+    The function compares the host with the records of the last apply,
+    so it needs no declaration. Returns the same form as
+    :py:func:`diff`; ``new`` is the value that was applied.
 
-    The return code is 1 if anything differs, so that a pipeline or a monitor notices.
+    The return code is 1 if anything differs, so that a pipeline or a
+    monitor notices.
 
     CLI Example:
 
@@ -337,22 +380,27 @@ def drift() -> dict[str, Any]:
 
 
 def metrics(file: str = "") -> str | dict[str, Any]:
-    """Return the metrics of this host as OpenMetrics text, or write them for node_exporter. Changes nothing else.
+    """Return the metrics of this host as OpenMetrics text, or write them for
+    node_exporter. Changes nothing else.
 
-    The page :doc:`metrics </metrics>` has all names. The values of labels are names from the declaration or fixed
-    words. No value is a secret.
+    The page :doc:`metrics </metrics>` has all names. The values of
+    labels are names from the declaration or fixed words. No value is a
+    secret.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-call --local --out=newline_values_only netspace.metrics
-        salt '*' netspace.metrics file=/var/lib/prometheus/node-exporter/netspace.prom
+        salt '*' netspace.metrics \\
+            file=/var/lib/prometheus/node-exporter/netspace.prom
 
     file
-        Write the metrics to this file, in the form that node_exporter's textfile collector reads, and return ``file``
-        and ``size`` (bytes). The name must end in ``.prom``. An existing file is replaced as a whole; **a file that
-        netspace did not write is refused.**
+        Write the metrics to this file, in the form that node_exporter's
+        textfile collector reads, and return ``file`` and ``size``
+        (bytes). The name must end in ``.prom``. An existing file is
+        replaced as a whole; **a file that netspace did not write is
+        refused.**
     """
     from pathlib import Path
 
@@ -382,9 +430,11 @@ def version() -> str:
 
 
 def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[str, Any]:
-    """Return whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
+    """Return whether a declaration can be applied on this host: ``{valid,
+    problems: [{path, message}]}``.
 
-    Changes nothing. The return code is 1 if there is a problem, so that a pipeline stops.
+    Changes nothing. The return code is 1 if there is a problem, so that
+    a pipeline stops.
 
     CLI Example:
 
@@ -397,8 +447,10 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
         The declaration. Defaults to ``pillar:netspace``.
 
     host
-        Also check against the host, as ``state.apply netspace test=True`` does: a missing image, program or parent of
-        an interface is a problem. ``False`` checks the declaration alone. Defaults to ``True``.
+        Also check against the host, as ``state.apply netspace
+        test=True`` does: a missing image, program or parent of an
+        interface is a problem. ``False`` checks the declaration alone.
+        Defaults to ``True``.
     """
     problems: list[dict[str, str]] = []
     try:
@@ -419,17 +471,23 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
 
 
 def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
-    """Return the settings of this host that weaken the isolation of environments, with remedies. Changes nothing.
+    """Return the settings of this host that weaken the isolation of
+    environments, with remedies. Changes nothing.
 
-    Returns a row for each setting of the kernel, and for each weakness of the processor that the kernel knows:
-    ``name``, ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (the consequence of another value)
-    and ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or is not conclusive;
-    **that is not good**). ``matters`` names who is at risk: ``environments``; ``local users`` (only users of the host:
-    for programs in environments, the profiles ``strict`` and ``standard`` block the attack); or ``host`` (only after an
-    attacker has become root or taken over a service). The page :doc:`isolation </isolation>` has the sources of each
-    row.
+    Returns a row for each setting of the kernel, and for each weakness
+    of the processor that the kernel knows: ``name``, ``outcome``,
+    ``found`` (the value), ``expected``, ``matters``, ``why`` (the
+    consequence of another value) and ``remedy``. The outcome is
+    ``good``, ``weak`` or ``unknown`` (the value can't be read, or is
+    not conclusive; **that is not good**). ``matters`` names who is at
+    risk: ``environments``; ``local users`` (only users of the host: for
+    programs in environments, the profiles ``strict`` and ``standard``
+    block the attack); or ``host`` (only after an attacker has become
+    root or taken over a service). The page :doc:`isolation
+    </isolation>` has the sources of each row.
 
-    The return code is 1 if a row is ``weak``. Root can read more settings than another user.
+    The return code is 1 if a row is ``weak``. Root can read more
+    settings than another user.
 
     CLI Example:
 
@@ -439,7 +497,8 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
         salt '*' netspace.check_host summary=True
 
     summary
-        Return ``comment``, the number of rows by outcome, and only the rows that are not good. Defaults to ``False``.
+        Return ``comment``, the number of rows by outcome, and only the
+        rows that are not good. Defaults to ``False``.
     """
     from netspace.host import weaknesses
 
@@ -456,8 +515,8 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
 def teardown(test: bool = False) -> dict[str, Any]:
     """Remove everything of netspace except volumes from this host.
 
-    The function removes environments, links and messages, interfaces, broker, images and records. **Only volumes
-    stay.**
+    The function removes environments, links and messages, interfaces,
+    broker, images and records. **Only volumes stay.**
 
     Returns ``{name, result, changes, comment}`` like a state.
 

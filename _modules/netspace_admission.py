@@ -39,25 +39,32 @@ def __virtual__() -> str:
 
 
 def apply_(url: str, tpm: str = "device:/dev/tpmrm0", patience: int = 120) -> dict[str, Any]:
-    """Ask the master to accept this minion's pending key; return ``{accepted: true, level}``.
+    """Ask the master to accept this minion's pending key; return ``{accepted:
+    true, level}``.
 
-    The host's TPM proves to the master that it is the TPM in the inventory for this minion, that it vouches for this
-    minion's Salt key, and that the host's boot is good. Start the minion first, so that its key is pending.
+    The host's TPM proves to the master that it is the TPM in the
+    inventory for this minion, that it vouches for this minion's Salt
+    key, and that the host's boot is good. Start the minion first, so
+    that its key is pending.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local netspace_admission.apply http://198.51.100.254:4507
+        salt-call --local netspace_admission.apply \\
+            http://198.51.100.254:4507
 
     url
-        The URL of the master's admission service (the engine ``netspace_admission``).
+        The URL of the master's admission service (the engine
+        ``netspace_admission``).
 
     tpm
-        The TPM, as in ``pillar:netspace:attestation:tpm``. A minion without an accepted key has no pillar.
+        The TPM, as in ``pillar:netspace:attestation:tpm``. A minion
+        without an accepted key has no pillar.
 
     patience
-        Seconds for which the function tries again if the master is busy.
+        Seconds for which the function tries again if the master is
+        busy.
     """
     until = time.monotonic() + patience
     while True:

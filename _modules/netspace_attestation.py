@@ -41,7 +41,8 @@ def __virtual__() -> str:
 
 
 def status() -> dict[str, Any]:
-    """Return this host's trust, from the result of the last appraisal. The host is not appraised again.
+    """Return this host's trust, from the result of the last appraisal. The
+    host is not appraised again.
 
     The result has
 
@@ -52,8 +53,9 @@ def status() -> dict[str, Any]:
     - ``issued`` and ``expires``: seconds since the epoch;
     - ``fallback``: true if the configured TPM could not be used;
     - ``tpm``;
-    - ``tee``, only if the master judged a confidential guest: the guest on which the level rests (``kind``,
-      ``measurement``, ``tcb`` or ``status``, ``code``).
+    - ``tee``, only if the master judged a confidential guest: the guest
+      on which the level rests (``kind``, ``measurement``, ``tcb`` or
+      ``status``, ``code``).
 
     CLI Example:
 
@@ -75,39 +77,49 @@ def evidence(
     tee: bool = False,
     period: str = "",
 ) -> dict[str, Any]:
-    """Make evidence for a verifier: a quote of the TPM, with the PCR values and the logs of the boot.
+    """Make evidence for a verifier: a quote of the TPM, with the PCR values
+    and the logs of the boot.
 
-    ``pillar:netspace:attestation:tpm`` names the TPM. If it names none, the evidence is a software key's signature.
+    ``pillar:netspace:attestation:tpm`` names the TPM. If it names none,
+    the evidence is a software key's signature.
 
-    The result is ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary fields in
-    base64, and ``host``, the host's id to which the evidence is bound. With a TEE's report, there is also ``tee``.
+    The result is ``{v, kind, key, attest, sig, bank, pcrs, bootlog,
+    systemdlog, ima, env}`` with binary fields in base64, and ``host``,
+    the host's id to which the evidence is bound. With a TEE's report,
+    there is also ``tee``.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt '*' netspace_attestation.evidence 8a1c0d5f3e92b7640f1e2d3c4b5a6978
+        salt '*' netspace_attestation.evidence \\
+            8a1c0d5f3e92b7640f1e2d3c4b5a6978
 
     nonce
         16 to 64 random bytes, in hex, used once.
 
     verifier
-        Fingerprint of the verifier that asks for the evidence. Defaults to none.
+        Fingerprint of the verifier that asks for the evidence. Defaults
+        to none.
 
     session
         The verifier's name for this exchange. Defaults to none.
 
     ima_from
-        Number of the first line of IMA's measurement list to include. The list comes with its own quote of PCR 10.
-        Defaults to none: no list. Without a TPM, there is never a list.
+        Number of the first line of IMA's measurement list to include.
+        The list comes with its own quote of PCR 10. Defaults to none:
+        no list. Without a TPM, there is never a list.
 
     tee
-        Include the TEE's report, if this host is a confidential guest. Defaults to false.
+        Include the TEE's report, if this host is a confidential guest.
+        Defaults to false.
 
     period
-        The period (16 bytes, in hex) that selects the attestation key. ``salt-run netspace_attestation.certificate``
-        returns the period with the key's certificate. Defaults to none: the key that the host uses to judge itself,
-        which never changes and has no certificate.
+        The period (16 bytes, in hex) that selects the attestation key.
+        ``salt-run netspace_attestation.certificate`` returns the period
+        with the key's certificate. Defaults to none: the key that the
+        host uses to judge itself, which never changes and has no
+        certificate.
     """
     try:
         layout, chosen = _settings()
@@ -129,15 +141,20 @@ def evidence(
 
 def host_key() -> dict[str, str]:
     """
-    Return the public key by which this host vouches for the tokens of its environments: ``{kind, key}``, the key in
-    PEM. ``kind`` is ``tpm-claimed`` for the attestation key of the TPM with which this host was appraised last, else
-    ``software``. That this key is in a TPM is the host's word.
+    Return the public key by which this host vouches for the tokens of
+    its environments: ``{kind, key}``, the key in PEM. ``kind`` is
+    ``tpm-claimed`` for the attestation key of the TPM with which this
+    host was appraised last, else ``software``. That this key is in a
+    TPM is the host's word.
 
-    A relying party trusts this key to check tokens, which programs get by asking their host (verb ``attest``). The key
-    stays the same, so whoever has two tokens knows whether they are of one host.
+    A relying party trusts this key to check tokens, which programs get
+    by asking their host (verb ``attest``). The key stays the same, so
+    whoever has two tokens knows whether they are of one host.
 
-    **Don't take a key to trust from this function by Salt's bus**: another minion could answer in this one's name. On
-    the master, ``salt-run netspace_attestation.host_key`` gets it with a proof of who answered.
+    **Don't take a key to trust from this function by Salt's bus**:
+    another minion could answer in this one's name. On the master,
+    ``salt-run netspace_attestation.host_key`` gets it with a proof of
+    who answered.
 
     CLI Example:
 
@@ -155,11 +172,13 @@ def host_key() -> dict[str, str]:
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the identity of this host's TPM, for the registrar on the master.
 
-    ``pillar:netspace:attestation:tpm`` names the TPM. The result is ``{v, template, ek, cert, chain, ak, tpm, period,
-    others}`` with binary fields in base64. With ``asked``, there is also ``salt``: the signature by this minion's Salt
-    key, in hex.
+    ``pillar:netspace:attestation:tpm`` names the TPM. The result is
+    ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with
+    binary fields in base64. With ``asked``, there is also ``salt``: the
+    signature by this minion's Salt key, in hex.
 
-    The master's ``netspace_attestation.enroll`` calls this function, and then ``activate``.
+    The master's ``netspace_attestation.enroll`` calls this function,
+    and then ``activate``.
 
     CLI Example:
 
@@ -168,11 +187,14 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         salt '*' netspace_attestation.enroll
 
     template
-        Template of the endorsement key. By default, the first template whose key has a certificate in the TPM.
+        Template of the endorsement key. By default, the first template
+        whose key has a certificate in the TPM.
 
     asked
-        The master's requests, by minion's id. Each has ``template``, ``period`` (selects the attestation key, in hex),
-        and ``others`` (whether to show the TPM's other endorsement keys). Defaults to ``template`` alone.
+        The master's requests, by minion's id. Each has ``template``,
+        ``period`` (selects the attestation key, in hex), and ``others``
+        (whether to show the TPM's other endorsement keys). Defaults to
+        ``template`` alone.
     """
     try:
         layout, chosen = _settings()
@@ -195,24 +217,30 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
 
 
 def activate(credentials: dict[str, Any]) -> dict[str, Any]:
-    """Open a credential that the master made for this TPM, and return ``{answer: hex, salt: hex}``.
+    """Open a credential that the master made for this TPM, and return
+    ``{answer: hex, salt: hex}``.
 
-    ``answer`` proves that the attestation key is in this TPM, and ``salt`` is the signature by this minion's Salt key.
-    The credential's secret is not returned.
+    ``answer`` proves that the attestation key is in this TPM, and
+    ``salt`` is the signature by this minion's Salt key. The
+    credential's secret is not returned.
 
-    The answer is bound to this minion's id and to the key of the master that the minion accepted. So a credential from
-    another master, or for another minion, gives a wrong answer.
+    The answer is bound to this minion's id and to the key of the master
+    that the minion accepted. So a credential from another master, or
+    for another minion, gives a wrong answer.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt web1 netspace_attestation.activate credentials='{"web1": {"template": "EK-ECC256", "session": "1f", ...}}'
+        salt web1 netspace_attestation.activate \\
+            credentials='{"web1": {"template": "EK-ECC256", ...}}'
 
     credentials
-        Credentials, by minion's id. Each has ``template`` (of the endorsement key, from ``enroll``), ``blob``
-        (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``others`` (these three for each of the TPM's other
-        endorsement keys), ``period`` (selects the attestation key), ``session``, and ``nonce`` in hex.
+        Credentials, by minion's id. Each has ``template`` (of the
+        endorsement key, from ``enroll``), ``blob`` (TPMS_ID_OBJECT) and
+        ``encrypted`` (the seed) in base64, ``others`` (these three for
+        each of the TPM's other endorsement keys), ``period`` (selects
+        the attestation key), ``session``, and ``nonce`` in hex.
     """
     try:
         layout, chosen = _settings()
@@ -260,9 +288,10 @@ def _master() -> str:
 def forget() -> dict[str, Any]:
     """Delete the last result, **the pinned TPM** and the software key.
 
-    Use this function if the host's TPM was replaced or cleared on purpose. The next appraisal accepts the TPM that it
-    finds. Until then the host has trust level L0. The result is ``{forgotten: true}``, or ``false`` if there was
-    nothing to delete.
+    Use this function if the host's TPM was replaced or cleared on
+    purpose. The next appraisal accepts the TPM that it finds. Until
+    then the host has trust level L0. The result is ``{forgotten:
+    true}``, or ``false`` if there was nothing to delete.
 
     CLI Example:
 
@@ -287,21 +316,24 @@ def forget() -> dict[str, Any]:
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """Answer a challenge of the master's verifier with ``{boot, evidence}``.
 
-    The evidence is bound to this minion's id, to the key of the master that the minion accepted, to the challenge and
-    to this boot. If the answer is too large for one message, the function returns ``{parts, sha256}``; call ``part``
-    for each part of the answer.
+    The evidence is bound to this minion's id, to the key of the master
+    that the minion accepted, to the challenge and to this boot. If the
+    answer is too large for one message, the function returns ``{parts,
+    sha256}``; call ``part`` for each part of the answer.
 
-    The master's ``netspace_attestation.attest`` calls this function, and then ``accept``. One message has the
-    challenges of many minions.
+    The master's ``netspace_attestation.attest`` calls this function,
+    and then ``accept``. One message has the challenges of many minions.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt web1 netspace_attestation.answer challenges='{"web1": {"session": "1f", "nonce": "8a1c...", ...}}'
+        salt web1 netspace_attestation.answer \\
+            challenges='{"web1": {"session": "1f", ...}}'
 
     challenges
-        Challenges, by minion's id. This minion answers only the challenge under its own id.
+        Challenges, by minion's id. This minion answers only the
+        challenge under its own id.
     """
     try:
         layout, chosen = _settings()
@@ -311,9 +343,11 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
 
 
 def part(parts: dict[str, int]) -> dict[str, str]:
-    """Return ``{text}``: one part of an answer that is too large for one message of Salt's bus.
+    """Return ``{text}``: one part of an answer that is too large for one
+    message of Salt's bus.
 
-    An answer is that large if it has a long measurement list. ``answer`` returns the number of parts.
+    An answer is that large if it has a long measurement list.
+    ``answer`` returns the number of parts.
 
     The master's ``netspace_attestation.attest`` calls this function.
 
@@ -333,18 +367,22 @@ def part(parts: dict[str, int]) -> dict[str, str]:
 
 
 def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
-    """Check and save the attestation result that the master signed; return ``{level, expires, stored}``.
+    """Check and save the attestation result that the master signed; return
+    ``{level, expires, stored}``.
 
     The result is an EAR (a JWT). netspace enforces the saved result.
 
-    The minion accepts the result only if ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
-    ``verifier_keys``, and the result is for this minion, this boot and the last answered challenge.
+    The minion accepts the result only if
+    ``pillar:netspace:attestation:verifier`` is ``master``, the key is
+    one of ``verifier_keys``, and the result is for this minion, this
+    boot and the last answered challenge.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt web1 netspace_attestation.accept tokens='{"web1": "<token>"}' key='<JWK>'
+        salt web1 netspace_attestation.accept \\
+            tokens='{"web1": "<token>"}' key='<JWK>'
 
     tokens
         Results, by minion's id.

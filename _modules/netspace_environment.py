@@ -87,23 +87,32 @@ def list_() -> dict[str, dict[str, Any]]:
 
     Each row, by name, has
 
-    - ``state``: running, starting, stopped, failed, or frozen (stopped by a signal);
-    - ``health``: healthy, starting, unhealthy or unknown; empty if there is no health check, or the environment doesn't
-      run;
-    - ``flapping``: whether the environment ends and is restarted again and again;
+    - ``state``: running, starting, stopped, failed, or frozen (stopped
+      by a signal);
+    - ``health``: healthy, starting, unhealthy or unknown; empty if
+      there is no health check, or the environment doesn't run;
+    - ``flapping``: whether the environment ends and is restarted again
+      and again;
     - ``pid``, ``since`` (seconds since the epoch), ``restarts``;
-    - ``exit``: how the environment last ended; ``oom`` means that it was killed for lack of memory;
-    - ``oom_kills``: the number of the environment's processes that the kernel killed for lack of memory since the last
-      start was requested;
+    - ``exit``: how the environment last ended; ``oom`` means that it
+      was killed for lack of memory;
+    - ``oom_kills``: the number of the environment's processes that the
+      kernel killed for lack of memory since the last start was
+      requested;
     - ``image``, ``digest``, ``runtime``;
-    - ``wanted``: the desired state, which the declaration or an operator set;
-    - ``declared_stopped``: whether the declaration says ``state: stopped``;
-    - ``updating``: whether an update has started a second instance beside the first;
-    - ``supervised``: whether the supervisor runs, which restarts the environment when it ends;
-    - ``problem``: why the environment doesn't run or is unhealthy, if the reason is known.
+    - ``wanted``: the desired state, which the declaration or an
+      operator set;
+    - ``declared_stopped``: whether the declaration says ``state:
+      stopped``;
+    - ``updating``: whether an update has started a second instance
+      beside the first;
+    - ``supervised``: whether the supervisor runs, which restarts the
+      environment when it ends;
+    - ``problem``: why the environment doesn't run or is unhealthy, if
+      the reason is known.
 
-    If the record of an environment is damaged, the row has only the values of the environment's service, and
-    ``problem`` has the remedy.
+    If the record of an environment is damaged, the row has only the
+    values of the environment's service, and ``problem`` has the remedy.
 
     CLI Example:
 
@@ -117,10 +126,13 @@ def list_() -> dict[str, dict[str, Any]]:
 def inspect(name: str) -> dict[str, Any]:
     """Return all data on one environment, except the values of its variables.
 
-    The result has the row of :py:func:`list <list_>`, and the declaration, ids, namespace, folders and usage.
+    The result has the row of :py:func:`list <list_>`, and the
+    declaration, ids, namespace, folders and usage.
 
-    ``sigterm`` is the effect of the SIGTERM that a stop sends, with an explanation: ``handled`` (by the program),
-    ``ends it``, ``ignored`` or ``blocked``. ``sigterm`` is empty if nothing runs or the effect can't be known.
+    ``sigterm`` is the effect of the SIGTERM that a stop sends, with an
+    explanation: ``handled`` (by the program), ``ends it``, ``ignored``
+    or ``blocked``. ``sigterm`` is empty if nothing runs or the effect
+    can't be known.
 
     CLI Example:
 
@@ -137,8 +149,9 @@ def inspect(name: str) -> dict[str, Any]:
 def start(*names: str) -> bool:
     """Start environments that don't run, in parallel.
 
-    An environment that is declared with ``state: stopped`` starts, too. It then runs, also after a reboot, until it is
-    stopped or its declaration is applied again.
+    An environment that is declared with ``state: stopped`` starts, too.
+    It then runs, also after a reboot, until it is stopped or its
+    declaration is applied again.
 
     CLI Example:
 
@@ -155,8 +168,9 @@ def start(*names: str) -> bool:
 def stop(*names: str) -> bool:
     """Stop environments and wait until they have ended.
 
-    They stay stopped, also after a reboot, until they are started or their declaration is applied again. To keep an
-    environment stopped, declare ``state: stopped``.
+    They stay stopped, also after a reboot, until they are started or
+    their declaration is applied again. To keep an environment stopped,
+    declare ``state: stopped``.
 
     CLI Example:
 
@@ -187,10 +201,12 @@ def restart(*names: str) -> bool:
 
 
 def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[str, Any]]:
-    """Wait until environments are healthy. An environment without a health check only has to run.
+    """Wait until environments are healthy. An environment without a health
+    check only has to run.
 
-    Returns the environments' rows of :py:func:`list <list_>`. The function fails if an environment isn't ready in time,
-    or has ended and is not started again; the error has the environment's state.
+    Returns the environments' rows of :py:func:`list <list_>`. The
+    function fails if an environment isn't ready in time, or has ended
+    and is not started again; the error has the environment's state.
 
     CLI Example:
 
@@ -211,8 +227,9 @@ def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[s
 def retry(*names: str) -> bool:
     """Let the next apply try rolled-back updates again.
 
-    netspace rolls an update back if the updated environment does not become healthy. Without this function, an apply
-    tries the update again only if the declaration or the image has changed.
+    netspace rolls an update back if the updated environment does not
+    become healthy. Without this function, an apply tries the update
+    again only if the declaration or the image has changed.
 
     CLI Example:
 
@@ -235,27 +252,32 @@ def exec_(
     stdin: str = "",
     **others: object,
 ) -> dict[str, Any]:
-    """Run a command inside a running environment, with the environment's user, limits and system call filter.
+    """Run a command inside a running environment, with the environment's user,
+    limits and system call filter.
 
-    Returns ``retcode``, ``stdout`` and ``stderr``; at most 1 MiB of each.
+    Returns ``retcode``, ``stdout`` and ``stderr``; at most 1 MiB of
+    each.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt '*' netspace_environment.exec web cat /etc/os-release
-        salt '*' netspace_environment.exec web '["/bin/sh", "-c", "echo $HOME"]'
+        salt '*' netspace_environment.exec web \\
+            '["/bin/sh", "-c", "echo $HOME"]'
 
     name
         The environment.
 
     words
-        The program and its arguments: words, one text that is split as a shell splits it, or a list. **The command is
-        not run by a shell**; for a shell's features, run a shell. Salt takes ``name=value`` for an option, so give such
-        arguments in a list.
+        The program and its arguments: words, one text that is split as
+        a shell splits it, or a list. **The command is not run by a
+        shell**; for a shell's features, run a shell. Salt takes
+        ``name=value`` for an option, so give such arguments in a list.
 
     command
-        The program and its arguments in one value, a text or a list, in place of ``words``.
+        The program and its arguments in one value, a text or a list, in
+        place of ``words``.
 
     timeout
         Seconds after which the command is killed. Defaults to 60.
@@ -286,31 +308,40 @@ def logs(name: str, lines: int = 100, since: str | float | None = None, times: b
         The number of lines at most. Defaults to 100.
 
     since
-        Return only lines after this time: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``, which is
-        local time if it has no offset.
+        Return only lines after this time: a number of seconds ago, or a
+        time such as ``2026-01-31T12:00:00``, which is local time if it
+        has no offset.
 
     times
-        Show when each line was written, and when the program was started. A line of the program is ``TIME | line``, a
-        start is ``TIME = start``. ``TIME`` is ISO 8601 in UTC, such as ``2026-01-31T12:00:00.250+00:00``. It is ``-``
-        for a line that an earlier version wrote to a file. On a host without systemd, a time may be a tenth of a second
-        too early. The program can forge neither a time nor a start. Defaults to False.
+        Show when each line was written, and when the program was
+        started. A line of the program is ``TIME | line``, a start is
+        ``TIME = start``. ``TIME`` is ISO 8601 in UTC, such as
+        ``2026-01-31T12:00:00.250+00:00``. It is ``-`` for a line that
+        an earlier version wrote to a file. On a host without systemd, a
+        time may be a tenth of a second too early. The program can forge
+        neither a time nor a start. Defaults to False.
     """
     found: list[str] = _do(lambda operations: operations.logs(name, lines, since, times))["lines"]
     return found
 
 
 def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
-    """Try to break out of an environment, in more than a hundred ways, and return the results.
+    """Try to break out of an environment, in more than a hundred ways, and
+    return the results.
 
-    The attempts run in a temporary copy of the environment (a twin), which attacks a second twin. A twin has the
-    environment's image, system call profile, limits, user, hardening and kind of interface, but none of its data,
-    variables, volumes or credentials. The environment itself is not touched. The audit takes some seconds; meanwhile
-    netspace changes nothing else on this host.
+    The attempts run in a temporary copy of the environment (a twin),
+    which attacks a second twin. A twin has the environment's image,
+    system call profile, limits, user, hardening and kind of interface,
+    but none of its data, variables, volumes or credentials. The
+    environment itself is not touched. The audit takes some seconds;
+    meanwhile netspace changes nothing else on this host.
 
-    Returns a row for each attempt: ``name``, ``group`` (files, locks, memory, processes, namespaces, kernel, devices,
-    network, broker, time, resources), ``outcome`` and ``detail``. The outcome is ``refused`` (good), ``succeeded``
-    (**isolation is broken**) or ``skipped`` (there was no target; the detail says why). If any attempt succeeded, the
-    return code is not 0.
+    Returns a row for each attempt: ``name``, ``group`` (files, locks,
+    memory, processes, namespaces, kernel, devices, network, broker,
+    time, resources), ``outcome`` and ``detail``. The outcome is
+    ``refused`` (good), ``succeeded`` (**isolation is broken**) or
+    ``skipped`` (there was no target; the detail says why). If any
+    attempt succeeded, the return code is not 0.
 
     CLI Example:
 
@@ -323,8 +354,8 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
         The environment. It need not run.
 
     summary
-        Return ``comment``, the number of attempts by outcome, and only the rows of attempts that succeeded. Defaults to
-        False.
+        Return ``comment``, the number of attempts by outcome, and only
+        the rows of attempts that succeeded. Defaults to False.
     """
     from netspace.host import audit as auditing
 
@@ -348,38 +379,56 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 def exhaust(
     name: str, summary: bool = False, waiting: bool = True, services: bool = True, only: str | list[str] | None = None
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """Test whether an environment can exhaust shared resources or trouble services; return the effect on others.
+    """Test whether an environment can exhaust shared resources or trouble
+    services; return the effect on other programs.
 
-    A temporary copy of the environment (a twin, as in :py:func:`audit <audit>`) takes all units that it can get from a
-    pool of the kernel. At the same time, this host's root and a second twin, the neighbour, each ask for a few units of
-    the same pool. The test takes about five minutes, during which netspace changes nothing else on this host. **All
-    programs on this host lack the units that the twin holds**, so choose a quiet hour.
+    A temporary copy of the environment (a twin, as in :py:func:`audit
+    <audit>`) takes all units that it can get from a pool of the kernel.
+    At the same time, this host's root and a second twin, the neighbour,
+    each ask for a few units of the same pool. The test takes about five
+    minutes, during which netspace changes nothing else on this host.
+    **All programs on this host lack the units that the twin holds**, so
+    choose a quiet hour.
 
-    Returns a row for each pool (``group`` is ``pools``): ``name``, ``outcome``, ``detail``, ``taken`` (the number of
-    units that the twin got) and ``ended`` (the error that stopped the twin). ``root`` and ``neighbour`` have the number
-    of units, of 16 requested units, that each got before, during and after the twin's load. If the kernel counts the
-    pool for the whole host, ``host`` has these counts. The outcome is
+    Returns a row for each pool (``group`` is ``pools``): ``name``,
+    ``outcome``, ``detail``, ``taken`` (the number of units that the
+    twin got) and ``ended`` (the error that stopped the twin). ``root``
+    and ``neighbour`` have the number of units, of 16 requested units,
+    that each got before, during and after the twin's load. If the
+    kernel counts the pool for the whole host, ``host`` has these
+    counts. The outcome is
 
-    - ``held``: the twin hit a limit, paid with its own memory, or took nothing from the host's pool; and root and the
-      neighbour got as many units as before;
-    - ``leak``: root or the neighbour got fewer units than before, or the pool of the whole host was used up;
-    - ``open``: the twin hit no limit, and root and the neighbour got as many units as before. The test doesn't show
-      whether the pool has a limit;
+    - ``held``: the twin hit a limit, paid with its own memory, or took
+      nothing from the host's pool; and root and the neighbour got as
+      many units as before;
+    - ``leak``: root or the neighbour got fewer units than before, or
+      the pool of the whole host was used up;
+    - ``open``: the twin hit no limit, and root and the neighbour got as
+      many units as before. The test doesn't show whether the pool has a
+      limit;
     - ``skipped``: this kernel has no such pool.
 
-    Also returns a row for each load that makes other programs wait (``group`` is ``waiting``). ``seconds`` has the
-    durations of four operations, each without and under the load: an ``answer`` of the neighbour (the 99th percentile
-    of 200 answers), an ``exec`` in the neighbour, a ``restart`` of the neighbour, and a ``look`` at all environments,
-    with which each apply begins. The outcome is ``slow`` if an operation under load took over 20 ms and more than 1.5
-    times as long as without the load (an answer: more than twice as long). Otherwise the outcome is ``held``.
+    Also returns a row for each load that makes other programs wait
+    (``group`` is ``waiting``). ``seconds`` has the durations of four
+    operations, each without and under the load: an ``answer`` of the
+    neighbour (the 99th percentile of 200 answers), an ``exec`` in the
+    neighbour, a ``restart`` of the neighbour, and a ``look`` at all
+    environments, with which each apply begins. The outcome is ``slow``
+    if an operation under load took over 20 ms and more than 1.5 times
+    as long as without the load (an answer: more than twice as long).
+    Otherwise the outcome is ``held``.
 
-    Also returns a row for each way in which an environment can trouble a service of the host (``group`` is
-    ``services``): the forwarder, the broker, the log, the health watcher, the supervisor, ``exec``. Real environments
-    like this one, named ``audit-...``, try these ways; they are removed afterwards. ``seconds`` has the durations of
-    an ``answer`` (as above, but along a link), an ``exec``, an ``apply`` that makes one more environment, a
-    ``restart``, the time until the neighbour is healthy again (``health``), and a look into a log (``logs``). The
-    outcome is ``slow`` as above, and ``leak`` if one of these failed for others, or a service began again. What needs a
-    broker is ``skipped`` where no links are declared, or the broker isn't netspace's own.
+    Also returns a row for each way in which an environment can trouble a
+    service of the host (``group`` is ``services``): the forwarder, the
+    broker, the log, the health watcher, the supervisor, ``exec``. Real
+    environments like this one, named ``audit-...``, try these ways; they
+    are removed afterwards. ``seconds`` has the durations of an ``answer``
+    (as above, but along a link), an ``exec``, an ``apply`` that makes one
+    more environment, a ``restart``, the time until the neighbour is
+    healthy again (``health``), and a look into a log (``logs``). The
+    outcome is ``slow`` as above, and ``leak`` if one of these failed for
+    others, or a service began again. What needs a broker is ``skipped``
+    where no links are declared, or the broker isn't netspace's own.
 
     If the outcome of any row is ``leak``, the return code is not 0.
 
@@ -395,11 +444,12 @@ def exhaust(
         The environment. It need not run.
 
     summary
-        Return ``comment``, the number of rows by outcome, and only the rows with ``leak``, ``open`` or ``slow``.
-        Defaults to False.
+        Return ``comment``, the number of rows by outcome, and only the
+        rows with ``leak``, ``open`` or ``slow``. Defaults to False.
 
     waiting
-        Also measure how long others wait under load. Defaults to True. False also leaves out services.
+        Also measure how long others wait under load. Defaults to True.
+        False also leaves out services.
 
     services
         Also try the services. Defaults to True.
@@ -431,9 +481,11 @@ def exhaust(
 
 
 def remove(*names: str, purge: bool = False, **others: object) -> bool:
-    """Remove environments with their links, layers, namespaces and interfaces. Their volumes stay.
+    """Remove environments with their links, layers, namespaces and interfaces.
+    Their volumes stay.
 
-    **An environment that is still declared comes back at the next apply.**
+    **An environment that is still declared comes back at the next
+    apply.**
 
     CLI Example:
 
@@ -445,8 +497,8 @@ def remove(*names: str, purge: bool = False, **others: object) -> bool:
         The environments.
 
     purge
-        Also delete unread mail **and volumes that have a size** (never a host folder). By default, unread mail and
-        volumes are kept.
+        Also delete unread mail **and volumes that have a size** (never
+        a host folder). By default, unread mail and volumes are kept.
     """
     arguments.refuse_others(others)
     wanted = _names(names)

@@ -41,9 +41,10 @@ def __virtual__() -> str:
 def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
     """Return the steps of an apply on this host. Changes nothing.
 
-    Returns ``digest`` (of the whole plan), ``declared`` (digest of the declaration), ``steps`` and ``withheld`` (things
-    that the plan omits, for example for lack of trust). If the plan is longer than 512 KiB, ``brief`` is true and the
-    steps have no ``changes``.
+    Returns ``digest`` (of the whole plan), ``declared`` (digest of the
+    declaration), ``steps`` and ``withheld`` (things that the plan
+    omits, for example for lack of trust). If the plan is longer than
+    512 KiB, ``brief`` is true and the steps have no ``changes``.
 
     CLI Example:
 
@@ -52,11 +53,13 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
         salt h1 netspace_fleet.plan
 
     generation
-        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
+        The id of a version of the master's declaration that is not yet
+        in force. Defaults to the version in force.
 
     applied
-        Compare the host with the last applied declaration, not with pillar. Then a manual change on the host gives a
-        step, and a new declaration gives none.
+        Compare the host with the last applied declaration, not with
+        pillar. Then a manual change on the host gives a step, and a new
+        declaration gives none.
     """
     from netspace.fleet.planning import plans
 
@@ -73,11 +76,14 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
 
 
 def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, Any]:
-    """Apply the declaration to this host, if the resulting plan is an expected one.
+    """Apply the declaration to this host, if the resulting plan is an expected
+    one.
 
-    The plan is computed and applied under the same lock. If the plan isn't expected, this function fails, and changes
-    nothing. Returns ``applied`` (whether every step succeeded), ``withheld`` (the number of things that the plan omits,
-    for example for lack of trust), ``steps`` (the number of steps done) and ``reason``.
+    The plan is computed and applied under the same lock. If the plan
+    isn't expected, this function fails, and changes nothing. Returns
+    ``applied`` (whether every step succeeded), ``withheld`` (the number
+    of things that the plan omits, for example for lack of trust),
+    ``steps`` (the number of steps done) and ``reason``.
 
     CLI Example:
 
@@ -86,7 +92,8 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
         salt h1 netspace_fleet.apply
 
     generation
-        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
+        The id of a version of the master's declaration that is not yet
+        in force. Defaults to the version in force.
 
     expected
         Digests of acceptable plans. By default, any plan is applied.
@@ -108,7 +115,8 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
 
 
 def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
-    """Build the images for a later apply; return the reasons why this host isn't ready for that apply.
+    """Build the images for a later apply; return the reasons why this host
+    isn't ready for that apply.
 
     Running programs go on unchanged.
 
@@ -119,11 +127,13 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
         salt h1 netspace_fleet.prepare
 
     generation
-        The id of a version of the master's declaration that is not yet in force. Defaults to the version in force.
+        The id of a version of the master's declaration that is not yet
+        in force. Defaults to the version in force.
 
     gate
-        The list ``[trust]`` (default) or ``[]``. With ``trust``, the result also has the declared environments for
-        which the host lacks trust.
+        The list ``[trust]`` (default) or ``[]``. With ``trust``, the
+        result also has the declared environments for which the host
+        lacks trust.
     """
     try:
         wanted = arguments.whole(_section(generation), {})
@@ -135,7 +145,8 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
 def ailing(gate: list[str] | None = None) -> list[str]:
     """Return the reasons why this host isn't well. Changes nothing.
 
-    The reasons are unhealthy environments, and environments for which the host lacks trust.
+    The reasons are unhealthy environments, and environments for which
+    the host lacks trust.
 
     CLI Example:
 
@@ -145,7 +156,8 @@ def ailing(gate: list[str] | None = None) -> list[str]:
         salt '*' netspace_fleet.ailing gate='[health]'
 
     gate
-        A list of the checks to make: ``health``, ``trust``, or both (the default).
+        A list of the checks to make: ``health``, ``trust``, or both
+        (the default).
     """
     try:
         return _host().ailing(health="health" in _gate(gate), trusted="trust" in _gate(gate))

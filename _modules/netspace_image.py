@@ -46,11 +46,13 @@ def _do(action: Callable[[Host], T]) -> T:
 
 def list_() -> dict[str, dict[str, Any]]:
     """
-    Return every image with its sources and the environments that use it.
+    Return every image with its sources and the environments that use
+    it.
 
-    Each row, by the ``sha256:`` of the image's file, has ``sources``, ``size`` in bytes, ``built`` (seconds
-    since the epoch), ``used_by`` (environments) and ``mounted``. If an environment uses an image whose file
-    is missing, the row has no size.
+    Each row, by the ``sha256:`` of the image's file, has ``sources``,
+    ``size`` in bytes, ``built`` (seconds since the epoch), ``used_by``
+    (environments) and ``mounted``. If an environment uses an image
+    whose file is missing, the row has no size.
 
     CLI Example:
 
@@ -64,9 +66,11 @@ def list_() -> dict[str, dict[str, Any]]:
 def inspect(name: str) -> dict[str, Any]:
     """Return all data on one image.
 
-    The result has the row of :py:func:`list <list_>`, the image's file, and the file's fs-verity digest or the reason
-    why there is none. For each source, it has the identity of the source's content, the image's own settings
-    (``entrypoint``, ``cmd``, ``env`` without the values, ``user``, ``group``, ``working_dir``) and ``notes`` on parts
+    The result has the row of :py:func:`list <list_>`, the image's file,
+    and the file's fs-verity digest or the reason why there is none. For
+    each source, it has the identity of the source's content, the
+    image's own settings (``entrypoint``, ``cmd``, ``env`` without the
+    values, ``user``, ``group``, ``working_dir``) and ``notes`` on parts
     that were left out of the image.
 
     CLI Example:
@@ -85,10 +89,12 @@ def inspect(name: str) -> dict[str, Any]:
 def verify(*names: str) -> dict[str, str]:
     """Read images and compare them with their digests.
 
-    Returns, for each image, ``ok``, or the damage and the remedy. If an image is damaged, the return code is not 0.
+    Returns, for each image, ``ok``, or the damage and the remedy. If an
+    image is damaged, the return code is not 0.
 
-    netspace makes the same check before it mounts an image for the first time after a boot. The check takes as long as
-    reading the files.
+    netspace makes the same check before it mounts an image for the
+    first time after a boot. The check takes as long as reading the
+    files.
 
     CLI Example:
 
@@ -107,7 +113,8 @@ def verify(*names: str) -> dict[str, str]:
 
 
 def prune(test: bool = False) -> dict[str, Any]:
-    """Remove every image that no environment uses. Stopped environments use their images, too.
+    """Remove every image that no environment uses. Stopped environments use
+    their images, too.
 
     Returns ``{name, result, changes, comment}``, as a state does.
 

@@ -35,9 +35,11 @@ def __virtual__() -> str:
 def list_() -> dict[str, dict[str, Any]]:
     """Return every environment's interface.
 
-    Each row has the interface's kind and addresses, the name of the host end, the published ports of the host, the path
-    of the network namespace, and ``state``. The state is ``present``, ``differs`` (somebody changed the keys listed in
-    ``differs``; the next apply repairs them), or ``missing`` (there is no namespace).
+    Each row has the interface's kind and addresses, the name of the
+    host end, the published ports of the host, the path of the network
+    namespace, and ``state``. The state is ``present``, ``differs``
+    (somebody changed the keys listed in ``differs``; the next apply
+    repairs them), or ``missing`` (there is no namespace).
 
     CLI Example:
 
@@ -52,9 +54,11 @@ def list_() -> dict[str, dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """Return one interface as ``declared``, as observed (``live``), and the differences (``drift``).
+    """Return one interface as ``declared``, as observed (``live``), and the
+    differences (``drift``).
 
-    ``drift`` has, for each differing key, the observed value (``old``) and the declared value (``new``).
+    ``drift`` has, for each differing key, the observed value (``old``)
+    and the declared value (``new``).
 
     CLI Example:
 

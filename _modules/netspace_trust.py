@@ -35,7 +35,8 @@ def __virtual__() -> str:
 
 
 def revise(hosts: list[str], own: bool = False) -> list[str]:
-    """Make and revoke links to and from other hosts as this host's pillar says now; return the failures.
+    """Make and revoke links to and from other hosts as this host's pillar says
+    now; return the failures.
 
     Other links, and environments, stay as they are.
 
@@ -46,12 +47,14 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         salt h1 netspace_trust.revise '[h2]'
 
     hosts
-        Names of hosts in the fleet. If empty: all hosts with links to or from this one.
+        Names of hosts in the fleet. If empty: all hosts with links to
+        or from this one.
 
     own
-        Whether the trust in this host itself changed. If so, its whole pillar is applied: environments and links that
-        demand more trust than the host has are stopped or reported, as declared, and the others are restored. Defaults
-        to False.
+        Whether the trust in this host itself changed. If so, its whole
+        pillar is applied: environments and links that demand more trust
+        than the host has are stopped or reported, as declared, and the
+        others are restored. Defaults to False.
     """
     import salt.pillar
 

@@ -35,8 +35,9 @@ def __virtual__() -> str:
 def list_() -> dict[str, dict[str, dict[str, Any]]]:
     """Return the volumes with a size, including those of removed environments.
 
-    The result has, by environment and target, the volume's ``size`` (its capacity in bytes), ``used`` (the bytes that
-    it takes on the host's disk) and ``file``.
+    The result has, by environment and target, the volume's ``size``
+    (its capacity in bytes), ``used`` (the bytes that it takes on the
+    host's disk) and ``file``.
 
     CLI Example:
 
@@ -54,10 +55,13 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
 
     Returns the copies in the form of :py:func:`list <list_>`.
 
-    **The environment's program must not run**: call ``netspace_environment.stop`` first and
-    ``netspace_environment.start`` afterwards. Until the backup is done, netspace changes nothing else on this host.
-    Each copy is ``<folder>/<name>/<target>.ext4``, a sparse file that only root can read. A new copy replaces the
-    previous one once it is complete and checked.
+    **The environment's program must not run**: call
+    ``netspace_environment.stop`` first and
+    ``netspace_environment.start`` afterwards. Until the backup is done,
+    netspace changes nothing else on this host. Each copy is
+    ``<folder>/<name>/<target>.ext4``, a sparse file that only root can
+    read. A new copy replaces the previous one once it is complete and
+    checked.
 
     CLI Example:
 
@@ -81,12 +85,15 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """Restore an environment's volumes from a folder that ``backup`` wrote, here or on another host.
+    """Restore an environment's volumes from a folder that ``backup`` wrote,
+    here or on another host.
 
-    **The volumes' present content is lost.** Returns the volumes in the form of :py:func:`list <list_>`.
+    **The volumes' present content is lost.** Returns the volumes in the
+    form of :py:func:`list <list_>`.
 
-    The environment must not run. It need not exist: if it is declared later, it gets these volumes. If a copy is
-    damaged, the function raises an error and replaces nothing.
+    The environment must not run. It need not exist: if it is declared
+    later, it gets these volumes. If a copy is damaged, the function
+    raises an error and replaces nothing.
 
     CLI Example:
 
@@ -98,7 +105,8 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
         The environment.
 
     folder
-        The folder that was given to ``backup``. The copies in it must belong to root.
+        The folder that was given to ``backup``. The copies in it must
+        belong to root.
     """
     from netspace.environment import copies
 

@@ -93,30 +93,37 @@ def __virtual__() -> str:
 
 
 def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
-    """Return a boot log's events, and the PCR values that result from replaying the log.
+    """Return a boot log's events, and the PCR values that result from
+    replaying the log.
 
     The form is ``{banks: {sha256: {"0": hex}}, events: [...]}``.
 
-    Each event has ``pcr``, ``type``, ``digests`` and its decoded data (``variable``, ``path``, ``text``, ...). **The
-    data proves nothing** unless ``matches`` is true: only then does the measured digest cover the data. With an IMA
-    list, the result also has ``ima`` with ``lines``, ``violations`` and ``edited``.
+    Each event has ``pcr``, ``type``, ``digests`` and its decoded data
+    (``variable``, ``path``, ``text``, ...). **The data proves nothing**
+    unless ``matches`` is true: only then does the measured digest cover
+    the data. With an IMA list, the result also has ``ima`` with
+    ``lines``, ``violations`` and ``edited``.
 
-    A log proves nothing without a quote of the PCR values: see ``verify_quote``.
+    A log proves nothing without a quote of the PCR values: see
+    ``verify_quote``.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.replay /sys/kernel/security/tpm0/binary_bios_measurements --out json
+        salt-run --out=json netspace_attestation.replay \\
+            /sys/kernel/security/tpm0/binary_bios_measurements
 
     log
         The firmware's log: ``binary_bios_measurements`` of a host.
 
     systemd
-        systemd's log of its own measurements, ``/run/log/systemd/tpm2-measure.log``.
+        systemd's log of its own measurements,
+        ``/run/log/systemd/tpm2-measure.log``.
 
     ima
-        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``, also in the form for one
+        IMA's list, ``binary_runtime_measurements`` or
+        ``ascii_runtime_measurements``, also in the form for one
         algorithm (``binary_runtime_measurements_sha256``).
     """
 
@@ -142,29 +149,35 @@ def verify_quote(
     ca: str = "",
     crl: str = "",
 ) -> dict[str, Any]:
-    """Check a quote that ``tpm2_quote`` wrote, and return the result of each check.
+    """Check a quote that ``tpm2_quote`` wrote, and return the result of each
+    check.
 
     The form is ``{valid, code, reason, checks, quote}``.
 
-    ``checks`` lists the checks in order, up to the first that failed. A check whose argument was not given is listed as
-    ``unchecked``. This function can't check that the key is in a TPM. Enrolment checks that, and the Privacy CA's
-    ``certificate`` attests it.
+    ``checks`` lists the checks in order, up to the first that failed. A
+    check whose argument was not given is listed as ``unchecked``. This
+    function can't check that the key is in a TPM. Enrolment checks
+    that, and the Privacy CA's ``certificate`` attests it.
 
     CLI Example:
 
     .. code-block:: bash
 
-        tpm2_quote -c ak.ctx -l sha256:0,1,2,3,4,5,6,7 -q 8a1c0d5f -m q.msg -s q.sig -o q.pcrs
-        salt-run netspace_attestation.verify_quote msg=q.msg sig=q.sig ak=ak.pub nonce=8a1c0d5f pcrs=q.pcrs
+        tpm2_quote -c ak.ctx -l sha256:0,1,2,3,4,5,6,7 -q 8a1c0d5f \\
+            -m q.msg -s q.sig -o q.pcrs
+        salt-run netspace_attestation.verify_quote msg=q.msg sig=q.sig \\
+            ak=ak.pub nonce=8a1c0d5f pcrs=q.pcrs
 
     msg
         The file of ``tpm2_quote -m``.
 
     sig
-        The file of ``tpm2_quote -s`` (``-f tss``, which is the default).
+        The file of ``tpm2_quote -s`` (``-f tss``, which is the
+        default).
 
     ak
-        The attestation key: TPM2B_PUBLIC or TPMT_PUBLIC (``tpm2_createak -u`` with ``-f tss``), PEM or DER. PEM and DER
+        The attestation key: TPM2B_PUBLIC or TPMT_PUBLIC
+        (``tpm2_createak -u`` with ``-f tss``), PEM or DER. PEM and DER
         don't show whether the key is restricted.
 
     log
@@ -174,27 +187,32 @@ def verify_quote(
         The qualifying data, in hex. **Without it an old quote passes.**
 
     pcrs
-        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it. With them, the
-        function names the PCRs to which the log does not lead.
+        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``,
+        or JSON as ``replay`` shows it. With them, the function names
+        the PCRs to which the log does not lead.
 
     systemd
         systemd's log, ``/run/log/systemd/tpm2-measure.log``.
 
     ima
-        IMA's list, binary or ASCII. The list may have lines that are newer than the quote.
+        IMA's list, binary or ASCII. The list may have lines that are
+        newer than the quote.
 
     policy
-        A file (YAML or JSON) with rules for the boot, and for the programs that ran after the boot: see the page on
-        policies. Needs ``pcrs`` and ``log``.
+        A file (YAML or JSON) with rules for the boot, and for the
+        programs that ran after the boot: see the page on policies.
+        Needs ``pcrs`` and ``log``.
 
     certificate
-        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it. Needs ``ca``.
+        The certificate that a Privacy CA issued for the key (PEM), as
+        ``certificate`` returns it. Needs ``ca``.
 
     ca
         The Privacy CA that you trust: its ``chain.pem``.
 
     crl
-        The Privacy CA's revocation list, as ``ca_crl`` returns it. **Without it a revoked certificate passes.**
+        The Privacy CA's revocation list, as ``ca_crl`` returns it.
+        **Without it a revoked certificate passes.**
     """
 
     def work() -> dict[str, Any]:
@@ -225,45 +243,54 @@ def verify_environment(
     pcrs: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """
-    Check the proof that a program got from its host by the verb ``attest``. Return ``{valid, code, reason,
-    environment, host, boot, image, configuration, started, key, level, pcrs}``, or why it is refused.
+    Check the proof that a program got from its host by the verb
+    ``attest``. Return ``{valid, code, reason, environment, host, boot,
+    image, configuration, started, key, level, pcrs}``, or why it is
+    refused.
 
-    ``level`` is always ``L1``: nothing proves yet that a host's key is in a TPM, so ``pcrs``, too, are the host's word.
+    ``level`` is always ``L1``: nothing proves yet that a host's key is
+    in a TPM, so ``pcrs``, too, are the host's word.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.verify_environment evidence=web.json nonce=bXkgb3duIHF1ZXN0aW9u \\
+        salt-run netspace_attestation.verify_environment \\
+            evidence=web.json nonce=bXkgb3duIHF1ZXN0aW9u \\
             environment=web key=h1.pem
 
     evidence
         The file with the proof.
 
     nonce
-        The question that the proof answers. Take a new one each time, from 16 random bytes: **an old nonce accepts an
-        old proof**.
+        The question that the proof answers. Take a new one each time,
+        from 16 random bytes: **an old nonce accepts an old proof**.
 
     environment
         The environment that is to be proved.
 
     key
-        The file with the host's key (PEM), as :func:`host_key` returns it.
+        The file with the host's key (PEM), as :func:`host_key` returns
+        it.
 
     host
-        The host's name in links. Defaults to any: the key stands for the host.
+        The host's name in links. Defaults to any: the key stands for
+        the host.
 
     image
-        Digest of the environment's image (``sha256:...``). Defaults to any.
+        Digest of the environment's image (``sha256:...``). Defaults to
+        any.
 
     configuration
         Digest of its runtime's configuration. Defaults to any.
 
     thumbprint
-        Thumbprint of the key that the program named as its own. Defaults to any.
+        Thumbprint of the key that the program named as its own.
+        Defaults to any.
 
     pcrs
-        The values (hex) that must be quoted, by PCR: ``pcrs='{"7": "65ca..."}'``. Defaults to any.
+        The values (hex) that must be quoted, by PCR: ``pcrs='{"7":
+        "65ca..."}'``. Defaults to any.
     """
 
     def work() -> dict[str, Any]:
@@ -281,10 +308,13 @@ def verify_environment(
 
 def host_key(minion: str, timeout: int = 60) -> dict[str, Any]:
     """
-    Return the public key by which a host vouches for the tokens of its environments: ``{kind, key}``, the key in PEM.
+    Return the public key by which a host vouches for the tokens of its
+    environments: ``{kind, key}``, the key in PEM.
 
-    The minion signs its answer with its Salt key, so no other minion can give its own key in this one's name. ``kind``
-    is ``software``, or ``tpm-claimed``: the host says that the key is in its TPM. Nothing proves that to the master.
+    The minion signs its answer with its Salt key, so no other minion
+    can give its own key in this one's name. ``kind`` is ``software``,
+    or ``tpm-claimed``: the host says that the key is in its TPM.
+    Nothing proves that to the master.
 
     CLI Example:
 
@@ -316,39 +346,48 @@ def verify_tee(
     data: str = "",
     policy: str = "",
 ) -> dict[str, Any]:
-    """Check the report of a confidential guest in a file, and return the result of each check.
+    """Check the report of a confidential guest in a file, and return the
+    result of each check.
 
     The form is ``{valid, code, reason, checks, report}``.
 
-    The report is the kernel's ``outblob`` (SEV-SNP report, TDX quote), or that of Azure's paravisor (NV index
-    0x01400001 of the vTPM). For a paravisor's report, the result has the vTPM's keys for which the TEE vouches.
+    The report is the kernel's ``outblob`` (SEV-SNP report, TDX quote),
+    or that of Azure's paravisor (NV index 0x01400001 of the vTPM). For
+    a paravisor's report, the result has the vTPM's keys for which the
+    TEE vouches.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.verify_tee outblob folder=/etc/netspace/tee-roots certificates=auxblob
+        salt-run netspace_attestation.verify_tee outblob \\
+            folder=/etc/netspace/tee-roots certificates=auxblob
 
     report
         The file with the report.
 
     folder
-        The folder with the makers' root certificates. Defaults to ``tee_roots`` of the master's configuration.
+        The folder with the makers' root certificates. Defaults to
+        ``tee_roots`` of the master's configuration.
 
     certificates
-        A file with the certificates that the host gave to its guest: the kernel's ``auxblob`` (SEV-SNP).
+        A file with the certificates that the host gave to its guest:
+        the kernel's ``auxblob`` (SEV-SNP).
 
     quote
         The TDX quote, if the report is a paravisor's.
 
     ccel
-        The guest's log, ``/sys/firmware/acpi/tables/data/CCEL``, which must lead to the quoted registers (TDX).
+        The guest's log, ``/sys/firmware/acpi/tables/data/CCEL``, which
+        must lead to the quoted registers (TDX).
 
     data
-        The data that the report must cover: up to 64 bytes in hex. **Without it an old report passes.**
+        The data that the report must cover: up to 64 bytes in hex.
+        **Without it an old report passes.**
 
     policy
-        A file (YAML or JSON) with rules for the guest in its section ``tee``.
+        A file (YAML or JSON) with rules for the guest in its section
+        ``tee``.
     """
 
     def work() -> dict[str, Any]:
@@ -368,12 +407,16 @@ def verify_tee(
 
 
 def enroll(minion: str) -> dict[str, Any]:
-    """Bind a minion to its TPM. The Privacy CA certifies the minion's attestation key for a day.
+    """Bind a minion to its TPM. The Privacy CA certifies the minion's
+    attestation key for a day.
 
-    The master makes a credential that only a TPM with the minion's endorsement key and attestation key can open. The
-    minion's answer proves that both keys are in one TPM. Until ``release`` is called, a minion stays bound to its first
-    TPM, and a TPM to one minion. ``level`` is L3 if the TPM's endorsement certificate chains to a certificate in the
-    folder ``netspace.attestation:roots``, else L2. ``unreadable_roots`` lists the files of that folder that can't be
+    The master makes a credential that only a TPM with the minion's
+    endorsement key and attestation key can open. The minion's answer
+    proves that both keys are in one TPM. Until ``release`` is called, a
+    minion stays bound to its first TPM, and a TPM to one minion.
+    ``level`` is L3 if the TPM's endorsement certificate chains to a
+    certificate in the folder ``netspace.attestation:roots``, else L2.
+    ``unreadable_roots`` lists the files of that folder that can't be
     read.
 
     CLI Example:
@@ -399,8 +442,10 @@ def enroll(minion: str) -> dict[str, Any]:
 def roots() -> dict[str, Any]:
     """Return the certificates of the TPM makers that this master trusts.
 
-    They are in the folder ``netspace.attestation:roots``. The result has ``certificates`` (subject, kind of key, end of
-    validity), the number of revocation ``lists``, and ``unreadable`` files with the reason.
+    They are in the folder ``netspace.attestation:roots``. The result
+    has ``certificates`` (subject, kind of key, end of validity), the
+    number of revocation ``lists``, and ``unreadable`` files with the
+    reason.
 
     CLI Example:
 
@@ -414,8 +459,9 @@ def roots() -> dict[str, Any]:
 def hosts() -> dict[str, Any]:
     """Return the record of each enrolled minion.
 
-    Each has the minion's TPM (SHA-256 of the endorsement key), its level and the reason why it is not higher, its
-    pseudonym, and the end of its certificate.
+    Each has the minion's TPM (SHA-256 of the endorsement key), its
+    level and the reason why it is not higher, its pseudonym, and the
+    end of its certificate.
 
     CLI Example:
 
@@ -427,11 +473,14 @@ def hosts() -> dict[str, Any]:
 
 
 def certificate(minion: str) -> dict[str, Any]:
-    """Return the ``certificate`` of a minion's attestation key (PEM), the key's ``period``, and the CA's ``chain``.
+    """Return the ``certificate`` of a minion's attestation key (PEM), the
+    key's ``period``, and the CA's ``chain``.
 
-    The minion's ``netspace_attestation.evidence`` selects the key by the ``period``. With the certificate, the chain
-    and ``ca_crl``, third parties check the minion's quotes (``verify_quote certificate=... ca=... crl=...``). From the
-    certificate, they learn only the minion's pseudonym.
+    The minion's ``netspace_attestation.evidence`` selects the key by
+    the ``period``. With the certificate, the chain and ``ca_crl``,
+    third parties check the minion's quotes (``verify_quote
+    certificate=... ca=... crl=...``). From the certificate, they learn
+    only the minion's pseudonym.
 
     CLI Example:
 
@@ -447,7 +496,8 @@ def certificate(minion: str) -> dict[str, Any]:
 
 def revoke(minion: str, why: str = "") -> dict[str, Any]:
     """
-    Revoke a minion's attestation certificate. The minion stays bound to its TPM; ``enroll`` issues a new certificate.
+    Revoke a minion's attestation certificate. The minion stays bound to
+    its TPM; ``enroll`` issues a new certificate.
 
     CLI Example:
 
@@ -467,8 +517,9 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
 def release(minion: str) -> dict[str, Any]:
     """Forget a minion's TPM and its last result, and revoke its certificate.
 
-    Call this function after the TPM was replaced or cleared. **The next TPM that the minion shows is accepted.** If the
-    minion has no TPM, its software key is forgotten.
+    Call this function after the TPM was replaced or cleared. **The next
+    TPM that the minion shows is accepted.** If the minion has no TPM,
+    its software key is forgotten.
 
     CLI Example:
 
@@ -492,10 +543,13 @@ def release(minion: str) -> dict[str, Any]:
 
 
 def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> dict[str, Any]:
-    """Create the Privacy CA: a root, and an intermediate that signs certificates.
+    """Create the Privacy CA: a root, and an intermediate that signs
+    certificates.
 
-    With ``root_elsewhere``, the function creates no root, and returns a certificate ``request`` for the intermediate.
-    Sign the request on the machine that has the root (``ca_sign``), and install the certificate here (``ca_import``).
+    With ``root_elsewhere``, the function creates no root, and returns a
+    certificate ``request`` for the intermediate. Sign the request on
+    the machine that has the root (``ca_sign``), and install the
+    certificate here (``ca_import``).
 
     CLI Example:
 
@@ -513,9 +567,11 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
-    """Create the next intermediate. Certificates of the previous intermediate stay valid until they expire.
+    """Create the next intermediate. Certificates of the previous intermediate
+    stay valid until they expire.
 
-    If the root is on another machine, return a ``request``, as ``ca_init`` does.
+    If the root is on another machine, return a ``request``, as
+    ``ca_init`` does.
 
     CLI Example:
 
@@ -530,21 +586,26 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
-    """Sign an intermediate's request with a root, on the machine that has the root.
+    """Sign an intermediate's request with a root, on the machine that has the
+    root.
 
-    Returns ``certificate`` (PEM) and ``root``, the path of the root's certificate.
+    Returns ``certificate`` (PEM) and ``root``, the path of the root's
+    certificate.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.ca_sign request=ca.csr root=/media/usb/root
+        salt-run netspace_attestation.ca_sign request=ca.csr \\
+            root=/media/usb/root
 
     request
-        A file with the ``request`` that ``ca_init root_elsewhere=True`` returned.
+        A file with the ``request`` that ``ca_init root_elsewhere=True``
+        returned.
 
     root
-        The root's folder. If the folder does not exist, the function creates it with a new root.
+        The root's folder. If the folder does not exist, the function
+        creates it with a new root.
     """
 
     def work() -> dict[str, Any]:
@@ -565,13 +626,15 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
 
 
 def ca_import(certificate: str, root: str) -> dict[str, Any]:
-    """Install an intermediate's certificate that was issued for the last request by a root on another machine.
+    """Install an intermediate's certificate that was issued for the last
+    request by a root on another machine.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.ca_import certificate=ca.pem root=root.pem
+        salt-run netspace_attestation.ca_import certificate=ca.pem \\
+            root=root.pem
 
     certificate
         A file with the certificate (PEM).
@@ -585,8 +648,8 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
 def ca_status() -> dict[str, Any]:
     """Return the state of the Privacy CA.
 
-    The result has its name, the end of its certificate, whether its root is on this machine, and the number of enrolled
-    hosts.
+    The result has its name, the end of its certificate, whether its
+    root is on this machine, and the number of enrolled hosts.
 
     CLI Example:
 
@@ -612,17 +675,21 @@ def ca_crl() -> dict[str, Any]:
 
 
 def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
-    """Check the registrar's log from its beginning, and return its head: ``{valid, records, hash}``.
+    """Check the registrar's log from its beginning, and return its head:
+    ``{valid, records, hash}``.
 
-    Each record has the hash of the previous one, so the check finds changed, removed and inserted records. **It finds
-    that the last records are missing only if you give a head that you noted elsewhere.** A head is the number of
-    records and the last record's hash.
+    Each record has the hash of the previous one, so the check finds
+    changed, removed and inserted records. **It finds that the last
+    records are missing only if you give a head that you noted
+    elsewhere.** A head is the number of records and the last record's
+    hash.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_attestation.verify_log records=812 hash=5f2c...
+        salt-run netspace_attestation.verify_log records=812 \\
+            hash=5f2c...
 
     records
         The number of records in the noted head.
@@ -643,16 +710,21 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
 
 
 def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
-    """Challenge minions over Salt's bus, appraise their evidence, and save a signed result for each.
+    """Challenge minions over Salt's bus, appraise their evidence, and save a
+    signed result for each.
 
-    The verifier appraises the evidence by the policy of the minion's group. Minions whose pillar says ``verifier:
-    master`` enforce the result. The exit status is 0 only if all minions are *trusted*.
+    The verifier appraises the evidence by the policy of the minion's
+    group. Minions whose pillar says ``verifier: master`` enforce the
+    result. The exit status is 0 only if all minions are *trusted*.
 
-    Each minion gets a different nonce. The master asks minions in random order, ``concurrency`` of them at one time.
-    After each answer it asks the next minion, so absent or slow minions don't hold up the others. **A minion that does
-    not answer is not judged**: its last result counts until the result's deadline, and after that the minion is
-    *stale*. A certificate that expires soon is renewed first, at a random time for each host. Each change of state
-    fires an event, ``netspace/attestation/<minion>/<state>``.
+    Each minion gets a different nonce. The master asks minions in
+    random order, ``concurrency`` of them at one time. After each answer
+    it asks the next minion, so absent or slow minions don't hold up the
+    others. **A minion that does not answer is not judged**: its last
+    result counts until the result's deadline, and after that the minion
+    is *stale*. A certificate that expires soon is renewed first, at a
+    random time for each host. Each change of state fires an event,
+    ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
 
@@ -664,7 +736,8 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
         The minions to attest. Defaults to all.
 
     tgt_type
-        The kind of ``target``: ``glob`` (default), ``list``, ``grain``, ``compound``, ...
+        The kind of ``target``: ``glob`` (default), ``list``, ``grain``,
+        ``compound``, ...
     """
 
     return _answer(
@@ -676,11 +749,13 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 def status(target: str = "*") -> dict[str, Any]:
     """Return the current attestation state of each minion, by the minion's id.
 
-    The state is ``unknown``, ``enrolled``, ``trusted``, ``degraded``, ``stale``, ``failed`` or ``revoked``. With it
-    come level, reason, remedy, group, age and deadline.
+    The state is ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
+    ``stale``, ``failed`` or ``revoked``. With it come level, reason,
+    remedy, group, age and deadline.
 
-    The master asks no minion. It computes the state from the last result and the time, so hosts whose last result is
-    past its deadline are ``stale``.
+    The master asks no minion. It computes the state from the last
+    result and the time, so hosts whose last result is past its deadline
+    are ``stale``.
 
     CLI Example:
 
@@ -689,7 +764,8 @@ def status(target: str = "*") -> dict[str, Any]:
         salt-run netspace_attestation.status
 
     target
-        A pattern of minions' ids. Defaults to all that the master knows.
+        A pattern of minions' ids. Defaults to all that the master
+        knows.
     """
 
     def work() -> dict[str, Any]:
@@ -705,14 +781,17 @@ def status(target: str = "*") -> dict[str, Any]:
 
 
 def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
-    """Accept pending Salt keys of minions by attestation, until this command is ended.
+    """Accept pending Salt keys of minions by attestation, until this command
+    is ended.
 
-    A minion's key is accepted if the minion's TPM is in the inventory, vouches for exactly this key, and proves a boot
-    that makes the host *trusted*. See the page on accepting keys. The engine ``netspace_admission`` calls this
-    function.
+    A minion's key is accepted if the minion's TPM is in the inventory,
+    vouches for exactly this key, and proves a boot that makes the host
+    *trusted*. See the page on accepting keys. The engine
+    ``netspace_admission`` calls this function.
 
-    For each verdict, the function sends an event, ``netspace/admission/<minion>/accepted`` or ``.../refused``, with the
-    reason, and writes a record in the registrar's log.
+    For each verdict, the function sends an event,
+    ``netspace/admission/<minion>/accepted`` or ``.../refused``, with
+    the reason, and writes a record in the registrar's log.
 
     CLI Example:
 
@@ -818,7 +897,8 @@ def states(minions: list[str]) -> dict[str, Any]:
 
 
 def explain(minion: str) -> dict[str, Any]:
-    """Explain on one screen why a minion has its trust level, and how to raise the level.
+    """Explain on one screen why a minion has its trust level, and how to raise
+    the level.
 
     CLI Example:
 
@@ -916,16 +996,21 @@ def learn(
     overlap: float | None = None,
     file: str = "",
 ) -> dict[str, Any]:
-    """Attest known good hosts, and return the changes that make their group's policy accept their boots.
+    """Attest known good hosts, and return the changes that make their group's
+    policy accept their boots.
 
     **Only** ``sign=True`` **puts the new policy in force.**
 
-    The first policy of a group gets the rules that the boot logs allow: Secure Boot on, the entries of dbx that all
-    hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command lines.
-    PCRs without such a rule get plain PCR values. ``notes`` says which rules are missing, and why.
+    The first policy of a group gets the rules that the boot logs allow:
+    Secure Boot on, the entries of dbx that all hosts have, the signers
+    of booted programs, UEFI programs, kernels, initrds, other loaded
+    files, and command lines. PCRs without such a rule get plain PCR
+    values. ``notes`` says which rules are missing, and why.
 
-    An existing policy keeps its form and its demands; only its lists of allowed values get longer. Old entries stay;
-    with ``overlap``, they end after that many days. The version rises by one. A long ``diff`` is cut off.
+    An existing policy keeps its form and its demands; only its lists of
+    allowed values get longer. Old entries stay; with ``overlap``, they
+    end after that many days. The version rises by one. A long ``diff``
+    is cut off.
 
     CLI Example:
 
@@ -934,7 +1019,8 @@ def learn(
         salt-run netspace_attestation.learn web1
         salt-run netspace_attestation.learn 'golden*'
         salt-run netspace_attestation.learn web1 sign=True
-        salt-run netspace_attestation.learn web1 ima=True keys=/etc/keys/ima.pem file=/root/web.json
+        salt-run netspace_attestation.learn web1 ima=True \\
+            keys=/etc/keys/ima.pem file=/root/web.json
         salt-run netspace_attestation.learn web1 overlap=14 sign=True
 
     target
@@ -947,20 +1033,26 @@ def learn(
         The kind of ``target``: ``glob`` (default), ``list``, ...
 
     ima
-        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files that the
-        policy excludes, or that one of the policy's keys signed, are left out. ``notes`` names files that changed while
-        a host ran, and signing keys that are unknown. Defaults to False.
+        Also learn from the hosts' measurement lists (IMA) the files
+        that may run, by path and digest. Files that the policy
+        excludes, or that one of the policy's keys signed, are left out.
+        ``notes`` names files that changed while a host ran, and signing
+        keys that are unknown. Defaults to False.
 
     keys
-        A file with certificates or public keys (PEM). The new policy also gets those of them that signed files in the
-        measurement lists.
+        A file with certificates or public keys (PEM). The new policy
+        also gets those of them that signed files in the measurement
+        lists.
 
     overlap
-        Number of days after which old entries end. Old entries are those that none of these hosts shows. (For IMA: the
-        previous digests of files whose digests have changed.) By default, old entries have no end.
+        Number of days after which old entries end. Old entries are
+        those that none of these hosts shows. (For IMA: the previous
+        digests of files whose digests have changed.) By default, old
+        entries have no end.
 
     file
-        Write the whole policy to this new file (JSON), for an editor, ``policy_check`` and ``policy_set``.
+        Write the whole policy to this new file (JSON), for an editor,
+        ``policy_check`` and ``policy_set``.
     """
 
     def work() -> dict[str, Any]:
@@ -992,7 +1084,8 @@ def learn(
 
 
 def policy_set(group: str, file: str) -> dict[str, Any]:
-    """Sign a policy and put it in force. The version must be higher than that of the last policy.
+    """Sign a policy and put it in force. The version must be higher than that
+    of the last policy.
 
     CLI Example:
 
@@ -1021,7 +1114,8 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
 
 
 def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
-    """Check the signature and version of the policy in force, and return the policy.
+    """Check the signature and version of the policy in force, and return the
+    policy.
 
     CLI Example:
 
@@ -1044,25 +1138,29 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
-    """Compare the present level of each host of a group with its level under a new policy.
+    """Compare the present level of each host of a group with its level under a
+    new policy.
 
-    The function uses each host's last evidence. It puts nothing in force, and asks no host (except with ``ima``).
-    ``changes`` has the hosts whose level would change, ``same`` the hosts whose level would stay, and ``untried`` the
-    hosts without usable evidence.
+    The function uses each host's last evidence. It puts nothing in
+    force, and asks no host (except with ``ima``). ``changes`` has the
+    hosts whose level would change, ``same`` the hosts whose level would
+    stay, and ``untried`` the hosts without usable evidence.
 
-    The function refuses two kinds of policies, because they would prove less than they seem to: policies with a rule on
-    a PCR that is not quoted or not judged, and policies with rules for IMA but no rules for the kernel and its command
-    line.
+    The function refuses two kinds of policies, because they would prove
+    less than they seem to: policies with a rule on a PCR that is not
+    quoted or not judged, and policies with rules for IMA but no rules
+    for the kernel and its command line.
 
-    Without ``ima``, only the rules for the boot are tried (up to L4), because the master doesn't keep measurement
-    lists.
+    Without ``ima``, only the rules for the boot are tried (up to L4),
+    because the master doesn't keep measurement lists.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run netspace_attestation.policy_check web policy.yaml
-        salt-run netspace_attestation.policy_check web policy.yaml ima=True
+        salt-run netspace_attestation.policy_check web policy.yaml \\
+            ima=True
 
     group
         A group in the master's configuration, or ``default``.
@@ -1071,8 +1169,9 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
         The policy (YAML or JSON): see the page on policies.
 
     ima
-        Attest the hosts now, with their whole measurement lists, by the policy in force. Then also try the new policy's
-        rules for IMA. Defaults to False.
+        Attest the hosts now, with their whole measurement lists, by the
+        policy in force. Then also try the new policy's rules for IMA.
+        Defaults to False.
     """
 
     def work() -> dict[str, Any]:
@@ -1103,9 +1202,11 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
 
 
 def jwks() -> dict[str, Any]:
-    """Return the verifier's public key as a JWK set, for third parties that check results.
+    """Return the verifier's public key as a JWK set, for third parties that
+    check results.
 
-    ``kid`` is the thumbprint that minions pin in ``attestation:verifier_keys``.
+    ``kid`` is the thumbprint that minions pin in
+    ``attestation:verifier_keys``.
 
     CLI Example:
 
@@ -1117,7 +1218,8 @@ def jwks() -> dict[str, Any]:
 
 
 def ear_token(minion: str) -> dict[str, Any]:
-    """Return a minion's last result as a signed token (EAR, JWT, ES256): ``{token, expires}``.
+    """Return a minion's last result as a signed token (EAR, JWT, ES256):
+    ``{token, expires}``.
 
     A token is valid for ten minutes.
 

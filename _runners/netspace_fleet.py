@@ -69,10 +69,12 @@ def check() -> dict[str, Any]:
 
     - ``ok``, and the numbers of hosts, environments and links;
     - ``problems``, each with file, path and reason;
-    - ``missing``: things that the fleet still needs although the declaration is valid;
+    - ``missing``: things that the fleet still needs although the
+      declaration is valid;
     - ``moves``: environments whose hosts change, with the reason.
 
-    If there are problems, the exit status is 1, and the declaration isn't put in force.
+    If there are problems, the exit status is 1, and the declaration
+    isn't put in force.
 
     CLI Example:
 
@@ -85,7 +87,8 @@ def check() -> dict[str, Any]:
 
 
 def slice_(minion: str) -> dict[str, Any]:
-    """Return a minion's slice: the pillar that only this minion gets from the fleet's declaration.
+    """Return a minion's slice: the pillar that only this minion gets from the
+    fleet's declaration.
 
     CLI Example:
 
@@ -107,17 +110,23 @@ def slice_(minion: str) -> dict[str, Any]:
 
 
 def status(timeout: int = SECONDS) -> dict[str, Any]:
-    """Return the state of each host, and the things that need attention there, the most important first.
+    """Return the state of each host, and the things that need attention there,
+    the most important first.
 
-    The master asks all hosts at once. A host that doesn't answer within ``timeout`` seconds is ``unseen``. The expected
-    state is that of the declaration's present files. If these have problems, it is that of the declaration in force,
-    and the result has a note.
+    The master asks all hosts at once. A host that doesn't answer within
+    ``timeout`` seconds is ``unseen``. The expected state is that of the
+    declaration's present files. If these have problems, it is that of
+    the declaration in force, and the result has a note.
 
-    Return ``hosts``, and ``nowhere``: the environments that no host runs, with the reason. Each host has ``state``
-    (``well``, ``attention`` or ``unseen``), ``trust``, ``environments`` (the number that are ``expected`` on the host,
-    and the number that are ``well``), and ``attention``. Trust has ``level``, ``evidence`` (the time of the evidence),
-    ``why``, and ``by`` (the source: the ``master``'s verifier, or the ``host`` itself). **Everything except trust by
-    the** ``master`` **is the host's own claim.** Each minion signs its answer, so no minion can answer for another.
+    Return ``hosts``, and ``nowhere``: the environments that no host
+    runs, with the reason. Each host has ``state`` (``well``,
+    ``attention`` or ``unseen``), ``trust``, ``environments`` (the
+    number that are ``expected`` on the host, and the number that are
+    ``well``), and ``attention``. Trust has ``level``, ``evidence`` (the
+    time of the evidence), ``why``, and ``by`` (the source: the
+    ``master``'s verifier, or the ``host`` itself). **Everything except
+    trust by the** ``master`` **is the host's own claim.** Each minion
+    signs its answer, so no minion can answer for another.
 
     The exit status is 1 if anything needs attention.
 
@@ -135,12 +144,15 @@ def status(timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def list_(timeout: int = SECONDS) -> dict[str, Any]:
-    """Return each environment of the fleet on each of its hosts, with its state.
+    """Return each environment of the fleet on each of its hosts, with its
+    state.
 
-    Return a list, ``environments``, with the rows that need attention first. Each row has ``environment``, ``host``,
-    ``mark`` (``well``; ``odd``: needs attention, for example during an update; ``bad``; ``off``: stopped as declared;
-    ``unknown``: the host did not answer), ``state``, ``health``, ``since``, ``restarts``, and ``text``, the reason. All
-    values are the hosts' own claims.
+    Return a list, ``environments``, with the rows that need attention
+    first. Each row has ``environment``, ``host``, ``mark`` (``well``;
+    ``odd``: needs attention, for example during an update; ``bad``;
+    ``off``: stopped as declared; ``unknown``: the host did not answer),
+    ``state``, ``health``, ``since``, ``restarts``, and ``text``, the
+    reason. All values are the hosts' own claims.
 
     CLI Example:
 
@@ -155,11 +167,13 @@ def list_(timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
-    """Explain why an environment is placed on its hosts, and why it works there or doesn't.
+    """Explain why an environment is placed on its hosts, and why it works
+    there or doesn't.
 
-    Return ``placement`` with the reasons, and ``hosts``: for each host where the environment should run, the result of
-    ``netspace.explain``, or an ``error`` if the host doesn't answer in time. Log lines and states are the hosts' own
-    claims.
+    Return ``placement`` with the reasons, and ``hosts``: for each host
+    where the environment should run, the result of
+    ``netspace.explain``, or an ``error`` if the host doesn't answer in
+    time. Log lines and states are the hosts' own claims.
 
     CLI Example:
 
@@ -186,10 +200,11 @@ def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
 
 
 def can(source: str, target: str) -> dict[str, Any]:
-    """Return whether a source in the fleet may reach a target by messages or packets, and by which rules.
+    """Return whether a source in the fleet may reach a target by messages or
+    packets, and by which rules.
 
-    Return the same keys as ``netspace.can``. The answer is computed from the present content of the declaration's
-    files.
+    Return the same keys as ``netspace.can``. The answer is computed
+    from the present content of the declaration's files.
 
     CLI Example:
 
@@ -199,19 +214,22 @@ def can(source: str, target: str) -> dict[str, Any]:
         salt-run --out=netspace netspace_fleet.can web@h1 198.51.100.7
 
     source
-        An environment (all its replicas), one replica (``web@h1``), or an address or network outside.
+        An environment (all its replicas), one replica (``web@h1``), or
+        an address or network outside.
 
     target
-        The same forms as for ``source``. Source or target must be an environment.
+        The same forms as for ``source``. Source or target must be an
+        environment.
     """
     return _answer(lambda: fleet_state.reach(_declaration()).can(source, target))
 
 
 def paths_to(end: str) -> dict[str, Any]:
-    """Return all sources in the fleet that may reach a target, directly or through other environments.
+    """Return all sources in the fleet that may reach a target, directly or
+    through other environments.
 
-    Return the same keys as ``netspace.paths_to``. The answer is computed from the present content of the declaration's
-    files.
+    Return the same keys as ``netspace.paths_to``. The answer is
+    computed from the present content of the declaration's files.
 
     CLI Example:
 
@@ -220,7 +238,8 @@ def paths_to(end: str) -> dict[str, Any]:
         salt-run --out=netspace netspace_fleet.paths_to vault
 
     end
-        The target: an environment (all its replicas), one replica (``vault@h2``), or an address or network outside.
+        The target: an environment (all its replicas), one replica
+        (``vault@h2``), or an address or network outside.
     """
     return _answer(lambda: fleet_state.reach(_declaration()).paths_to(end))
 
@@ -228,33 +247,41 @@ def paths_to(end: str) -> dict[str, Any]:
 def graph(
     form: str = "mermaid", format: str = "", live: bool = False, plan: str = "", timeout: int = SECONDS
 ) -> str | dict[str, Any]:
-    """Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
+    """Return a picture of the fleet as text: hosts, their environments, and
+    who may reach whom.
 
-    The picture shows the present content of the declaration's files; with ``live``, also the state of hosts,
-    environments and links. Equal declarations give equal pictures.
+    The picture shows the present content of the declaration's files;
+    with ``live``, also the state of hosts, environments and links.
+    Equal declarations give equal pictures.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run --out=newline_values_only netspace_fleet.graph
-        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
-        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
-        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
+        salt-run --out=newline_values_only netspace_fleet.graph \\
+            format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=newline_values_only netspace_fleet.graph \\
+            format=html live=True > fleet.html
+        salt-run --out=newline_values_only netspace_fleet.graph \\
+            format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which loads no other file. It has a
-        search, filters, and details. Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a
+        browser, which loads no other file. It has a search, filters,
+        and details. Defaults to ``mermaid``.
 
     format
         Another name for ``form``. If both are given, ``format`` counts.
 
     live
-        Ask all hosts for their state, as ``status`` does. Only ``html`` shows it. Defaults to ``False``.
+        Ask all hosts for their state, as ``status`` does. Only ``html``
+        shows it. Defaults to ``False``.
 
     plan
-        The id of a plan (``netspace_fleet.plan``). The picture marks what the plan adds, changes and removes. Only
-        ``html`` shows this.
+        The id of a plan (``netspace_fleet.plan``). The picture marks
+        what the plan adds, changes and removes. Only ``html`` shows
+        this.
 
     timeout
         Seconds to wait for answers. Defaults to 20.
@@ -272,19 +299,25 @@ def graph(
 
 
 def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
-    """Bring hosts into the fleet. Joining a host again completes the missing steps.
+    """Bring hosts into the fleet. Joining a host again completes the missing
+    steps.
 
     For each host, the master
 
-    1. issues the certificate of the host's authority, whose key stays on the host (``netspace_link.certify``);
-    2. reads the public half of the host's key for links (``netspace_link.public_key``);
-    3. enrols the host's TPM and attests the host, if the host's ``attestation`` has ``verifier: master``.
+    1. issues the certificate of the host's authority, whose key stays
+       on the host (``netspace_link.certify``);
+    2. reads the public half of the host's key for links
+       (``netspace_link.public_key``);
+    3. enrols the host's TPM and attests the host, if the host's
+       ``attestation`` has ``verifier: master``.
 
-    Then the master puts the declaration in force with these facts. Hosts with sealed links to or from the new hosts
-    exchange their keys (``netspace_link.exchange_seals``).
+    Then the master puts the declaration in force with these facts.
+    Hosts with sealed links to or from the new hosts exchange their keys
+    (``netspace_link.exchange_seals``).
 
-    Return for each host ``changes``, and ``missing`` (steps that can't be done yet) with the remedies. The exit status
-    is 1 if a host can't join. Missing steps alone don't change the exit status.
+    Return for each host ``changes``, and ``missing`` (steps that can't
+    be done yet) with the remedies. The exit status is 1 if a host can't
+    join. Missing steps alone don't change the exit status.
 
     CLI Example:
 
@@ -316,12 +349,15 @@ def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
 
 
 def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
-    """Take hosts out of the fleet. After the next apply, no other host has links to or from them.
+    """Take hosts out of the fleet. After the next apply, no other host has
+    links to or from them.
 
-    If the declaration has problems, the hosts are taken out of the slices in force, and the result has a ``warning``.
-    Return for each host whether it had joined (``left``), and the hosts that have to apply their pillar. The exit
-    status is 1 if a host has an ``error``. To place a host's environments on other hosts, also take the host out of the
-    declaration.
+    If the declaration has problems, the hosts are taken out of the
+    slices in force, and the result has a ``warning``. Return for each
+    host whether it had joined (``left``), and the hosts that have to
+    apply their pillar. The exit status is 1 if a host has an ``error``.
+    To place a host's environments on other hosts, also take the host
+    out of the declaration.
 
     CLI Example:
 
@@ -334,8 +370,8 @@ def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any
         Names of hosts, or ids of their minions.
 
     release
-        Whether another machine may get the host's trust domain. **This revokes nothing**: see
-        ``netspace_link.release``.
+        Whether another machine may get the host's trust domain. **This
+        revokes nothing**: see ``netspace_link.release``.
     """
     arguments.refuse_others(others)
 
@@ -347,15 +383,19 @@ def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any
 
 
 def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
-    """Return the changes that an apply would make on all hosts, or on some hosts. Changes nothing.
+    """Return the changes that an apply would make on all hosts, or on some
+    hosts. Changes nothing.
 
-    Each host returns a dry run of its own states. Equal changes are one entry, with the names of the changed things and
-    of the hosts.
+    Each host returns a dry run of its own states. Equal changes are one
+    entry, with the names of the changed things and of the hosts.
 
-    Return ``plan``, the id for :py:func:`apply`; ``counts``; ``changes``, each with ``kind``, ``action``, ``changes``
-    by key, ``reason`` and ``places`` (each of ``names`` on each of ``hosts``); ``withheld``, the things that hosts
-    omit, for example for lack of trust; ``without_plan``, hosts without a plan, by reason; and ``moves``. The id is a
-    hash of all hosts' plans. If the declaration has ``apply: planned``, the plan is made from the present content of
+    Return ``plan``, the id for :py:func:`apply`; ``counts``;
+    ``changes``, each with ``kind``, ``action``, ``changes`` by key,
+    ``reason`` and ``places`` (each of ``names`` on each of ``hosts``);
+    ``withheld``, the things that hosts omit, for example for lack of
+    trust; ``without_plan``, hosts without a plan, by reason; and
+    ``moves``. The id is a hash of all hosts' plans. If the declaration
+    has ``apply: planned``, the plan is made from the present content of
     the declaration's files, which is not in force yet.
 
     CLI Example:
@@ -376,11 +416,13 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
 
 
 def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
-    """Apply exactly a plan. A host whose plan has changed refuses, changes nothing, and is named in the result.
+    """Apply exactly a plan. A host whose plan has changed refuses, changes
+    nothing, and is named in the result.
 
-    Each host computes its plan again and applies it under the same lock. Return ``applied``, the plan's id; ``counts``;
-    ``done`` and ``failed``, hosts by reason. The exit status is 1 if a host failed. A repeated call does the remaining
-    work.
+    Each host computes its plan again and applies it under the same
+    lock. Return ``applied``, the plan's id; ``counts``; ``done`` and
+    ``failed``, hosts by reason. The exit status is 1 if a host failed.
+    A repeated call does the remaining work.
 
     CLI Example:
 
@@ -412,12 +454,15 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
 
 
 def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
-    """Return the differences between hosts and their last apply: manual changes, missing things, ended programs.
+    """Return the differences between hosts and their last apply: manual
+    changes, missing things, ended programs.
 
-    Return the same keys as :py:func:`plan`, with ``drift`` in place of ``plan``. If anything differs, or a host does
-    not answer, the exit status is 1, and Salt's bus has an event ``netspace/fleet/drift`` with ``drift``, ``counts``,
-    and ``hosts`` (the first 100 hosts that differ). The id ``drift`` stays the same as long as the differences stay the
-    same.
+    Return the same keys as :py:func:`plan`, with ``drift`` in place of
+    ``plan``. If anything differs, or a host does not answer, the exit
+    status is 1, and Salt's bus has an event ``netspace/fleet/drift``
+    with ``drift``, ``counts``, and ``hosts`` (the first 100 hosts that
+    differ). The id ``drift`` stays the same as long as the differences
+    stay the same.
 
     CLI Example:
 
@@ -445,21 +490,25 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
 
 
 def diff(first: str, second: str) -> dict[str, Any]:
-    """Return the differences between two plans. Changes nothing, and asks no host.
+    """Return the differences between two plans. Changes nothing, and asks no
+    host.
 
     Return
 
-    - ``dropped`` and ``added``: changes that only the first plan has, and changes that only the second plan has, in the
-      form of ``changes`` of :py:func:`plan`;
-    - ``without_plan`` and ``with_plan``: hosts that have a plan only in the first, and hosts that have one only in the
-      second;
-    - ``redeclared``: hosts with equal steps but a different declaration.
+    - ``dropped`` and ``added``: changes that only the first plan has,
+      and changes that only the second plan has, in the form of
+      ``changes`` of :py:func:`plan`;
+    - ``without_plan`` and ``with_plan``: hosts that have a plan only in
+      the first, and hosts that have one only in the second;
+    - ``redeclared``: hosts with equal steps but a different
+      declaration.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run --out=netspace netspace_fleet.diff p0f3c2b1a9988776 p8877660f3c2b1a9
+        salt-run --out=netspace netspace_fleet.diff p0f3c2b1a9988776 \\
+            p8877660f3c2b1a9
 
     first, second
         Ids from :py:func:`plan`.
@@ -498,17 +547,22 @@ def rollout(
     timeout: int = 900,
     test: bool = False,
 ) -> dict[str, Any]:
-    """Apply exactly a plan, batch by batch, and judge each batch before the next one; or show the last rollout.
+    """Apply exactly a plan, batch by batch, and judge each batch before the
+    next one; or show the last rollout.
 
-    Without a plan's id, return the state of the last rollout: ``plan``; ``state`` (``running``, ``paused``,
-    ``interrupted``, ``stopping``, ``done`` or ``stopped``); ``hosts``, the number of hosts in each state; ``bad``, the
-    hosts that are not known to be good; ``failed`` and ``held``, hosts with their reasons; and ``why`` the rollout
-    stopped. With a plan's id, return the same when the rollout has ended or is paused. The exit status is 0 only if all
-    hosts are good at that time.
+    Without a plan's id, return the state of the last rollout: ``plan``;
+    ``state`` (``running``, ``paused``, ``interrupted``, ``stopping``,
+    ``done`` or ``stopped``); ``hosts``, the number of hosts in each
+    state; ``bad``, the hosts that are not known to be good; ``failed``
+    and ``held``, hosts with their reasons; and ``why`` the rollout
+    stopped. With a plan's id, return the same when the rollout has
+    ended or is paused. The exit status is 0 only if all hosts are good
+    at that time.
 
-    For each step of each host, the function writes a line to stderr and sends an event with the tag
-    ``netspace/fleet/rollout/<plan>/<host>``. The page on fleets explains the order of hosts, the gate, and the limit of
-    bad hosts.
+    For each step of each host, the function writes a line to stderr and
+    sends an event with the tag
+    ``netspace/fleet/rollout/<plan>/<host>``. The page on fleets
+    explains the order of hosts, the gate, and the limit of bad hosts.
 
     CLI Example:
 
@@ -516,14 +570,16 @@ def rollout(
 
         salt-run netspace_fleet.rollout
         salt-run netspace_fleet.rollout p0f3c2b1a9988776
-        salt-run netspace_fleet.rollout p0f3c2b1a9988776 canary=h1,h2 step=10 max_fail=5% settle=60
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776 canary=h1,h2 \\
+            step=10 max_fail=5% settle=60
         salt-run netspace_fleet.rollout p0f3c2b1a9988776 test=True
 
     plan
         The id from :py:func:`plan`.
 
     canary, step, max_fail, settle, deadline, gate
-        Values to use in place of those under ``rollout`` in the declaration. ``gate=none`` judges nothing.
+        Values to use in place of those under ``rollout`` in the
+        declaration. ``gate=none`` judges nothing.
 
     timeout
         Seconds that a host may take for each step.
@@ -549,7 +605,8 @@ def rollout(
 
 
 def pause() -> dict[str, Any]:
-    """Pause the rollout after the present batch is judged; return the rollout's state.
+    """Pause the rollout after the present batch is judged; return the
+    rollout's state.
 
     CLI Example:
 
@@ -561,7 +618,8 @@ def pause() -> dict[str, Any]:
 
 
 def resume(timeout: int = 900) -> dict[str, Any]:
-    """Continue a rollout that was paused or whose process was killed; return its state at the end.
+    """Continue a rollout that was paused or whose process was killed; return
+    its state at the end.
 
     Hosts that were found good aren't asked again.
 
@@ -578,9 +636,11 @@ def resume(timeout: int = 900) -> dict[str, Any]:
 
 
 def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
-    """Stop the rollout for good, whether it runs, is paused or was killed; return its state.
+    """Stop the rollout for good, whether it runs, is paused or was killed;
+    return its state.
 
-    Hosts that are not known to be good get their previous declaration back.
+    Hosts that are not known to be good get their previous declaration
+    back.
 
     CLI Example:
 
@@ -590,7 +650,8 @@ def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
         salt-run netspace_fleet.stop take_back=True
 
     take_back
-        Whether the good hosts of the last batch get their previous declaration back, too.
+        Whether the good hosts of the last batch get their previous
+        declaration back, too.
 
     timeout
         Seconds that a host may take for each step.
@@ -601,11 +662,15 @@ def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
 def watch(timeout: int = 0) -> dict[str, Any]:
     """Show the steps and changes of applies on all hosts as they happen.
 
-    The function writes a line to stderr for each step of an apply (``h1: starting web``) and for each change (``h1:
-    create environment web``). Earlier steps are not shown. Return the numbers of ``changes`` and of ``failures``.
+    The function writes a line to stderr for each step of an apply
+    (``h1: starting web``) and for each change (``h1: create environment
+    web``). Earlier steps are not shown. Return the numbers of
+    ``changes`` and of ``failures``.
 
-    Hosts send steps and changes as events, with the tags ``netspace/apply/<minion>/doing`` and
-    ``netspace/apply/<minion>/changed``. Any minion can forge such events, also in another minion's name. The answers to
+    Hosts send steps and changes as events, with the tags
+    ``netspace/apply/<minion>/doing`` and
+    ``netspace/apply/<minion>/changed``. Any minion can forge such
+    events, also in another minion's name. The answers to
     ``netspace_fleet.status`` are signed.
 
     CLI Example:
@@ -667,13 +732,16 @@ def _edges(timeout: object) -> control.MakeEdges:
 
 
 def replace(host: str, timeout: int = 60) -> dict[str, Any]:
-    """Let another machine take the place of a host. Replacing a host again completes the missing steps.
+    """Let another machine take the place of a host. Replacing a host again
+    completes the missing steps.
 
-    If the answering machine has the key that the master certified, it only joins. If it has another key, or no machine
-    answers, the old host first leaves the fleet, and its trust domain and its TPM are released; then the new machine
-    joins.
+    If the answering machine has the key that the master certified, it
+    only joins. If it has another key, or no machine answers, the old
+    host first leaves the fleet, and its trust domain and its TPM are
+    released; then the new machine joins.
 
-    Return the same keys as ``leave`` and ``join``. The exit status is 1 if no machine can join yet.
+    Return the same keys as ``leave`` and ``join``. The exit status is 1
+    if no machine can join yet.
 
     CLI Example:
 
@@ -703,11 +771,14 @@ def replace(host: str, timeout: int = 60) -> dict[str, Any]:
 
 
 def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
-    """Move environments away from hosts, as far as their placement rules allow, until the drain is undone.
+    """Move environments away from hosts, as far as their placement rules
+    allow, until the drain is undone.
 
-    Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: the
-    environments that can't move, with the reason; and ``apply``: the minions whose pillar changes. If the drain would
-    cause a problem in the declaration, nothing is changed.
+    Return ``changed``; ``drained``: all drained hosts; ``moves``: the
+    environments that move; ``stay``: the environments that can't move,
+    with the reason; and ``apply``: the minions whose pillar changes. If
+    the drain would cause a problem in the declaration, nothing is
+    changed.
 
     CLI Example:
 
@@ -720,7 +791,8 @@ def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
         Names of hosts, or ids of their minions.
 
     undo
-        True: let these hosts have environments again. No environment moves back by itself.
+        True: let these hosts have environments again. No environment
+        moves back by itself.
     """
     arguments.refuse_others(others)
     return _answer(lambda: draining.drain(_declaration(), hosts, undo=undo))

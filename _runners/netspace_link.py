@@ -53,38 +53,46 @@ def root() -> Any:
 
 
 def sign(request: str, trust_domain: str) -> Any:
-    """Return the certificate (PEM) of a host's authority, followed by the root's.
+    """Return the certificate (PEM) of a host's authority, followed by the
+    root's.
 
     request
-        File with the output of ``netspace_link.authority_request`` on the host.
+        File with the output of ``netspace_link.authority_request`` on
+        the host.
 
     trust_domain
-        The host's own trust domain. The host's authority can issue only names in this domain. **The sender of the
-        request can act as this host**: make sure that the request came from the host.
+        The host's own trust domain. The host's authority can issue only
+        names in this domain. **The sender of the request can act as
+        this host**: make sure that the request came from the host.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
+        salt-run netspace_link.sign /root/h1.csr h1.example.org \\
+            --out=newline_values_only > h1.pem
     """
     return _answer(lambda: _signed(Path(request).read_text(), trust_domain))
 
 
 def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> Any:
-    """Issue the certificate of a minion's authority and install it there; return whether it is a new one.
+    """Issue the certificate of a minion's authority and install it there;
+    return whether it is a new one.
 
-    The minion makes the authority's key, and the key stays there. The next apply of the minion's links makes this
-    authority issue the certificates of all environments again.
+    The minion makes the authority's key, and the key stays there. The
+    next apply of the minion's links makes this authority issue the
+    certificates of all environments again.
 
     minion
         The minion's id; no pattern.
 
     trust_domain
-        The host's own trust domain, as in its ``broker: {trust_domain: ...}``. No two hosts may have the same.
+        The host's own trust domain, as in its ``broker: {trust_domain:
+        ...}``. No two hosts may have the same.
 
     folder
-        The authority's folder on the minion, as in its ``broker: {authority: ...}``.
+        The authority's folder on the minion, as in its ``broker:
+        {authority: ...}``.
 
     timeout
         Seconds to wait for each of the minion's two answers.
@@ -106,7 +114,8 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
 
 
 def certified() -> Any:
-    """Return, for each issued trust domain, the key of the host's authority (SHA-256 of SubjectPublicKeyInfo).
+    """Return, for each issued trust domain, the key of the host's authority
+    (SHA-256 of SubjectPublicKeyInfo).
 
     CLI Example:
 
@@ -118,13 +127,16 @@ def certified() -> Any:
 
 
 def release(trust_domain: str) -> Any:
-    """Release a trust domain, so that the next host that requests it gets it; return ``True``.
+    """Release a trust domain, so that the next host that requests it gets it;
+    return ``True``.
 
-    Call this function for a host that was reinstalled and has lost its key.
+    Call this function for a host that was reinstalled and has lost its
+    key.
 
-    **The function revokes nothing**: anybody with the old key can act as the host until its certificate ends, two years
-    after ``certify``. If somebody else may have the old key, don't release the trust domain; give the new host another
-    one.
+    **The function revokes nothing**: anybody with the old key can act
+    as the host until its certificate ends, two years after ``certify``.
+    If somebody else may have the old key, don't release the trust
+    domain; give the new host another one.
 
     trust_domain
         The trust domain of the old host.
@@ -146,15 +158,18 @@ def release(trust_domain: str) -> Any:
 def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60) -> dict[str, Any]:
     """Exchange the keys for sealed links between hosts.
 
-    Return ``exchanged`` (for each host, the other hosts whose new keys it got) and ``problems``. If there are problems,
-    the exit status is 1.
+    Return ``exchanged`` (for each host, the other hosts whose new keys
+    it got) and ``problems``. If there are problems, the exit status is
+    1.
 
-    The keys are public, and the master can't forge them: each host verifies the others' keys by the root that it
-    trusts. Call this function for new sealed links between hosts, and then once a day by a schedule: a key is valid for
-    90 days, and renewed after 30 days.
+    The keys are public, and the master can't forge them: each host
+    verifies the others' keys by the root that it trusts. Call this
+    function for new sealed links between hosts, and then once a day by
+    a schedule: a key is valid for 90 days, and renewed after 30 days.
 
     target, tgt_type
-        Salt target and its type. The target must match all minions with sealed links to or from other hosts.
+        Salt target and its type. The target must match all minions with
+        sealed links to or from other hosts.
 
     timeout
         Seconds to wait for each answer of the minions.

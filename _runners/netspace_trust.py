@@ -39,22 +39,30 @@ def __virtual__() -> str:
 
 
 def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
-    """Cut the links of hosts that the master distrusts, and restore the links of hosts that it trusts again.
+    """Cut the links of hosts that the master distrusts, and restore the links
+    of hosts that it trusts again.
 
-    This concerns hosts that the master judges (``attestation: {verifier: master}``). A cut removes all links between
-    the distrusted host and other hosts. The function tells the minions concerned to revise their links.
+    This concerns hosts that the master judges (``attestation:
+    {verifier: master}``). A cut removes all links between the
+    distrusted host and other hosts. The function tells the minions
+    concerned to revise their links.
 
-    Only the master's own attestation results decide, so it doesn't matter who calls this function. Without ``hosts``,
-    it also attests hosts again whose result has expired, and again tells the minions that did not answer. A host that
-    doesn't answer is distrusted five minutes later.
+    Only the master's own attestation results decide, so it doesn't
+    matter who calls this function. Without ``hosts``, it also attests
+    hosts again whose result has expired, and again tells the minions
+    that did not answer. A host that doesn't answer is distrusted five
+    minutes later.
 
     Return
 
     - ``hosts``: the number of judged hosts;
-    - ``distrusted``: for each distrusted host, ``state``, ``kind`` (``judged`` or ``expired``), ``code``, ``reason``,
-      ``since``, and the host's links that are ``cut`` or only ``reported``;
-    - ``asked_again``: for each host whose result has expired, the time of expiry;
-    - ``waiting``: minions that still have to revise their links, with the reason.
+    - ``distrusted``: for each distrusted host, ``state``, ``kind``
+      (``judged`` or ``expired``), ``code``, ``reason``, ``since``, and
+      the host's links that are ``cut`` or only ``reported``;
+    - ``asked_again``: for each host whose result has expired, the time
+      of expiry;
+    - ``waiting``: minions that still have to revise their links, with
+      the reason.
 
     The exit status is 0 if no host is distrusted and no minion waits.
 
@@ -66,7 +74,8 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
         salt-run netspace_trust.look h2
 
     hosts
-        Names of hosts, or ids of minions. Other names are ignored. By default, all hosts.
+        Names of hosts, or ids of minions. Other names are ignored. By
+        default, all hosts.
 
     timeout
         Seconds to wait for each answer of minions.
@@ -80,7 +89,8 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """Return the result of the last ``look``. Changes nothing, and asks no minion.
+    """Return the result of the last ``look``. Changes nothing, and asks no
+    minion.
 
     CLI Example:
 

@@ -43,10 +43,12 @@ def _host() -> Host:
 
 
 def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Ensure that the host was appraised in this boot, and check its trust level.
+    """Ensure that the host was appraised in this boot, and check its trust
+    level.
 
-    The state appraises the host only if the last result is no longer valid (another boot, other settings, expired). A
-    masterless host judges itself, and the result says so (``verifier: self``).
+    The state appraises the host only if the last result is no longer
+    valid (another boot, other settings, expired). A masterless host
+    judges itself, and the result says so (``verifier: self``).
 
     name
         Any text.
@@ -55,35 +57,46 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
         The host's declaration. Defaults to ``pillar:netspace``.
 
     policy
-        ``require``: fail below ``minimum``. ``prefer`` (default): warn and go on. ``off``: demand no level.
+        ``require``: fail below ``minimum``. ``prefer`` (default): warn
+        and go on. ``off``: demand no level.
 
     minimum
-        ``L0`` to ``L5``. L0: nothing is proved. L1: a software key. L2: a TPM that is trusted on first use. L3: a TPM
-        whose certificate chains to your roots. L4: L3, and the boot log is as expected. L5: L4, and every program is
-        measured and allowed. Defaults to ``L1``.
+        ``L0`` to ``L5``. L0: nothing is proved. L1: a software key. L2:
+        a TPM that is trusted on first use. L3: a TPM whose certificate
+        chains to your roots. L4: L3, and the boot log is as expected.
+        L5: L4, and every program is measured and allowed. Defaults to
+        ``L1``.
 
     on_loss
-        The action if trust is lost under ``require``, for environments and links that declare no ``on_loss``: ``stop``
-        environments (default), ``revoke-links`` (environments go on without links), or ``report``.
+        The action if trust is lost under ``require``, for environments
+        and links that declare no ``on_loss``: ``stop`` environments
+        (default), ``revoke-links`` (environments go on without links),
+        or ``report``.
 
     tpm
-        TCTI of the TPM, e.g. ``device:/dev/tpmrm0``. **Without it no TPM is used**.
+        TCTI of the TPM, e.g. ``device:/dev/tpmrm0``. **Without it no
+        TPM is used**.
 
     roots
-        Folder with the root certificates (PEM). For L3, a TPM's certificate must chain to one of them.
+        Folder with the root certificates (PEM). For L3, a TPM's
+        certificate must chain to one of them.
 
     references
         File with the PCR values that this host must have for L4.
 
     pcrs
-        Numbers of the PCRs (SHA-256 bank) that the quote covers. Defaults to 0 to 7.
+        Numbers of the PCRs (SHA-256 bank) that the quote covers.
+        Defaults to 0 to 7.
 
     verifier
-        The verifier: ``self`` (default) or ``master``. With ``master``, the host accepts only results that one of
-        ``verifier_keys`` signed, and **has L0 without such a result**: see the page on fleets.
+        The verifier: ``self`` (default) or ``master``. With ``master``,
+        the host accepts only results that one of ``verifier_keys``
+        signed, and **has L0 without such a result**: see the page on
+        fleets.
 
     verifier_keys
-        Thumbprints of the keys of the master's verifier, from ``salt-run netspace_attestation.jwks``.
+        Thumbprints of the keys of the master's verifier, from
+        ``salt-run netspace_attestation.jwks``.
     """
     test = bool(__opts__["test"])
     try:

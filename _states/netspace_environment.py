@@ -69,21 +69,26 @@ def _told(*states: dict[str, Any]) -> dict[str, Any]:
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ensure that all declared environments run (or are stopped, with ``state: stopped``) and no others exist.
+    """Ensure that all declared environments run (or are stopped, with ``state:
+    stopped``) and no others exist.
 
-    An environment is restarted only if a change of its own declaration needs a restart; ``changes`` names the changed
-    key. An environment that demands more trust than this host has is not started, and is stopped if it runs. Its result
-    is then a failure; other environments are not affected.
+    An environment is restarted only if a change of its own declaration
+    needs a restart; ``changes`` names the changed key. An environment
+    that demands more trust than this host has is not started, and is
+    stopped if it runs. Its result is then a failure; other environments
+    are not affected.
 
-    The result has a row for each environment, with its own result, comment and changes. The state's own changes only
-    have the names of changed environments. ``netspace.rows`` in the minion's configuration limits the number of rows
-    (default 100).
+    The result has a row for each environment, with its own result,
+    comment and changes. The state's own changes only have the names of
+    changed environments. ``netspace.rows`` in the minion's
+    configuration limits the number of rows (default 100).
 
     name
         Any text.
 
     declaration
-        The host's declaration. By default, the value of ``pillar:netspace``.
+        The host's declaration. By default, the value of
+        ``pillar:netspace``.
 
     .. code-block:: yaml
 
@@ -109,60 +114,79 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     """Ensure that an environment exists as declared, and runs.
 
     name
-        The environment's name: 1 to 48 characters of ``a-z``, ``0-9``, ``-`` and ``_``.
+        The environment's name: 1 to 48 characters of ``a-z``, ``0-9``,
+        ``-`` and ``_``.
 
     image
-        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``. A file may be on Salt's file
-        server: ``tar:salt://images/shop.tar``. The minion fetches the file when the master's hash of the file has
-        changed. The fetched file must have this hash.
+        ``<source>:<absolute path>``; sources are ``tar``, ``oci``,
+        ``dir`` and ``erofs``. A file may be on Salt's file server:
+        ``tar:salt://images/shop.tar``. The minion fetches the file when
+        the master's hash of the file has changed. The fetched file must
+        have this hash.
 
     kernel
-        In place of an image: the absolute path of a unikernel's file. ``args`` are the unikernel's arguments; the
-        environment's interface, if any, must be of kind ``tap``.
+        In place of an image: the absolute path of a unikernel's file.
+        ``args`` are the unikernel's arguments; the environment's
+        interface, if any, must be of kind ``tap``.
 
     source_hash
-        ``sha256:<hex>`` that the source must have; see :py:func:`netspace_image.present
+        ``sha256:<hex>`` that the source must have; see
+        :py:func:`netspace_image.present
         <netspace.states.netspace_image.present>`.
 
     command
-        Argument vector, in place of an ``oci`` image's Entrypoint **and** Cmd (as ``command`` in Kubernetes).
+        Argument vector, in place of an ``oci`` image's Entrypoint
+        **and** Cmd (as ``command`` in Kubernetes).
 
     args
-        Arguments after ``command``. Without ``command``, they replace the image's Cmd and follow its Entrypoint.
+        Arguments after ``command``. Without ``command``, they replace
+        the image's Cmd and follow its Entrypoint.
 
     env
-        Variables of the program. **Don't put secrets here**; they can be read from the minion's cache.
+        Variables of the program. **Don't put secrets here**; they can
+        be read from the minion's cache.
 
     user
-        User and group id inside, 1 to 65535. By default, the user of the ``oci`` image; 1000 if the image has no user,
-        or root.
+        User and group id inside, 1 to 65535. By default, the user of
+        the ``oci`` image; 1000 if the image has no user, or root.
 
     working_dir
-        Working directory of the program. By default, the ``oci`` image's, or ``/`` if there is none.
+        Working directory of the program. By default, the ``oci``
+        image's, or ``/`` if there is none.
 
     limits
-        ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files`` (1024 per process), ``shm`` (16M),
-        ``tmp`` (64M), ``disk`` (size of the writable layer; **by default limited only by the host's disk**), ``io``
-        (``read``, ``write``, ``read_ops``, ``write_ops`` per second).
+        ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids``
+        (128), ``files`` (1024 per process), ``shm`` (16M), ``tmp``
+        (64M), ``disk`` (size of the writable layer; **by default
+        limited only by the host's disk**), ``io`` (``read``, ``write``,
+        ``read_ops``, ``write_ops`` per second).
 
     interface
-        ``{kind: none}`` (default) or ``{kind: veth, ...}``, see :py:func:`netspace_interface.present
+        ``{kind: none}`` (default) or ``{kind: veth, ...}``, see
+        :py:func:`netspace_interface.present
         <netspace.states.netspace_interface.present>`.
 
     volumes
-        List of ``{target, source, read_only}``: a host folder, which only one environment may use; or of ``{target,
-        size, read_only}``: a file system of this size, which netspace makes and keeps.
+        List of ``{target, source, read_only}``: a host folder, which
+        only one environment may use; or of ``{target, size,
+        read_only}``: a file system of this size, which netspace makes
+        and keeps.
 
     read_only
-        Make the root file system read-only. Defaults to false: writes go to the environment's own layer.
+        Make the root file system read-only. Defaults to false: writes
+        go to the environment's own layer.
 
     runtime
-        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, the runtime in
-        ``pillar:netspace:runtimes``; if there is none, ``crun`` for an image and ``qemu`` for a kernel.
+        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or
+        ``solo5``. By default, the runtime in
+        ``pillar:netspace:runtimes``; if there is none, ``crun`` for an
+        image and ``qemu`` for a kernel.
 
     seccomp
-        The system call profile: ``strict`` (default), ``standard``, which adds calls that some databases and older
-        servers need, or ``file:/profile.json``: a file on the host in the format of OCI or Docker.
+        The system call profile: ``strict`` (default), ``standard``,
+        which adds calls that some databases and older servers need, or
+        ``file:/profile.json``: a file on the host in the format of OCI
+        or Docker.
 
     restart
         ``on-failure`` (default), ``always`` or ``never``.
@@ -171,42 +195,52 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
     settle
-        Seconds that the program must run before the state reports success; the state waits so long. If the program ends
-        earlier, the state fails. With 0 (the default), the state waits only until the program is idle, at most 0.1 s.
+        Seconds that the program must run before the state reports
+        success; the state waits so long. If the program ends earlier,
+        the state fails. With 0 (the default), the state waits only
+        until the program is idle, at most 0.1 s.
 
     init
-        Run a small program of the host (``catatonit``) as process 1, which forwards signals and reaps orphaned
-        processes. A program that doesn't handle SIGTERM then ends at once, not after ``stop_timeout``. Defaults to
-        false.
+        Run a small program of the host (``catatonit``) as process 1,
+        which forwards signals and reaps orphaned processes. A program
+        that doesn't handle SIGTERM then ends at once, not after
+        ``stop_timeout``. Defaults to false.
 
     health
-        ``{exec: [argument vector]}`` or ``{mailbox: true}``, with ``interval`` (10 s), ``timeout`` (5 s), ``retries``
-        (3) and ``start_period`` (0 s). By default there is no check.
+        ``{exec: [argument vector]}`` or ``{mailbox: true}``, with
+        ``interval`` (10 s), ``timeout`` (5 s), ``retries`` (3) and
+        ``start_period`` (0 s). By default there is no check.
 
     after
-        Environments that must be healthy (or, without a check, run) before this one is started.
+        Environments that must be healthy (or, without a check, run)
+        before this one is started.
 
     update
-        ``{rolling: true, deadline: 60, rollback: true}``: how an environment with a health check is changed. If two
-        instances can run at the same time, the new one is started beside the old one. If the new instance isn't healthy
-        within the deadline (seconds), netspace rolls the change back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: how an
+        environment with a health check is changed. If two instances can
+        run at the same time, the new one is started beside the old one.
+        If the new instance isn't healthy within the deadline (seconds),
+        netspace rolls the change back, and this state fails.
 
     attestation
-        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, the host's policy and minimum
-        (``pillar:netspace:attestation``).
+        ``{policy: require|prefer|off, minimum: L0..L5}``. By default,
+        the host's policy and minimum (``pillar:netspace:attestation``).
 
     target
-        Let Salt address the environment as a target (``T@netspace:MINION-NAME``) and run functions in it. Defaults to
-        false.
+        Let Salt address the environment as a target
+        (``T@netspace:MINION-NAME``) and run functions in it. Defaults
+        to false.
 
-    Supports ``aggregate: True``: any number of these states is then applied as one batch.
+    Supports ``aggregate: True``: any number of these states is then
+    applied as one batch.
     """
     return _one(name, kwargs, "running")
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    Ensure that an environment exists as declared, and leave it running or stopped.
+    Ensure that an environment exists as declared, and leave it running
+    or stopped.
 
     Takes the arguments of :py:func:`running`.
     """
@@ -214,10 +248,12 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
-    """Ensure that an environment exists as declared, and that its program runs neither now nor after a boot.
+    """Ensure that an environment exists as declared, and that its program runs
+    neither now nor after a boot.
 
-    The environment's root, volumes, interface and links exist, and its mailbox still receives messages. In pillar, and
-    in the declaration of :py:func:`managed`, write ``state: stopped`` for this.
+    The environment's root, volumes, interface and links exist, and its
+    mailbox still receives messages. In pillar, and in the declaration
+    of :py:func:`managed`, write ``state: stopped`` for this.
 
     Takes the arguments of :py:func:`running`.
 
@@ -232,9 +268,11 @@ def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
-    """Wait until an environment is healthy or, without a health check, runs. Changes nothing.
+    """Wait until an environment is healthy or, without a health check, runs.
+    Changes nothing.
 
-    Use this state in requisites: a state that requires it runs only if the environment is healthy.
+    Use this state in requisites: a state that requires it runs only if
+    the environment is healthy.
 
     name
         The environment's name.
@@ -262,15 +300,18 @@ def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
 def absent(name: str, purge: bool = False) -> dict[str, Any]:
     """Ensure that an environment doesn't exist.
 
-    Its program, layer, links and interface are removed. Its volumes stay.
+    Its program, layer, links and interface are removed. Its volumes
+    stay.
 
     name
         The environment's name.
 
     purge
-        Also delete the mail in the environment's mailbox **and its volumes that have a size** (never a host folder).
-        This includes the mail and volumes that stayed when an environment of this name was removed without ``purge``.
-        By default, unread mail is kept, and the result says so.
+        Also delete the mail in the environment's mailbox **and its
+        volumes that have a size** (never a host folder). This includes
+        the mail and volumes that stayed when an environment of this
+        name was removed without ``purge``. By default, unread mail is
+        kept, and the result says so.
     """
     test = bool(__opts__["test"])
     try:
@@ -315,11 +356,13 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
 
 
 def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: dict[str, Any]) -> dict[str, Any]:
-    """Make one batch of all states of the same function that have ``aggregate: True``.
+    """Make one batch of all states of the same function that have ``aggregate:
+    True``.
 
-    Each state still reports its own result and changes. A state with a requisite or a condition (``require``,
-    ``onlyif``...) is not part of the batch: it runs separately in its normal order, when Salt can evaluate the
-    condition.
+    Each state still reports its own result and changes. A state with a
+    requisite or a condition (``require``, ``onlyif``...) is not part of
+    the batch: it runs separately in its normal order, when Salt can
+    evaluate the condition.
     """
     from salt.state import STATE_INTERNAL_KEYWORDS
     from salt.utils import state as state_utils

@@ -55,23 +55,29 @@ def present(
 ) -> dict[str, Any]:
     """Ensure that the image of a source's present content is built.
 
-    An unchanged source is neither fetched nor read again. ``test=True`` examines a local source, or asks the master for
-    the source's hash, but fetches nothing.
+    An unchanged source is neither fetched nor read again. ``test=True``
+    examines a local source, or asks the master for the source's hash,
+    but fetches nothing.
 
     name
         The source, or any text if ``source`` is given.
 
     source
-        ``<source>:<location>`` as in an environment's ``image``: ``oci:``, ``tar:``, ``erofs:`` and ``dir:``. A file
-        may be on Salt's file server: ``tar:salt://images/shop.tar``, ``oci:salt://images/shop.tar:orders``,
+        ``<source>:<location>`` as in an environment's ``image``:
+        ``oci:``, ``tar:``, ``erofs:`` and ``dir:``. A file may be on
+        Salt's file server: ``tar:salt://images/shop.tar``,
+        ``oci:salt://images/shop.tar:orders``,
         ``erofs:salt://shop.erofs?saltenv=prod``.
 
     source_hash
-        ``sha256:<hex>`` that the source's file must have (for an OCI layout folder: its manifest). By default, a file
-        from ``salt://`` must have the master's hash, and a local file may have any hash.
+        ``sha256:<hex>`` that the source's file must have (for an OCI
+        layout folder: its manifest). By default, a file from
+        ``salt://`` must have the master's hash, and a local file may
+        have any hash.
 
     digest
-        ``sha256:<hex>`` that the image must have, as :py:func:`netspace_image.list
+        ``sha256:<hex>`` that the image must have, as
+        :py:func:`netspace_image.list
         <netspace.modules.netspace_image.list_>` shows it.
     """
     test = bool(__opts__["test"])
@@ -87,7 +93,8 @@ def present(
 
 
 def absent(name: str) -> dict[str, Any]:
-    """Ensure that an image doesn't exist. The state fails while an environment uses the image.
+    """Ensure that an image doesn't exist. The state fails while an environment
+    uses the image.
 
     name
         A source, a digest, or at least the first 12 digits of a digest.

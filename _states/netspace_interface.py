@@ -45,11 +45,13 @@ def _host() -> Host:
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ensure that every declared environment has its namespace and interface, and that there are no others.
+    """Ensure that every declared environment has its namespace and interface,
+    and that there are no others.
 
-    The result has a row for each environment, with its own result, comment and changes. The state's own changes only
-    have the names of changed environments. ``netspace.rows`` in the minion's configuration limits the number of rows
-    (default 100).
+    The result has a row for each environment, with its own result,
+    comment and changes. The state's own changes only have the names of
+    changed environments. ``netspace.rows`` in the minion's
+    configuration limits the number of rows (default 100).
 
     name
         Any text.
@@ -74,26 +76,31 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         The environment's name. The environment need not exist yet.
 
     kind
-        ``none`` (default; ``lo`` alone), ``veth``, ``macvlan``, ``ipvlan``, ``vlan``, ``vxlan``, ``bridge`` or
-        ``wireguard``, each with its own keys: see the page "Interfaces".
+        ``none`` (default; ``lo`` alone), ``veth``, ``macvlan``,
+        ``ipvlan``, ``vlan``, ``vxlan``, ``bridge`` or ``wireguard``,
+        each with its own keys: see the page "Interfaces".
 
     ipv4, ipv6
-        For ``veth``, fixed addresses. By default, stable addresses from the networks in ``pillar:netspace:network``.
-        For kinds on an external network, an address with its prefix length (``198.51.100.7/24``); **``ipv4`` or
-        ``ipv6`` is required**.
+        For ``veth``, fixed addresses. By default, stable addresses from
+        the networks in ``pillar:netspace:network``. For kinds on an
+        external network, an address with its prefix length
+        (``198.51.100.7/24``); **``ipv4`` or ``ipv6`` is required**.
 
     mtu
         In bytes. Defaults to 1500.
 
     allow
-        Exceptions to the default drop: a list of ``{direction: in|out, cidr, protocol: tcp|udp|icmp, port}``. ``port``
-        may be ``first-last``; **without** ``port``, **every port of the protocol** is allowed. No rule ever allows
-        connections to another environment.
+        Exceptions to the default drop: a list of ``{direction: in|out,
+        cidr, protocol: tcp|udp|icmp, port}``. ``port`` may be
+        ``first-last``; **without** ``port``, **every port of the
+        protocol** is allowed. No rule ever allows connections to
+        another environment.
 
     publish
-        For ``veth`` and ``tap``: ports of the host that are forwarded to ports of the environment, for **everybody who
-        reaches the host** except other environments: a list of ``[ADDRESS:]PORT:INSIDE[/udp]``, in quotes. By default
-        none.
+        For ``veth`` and ``tap``: ports of the host that are forwarded
+        to ports of the environment, for **everybody who reaches the
+        host** except other environments: a list of
+        ``[ADDRESS:]PORT:INSIDE[/udp]``, in quotes. By default none.
     """
     test = bool(__opts__["test"])
     try:
@@ -107,8 +114,9 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 def absent(name: str) -> dict[str, Any]:
     """Ensure that an environment has neither interface nor namespace.
 
-    A program that still runs in the namespace keeps only its loopback interface, which nobody else can reach. To end
-    the program too, remove the environment with :py:func:`netspace_environment.absent
+    A program that still runs in the namespace keeps only its loopback
+    interface, which nobody else can reach. To end the program too,
+    remove the environment with :py:func:`netspace_environment.absent
     <netspace.states.netspace_environment.absent>`.
 
     name

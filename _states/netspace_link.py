@@ -45,13 +45,17 @@ def _host() -> Host:
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ensure that exactly the declared links exist, and that this host's broker, if it has one, runs.
+    """Ensure that exactly the declared links exist, and that this host's
+    broker, if it has one, runs.
 
-    Undeclared links are revoked first; a sender on such a link gets an error at once. Accepted mail stays until it is
-    read (see ``purge`` of :py:func:`absent`).
+    Undeclared links are revoked first; a sender on such a link gets an
+    error at once. Accepted mail stays until it is read (see ``purge``
+    of :py:func:`absent`).
 
-    The result has a row for each link, with its own result, comment and changes. The state's own changes only have the
-    names of changed links. ``netspace.rows`` in the minion's configuration limits the number of rows (default 100).
+    The result has a row for each link, with its own result, comment and
+    changes. The state's own changes only have the names of changed
+    links. ``netspace.rows`` in the minion's configuration limits the
+    number of rows (default 100).
 
     name
         Any text.
@@ -74,7 +78,8 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """Ensure that a link exists.
 
     name
-        Any text if ``from`` and ``to`` are given; otherwise ``<from>.<to>``.
+        Any text if ``from`` and ``to`` are given; otherwise
+        ``<from>.<to>``.
 
     from
         The sending environment; on another host: ``<name>@<host>``.
@@ -83,37 +88,44 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         The receiving environment; on another host: ``<name>@<host>``.
 
     as
-        A local name by which the sender's programs address the receiver. It doesn't depend on the receiver's name and
-        host.
+        A local name by which the sender's programs address the
+        receiver. It doesn't depend on the receiver's name and host.
 
     pattern
-        ``send`` (default), or ``request``: each message asks for one reply, which goes only to the message's sender.
+        ``send`` (default), or ``request``: each message asks for one
+        reply, which goes only to the message's sender.
 
     seal
-        Sign and encrypt messages and answers end to end, with the environments' own keys. Defaults to false.
+        Sign and encrypt messages and answers end to end, with the
+        environments' own keys. Defaults to false.
 
     monitor
-        Let the sender's programs see whether a program reads the receiver's mailbox. Defaults to false.
+        Let the sender's programs see whether a program reads the
+        receiver's mailbox. Defaults to false.
 
     via
-        For a link to or from another host. ``direct`` (default): the sender publishes to the receiver's broker and
-        learns at once whether the broker accepted a message. ``buffered``: the sender's host keeps a message until the
-        other host has taken it.
+        For a link to or from another host. ``direct`` (default): the
+        sender publishes to the receiver's broker and learns at once
+        whether the broker accepted a message. ``buffered``: the
+        sender's host keeps a message until the other host has taken it.
 
     ttl
-        Seconds for which a message may wait to be read. After this time it becomes a dead letter.
+        Seconds for which a message may wait to be read. After this time
+        it becomes a dead letter.
 
     length
         The most messages that may wait.
 
     full
-        What happens if ``length`` messages already wait. ``reject`` (default): the sender gets an error. ``drop-head``:
-        the oldest message becomes a dead letter.
+        What happens if ``length`` messages already wait. ``reject``
+        (default): the sender gets an error. ``drop-head``: the oldest
+        message becomes a dead letter.
 
     rate
-        Messages per second; needs ``length``. ``rate``, ``size`` and ``content_type`` are **enforced by
-        netspace-client** at both ends; other programs must read them from their environment's file
-        ``environment.json``.
+        Messages per second; needs ``length``. ``rate``, ``size`` and
+        ``content_type`` are **enforced by netspace-client** at both
+        ends; other programs must read them from their environment's
+        file ``environment.json``.
 
     size
         The most bytes of a message's body.
@@ -122,7 +134,8 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         The required type of all messages, such as ``application/json``.
 
     attestation
-        ``{policy, minimum}``: the lowest trust level. Below it, the link is withheld.
+        ``{policy, minimum}``: the lowest trust level. Below it, the
+        link is withheld.
     """
     test = bool(__opts__["test"])
     try:
@@ -137,16 +150,19 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
     """Ensure that a link doesn't exist. Its sender gets an error at once.
 
     name
-        Any text if ``from`` and ``to`` are given; otherwise ``<from>.<to>``.
+        Any text if ``from`` and ``to`` are given; otherwise
+        ``<from>.<to>``.
 
     from, to
         The link's ends.
 
     purge
-        Delete the mail in mailboxes to which no link delivers any more, even if this link was revoked earlier. By
-        default, such mail is kept. ``changes`` (``mail``) lists the owners of the mailboxes and the number of messages
-        that the broker counted. For messages of the last 10 s, which the broker may not have counted yet, it says only
-        "mail".
+        Delete the mail in mailboxes to which no link delivers any more,
+        even if this link was revoked earlier. By default, such mail is
+        kept. ``changes`` (``mail``) lists the owners of the mailboxes
+        and the number of messages that the broker counted. For messages
+        of the last 10 s, which the broker may not have counted yet, it
+        says only "mail".
     """
     test = bool(__opts__["test"])
     try:

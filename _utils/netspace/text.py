@@ -67,4 +67,6 @@ def hint(name: str, known: Collection[str], most: int | None = None) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)[:most]) or 'none'}"
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"there are: {', '.join(sorted(known)[:most])}" if known else "there are none yet"

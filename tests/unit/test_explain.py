@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.host.explain import APPLY, Facts, causes
+from netspace.errors import NetspaceError
+from netspace.host.explain import APPLY, Facts, causes, explain
+from netspace.host.host import Host
+from netspace.layout import Layout
 from netspace.link import problems
 from netspace.plugin.explanation import COMMAND
 from netspace.spec import parse
@@ -56,6 +60,7 @@ def test_well_environment_has_no_finding() -> None:
         (with_row(state="stopped"), "ended", "note", "netspace_environment.logs web"),
         (Facts("web", STOPPED, STOPPED, "stopped", {**ROW, "state": "stopped"}), "declared-stopped", "note", ""),
         (Facts("web", SPEC, STOPPED, "stopped", {**ROW, "state": "stopped"}), "change-waits", "error", APPLY),
+        (WELL._replace(waiting=["image", "link web.b"]), "change-waits", "warning", APPLY),
         (WELL._replace(taken_back="it failed"), "update-taken-back", "warning", "netspace_environment.retry web"),
         (WELL._replace(interface={"state": "missing"}), "interface-missing", "error", APPLY),
         (WELL._replace(interface={"state": "present", "drift": {"mtu": {}}}), "interface-differs", "warning", APPLY),
@@ -70,6 +75,13 @@ def test_cause_has_code_severity_and_command(facts: Facts, code: str, severity: 
     (found,) = causes(facts)
     assert (found.code, found.severity, found.command) == (code, severity, command)
     assert found.text and found.advice
+
+
+def test_changed_image_that_is_missing_is_named_while_the_former_runs() -> None:
+    found = causes(WELL._replace(waiting=["image"], image_problem="image source /srv/x.tar: No such file"))
+    assert [one.code for one in found] == ["change-waits", "image-missing"]
+    assert "(image)" in found[0].text
+    assert causes(WELL._replace(image_problem="gone")) == []
 
 
 def test_declared_stop_without_supervisor_is_no_fault() -> None:
@@ -115,3 +127,14 @@ def test_remedies_have_no_words_of_a_program(words: str, state: str) -> None:
     for one in causes(facts._replace(cut_off={"times": 1, "why": words, "at": 0})):
         assert "evil" not in one.advice + one.command + one.code
         assert not one.command or COMMAND.fullmatch(one.command)
+
+
+def test_unknown_name_with_an_invalid_declaration_says_so(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    unknown = "there is no environment web; there are none yet"
+    with pytest.raises(NetspaceError) as told:
+        explain(host, "web", None, "invalid (2 problems): see netspace.check")
+    assert str(told.value) == f"{unknown}; the declaration in pillar has mistakes: netspace.check"
+    with pytest.raises(NetspaceError) as told:
+        explain(host, "web", None)
+    assert str(told.value) == unknown

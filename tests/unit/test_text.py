@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.text import harmless
+from netspace.text import harmless, hint
 
 
 def test_what_commands_a_terminal_is_replaced() -> None:
@@ -26,3 +26,9 @@ def test_a_text_has_no_control_character_but_those_of_lines(text: str) -> None:
     assert len(shown) == len(text)
     assert not [one for one in shown if unicodedata.category(one) == "Cc" and one not in "\t\n"]
     assert harmless(shown) == shown
+
+
+def test_hint_names_a_near_name_or_all_or_says_none() -> None:
+    assert hint("oders", ["web", "orders"]) == "did you mean orders?"
+    assert hint("till", ["web", "orders"]) == "there are: orders, web"
+    assert hint("web", []) == "there are none yet"

@@ -89,8 +89,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             continue
         seen = observed.environments.get(name)
         source = _source(want, observed)
-        if seen is not None:
-            notes += problems(name, seen, observed.now)
+        noted = problems(name, seen, observed.now) if seen is not None else []
         if seen is not None and (failed := _failed_before(want, seen, observed)) is not None:
             taken_back[name] = (
                 f"the update to sha256:{failed.digest[:12]} was taken back, since {failed.reason}; it is not tried "
@@ -124,6 +123,8 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             step = untrusted_update(name, want, seen)
         if step is not None:
             steps.append(step)
+        if step is None or not step.data.start:  # a program that is started again has none of them yet
+            notes += noted
         if (why := why_down(want, seen, step, observed.now)) and name not in taken_back:
             down[name] = why
     notes += outdated(observed, steps)

@@ -167,7 +167,8 @@ def problems(
         elif status.state == "failed" or (status.state != "running" and status.exit not in ("", "exit 0")):
             again = "; it is started again and again" if status.state == "starting" else ""
             errors[name] = (
-                f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why"
+                f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why: "
+                f"netspace_environment.logs {name}"
             )
     return errors
 

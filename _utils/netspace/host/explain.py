@@ -8,8 +8,11 @@ sentences of this module, and contain only names and numbers of the declaration.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
@@ -29,6 +32,8 @@ Severity = Literal["error", "warning", "note"]
 LINES = 4
 """Lines of the log that are returned."""
 APPLY = "state.apply netspace"
+_KEYS = 6
+"""The most changed keys of a declaration that are named."""
 
 
 class Finding(NamedTuple):
@@ -63,6 +68,7 @@ class Facts(NamedTuple):
     :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
     :param withheld: why it is withheld for lack of trust; empty if it isn't.
     :param image_problem: why its image can't be built now; empty if it can.
+    :param waiting: the keys of its declaration in the pillar that differ from what was applied.
     :param taken_back: why its last update was taken back; empty if it wasn't.
     :param after: the environments that it waits for, and whether each is ready.
     :param interface: its row of ``netspace_interface.inspect``; empty if it has no interface.
@@ -80,6 +86,7 @@ class Facts(NamedTuple):
     row: Mapping[str, Any] = {}
     withheld: str = ""
     image_problem: str = ""
+    waiting: Sequence[str] = ()
     taken_back: str = ""
     after: Mapping[str, bool] = {}
     interface: Mapping[str, Any] = {}
@@ -189,6 +196,11 @@ def _log(name: str) -> str:
 
 
 def _parts(facts: Facts) -> Iterator[Finding]:
+    if facts.waiting:
+        text = f"its declaration in pillar was changed, but not applied ({', '.join(facts.waiting[:_KEYS])})"
+        yield Finding("change-waits", "warning", text, APPLY)
+    if facts.image_problem and "image" in facts.waiting and facts.row.get("state") == "running":
+        yield Finding("image-missing", "warning", facts.image_problem, APPLY)
     if facts.interface.get("state") == "missing":
         yield Finding("interface-missing", "error", "its network namespace is gone", APPLY)
     elif facts.interface.get("drift"):
@@ -231,7 +243,8 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     spec = None if declared is None else declared.environments.get(name)
     if name not in known and name not in damaged and spec is None:
         everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
-        raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}")
+        unread = "; the declaration in pillar has mistakes: netspace.check" if invalid else ""
+        raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}{unread}")
     record = known.get(name)
     around = observe.around(host.layout, host.supervisor, known, [name])
     row: Mapping[str, Any] = {}
@@ -239,6 +252,9 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         row = observe.describe(host.layout, name, around, damaged.get(name, ""))
     level = host.trust()
     refused = _refused(host, name) if record is not None else None
+    waiting: tuple[str, ...] = ()
+    if record is not None and spec is not None and declared is not None:
+        waiting = _waiting(host, name, record.spec, spec, declared)
     links, problems = _links(host, name)
     facts = Facts(
         name=name,
@@ -247,7 +263,8 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         wanted="" if record is None else record.state,
         row=row,
         withheld=_withheld(record.spec if record is not None else spec, declared, level),
-        image_problem=_image(host, spec, row),
+        image_problem=_image(host, spec, "" if "image" in waiting else row.get("state")),
+        waiting=waiting,
         taken_back="" if record is None or record.failed is None else record.failed.reason,
         after={} if record is None else _after(host, record.spec, around),
         interface=_interface(host, name),
@@ -268,8 +285,28 @@ def _withheld(spec: Environment | None, declared: Declaration | None, level: Tru
     return "" if verdict.allowed else verdict.comment
 
 
-def _image(host: Host, spec: Environment | None, row: Mapping[str, Any]) -> str:
-    if spec is None or spec.kernel is not None or row.get("state") == "running":
+def _waiting(host: Host, name: str, applied: Environment, spec: Environment, declared: Declaration) -> tuple[str, ...]:
+    """Return the keys of the declaration *spec* that differ from what was applied."""
+    from netspace.environment.comparison.differences import differences
+
+    # The record has the requirement in force, which may be the host's default.
+    asked = msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation))
+    keys = sorted(differences(applied, asked))
+    if spec.runtime != applied.runtime:
+        keys.append("runtime")
+    if spec.state == "running" and applied.state == "stopped":  # a finding of its own
+        keys.remove("state")
+    if host.interfaces.names([name]) and host.interfaces.declared(name) != spec.interface:
+        keys.append("interface")
+    wanted, made = (
+        {link.name: link for link in links if name in (link.source, link.target)}
+        for links in (declared.links, host.links.recorded())
+    )
+    return (*keys, *sorted(f"link {one}" for one in {*wanted, *made} if wanted.get(one) != made.get(one)))
+
+
+def _image(host: Host, spec: Environment | None, state: str | None) -> str:
+    if spec is None or spec.kernel is not None or state == "running":
         return ""
     problem: str = host.environments.store.problem(spec.image)
     return problem
@@ -396,7 +433,11 @@ def _limits(host: Host, facts: Facts) -> dict[str, Any]:
 def _last_lines(host: Host, facts: Facts) -> list[str]:
     if facts.applied is None:
         return []
-    with contextlib.suppress(NetspaceError):  # no log, or no journal
-        lines: list[str] = host.operations.logs(facts.name, LINES)["lines"]
-        return [line[:400] for line in lines]
+    since = facts.row.get("since")
+    # Lines of an earlier run say nothing about a program that runs. A second more, since it may write at once.
+    ago = max(time.time() - since, 0) + 1 if facts.row.get("state") == "running" and since else None
+    for begin in [None] if ago is None else [ago, None]:
+        with contextlib.suppress(NetspaceError):  # no log, no journal, or no times in the log
+            lines: list[str] = host.operations.logs(facts.name, LINES, begin)["lines"]
+            return [line[:400] for line in lines]
     return []

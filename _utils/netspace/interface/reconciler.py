@@ -25,6 +25,7 @@ from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec.publish import published
 from netspace.spec.types import Interface
+from netspace.text import hint
 
 Outcomes = list[Outcome]
 
@@ -108,8 +109,7 @@ class Interfaces:
         observed = observe(self.layout, self._index, only={name})
         record = observed.records.get(name)
         if record is None:
-            known = ", ".join(sorted(observed.claims)) or "none"
-            raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
+            raise NetspaceError(f"environment {name} has no interface on this host; {hint(name, observed.claims)}")
         everybody = claims.numbers(observed.claims)
         step = self._planner.step(name, record, observed, everybody, everybody)
         return {
@@ -119,6 +119,10 @@ class Interfaces:
             "firewall": observed.firewall,
             "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
         }
+
+    def declared(self, name: str) -> Interface:
+        """Return the interface of an environment as it was applied; the environment must have one."""
+        return records.some(self.layout, [name])[name].interface
 
     def _entry(self, name: str, record: Record, observed: Observed) -> dict[str, Any]:
         names = sets.described(record, observed.names, observed.own, observed.now)

@@ -346,6 +346,8 @@ def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
     if not work.after:
         return {"broker": {"old": old.get("kind"), "new": None}}
     changes: dict[str, dict[str, Any]] = files.differences(old, parse.encode(work.broker), "broker:")
+    if former is None:
+        changes = {key: change for key, change in changes.items() if change["new"] not in (None, (), [], {}, "")}
     if changes or not isinstance(work.broker, LocalBroker):
         return changes
     if work.before:

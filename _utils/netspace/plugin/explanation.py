@@ -6,6 +6,7 @@ commands in the form of netspace's own. For any other command it raises, and the
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -72,16 +73,22 @@ def lines(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
     for key, value in _facts(found, now):
         shown += _fact(key, Cell(value), paint, 1)
     shown += _links(found, paint)
-    for one in findings[1:_MOST]:
-        shown += _fact("also", Cell(prose(one["text"]), _TONES.get(text(one["severity"]), "bad")), paint, 1)
+    told = bool(findings) and text(findings[0]["severity"]) != "warning"  # by the summary
+    for one in findings[told:_MOST]:
+        shown += _fact("also", Cell(prose(one["text"]), _TONES.get(text(one["severity"]), "bad")), paint, 2)
     help_ = _help(findings, paint)
-    log = [text(line.expandtabs(4) if isinstance(line, str) else line) for line in tables.sequence(found["log"])][
-        -_MOST:
-    ]
     room = max(LINES - 1 - len(shown) - len(help_), 1)
-    for line in log[-room:]:
-        shown += _fact("log", Cell(line, "dim"), paint, 1)
+    log = _last_lines(found)[-room:]
+    for line in log:
+        shown += _fact("log", Cell(line, "dim"), paint, 2 if 2 * len(log) <= room else 1)
     return [*shown, *help_]
+
+
+def _last_lines(found: Mapping[str, object]) -> list[str]:
+    """Return the last lines of the log; equal ones in a row are one, with their number."""
+    written = [text(line.expandtabs(4) if isinstance(line, str) else line) for line in tables.sequence(found["log"])]
+    counted = [(line, len(list(same))) for line, same in itertools.groupby(written[-_MOST:])]
+    return [line if times == 1 else f"{line} ({times} times)" for line, times in counted]
 
 
 def _facts(found: Mapping[str, object], now: float) -> Iterable[tuple[str, str]]:
@@ -141,7 +148,8 @@ def _links(found: Mapping[str, object], paint: Paint) -> list[str]:
     for link in links[:_MOST]:
         ends = f"{text(link['from'])} -> {text(link['to'])}"
         waiting, readers = text(link.get("waiting")) or "?", text(link.get("readers")) or "?"
-        told = f"{ends}, {text(link['pattern'])}: {text(link['state'])}, {waiting} waiting, {readers} readers"
+        read = "1 reader" if readers == "1" else f"{readers} readers"
+        told = f"{ends}, {text(link['pattern'])}: {text(link['state'])}, {waiting} waiting, {read}"
         shown += _fact("link", Cell(told, "" if link["state"] == "active" else "bad"), paint, 1)
     if len(links) > _MOST:
         shown += _fact("", Cell(f"and {len(links) - _MOST} more: netspace_link.list", "dim"), paint, 1)

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import base_view, differences, explanation, fleet_plans, fleet_views, reachability, tables, trials
+from netspace.plugin import (
+    base_view,
+    differences,
+    explanation,
+    fleet_plans,
+    fleet_views,
+    inspected,
+    reachability,
+    tables,
+    trials,
+)
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -256,11 +266,17 @@ def _overview(data: object, screen: Screen) -> list[str]:
     lines = _trust(trust, screen)
     if environments := mapping(found["environments"]):
         lines += ["", *_environments(environments, screen, text(trust["level"]))]
+    else:
+        lines += ["", *tables.sentence(Cell("no environments: nothing was applied on this host", "dim"), screen.paint)]
     return [*lines, "", *_links(found["links"], screen)]
 
 
 def _explanation(data: object, screen: Screen) -> list[str]:
     return explanation.lines(mapping(data), screen.now, screen.paint)
+
+
+def _inspected(data: object, screen: Screen) -> list[str]:
+    return inspected.lines(mapping(data), screen.now, screen.paint)
 
 
 def _fleet_status(data: object, screen: Screen) -> list[str]:
@@ -374,6 +390,9 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_is_volumes, _volumes),
     (_has("tcb_of"), _bases),
     (_has("explains", "summary", "findings", "log"), _explanation),
+    (_has("spec", "layer", "netns", "state"), _inspected),
+    (_has("digest", "file", "sources", "verity"), _inspected),
+    (_has("declared", "live", "drift", "netns"), _inspected),
     (_has("status_of", "summary", "hosts", "nowhere"), _fleet_status),
     (_has("list_of", "environments", "notes"), _fleet_list),
     (_has("explains_in_fleet", "placement", "hosts"), _fleet_explanation),

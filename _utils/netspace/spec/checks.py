@@ -786,4 +786,6 @@ def _between(problems: list[Problem], path: str, value: float, least: float, mos
             told = [type(value)(one).written for one in (value, least, most)]
         else:
             told = [str(one) for one in (value, least, most)]
-        problems.append(Problem(path, f"{told[0]} is out of {told[1]}..{told[2]}"))
+        in_bytes = isinstance(value, Size) and told[0].isdigit() and least <= value * 1024**2 <= most
+        remedy = f"; a number alone is bytes: write {int(value)}M" if in_bytes else ""
+        problems.append(Problem(path, f"{told[0]} is out of {told[1]}..{told[2]}{remedy}"))

@@ -7,16 +7,13 @@ in pillar notation and the nearest valid name to each problem. It reports all pr
 from __future__ import annotations
 
 import functools
-import re
-import types
-import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, never, peer, publish
+from netspace.spec import checks, extensions, hosts, mistakes, never, peer, publish
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -40,9 +37,8 @@ from netspace.spec.types import (
 
 T = TypeVar("T")
 
-_AT = re.compile(r"(?s)(.*?)(?: - at `(?:key in )?(\$[^`]*)`)?")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_BAD_TAG = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
+MOST_PROBLEMS = 20
+"""The most problems of types that are reported of one part of a declaration."""
 
 
 def declaration(data: Any, path: str = "netspace") -> Declaration:
@@ -176,7 +172,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
         kind = data.get("kind")
         if any(
             of.__struct_config__.tag == kind and not issubclass(of, Routed)
-            for of in _members(extensions.interface_kinds())
+            for of in mistakes.members(extensions.interface_kinds())
         ):
             raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
     parsed: Interface = convert(data, extensions.interface_kinds(), path)
@@ -200,7 +196,7 @@ def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
         if name in defaults:
             continue
         if name not in known:
-            near = _suggest(str(name), [*defaults, *known])
+            near = mistakes.suggest(str(name), [*defaults, *known])
             problems.append(Problem(f"{path}:{name}", "unknown" + near))
             continue
         of, where = extensions.runtime(name).Settings, f"{path}:{name}"
@@ -256,8 +252,10 @@ def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
         default = field.default if factory is msgspec.NODEFAULT else factory()
         if now == default or plain.get(key) in (None, (), [], {}, ""):
             plain.pop(key, None)
+        elif isinstance(now, msgspec.Struct) and not (inner := beyond_defaults(now)):
+            del plain[key]
         elif isinstance(now, msgspec.Struct):
-            plain[key] = beyond_defaults(now)
+            plain[key] = inner
     return plain
 
 
@@ -271,12 +269,25 @@ def _encode(value: Any) -> Any:
 
 def convert(data: Any, of: Any, path: str) -> Any:
     """Convert *data* to the type *of*. Problems have *path* before their keys, in pillar notation."""
-    try:
-        return msgspec.convert(data, of, strict=True, dec_hook=_decode)
-    except msgspec.ValidationError as err:
-        raise SpecError([_problem(err, data, of, path)]) from err
-    except (ValueError, RecursionError) as err:  # a number too large, a document too deep
-        raise SpecError([Problem(path, str(err))]) from err
+    problems: list[Problem] = []
+    rest = data
+    while True:
+        try:
+            value = msgspec.convert(rest, of, strict=True, dec_hook=_decode)
+        except msgspec.ValidationError as err:
+            problem, keys = mistakes.problem(err, rest, of, path)
+            # A key that was left out for its own problem isn't missed as well.
+            missed = bool(problems) and str(err).startswith("Object missing required field")
+            problems += [] if missed else [problem]
+            rest = None if missed or len(problems) == MOST_PROBLEMS else mistakes.without(rest, keys)
+            if rest is None:
+                raise SpecError(problems) from err
+        except (ValueError, RecursionError) as err:  # a number too large, a document too deep
+            raise SpecError([*problems, Problem(path, str(err))]) from err
+        else:
+            if problems:
+                raise SpecError(problems)
+            return value
 
 
 def _decode(of: type, value: Any) -> Any:
@@ -285,109 +296,11 @@ def _decode(of: type, value: Any) -> Any:
     raise NotImplementedError(of)
 
 
-def _problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> Problem:
-    match = _AT.fullmatch(str(err))
-    assert match is not None
-    text, at = match[1], match[2] or "$"
-    of = _chosen(of, data)
-    steps = re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", at)
-    keys = [name or index for name, index in steps]
-    where = ":".join([path, *(key for key in keys if key != "...")])
-    unknown = _UNKNOWN.fullmatch(text)
-    if unknown:
-        return Problem(f"{where}:{unknown[1]}", "unknown" + _suggest(unknown[1], _fields_at(of, data, keys)))
-    bad = _BAD_TAG.fullmatch(text)
-    if bad:
-        choices = _tags_at(of, keys) or _choices_at(of, data, keys)
-        listed = f"; choose from {', '.join(choices)}" if choices else ""
-        return Problem(where, f"{bad[1]!r} is not possible here{listed}")
-    return Problem(where, text[:1].lower() + text[1:].replace("`", "'"))
-
-
-def _suggest(name: str, names: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known here: {', '.join(sorted(names))}" if names else ""
-
-
 def _report_unknown(data: Mapping[Any, Any], of: type, path: str, problems: list[Problem]) -> None:
     names = [field.encode_name for field in msgspec.structs.fields(of)]
     for key in data:
         if key not in names:
-            problems.append(Problem(f"{path}:{key}", "unknown" + _suggest(str(key), names)))
-
-
-def _members(of: Any) -> list[Any]:
-    if get_origin(of) in (Union, types.UnionType):
-        return [member for arg in get_args(of) for member in _members(arg)]
-    return [of]
-
-
-def _chosen(of: Any, data: Any) -> Any:
-    """Return the member of a union of kinds that *data* names by its tag; *of* itself if there is none.
-
-    Suggestions then come from this kind only.
-    """
-    for one in _members(of):
-        tag = one.__struct_config__.tag_field if _is_struct(one) else None
-        if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
-            return one
-    return of
-
-
-def _is_struct(of: Any) -> bool:
-    return isinstance(of, type) and issubclass(of, msgspec.Struct)
-
-
-def _walk(of: Any, keys: list[str]) -> list[Any]:
-    """Return the types that are possible at a place in a value of the type *of*.
-
-    :param keys: the keys and indexes that lead to the place.
-    """
-    current = _members(of)
-    for key in keys:
-        below: list[Any] = []
-        for one in current:
-            if _is_struct(one):
-                hints = typing.get_type_hints(one)
-                below += [
-                    member
-                    for field in msgspec.structs.fields(one)
-                    if field.encode_name == key
-                    for member in _members(hints[field.name])
-                ]
-            elif get_origin(one) in (tuple, list, dict):
-                below += [member for arg in get_args(one) if arg is not ... for member in _members(arg)]
-        current = below
-    return current
-
-
-def _fields_at(of: Any, data: Any, keys: list[str]) -> list[str]:
-    names: list[str] = []
-    for one in _walk(of, keys):
-        if _is_struct(one):
-            tag = one.__struct_config__.tag_field
-            names += [field.encode_name for field in msgspec.structs.fields(one)] + ([tag] if tag else [])
-    return sorted(set(names))
-
-
-def _tags_at(of: Any, keys: list[str]) -> list[str]:
-    """Return the possible tags (``kind``) of a union of structs at a place; empty if the place isn't for a tag.
-
-    :param of: the type of the whole value.
-    :param keys: the keys and indexes that lead to the place.
-    """
-    if not keys:
-        return []
-    parents = [one for one in _walk(of, keys[:-1]) if _is_struct(one)]
-    return sorted(str(p.__struct_config__.tag) for p in parents if p.__struct_config__.tag_field == keys[-1])
-
-
-def _choices_at(of: Any, data: Any, keys: list[str]) -> list[str]:
-    return sorted(str(value) for one in _walk(of, keys) if get_origin(one) is typing.Literal for value in get_args(one))
+            problems.append(Problem(f"{path}:{key}", "unknown" + mistakes.suggest(str(key), names)))
 
 
 def _kind_of(value: Any) -> str:

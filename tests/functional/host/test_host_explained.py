@@ -114,6 +114,20 @@ def test_explain_shows_links_and_use_of_what_runs(host: Salt) -> None:
     assert web["limits"]["cpus"]["seconds"] > 0
 
 
+def test_explain_names_what_was_changed_and_not_applied(host: Salt, image: Path) -> None:
+    changed = shop(image)
+    web = changed["environments"]["web"]
+    web |= {"image": f"{web['image']}x", "limits": {"memory": "65M"}, "interface": {"kind": "veth"}}
+    changed["links"] = []
+    with declared(host, changed):
+        found = explained(host, "web")
+    waits, missing = found["findings"]
+    assert (waits["code"], waits["command"]) == ("change-waits", "state.apply netspace")
+    assert waits["text"].endswith("(image, limits:memory, interface, link web.orders)")
+    assert missing["code"] == "image-missing" and "did you mean" in missing["text"]
+    assert found["summary"] == "web runs"
+
+
 def test_explain_of_an_unknown_name_suggests_one(host: Salt) -> None:
     done = host.run("netspace.explain", "wep")
     assert done.returncode != 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 
 import msgspec
 import pytest
@@ -188,6 +189,24 @@ def test_what_is_kept_gets_its_card_and_is_neither_stopped_nor_made_anew(due):
     work = step.data
     assert (step.action, set(step.changes)) == ("update", {"files:environment.json", "files:password", "attestation"})
     assert not (work.build or work.assemble or work.stop or work.start or work.tune or work.rolling)
+
+
+def test_flapping_is_noted_unless_the_program_is_started_anew() -> None:
+    flaps = Status("running", pid=7, since=time.time(), restarts=9, exit="exit 2")
+    (note,) = plan(desired(), seen(status=flaps)).notes
+    assert "flapping" in note
+    changed = plan(desired(command=["/y"]), seen(status=flaps))
+    assert (only(changed).action, changed.notes) == ("restart", [])
+
+
+def test_running_program_that_is_noted_as_stopped_says_so() -> None:
+    step = only(plan(desired(), seen(halted=True)))
+    assert (step.action, step.reason) == ("update", "it runs, but its record says that it is stopped")
+
+
+def test_creation_shows_no_empty_values() -> None:
+    step = only(plan(desired(attestation={})))
+    assert [key for key, change in step.changes.items() if change["new"] in ({}, [], (), None, "")] == []
 
 
 def test_a_kernel_that_is_kept_gets_its_card_when_it_may_start_anew():

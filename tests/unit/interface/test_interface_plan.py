@@ -150,7 +150,7 @@ def test_records_round_trip_and_damaged_ones_say_so(tmp_path: Path) -> None:
 
 
 def test_inspecting_an_unknown_one_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(NetspaceError, match="there are: none"):
+    with pytest.raises(NetspaceError, match="there are none yet"):
         Interfaces(Layout(root=tmp_path)).inspect("a")
 
 

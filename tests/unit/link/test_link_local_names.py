@@ -82,3 +82,10 @@ def test_a_plan_shows_the_name_that_was_and_the_one_that_is_to_be(
     plan = planning.plan(layout, DesiredLinks(LocalBroker(), (new,)), observed)
     shown = {step.name: step.changes for step in plan.steps if step.name == LINK.name}
     assert shown == ({} if changes is None else {LINK.name: changes})
+
+
+def test_a_new_broker_shows_no_empty_setting(tmp_path: Path) -> None:
+    plan = planning.plan(Layout(root=tmp_path), DesiredLinks(LocalBroker(), (LINK,)), Observed(Record(), "absent"))
+    (changes,) = [step.changes for step in plan.steps if step.name == "broker"]
+    assert changes["broker:kind"] == {"old": None, "new": "local"}
+    assert [key for key, change in changes.items() if change["new"] in ({}, [], (), "", None)] == []

@@ -196,13 +196,51 @@ def test_explanation_is_one_screen_with_its_command_last() -> None:
         "  memory     60 MiB of 64 MiB, 9 times at the limit, 6 OOM kills\n"
         "  processes  2 of 16; 1 min of processor time, 12 s held back by limits:cpus\n"
         "  interface  veth, present, 10.203.54.242\n"
-        "  link       web -> orders, request: active, 0 waiting, 1 readers\n"
+        "  link       web -> orders, request: active, 0 waiting, 1 reader\n"
         "  also       dead letters of web.orders: 2 rejected\n"
         "  log        Traceback (most recent call last):\n"
         "  log        \\x1b[31mMemoryError\n"
         "  do         raise limits:memory in its declaration, and apply\n"
         "             state.apply netspace"
     )
+
+
+def test_overview_of_a_host_without_environments_says_so() -> None:
+    absent = {"broker": {"kind": "local", "state": "absent"}, "links": {}, "mailboxes": {}}
+    empty = OVERVIEW | {"environments": {}, "links": absent}
+    assert "no environments: nothing was applied on this host\n" in shown(empty)
+
+
+def test_inspected_values_have_units_and_dates() -> None:
+    long = "/var/lib/netspace/images/sha256-" + "4c" * 32 + ".erofs"
+    image = {"digest": "sha256:" + "4c" * 32, "file": long, "size": 68829184, "built": NOW - 90, "mounted": True,
+             "sources": {"tar:/srv/demo.tar": {"cmd": [], "env": {}, "user": None, "notes": ["left out: 8"]}},
+             "used_by": ["orders", "web"], "verity": "none"}  # fmt: skip
+    text = shown(image)
+    assert re.search(r"^  built +1970-01-12T13:45:10Z, 1 min ago$", text, re.MULTILINE)
+    assert re.search(r"^  size +65\.6 MiB$", text, re.MULTILINE)
+    assert re.search(r"^  used_by +orders, web$", text, re.MULTILINE)
+    assert re.search(r"^  mounted +yes$", text, re.MULTILINE)
+    assert long in "".join(text.split()) and "cmd" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    spec = {"limits": {"memory": 268435456, "cpus": 1.0, "disk": None}, "health": None, "after": (), "env": {}}
+    text = shown({"spec": spec, "layer": "/l", "netns": "/n", "state": "running", "since": NOW})
+    assert re.search(r"^  spec:limits:memory  256 MiB$", text, re.MULTILINE)
+    assert not re.search("disk|health|after|env", text)
+
+
+def test_explanation_counts_equal_lines_and_shows_them_whole() -> None:
+    failed = "/usr/bin/python3: can't open file '/demo/tills.py': [Errno 2] No such file or directory"
+    text = shown(EXPLANATION | {"log": ["begins", failed, failed, failed]})
+    assert text.count("tills.py") == 1
+    assert "log begins log /usr/bin/python3:" in " ".join(text.split())
+    assert "[Errno 2] No such file or directory (3 times) do raise" in " ".join(text.split())
+
+
+def test_warning_that_the_summary_lacks_is_shown() -> None:
+    warning = {"code": "change-waits", "severity": "warning", "text": "its declaration was changed (image)",
+               "command": "state.apply netspace", "advice": "apply it", "depends_on": ""}  # fmt: skip
+    assert "  also       its declaration was changed (image)" in shown(EXPLANATION | {"findings": [warning]})
 
 
 def test_explanation_of_much_is_one_screen() -> None:

@@ -98,8 +98,19 @@ def test_what_is_encoded_parses_to_the_same():
         ("environments:web:image", "shop", "netspace:environments:web:image: 'shop': write <source>:<location>"),
         ("environments:web:image", "tar:shop.tar", "netspace:environments:web:image: 'tar:shop.tar': the location"),
         ("environments:web:user", 0, "netspace:environments:web:user: 0 is out of"),
-        ("environments:web:env", {"A": 1}, "netspace:environments:web:env: expected 'str', got 'int'"),
-        ("environments:web:command", "/bin/sh", "netspace:environments:web:command: expected 'array', got 'str'"),
+        ("environments:web:env", {"A": 1}, "netspace:environments:web:env: expected a text, got a whole number"),
+        (
+            "environments:web:command",
+            "/bin/sh -e /run",
+            "netspace:environments:web:command: expected a list, got a text; write [/bin/sh, -e, /run]",
+        ),
+        ("environments:web:publish", ["80:80"], "netspace:environments:web:publish: unknown; it is a key of interface"),
+        ("environments:web:memory", "64M", "netspace:environments:web:memory: unknown; it is a key of limits"),
+        (
+            "environments:web:limits:memory",
+            64,
+            "netspace:environments:web:limits:memory: 64 is out of 4M..1024T; a number alone is bytes: write 64M",
+        ),
         ("environments:Web", {"image": "tar:/x"}, "netspace:environments:Web: 'Web' can't be an environment's name"),
         (
             "environments:web:state",
@@ -217,6 +228,25 @@ def test_a_password_in_a_url_is_refused_and_not_repeated():
     broker = {"kind": "cluster", "url": "amqps://u:sekret@h", "management": "https://h", "credentials": "/etc/b"}
     (problem,) = refusal(changed("broker", broker))
     assert "credentials" in problem and "sekret" not in problem
+
+
+def test_every_mistake_of_one_environment_is_reported() -> None:
+    typed = {
+        "image": 3,
+        "comand": ["/x"],
+        "limits": {"memroy": "64M", "cpus": "half", "memory": "64M"},
+        "env": {"A": 1, "B": 2},
+        "interface": {"kind": "veth", "pubish": [], "mtu": "large"},
+    }
+    assert sorted(refusal({"environments": {"web": typed}})) == [
+        "netspace:environments:web:comand: unknown; did you mean command?",
+        "netspace:environments:web:env: expected a text, got a whole number",
+        "netspace:environments:web:image: expected a text, got a whole number",
+        "netspace:environments:web:interface:mtu: expected a whole number, got a text",
+        "netspace:environments:web:interface:pubish: unknown; did you mean publish?",
+        "netspace:environments:web:limits:cpus: expected a number, got a text",
+        "netspace:environments:web:limits:memroy: unknown; did you mean memory?",
+    ]
 
 
 def test_every_problem_is_reported_at_once():

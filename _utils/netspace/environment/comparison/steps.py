@@ -119,7 +119,7 @@ def compare(
     elif not assemble and (off := [*seen.differing, *smaller(record.spec, seen)]):
         reasons.append(f"not as it was declared: {', '.join(off)}")
     if unnoted and not changes:
-        reasons.append("it is noted as stopped")
+        reasons.append("it runs, but its record says that it is stopped")
     if trial:
         reasons.append("its last update is still on trial")
     if unwatched:

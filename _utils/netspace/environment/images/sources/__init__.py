@@ -29,6 +29,7 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import itertools
 import logging
 import os
 import shutil
@@ -50,6 +51,7 @@ from netspace.errors import NetspaceError
 UUID = "6e657473-7061-6365-0000-000000000000"
 # Sources for netspace itself. They have no module in this package, so no declaration can name them.
 _INTERNAL = {"kernel": "netspace.environment.container.unikernel"}
+_BESIDE = 1000  # names beside a missing source that are compared with it
 _CHUNK = 1 << 20
 _LITTLE = 1 << 20
 _FULL = 128 * 1024  # with fewer free bytes, the disk counts as full
@@ -133,8 +135,23 @@ def of_stat(path: Path) -> str:
     try:
         info = path.stat()
     except OSError as err:
-        raise NetspaceError(f"image source {path}: {err.strerror}") from err
+        raise _unreadable(path, err) from err
     return f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+
+
+def _unreadable(path: Path, err: OSError) -> NetspaceError:
+    """Return the error for a source that can't be opened, with a file of a similar name if there is one."""
+    import difflib
+
+    problem = f"image source {path}: {err.strerror}"
+    if not isinstance(err, FileNotFoundError):
+        return NetspaceError(problem)
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _BESIDE)]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    remedy = f"did you mean {path.with_name(near[0])}?" if near else "put the image there, or correct the path"
+    return NetspaceError(f"{problem}; {remedy}")
 
 
 def of_content(path: Path) -> str:
@@ -166,7 +183,7 @@ def opened(path: Path) -> IO[bytes]:
         # O_NONBLOCK: without it, open would wait for a writer if this is a named pipe.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
-        raise NetspaceError(f"image source {path}: {err.strerror}") from err
+        raise _unreadable(path, err) from err
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise NetspaceError(f"image source {path}: not a regular file")

@@ -1,0 +1,23 @@
+"""The help of functions and states, as Salt prints it (``sys.doc``, ``salt-run -d``), fits a terminal."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+FILES = [path for folder in ("_modules", "_runners", "_states") for path in (REPOSITORY / folder).glob("netspace*.py")]
+COLUMNS = 80
+INDENT = " " * 8  # Salt's own output puts this before each line of a docstring
+
+
+@pytest.mark.parametrize("path", sorted(FILES), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_help_of_a_function_fits_eighty_columns(path: Path) -> None:
+    shown = [
+        (node.name, INDENT + line)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        for line in (ast.get_docstring(node, clean=False) or "").splitlines()
+    ]
+    assert shown
+    assert not [(name, line) for name, line in shown if len(line) > COLUMNS]
