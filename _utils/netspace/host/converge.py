@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from netspace.errors import Problem, SpecError
+from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
@@ -202,7 +203,7 @@ class Converge(Cards):
             else:
                 others = (link for link in self._linked().links.values() if link.source not in declared.environments)
                 after, _ = self._possible(self._broker(declared), (*others, *peer.links(declared.environments)))
-            return result.joined(self._peer(test, after))
+            return result.joined(self._peer(test, after, declared.environments))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment.container import seccomp_file
@@ -214,7 +215,7 @@ class Converge(Cards):
         there = self.environments.recorded([name for name, verdict in verdicts.items() if verdict.runs_on])
         wanted: dict[str, Wanted] = {}
         kept = set()
-        for name, spec in declared.environments.items():
+        for name, spec in self._with_children(declared).items():
             # Record the requirement in force, for later starts without the declaration.
             required = trust.requirement(spec, declared.attestation)
             record = there.get(name) if verdicts[name].runs_on else None
@@ -232,7 +233,29 @@ class Converge(Cards):
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()
         result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
+        self._free_places(test)
         return with_verdicts(result, "environment", trust.told(declared, verdicts))
+
+    def _with_children(self, declared: Declaration) -> dict[str, Environment]:
+        """Return the declared environments, each child that runs with its own values.
+
+        A child whose template isn't as it was at its start, or whose parent has ended, is wanted as it is declared:
+        stopped.
+        """
+        from netspace.environment import record as records
+
+        found = dict(declared.environments)
+        taken = child_records.places(self.layout, found)
+        there, _ = self.environments.readable() if taken else ({}, {})
+        for name in sorted(taken & there.keys()):
+            child, was = child_records.lasting(self.layout, name), there[name].spec
+            if child is None:
+                continue
+            now = msgspec.structs.replace(found[name], values=child.values, state="running")
+            required = trust.requirement(now, declared.attestation)
+            if records.own(was) == records.own(msgspec.structs.replace(now, attestation=required)):
+                found[name] = now
+        return found
 
 
 def _runtimes(declared: Declaration) -> dict[str, Runtime]:
