@@ -73,7 +73,23 @@ def test_requests_are_refused_when_the_keeper_ends(mine: Errands, door: socket.s
     ((_, _, body, result),) = mine.done(VERBS)
     assert json.loads(body)["error"]["code"] == "not-available" and result == "end not-available"
     assert mine.begin(WAY, "web", request("a")) == "", "the next request finds the next keeper"
-    assert Errands("nowhere").begin(WAY, "web", request("a")) == errands.ABSENT
+
+
+def test_request_waits_for_a_keeper_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "keeper.sock"
+    early = Errands(str(place))
+    assert early.begin(WAY, "web", request("a")) == "" and early.unsent and not list(early.done(VERBS))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        door.bind(str(place))
+        door.listen()
+        assert not list(early.done(VERBS)) and not early.unsent
+        assert json.loads(door.accept()[0].recv(4096))["arguments"] == {"name": "a"}
+    place.unlink()
+    monkeypatch.setattr(errands, "PATIENCE", -1.0)
+    late = Errands(str(place))
+    assert late.begin(WAY, "web", request("a")) == ""
+    ((_, _, body, _),) = late.done(VERBS)
+    assert json.loads(body)["error"]["text"] == errands.ABSENT and not late.unsent
 
 
 class Recorded:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,6 +18,8 @@ from netspace.host.peer.requests import Request
 EACH, ALL = 8, 1024
 """The most requests of one environment, and of all, that wait for the keeper."""
 LARGEST = 256 * 1024
+PATIENCE = 10.0
+"""Seconds for which a request waits for a keeper that doesn't listen, such as one that an apply just started."""
 BUSY = "too many requests about children wait; try again later"
 ABSENT = "the host's keeper of children doesn't run; try again, and ask first which children there are"
 
@@ -57,7 +62,13 @@ class Errands:
         self._place = place
         self.keeper: socket.socket | None = None
         self._waiting: dict[int, tuple[Way, str, str]] = {}
+        self._unsent: collections.deque[tuple[int, bytes, float]] = collections.deque()
         self._last = 0
+
+    @property
+    def unsent(self) -> bool:
+        """Whether a request waits until the keeper listens; :meth:`done` tries again."""
+        return bool(self._unsent)
 
     def begin(self, way: Way, name: str, request: Request) -> str:
         """Hand a request to the keeper; return why that isn't possible now, empty if it is.
@@ -66,18 +77,24 @@ class Errands:
         """
         if len(self._waiting) >= ALL or sum(one[1] == name for one in self._waiting.values()) >= EACH:
             return BUSY
-        arguments = msgspec.Raw(bytes(request.arguments))
-        try:
-            if self.keeper is None:
-                self.keeper = self._connected()
-            self.keeper.send(msgspec.json.encode(_Ask(self._last + 1, name, request.verb, arguments)))
-        except BlockingIOError:
-            return BUSY
-        except OSError:  # done() finds that a connection is broken
-            return ABSENT
         self._last += 1
+        arguments = msgspec.Raw(bytes(request.arguments))
+        message = msgspec.json.encode(_Ask(self._last, name, request.verb, arguments))
         self._waiting[self._last] = (way, name, request.verb)
+        self._unsent.append((self._last, message, time.monotonic() + PATIENCE))
+        self._send()
         return ""
+
+    def _send(self) -> None:
+        """Send what waits, as far as the keeper takes it."""
+        with contextlib.suppress(
+            OSError
+        ):  # it is just being started, or busy; done() finds that a connection is broken
+            while self._unsent:
+                if self.keeper is None:
+                    self.keeper = self._connected()
+                self.keeper.send(self._unsent[0][1])
+                self._unsent.popleft()
 
     def _connected(self) -> socket.socket:
         way = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -92,8 +109,11 @@ class Errands:
     def done(self, verbs: dict[str, ModuleType]) -> Iterator[tuple[Way, str, bytes, str]]:
         """Yield the answers that have come: way, asker, body, and the text for the log.
 
-        If the keeper has ended, all that wait are refused.
+        If the keeper has ended, what it was asked is refused, and what comes later waits :data:`PATIENCE` for another.
         """
+        while self._unsent and self._unsent[0][2] < time.monotonic():
+            yield self._refused(self._unsent.popleft()[0])
+        self._send()
         while self.keeper is not None:
             try:
                 raw = self.keeper.recv(LARGEST)
@@ -104,9 +124,9 @@ class Errands:
             if not raw:
                 self.keeper.close()
                 self.keeper = None
-                lost, self._waiting = self._waiting, {}
-                for way, name, verb in lost.values():
-                    yield way, name, requests.refusal("not-available", ABSENT), f"{verb} not-available"
+                later = {number for number, *_ in self._unsent}
+                for number in self._waiting.keys() - later:
+                    yield self._refused(number)
                 return
             told = msgspec.json.decode(raw, type=_Told)
             way, name, verb = self._waiting.pop(told.id)
@@ -115,3 +135,7 @@ class Errands:
             else:
                 content = msgspec.json.decode(told.answer, type=verbs[verb].Answer)
                 yield way, name, requests.answered(verb, content), verb
+
+    def _refused(self, number: int) -> tuple[Way, str, bytes, str]:
+        way, name, verb = self._waiting.pop(number)
+        return way, name, requests.refusal("not-available", ABSENT), f"{verb} not-available"

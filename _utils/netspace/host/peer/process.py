@@ -49,6 +49,8 @@ AGAIN = 5.0
 """Seconds until a queue that couldn't be consumed is tried again."""
 LOOK = 1.0
 """Seconds between two looks whether an answer that somebody waits for has changed."""
+KNOCK = 0.1
+"""Seconds between two attempts to reach the keeper of children."""
 PATIENCE = 30.0
 """Seconds until such an answer is given, changed or not."""
 HELD = 8
@@ -141,7 +143,7 @@ class Peer:
         while not self.over:
             if not consumer.pending:
                 due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * consumer.lacking
-                due += [self._looked + LOOK] * bool(self.held)
+                due += [self._looked + LOOK] * bool(self.held) + [time.monotonic() + KNOCK] * self.errands.unsent
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
