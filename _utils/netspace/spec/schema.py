@@ -178,12 +178,12 @@ class _Writer:
         if (owner, key) == (types.Environment, "interface"):
             kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
             return self._union([*kinds, inspect.NoneType()])
-        value = {
+        mappings: Mapping[tuple[type, str], type] = {
             (types.Declaration, "environments"): types.Environment,
             (types.LocalBroker, "hosts"): types.RemoteHost,
             (types.Environment, "spawns"): types.Template,
-        }.get((owner, key))
-        if value is not None:
+        }
+        if (value := mappings.get((owner, key))) is not None:
             place = self.place(inspect.type_info(value))
             return {"type": "object", "propertyNames": _text(types.NAME.pattern), "additionalProperties": place}
         known = _special_values().get((owner, key))

@@ -105,13 +105,12 @@ def links(parent: str, spec: Environment, every: Collection[Link]) -> Iterator[t
         for target, handed in template.links.items():
             if target in own:
                 yield f"{where}:links:{target}", _narrowed(own[target], handed, place.name)
-        for key, handed, ends in (
+        for key, own_link, ends in (
             ("to_parent", template.to_parent, (place.name, parent)),
             ("from_parent", template.from_parent, (parent, place.name)),
         ):
-            if handed is not None:
-                link = Link(source=ends[0], target=ends[1])
-                yield f"{where}:{key}", _narrowed(link, handed, ends[0])
+            if own_link is not None:
+                yield f"{where}:{key}", _narrowed(Link(source=ends[0], target=ends[1]), own_link, ends[0])
 
 
 def _narrowed(link: Link, handed: Handed, source: str) -> Link:
