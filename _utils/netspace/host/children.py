@@ -70,7 +70,12 @@ class Children(Cards):
                 raise Refused(
                     "name-in-use", f"{name}: another child of {parent} has this name; choose another, or end it"
                 )
-            free = [place for place in places if place.template == template and place.name not in taken]
+            free = [
+                place
+                for place in places
+                # An operator may have started a place. What runs there is nobody's child.
+                if place.template == template and place.name not in taken and not record.run_of(self.layout, place.name)
+            ]
             if not free:
                 raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")
             there = self._startable(free[0], parent, spec, made_of)

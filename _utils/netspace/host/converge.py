@@ -12,7 +12,7 @@ from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import checks, peer, trust
+from netspace.spec import checks, peer, spawns, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Converge(Cards):
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Create or change the declared links that trust permits, and revoke withheld ones."""
         with self._lock(test):
-            clashes = () if whole else self._name_clashes(declared.links)
+            clashes = () if whole else [*self._name_clashes(declared.links), *self._of_children(declared.links)]
             if clashes and not test:
                 raise SpecError(clashes)
             asserted = self._asserted(declared, {}, whole, test)
@@ -123,6 +123,17 @@ class Converge(Cards):
         """Return the conflicts between the local names (``as``) of declared links and those of recorded links."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
         return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
+
+    def _of_children(self, declared: Collection[Link]) -> list[Problem]:
+        """Return why a link that is declared alone can't have a child at one of its ends."""
+        ends = {end: link for link in declared for end in (link.source, link.target)}
+        known, _ = self.environments.readable({one for end in ends for one in spawns.possible_parents(end)})
+        specs = {name: record.spec for name, record in known.items()}
+        return [
+            Problem(link.name, f"{end} is a child, whose links its template has; leave the link out")
+            for end, link in ends.items()
+            if spawns.parent_of(end, specs.get)
+        ]
 
     def _links(
         self, broker: Broker, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from support.hosts.whole_host import CLIENT, IDLE, python
 from support.links.link_world import World
 from support.waiting import until
 
+from netspace.errors import SpecError
 from netspace.host import child_records as record
 from netspace.host import restore
 from netspace.host.host import Host
@@ -201,6 +203,16 @@ def test_request_beyond_the_template_is_refused_with_its_code(here: dict[str, An
     assert refused(lambda: spawn("worker", "../w")) == "arguments-invalid"
     assert refused(lambda: end("w")) == "child-unknown"
     end("s1")
+
+
+def test_link_declared_alone_can_not_name_a_child(here: dict[str, Any]) -> None:
+    declared = replace(parse.declaration({}), links=(parse.link({"from": "web-worker-1", "to": "web"}),))
+    with pytest.raises(SpecError, match=r"web-worker-1 is a child"):
+        Host(LAYOUT).converge_links(declared)
+    assert Host(LAYOUT).operations.start(["web-small-1"]) == {"web-small-1": ""}
+    assert refused(lambda: spawn("small", "s")) == "too-many", "the operator's own program has the place"
+    assert Host(LAYOUT).operations.stop(["web-small-1"]) == {"web-small-1": ""}
+    unchanged(here)
 
 
 def test_child_ends_with_its_parent_and_its_lifetime(here: dict[str, Any]) -> None:

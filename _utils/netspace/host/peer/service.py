@@ -13,6 +13,7 @@ from netspace.supervision.service import Service, Supervisor
 NAME = host_peer.SERVICE
 KEEPER = host_peer.KEEPER_SERVICE
 LIMITS = {"memory": 256 * 1024 * 1024, "cpus": 0.5, "pids": 8}
+KEEPER_LIMITS = {"memory": 512 * 1024 * 1024, "cpus": 1.0}
 """The bounds that systemd sets: an environment that asks without end takes no more of the host than that."""
 
 
@@ -47,6 +48,7 @@ def keeper(layout: Layout) -> Service:
         },
         stop_timeout=20.0,
         until=(host_peer.folder(layout) / told.FILE,),
+        limits=KEEPER_LIMITS,
         delegate=True,  # it starts environments as an apply does, so systemd can't confine it
     )
 
