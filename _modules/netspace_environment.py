@@ -109,7 +109,9 @@ def list_() -> dict[str, dict[str, Any]]:
     - ``supervised``: whether the supervisor runs, which restarts the
       environment when it ends;
     - ``problem``: why the environment doesn't run or is unhealthy, if
-      the reason is known.
+      the reason is known;
+    - ``parent``: the environment that may start this one as its child;
+      only if there is one.
 
     If the record of an environment is damaged, the row has only the
     values of the environment's service, and ``problem`` has the remedy.

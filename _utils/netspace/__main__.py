@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
     commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
     commands.add_parser("peer", help="answer the environments' requests to the host; a service's program")
+    commands.add_parser("keeper", help="start and end children of environments; a service's program")
     commands.add_parser("renew", help="replace the environments' certificates that expire soon")
     return parser
 
@@ -160,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.host.peer import process
 
         return process.main(layout)
+    if options.command == "keeper":
+        from netspace.host import keeper
+
+        return keeper.main(layout)
     if options.command == "names":
         from netspace.interface.names import refresher
 

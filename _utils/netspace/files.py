@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ KEPT = "restore it from a backup: nothing can rebuild it"
 _TOGETHER = 1024
 _FEW = 4
 _CHUNK = 65536
+_PAUSE = 0.005  # seconds between two attempts to take a lock
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -337,19 +339,36 @@ def refusals_told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, give_up: Callable[[], bool] | None = None) -> Iterator[None]:
     """Hold an exclusive lock on *path* for the duration of the context, so that two runs don't interleave.
 
     The file is created if it is absent.
+
+    :param give_up: called again and again while another run holds the lock; None: wait however long it takes.
+    :raises NetspaceError: *give_up* returned True.
     """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if give_up is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            _patiently(fd, give_up)
         yield
     finally:
         os.close(fd)
+
+
+def _patiently(fd: int, give_up: Callable[[], bool]) -> None:
+    """Take an exclusive lock, unless *give_up* returns True before it is free."""
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if give_up():
+                raise NetspaceError("another run of netspace is changing this host; try again later") from None
+        time.sleep(_PAUSE)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:

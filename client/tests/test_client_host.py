@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace_client import CardError, HostRefused, LinkError, NotDeclared, Offer, Self, Trust, card, host_peer
+from netspace_client import CardError, Child, HostRefused, LinkError, NotDeclared, Offer, Self, Trust, card, host_peer
 from netspace_client import Mailbox as RealMailbox
 from netspace_client.host_peer import HostPeer
 
@@ -137,3 +137,19 @@ def test_changes_of_values_are_told_one_by_one(tmp_path: Path) -> None:
 def test_verbs_of_a_card_are_texts() -> None:
     with pytest.raises(CardError, match="peers:0: verbs: expected texts"):
         whoami({}, {**HOST, "verbs": [1]})
+
+
+def test_children_are_spawned_listed_and_ended() -> None:
+    row = {"name": "w", "environment": "web-worker-1", "template": "worker", "until": 7}
+    mailbox = Mailbox({"v": 1, "verb": "spawn", "answer": row}, HOST)
+    child = Child("w", "web-worker-1", 7.0)
+    assert asyncio.run(HostPeer(mailbox).spawn("worker", "w", {"a": 1})) == child  # type: ignore[arg-type]
+    assert mailbox.calls[0][1]["arguments"] == {"template": "worker", "name": "w", "values": {"a": 1}}
+    listed = Mailbox({"v": 1, "verb": "children", "answer": {"children": [row]}}, HOST)
+    assert asyncio.run(HostPeer(listed).children()) == [child]  # type: ignore[arg-type]
+    ended = Mailbox({"v": 1, "verb": "end", "answer": {"name": "w"}}, HOST)
+    asyncio.run(HostPeer(ended).end("w"))  # type: ignore[arg-type]
+    assert ended.calls[0][1] == {"v": 1, "verb": "end", "arguments": {"name": "w"}}
+    for wrong in ({}, {"children": 1}, {"children": [1]}, {"children": [{**row, "until": None}]}):
+        with pytest.raises(LinkError, match="the host's answer has no"):
+            asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).children())  # type: ignore[arg-type]

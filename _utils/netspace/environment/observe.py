@@ -31,6 +31,7 @@ from netspace.errors import MissingError
 from netspace.index import Index
 from netspace.known import also, without
 from netspace.layout import Layout, below
+from netspace.spec import spawns
 from netspace.spec.types import Environment
 from netspace.supervision import restart_policy
 from netspace.supervision.cgroup import booted, payload_cgroup
@@ -425,6 +426,8 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
     if damage:
         return row
     record = around.known[name]
+    if parent := spawns.parent_of(name, lambda one: around.known[one].spec if one in around.known else None):
+        row["parent"] = parent
     known = current(layout, name, record, status)
     health = ""
     if record.spec.health is not None and status.state in ("running", "starting"):

@@ -25,7 +25,7 @@ from netspace.environment.record import Record, RunState
 from netspace.environment.storage import disk_sizes, mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.spec import parse
+from netspace.spec import parse, spawns
 from netspace.spec.types import Environment
 from netspace.supervision import process
 from netspace.supervision.cgroup import booted
@@ -242,7 +242,9 @@ class Operations:
 
     def _around(self, names: Collection[str]) -> Around:
         known, _ = records.read_each(self._layout, names)
-        before, _ = records.read_each(self._layout, {other for record in known.values() for other in record.spec.after})
+        others = {other for record in known.values() for other in record.spec.after}
+        others |= {parent for name in names for parent in spawns.possible_parents(name)}
+        before, _ = records.read_each(self._layout, others)
         return around(self._layout, self._supervisor, {**before, **known}, names)
 
     def _status(self, name: str) -> Status:

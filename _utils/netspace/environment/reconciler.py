@@ -89,12 +89,14 @@ class Environments:
         """
         return records.read(self.layout) if names is None else records.some(self.layout, names)
 
-    def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
+    def readable(self, names: Collection[str] | None = None) -> tuple[dict[str, Record], dict[str, str]]:
         """Return the readable records, and the errors of unreadable records, by name.
 
         This is for operations that handle each environment separately.
+
+        :param names: the environments whose records are read, if they exist; None: all.
         """
-        return records.read_each(self.layout)
+        return records.read_each(self.layout, names)
 
     def observe(
         self, about: Collection[str] | None = None, wanted: Collection[str] = (), *, sized: bool = True

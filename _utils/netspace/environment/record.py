@@ -96,7 +96,7 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key not in ("state", "settle", "host", "values", "offers")
+            if key not in ("state", "settle", "host", "values", "offers", "spawns")
             and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
@@ -140,7 +140,7 @@ def _encoded(record: Record) -> bytes:
     return files.encode(
         {
             "version": _VERSION,
-            "spec": parse.encode(own(record.spec)),
+            "spec": _spec(record.spec),
             "state": record.state,
             "base": record.base,
             "image": _image(record.image),
@@ -156,6 +156,13 @@ def _encoded(record: Record) -> bytes:
     )
 
 
+def _spec(spec: Environment) -> dict[str, Any]:
+    plain: dict[str, Any] = parse.encode(own(spec))
+    if not spec.spawns:  # as in records from before there were templates; few environments have any
+        del plain["spawns"]
+    return plain
+
+
 def _image(image: Image) -> dict[str, Any]:
     return {"digest": image.digest, "identity": image.identity, "defaults": image.defaults.encode()}
 
@@ -166,7 +173,7 @@ def _encoded_runtime(runtime: Runtime) -> dict[str, Any]:
 
 def _previous(previous: Previous) -> dict[str, Any]:
     return {
-        "spec": parse.encode(own(previous.spec)),
+        "spec": _spec(previous.spec),
         "image": _image(previous.image),
         **_profile(previous.profile),
         "runtime": _encoded_runtime(previous.runtime),

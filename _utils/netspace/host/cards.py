@@ -13,10 +13,10 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.host import recorded_calls
+from netspace.host import child_records, recorded_calls
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
-from netspace.spec import peer, trust
+from netspace.spec import peer, spawns, trust
 from netspace.spec.types import Broker, Declaration, Environment, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netspace.environment.runtimes import Runtime
     from netspace.link.pki.certificates import Access
     from netspace.link.seal.keys import Keys
+    from netspace.supervision.service import Service
 
 
 class Wanted(NamedTuple):
@@ -99,6 +100,19 @@ class Cards(TrustGate):
             )
         return desired
 
+    # -- children ---------------------------------------------------------------------
+    def _places(self, parent: str) -> list[str]:
+        """Return the environments that are places for children of the environment *parent*, as it was applied."""
+        known = self.environments.recorded([parent]).get(parent)
+        return [] if known is None else [place.name for place in spawns.places(parent, known.spec)]
+
+    def _free_places(self, test: bool) -> None:
+        """Remove the records of children whose place is gone."""
+        if test or not self.layout.records(child_records.KIND).is_dir():
+            return
+        for place in child_records.places(self.layout) - self.environments.names():
+            child_records.remove(self.layout, place)
+
     # -- the host's own peer ------------------------------------------------------------
     def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
         """Return *wanted* without the links to the host itself, and why these can't be made; all, if they can."""
@@ -133,33 +147,55 @@ class Cards(TrustGate):
         if not test and any(map(peer.is_link, self._linked().links.values())):
             self._publish()
 
-    def _peer(self, test: bool, after: Collection[Link]) -> Result:
+    def _peer(self, test: bool, after: Collection[Link], declared: Mapping[str, Environment] | None = None) -> Result:
         """Start the service that answers requests to the host if a link leads there; else remove the service.
 
+        The same for the service that keeps children, if one that may ask the host has templates.
+
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
+        :param declared: the environments after the change, by name; others are as they are recorded.
         """
         from netspace.link import host_peer
 
-        wanted = host_peer.wanted(after if test else self._linked().links.values())
+        asking = [link.source for link in (after if test else self._linked().links.values()) if peer.is_link(link)]
+        known = [host_peer.SERVICE, host_peer.KEEPER_SERVICE]
         # After a reboot, a service that a killed run left out has no folder any more.
-        if not (wanted or host_peer.folder(self.layout).exists() or self.supervisor.observe([host_peer.SERVICE])):
+        if not (asking or host_peer.folder(self.layout).exists() or self.supervisor.observe(known)):
             return Result(Plan())
         from netspace import library_copy
         from netspace.host.peer import service
 
-        if wanted and not test:
+        if asking and not test:
             library_copy.install(self.layout)
         self._tell_peer(test)
-        need = service.lacking(self.layout, self.supervisor, wanted)
+        spawning = self._spawning(asking, declared or {})
+        parts = [
+            (service.service(self.layout), bool(asking), "it answers as host"),
+            (service.keeper(self.layout), spawning, "it starts and ends children"),
+        ]
+        result = Result(Plan())
+        for made, wanted, why in parts if spawning else reversed(parts):
+            result = result.joined(self._peer_service(test, made, wanted, why))
+        if not asking and not test and result.ok:  # a run was killed before it removed the folder
+            service.forget(self.layout)
+        return result
+
+    def _spawning(self, asking: Collection[str], declared: Mapping[str, Environment]) -> bool:
+        known, _ = self.environments.readable(set(asking) - declared.keys())
+        specs = [declared[name] for name in asking if name in declared] + [one.spec for one in known.values()]
+        return any(spec.spawns for spec in specs)
+
+    def _peer_service(self, test: bool, made: Service, wanted: bool, why: str) -> Result:
+        from netspace.host.peer import service
+
+        need = service.lacking(self.supervisor, made, wanted)
         if need is None:
-            if not wanted and not test:  # a run was killed before it removed the folder
-                service.forget(self.layout)
             return Result(Plan())
-        step = Step("service", self.layout.service(service.NAME), need[0], {"state": need[1]}, "it answers as host")
+        step = Step("service", self.layout.service(made.name), need[0], {"state": need[1]}, why)
         if test:
             return Result(Plan([step]))
         try:
-            service.apply(self.layout, self.supervisor, need[0])
+            service.apply(self.layout, self.supervisor, made, need[0])
         except NetspaceError as err:
             return Result(Plan([step]), [Outcome(step, str(err))])
         return Result(Plan([step]), [Outcome(step)])

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from netspace.errors import Problem, SpecError
+from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import checks, peer, trust
+from netspace.spec import checks, peer, spawns, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Converge(Cards):
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Create or change the declared links that trust permits, and revoke withheld ones."""
         with self._lock(test):
-            clashes = () if whole else self._name_clashes(declared.links)
+            clashes = () if whole else [*self._name_clashes(declared.links), *self._of_children(declared.links)]
             if clashes and not test:
                 raise SpecError(clashes)
             asserted = self._asserted(declared, {}, whole, test)
@@ -122,6 +123,17 @@ class Converge(Cards):
         """Return the conflicts between the local names (``as``) of declared links and those of recorded links."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
         return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
+
+    def _of_children(self, declared: Collection[Link]) -> list[Problem]:
+        """Return why a link that is declared alone can't have a child at one of its ends."""
+        ends = {end: link for link in declared for end in (link.source, link.target)}
+        known, _ = self.environments.readable({one for end in ends for one in spawns.possible_parents(end)})
+        specs = {name: record.spec for name, record in known.items()}
+        return [
+            Problem(link.name, f"{end} is a child, whose links its template has; leave the link out")
+            for end, link in ends.items()
+            if spawns.parent_of(end, specs.get)
+        ]
 
     def _links(
         self, broker: Broker, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
@@ -202,7 +214,7 @@ class Converge(Cards):
             else:
                 others = (link for link in self._linked().links.values() if link.source not in declared.environments)
                 after, _ = self._possible(self._broker(declared), (*others, *peer.links(declared.environments)))
-            return result.joined(self._peer(test, after))
+            return result.joined(self._peer(test, after, declared.environments))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment.container import seccomp_file
@@ -214,7 +226,7 @@ class Converge(Cards):
         there = self.environments.recorded([name for name, verdict in verdicts.items() if verdict.runs_on])
         wanted: dict[str, Wanted] = {}
         kept = set()
-        for name, spec in declared.environments.items():
+        for name, spec in self._with_children(declared).items():
             # Record the requirement in force, for later starts without the declaration.
             required = trust.requirement(spec, declared.attestation)
             record = there.get(name) if verdicts[name].runs_on else None
@@ -232,7 +244,29 @@ class Converge(Cards):
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()
         result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
+        self._free_places(test)
         return with_verdicts(result, "environment", trust.told(declared, verdicts))
+
+    def _with_children(self, declared: Declaration) -> dict[str, Environment]:
+        """Return the declared environments, each child that runs with its own values.
+
+        A child whose template isn't as it was at its start, or whose parent has ended, is wanted as it is declared:
+        stopped.
+        """
+        from netspace.environment import record as records
+
+        found = dict(declared.environments)
+        taken = child_records.places(self.layout, found)
+        there, _ = self.environments.readable() if taken else ({}, {})
+        for name in sorted(taken & there.keys()):
+            child, was = child_records.lasting(self.layout, name), there[name].spec
+            if child is None:
+                continue
+            now = msgspec.structs.replace(found[name], values=child.values, state="running")
+            required = trust.requirement(now, declared.attestation)
+            if records.own(was) == records.own(msgspec.structs.replace(now, attestation=required)):
+                found[name] = now
+        return found
 
 
 def _runtimes(declared: Declaration) -> dict[str, Runtime]:

@@ -373,6 +373,7 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
     return {
         "explains": facts.name,
         "summary": summary,
+        **({"parent": row["parent"]} if "parent" in row else {}),
         "state": row.get("state", "absent"),
         "health": row.get("health", ""),
         "since": row.get("since"),

@@ -58,6 +58,8 @@ class Parts:
         self.progress = progress
         self.applied = applied
         self.remote = remote
+        self.give_up: Callable[[], bool] | None = None
+        """Asked again and again while another run holds the lock; once True, this run ends with an error."""
         self._holds = False
         self._guard: Callable[[Plan], None] | None = None
 
@@ -113,7 +115,7 @@ class Parts:
             if test or self._holds:
                 yield
                 return
-            with files.locked(self.layout.lock):
+            with files.locked(self.layout.lock, self.give_up):
                 self._holds = True
                 try:
                     yield

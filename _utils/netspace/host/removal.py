@@ -64,6 +64,7 @@ class Removal(Cards):
         :param purge: also delete messages that no environment can read any more.
         """
         with self._lock(test):
+            names = {*names, *self._handed_on(names)}
             result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
             ends = {end for name in names for end in name.split(".")}
             result = result.joined(self._refresh_cards(ends, test))
@@ -104,6 +105,7 @@ class Removal(Cards):
         """
         with self._lock(test):
             self._tidy(test)
+            names = {*names, *(place for one in names for place in self._places(one))}
             theirs = {link.name for link in self._linked().links.values() if _ends(link) & set(names)}
             others = {end for name in theirs for end in name.split(".")} - set(names)
             parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
@@ -120,7 +122,16 @@ class Removal(Cards):
                     result = result.joined(Result(left, () if test else self.environments.apply_purge(left.steps)))
             finally:
                 links.end()
+            self._free_places(test)
             return result.joined(links.result()).joined(self._peer(test, self._without(theirs)))
+
+    def _handed_on(self, names: Collection[str]) -> set[str]:
+        """Return the links of children that are made from these links of their parents."""
+        found = set()
+        for name in names:
+            parent, _, target = name.partition(".")
+            found |= {f"{place}.{target}" for place in self._places(parent)}
+        return found
 
     def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
         """Remove namespaces and interfaces."""

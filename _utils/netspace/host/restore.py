@@ -48,16 +48,19 @@ def run(layout: Layout) -> int:
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result
         from netspace.environment.reconciler import Environments
+        from netspace.host import child_records
         from netspace.spec import trust
 
         kind = Environments(layout, supervisor)
+        # A child ends with its parent, and so with the host. The keeper of children frees its place later.
+        ended = kind.withhold(child_records.places(layout))
         known, damaged = kind.readable()
         # After a failed appraisal, the result of an earlier boot doesn't count.
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
         # kind.sweep() removes the second instance that an unfinished update left.
         stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}
         told = {name: why for name, why in withheld.items() if name not in stay}
-        return {**damaged, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
+        return {**damaged, **ended, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def refusals() -> Mapping[str, str]:
         from netspace.environment.reconciler import Environments

@@ -8,7 +8,7 @@ import msgspec
 
 from netspace.host.parts import Parts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import trust
+from netspace.spec import spawns, trust
 from netspace.spec.trust import Trust, TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link
 
@@ -59,7 +59,10 @@ class TrustGate(Parts):
         return judge(declared, known)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
-        """Return the links to have: permitted ones, and existing ones whose loss of trust is only reported."""
+        """Return the links to have: permitted ones, and existing ones whose loss of trust is only reported.
+
+        A child has a link only if its parent has it, too.
+        """
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
         for link in declared.links:
@@ -70,7 +73,7 @@ class TrustGate(Parts):
                 # Take the declared local name: a name grants nothing, and another link may have the recorded one by
                 # now.
                 found.append(msgspec.structs.replace(there[link.name], local=link.local))
-        return tuple(found)
+        return spawns.within(declared, tuple(found))
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:

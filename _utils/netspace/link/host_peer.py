@@ -21,7 +21,11 @@ from netspace.spec.types import Link
 
 SERVICE = "peer"
 """The name of the service."""
+KEEPER_SERVICE = "keeper"
+"""The name of the service that starts and ends children for the peer (``netspace.host.keeper``)."""
 SOCKET = "broker.sock"
+KEEPER = "keeper.sock"
+"""The socket file in the folder by which the peer reaches the keeper of children."""
 OWN = "own"
 """The folder in which the peer may write."""
 _FIRST, _COUNT = 70000, 20000

@@ -329,6 +329,15 @@ class Links:
             errors[node.NODE] = str(err)
         return errors
 
+    def empty(self, environment: str) -> None:
+        """Delete all messages that wait for one environment: letters, and answers to its requests.
+
+        :raises NetspaceError: the broker can't do that now.
+        """
+        from netspace.link.mail import emptying
+
+        emptying.empty(self.layout, read(self.layout), environment)
+
     def purge(self) -> None:
         """Remove the renewer, the forwarder, and our own broker with all its mail.
 

@@ -141,6 +141,11 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
     spec = parse.environment(name, arguments(kwargs), settings.runtimes)
     if spec.host and not isinstance(settings.broker, LocalBroker):
         raise SpecError([Problem(f"{name}:host", peer.SHARED)])
+    if spec.spawns:
+        remedy = "declare it in the pillar, and apply the pillar (state.apply netspace)"
+        raise SpecError(
+            [Problem(f"{name}:spawns", f"children have links, which one environment alone can't have; {remedy}")]
+        )
     return _with(pillar, environments={name: spec})
 
 

@@ -7,13 +7,13 @@ in pillar notation and the nearest valid name to each problem. It reports all pr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, mistakes, never, peer, publish
+from netspace.spec import checks, extensions, hosts, mistakes, never, peer, publish, spawns
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -33,6 +33,7 @@ from netspace.spec.types import (
     Rate,
     Runtimes,
     Size,
+    Template,
 )
 
 T = TypeVar("T")
@@ -100,9 +101,14 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         links=tuple(links.values()),
         never=tuple(asserted.values()),
     )
+    places = list(links)
+    if any(spec.spawns for spec in environments.values()):
+        result, more, wrong = spawns.expand(result, path, interface(None))
+        places += more
+        problems += wrong
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
-    names = {str(name) for name in declared}
-    problems.extend(checks.clashes(result, path, known=names, places=list(links)))
+    names = {*map(str, declared), *result.environments}
+    problems.extend(checks.clashes(result, path, known=names, places=places))
     problems.extend(checks.whole(result, path, names))
     problems.extend(checks.assertions(result, asserted, names))
     if problems:
@@ -146,12 +152,17 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     problems: list[Problem] = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem(where, f"{name!r} can't be an environment's name: use {NAME_RULE}"))
-    parsed = _try(lambda: convert(data, Environment, where), None, problems)
+    misread = list(_templates(data, where))
+    problems += misread
+    parsed = None
+    if not misread:
+        parsed = _try(lambda: convert(data, Environment, where), None, problems)
     parsed_interface: Interface | None = None
     if isinstance(data, Mapping):
         parsed_interface = _try(lambda: interface(data.get("interface"), f"{where}:interface"), None, problems)
     if parsed is not None:
         problems.extend(checks.environment(parsed, where))
+        problems += [Problem(f"{where}:{key}", message) for key, message in spawns.wrong(str(name), parsed)]
         if parsed.kernel is not None and parsed_interface is not None:
             kind = extensions.interface_kind(parsed_interface)
             if kind not in ("none", "tap"):
@@ -162,6 +173,16 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
             problems += checks.under(parsed, checks.used(parsed, usual), where)
         parsed = msgspec.structs.replace(parsed, interface=parsed_interface)
     return parsed, problems
+
+
+def _templates(data: Any, where: str) -> Iterator[Problem]:
+    """Yield the problems of the types in an environment's templates, each with the template's name in its path."""
+    listed = data.get("spawns") if isinstance(data, Mapping) else None
+    for name, value in listed.items() if isinstance(listed, Mapping) else ():
+        try:
+            convert(value, Template, f"{where}:spawns:{name}")
+        except SpecError as err:
+            yield from err.problems
 
 
 def interface(data: Any, path: str = "interface") -> Interface:

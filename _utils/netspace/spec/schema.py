@@ -178,8 +178,12 @@ class _Writer:
         if (owner, key) == (types.Environment, "interface"):
             kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
             return self._union([*kinds, inspect.NoneType()])
-        if (owner, key) in ((types.Declaration, "environments"), (types.LocalBroker, "hosts")):
-            value = types.Environment if key == "environments" else types.RemoteHost
+        mappings: Mapping[tuple[type, str], type] = {
+            (types.Declaration, "environments"): types.Environment,
+            (types.LocalBroker, "hosts"): types.RemoteHost,
+            (types.Environment, "spawns"): types.Template,
+        }
+        if (value := mappings.get((owner, key))) is not None:
             place = self.place(inspect.type_info(value))
             return {"type": "object", "propertyNames": _text(types.NAME.pattern), "additionalProperties": place}
         known = _special_values().get((owner, key))
@@ -191,8 +195,10 @@ def _special_values() -> Mapping[tuple[type, str], Schema]:
     images: list[Json] = [*extensions.runtimes_of("images")]
     kernels: list[Json] = [*extensions.runtimes_of("kernels")]
     profiles: list[Json] = [*checks.SECCOMP_PROFILES]
+    image: Schema = {"type": "string", "pattern": f"^(?:{'|'.join(extensions.image_sources())}):."}
     return {
-        (types.Environment, "image"): {"type": "string", "pattern": f"^(?:{'|'.join(extensions.image_sources())}):."},
+        (types.Environment, "image"): image,
+        (types.Template, "image"): image,
         (types.Environment, "runtime"): {"type": ["string", "null"], "enum": [*images, *kernels, None]},
         (types.Environment, "seccomp"): {"type": "string", "anyOf": [{"enum": profiles}, {"pattern": "^file:/"}]},
         (types.Environment, "after"): names,

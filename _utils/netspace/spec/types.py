@@ -507,6 +507,65 @@ class Update(Base, frozen=True):
     rollback: bool = True
 
 
+class Handed(Base, frozen=True):
+    """A link that a child has, with less than the link that it is made from. Absent values are those of that link.
+
+    :param rate: the most messages per second.
+    :param size: the most bytes of a message's body.
+    :param length: the most messages that may wait.
+    """
+
+    rate: float | None = None
+    size: Size | None = None
+    length: int | None = None
+
+
+class Template(Base, frozen=True):
+    """A template of children: what a program gets when it asks its host to ``spawn`` one.
+
+    A child has no interface, no volume and a root that can't be written. Runtime, system calls, AppArmor, demanded
+    trust and ``audit`` are those of its parent.
+
+    :param image: ``<source>:<location>``. An apply makes the image; a spawn takes the one that the last apply made.
+    :param source_hash: sha256 that the image's source must have (``sha256:<hex>``).
+    :param command: argument vector; absent: an OCI image's Entrypoint and Cmd.
+    :param args: arguments after ``command``, or after the image's Entrypoint in place of its Cmd.
+    :param env: environment variables of the program.
+    :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
+    :param working_dir: the program's working directory; absent: an OCI image's WorkingDir, else ``/``.
+    :param limits: limits of each child.
+    :param stop_timeout: seconds between SIGTERM and SIGKILL, at most 10.
+    :param init: whether process 1 is a small init from the host.
+    :param host: the questions that a child may ask the peer ``host``: only those that its parent may ask, and none
+        about children.
+    :param links: the parent's links that a child has too, by their receivers, each with narrower limits if given.
+    :param to_parent: the link from a child to its parent; absent: none.
+    :param from_parent: the link from the parent to a child; absent: none.
+    :param values: the values of a child, by name. A spawn may give others of the same types.
+    :param at_most: the number of children that may run at once. **Each has its place on the host even while it doesn't
+        run**: a network namespace, a record, and the queues of its links.
+    :param lifetime: seconds after which a child is ended.
+    """
+
+    image: str
+    source_hash: str | None = None
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] | None = None
+    env: dict[str, str] = {}
+    user: int | None = None
+    working_dir: str | None = None
+    limits: Limits = Limits()
+    stop_timeout: float = 1.0
+    init: bool = False
+    host: tuple[str, ...] = ()
+    links: dict[str, Handed] = {}
+    to_parent: Handed | None = None
+    from_parent: Handed | None = None
+    values: dict[str, Any] = {}
+    at_most: int = 1
+    lifetime: float = 600.0
+
+
 class Environment(Base, frozen=True):
     """One program in an isolated environment.
 
@@ -549,6 +608,8 @@ class Environment(Base, frozen=True):
         permit them.
     :param host: the questions that the program may ask the peer ``host``: ``whoami``, ``values``, ``who``. **The
         default is none.**
+    :param spawns: templates of children that the program may start, by name; needs ``host: [spawn]``. **The default is
+        none.**
     :param offers: names of services that the environment offers. Environments that may send to it find it by these
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
@@ -585,6 +646,7 @@ class Environment(Base, frozen=True):
     host: tuple[str, ...] = ()
     values: dict[str, Any] = {}
     offers: tuple[str, ...] = ()
+    spawns: dict[str, Template] = {}
 
     @property
     def meant_to_stay(self) -> bool:

@@ -73,6 +73,20 @@ class Offer:
     health: str | None = None
 
 
+@dataclass(frozen=True)
+class Child:
+    """A child of this environment: a program that the host started for it.
+
+    :ivar name: the name that this environment gave to it.
+    :ivar environment: its name as an environment, by which messages reach it.
+    :ivar until: when the host ends it, in seconds since 1970.
+    """
+
+    name: str
+    environment: str
+    until: float
+
+
 class HostPeer:
     """The host of this environment, as the object ``mailbox.host``."""
 
@@ -149,6 +163,36 @@ class HostPeer:
         given = {"nonce": nonce, **({} if key is None else {"key": key})}
         return _text(await self.ask("attest", given, timeout=timeout), "evidence")
 
+    async def spawn(
+        self, template: str, name: str, values: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
+    ) -> Child:
+        """Start a child by a template of the declaration, and return it; its program runs.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` has one of the codes ``template-unknown``, ``name-in-use``,
+        ``too-many``, ``arguments-invalid`` (the values aren't those of the template) and ``not-available``.
+
+        After ``Timeout`` the child may have been started: :meth:`children` tells.
+
+        :param name: a name for the child, which no other child has: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
+        :param values: values for the child, in place of those of the template.
+        """
+        given = {"template": template, "name": name, "values": dict(values or {})}
+        return _child(await self.ask("spawn", given, timeout=timeout))
+
+    async def end(self, name: str, *, timeout: float = TIMEOUT) -> None:
+        """End a child, and wait until it is gone.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` with ``child-unknown`` if there is none of this name.
+        """
+        await self.ask("end", {"name": name}, timeout=timeout)
+
+    async def children(self, *, timeout: float = TIMEOUT) -> list[Child]:
+        """Return the children of this environment that run, sorted by name. The errors are those of :meth:`ask`."""
+        found = (await self.ask("children", timeout=timeout)).get("children")
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise LinkError("the host's answer has no children")
+        return [_child(one) for one in found]
+
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
     ) -> dict[str, Any]:
@@ -199,6 +243,13 @@ def _offers(answer: Mapping[str, Any]) -> list[Offer]:
         )
         for one in found
     ]
+
+
+def _child(answer: Mapping[str, Any]) -> Child:
+    until = _number(answer, "until")
+    if until is None:
+        raise LinkError("the host's answer has no until")
+    return Child(_text(answer, "name"), _text(answer, "environment"), until)
 
 
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

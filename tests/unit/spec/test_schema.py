@@ -20,7 +20,7 @@ from msgspec import inspect
 from netspace.__main__ import main
 from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
-from netspace.spec import checks, extensions, never, parse, types
+from netspace.spec import checks, extensions, never, parse, spawns, types
 from netspace.spec.publish import Publication
 
 ROOT = Path(__file__).parents[3]
@@ -247,14 +247,16 @@ def problems(declaration: Any) -> dict[str, str]:
 
 def of_form(declaration: Any) -> dict[str, str]:
     unchecked = {name: lambda *_, **__: [] for name in CHECKS}
-    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []):
+    form = mock.patch.multiple(spawns, wrong=lambda *_: (), expand=lambda declared, *_: (declared, [], []))
+    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []), form:
         return problems(declaration)
 
 
 def near(path: str) -> str:
     """Return a path in msgspec's form, without the keys of a mapping within a struct."""
     steps = path.split(":")
-    return ":".join(step for before, step in zip(["", *steps], steps, strict=False) if before not in ("hosts", "env"))
+    mappings = ("hosts", "env", *(["links"] if "spawns" in steps else []))
+    return ":".join(step for before, step in zip(["", *steps], steps, strict=False) if before not in mappings)
 
 
 @settings(max_examples=60, deadline=None)

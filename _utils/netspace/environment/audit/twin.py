@@ -226,7 +226,8 @@ def _make(
     making: Builder, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
 ) -> None:
     layout = making.layout
-    spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, init=False, volumes=(), interface=None)
+    bare = {"env": {}, "init": False, "volumes": (), "interface": None, "host": (), "spawns": {}}
+    spec = msgspec.structs.replace(original.spec, command=("/probe",), **bare)
     twin = msgspec.structs.replace(original, spec=spec, base=base)
     making.assemble(name, twin)
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})

@@ -26,6 +26,10 @@ class Unchanged(Exception):
     """The asker knows the answer already. The host gives it once it has changed, or after some time."""
 
 
+class Later(Exception):
+    """The answer needs root's rights. The keeper of children gives it (``netspace.host.keeper``)."""
+
+
 @dataclass(frozen=True)
 class Asker:
     """An environment that sent a request to its host.

@@ -30,7 +30,8 @@ from types import ModuleType
 from netspace import folder_watch
 from netspace.errors import NetspaceError
 from netspace.host.peer import privileges, requests, told
-from netspace.host.peer.asker import Asker, Unchanged
+from netspace.host.peer.asker import Asker, Later, Unchanged
+from netspace.host.peer.errands import Errands, Way
 from netspace.host.peer.health import Health, Marks
 from netspace.host.peer.requests import Refused
 from netspace.host.peer.told import Card, Sender, Told
@@ -48,6 +49,8 @@ AGAIN = 5.0
 """Seconds until a queue that couldn't be consumed is tried again."""
 LOOK = 1.0
 """Seconds between two looks whether an answer that somebody waits for has changed."""
+KNOCK = 0.1
+"""Seconds between two attempts to reach the keeper of children."""
 PATIENCE = 30.0
 """Seconds until such an answer is given, changed or not."""
 HELD = 8
@@ -56,20 +59,6 @@ HELD_ALL = 1024
 """The most of them of all environments together."""
 KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
-
-
-@dataclass(frozen=True)
-class Way:
-    """The way of an answer.
-
-    :param exchange: the exchange through which the request came.
-    :param key: the routing key of the answer.
-    :param about: the answer's correlation id.
-    """
-
-    exchange: str
-    key: str
-    about: str
 
 
 @dataclass
@@ -94,6 +83,7 @@ class Peer:
     def __init__(self, verbs: dict[str, ModuleType], health: Callable[[str], Health | None] = lambda _: None) -> None:
         self.verbs = verbs
         self.health = health
+        self.errands = Errands(host_peer.KEEPER)
         self.held: list[Held] = []
         self._looked = 0.0
         self.uses = Uses()
@@ -153,7 +143,7 @@ class Peer:
         while not self.over:
             if not consumer.pending:
                 due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * consumer.lacking
-                due += [self._looked + LOOK] * bool(self.held)
+                due += [self._looked + LOOK] * bool(self.held) + [time.monotonic() + KNOCK] * self.errands.unsent
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
@@ -168,6 +158,9 @@ class Peer:
             if self.uses.changed and time.monotonic() - saved >= SAVE:
                 self._save()
                 saved = time.monotonic()
+            for way, name, body, result in self.errands.done(self.verbs):
+                if (sender := senders.get(way.exchange)) is not None and name in known.environments:
+                    self._reply(consumer, sender, way, body, result)
             consumer.pump()
             while consumer.waiting:
                 # Root tells of a program's new image before it starts the program, which may ask at once. So whatever
@@ -184,6 +177,8 @@ class Peer:
         files: list[int | Consumer] = [self._woken, *also]
         if self._watch is not None:
             files.append(self._watch.fileno())
+        if also and self.errands.keeper is not None:
+            files.append(self.errands.keeper.fileno())
         ready, _, _ = select.select(files, (), (), seconds)
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
@@ -227,6 +222,12 @@ class Peer:
                 self._looked = time.monotonic()
             # It is acknowledged now, so that the next request of this environment needn't wait for it.
             self.held.append(Held(way, requests.compact(delivery.body), sender.name, time.monotonic() + PATIENCE))
+        except Later:
+            asked = requests.parse(delivery.body, delivery.size)
+            if why := self.errands.begin(way, sender.name, asked):
+                self._reply(
+                    consumer, sender, way, requests.refusal("not-available", why), f"{asked.verb} not-available"
+                )
         else:
             self._reply(consumer, sender, way, body, result)
         consumer.settle(delivery)
@@ -261,7 +262,7 @@ class Peer:
             request = requests.parse(sent, size)
             verb = request.verb if request.verb in self.verbs else "?"
             return requests.answer(asker, request, self.verbs), verb
-        except Unchanged:
+        except (Unchanged, Later):
             raise
         except Refused as err:
             return requests.refusal(err.code, str(err)), f"{verb} {err.code}"

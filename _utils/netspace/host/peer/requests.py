@@ -25,6 +25,10 @@ Code = Literal[
     "verb-not-permitted",
     "arguments-invalid",
     "not-available",
+    "template-unknown",
+    "name-in-use",
+    "too-many",
+    "child-unknown",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)
@@ -42,6 +46,8 @@ class Verb(Protocol):
         """Return the answer to one request.
 
         :raises Refused: the request is refused.
+        :raises Unchanged: the answer comes once it has changed.
+        :raises Later: the answer comes from the keeper of children.
         """
 
 
@@ -137,7 +143,12 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
         arguments = msgspec.json.decode(request.arguments, type=verb.Arguments)
     except (msgspec.MsgspecError, ValueError, RecursionError) as err:
         raise Refused("arguments-invalid", str(err)[:200]) from None
-    return _ENCODER.encode(_Answered(request.verb, verb.answer(asker, arguments)))
+    return answered(request.verb, verb.answer(asker, arguments))
+
+
+def answered(verb: str, content: msgspec.Struct) -> bytes:
+    """Return the encoded answer to a request that is granted."""
+    return _ENCODER.encode(_Answered(verb, content))
 
 
 def refusal(code: Code, text: str) -> bytes:

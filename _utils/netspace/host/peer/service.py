@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netspace import library_copy
+from netspace import files, library_copy
 from netspace.errors import raise_any
 from netspace.host.peer import health, told
 from netspace.layout import Layout
@@ -11,7 +11,9 @@ from netspace.link.forwarder import process as forwarder
 from netspace.supervision.service import Service, Supervisor
 
 NAME = host_peer.SERVICE
+KEEPER = host_peer.KEEPER_SERVICE
 LIMITS = {"memory": 256 * 1024 * 1024, "cpus": 0.5, "pids": 8}
+KEEPER_LIMITS = {"memory": 512 * 1024 * 1024, "cpus": 1.0}
 """The bounds that systemd sets: an environment that asks without end takes no more of the host than that."""
 
 
@@ -33,18 +35,37 @@ def service(layout: Layout) -> Service:
     )
 
 
-def lacking(layout: Layout, supervisor: Supervisor, wanted: bool) -> tuple[str, dict[str, str | None]] | None:
+def keeper(layout: Layout) -> Service:
+    """Return the definition of the service that starts and ends children for the peer (``netspace.host.keeper``)."""
+    return Service(
+        name=KEEPER,
+        command=library_copy.command(layout, "keeper"),
+        description=f"{layout.instance}: children of environments, which these ask their host for",
+        variables={
+            "LANG": "C.UTF-8",
+            "MALLOC_ARENA_MAX": "1",
+            "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
+        },
+        stop_timeout=20.0,
+        until=(host_peer.folder(layout) / told.FILE,),
+        limits=KEEPER_LIMITS,
+        delegate=True,  # it starts environments as an apply does, so systemd can't confine it
+    )
+
+
+def lacking(supervisor: Supervisor, made: Service, wanted: bool) -> tuple[str, dict[str, str | None]] | None:
     """Return the needed action and the service's change of state; None if no action is needed.
 
     The action is ``start``, ``restart`` or ``remove``.
 
+    :param made: the definition of the service.
     :param wanted: whether the service should run.
     """
-    status = supervisor.observe([NAME]).get(NAME)
+    status = supervisor.observe([made.name]).get(made.name)
     old = None if status is None else status.state
     if not wanted:
         return None if old is None else ("remove", {"old": old, "new": None})
-    if supervisor.differing([service(layout)]) and old is not None:
+    if supervisor.differing([made]) and old is not None:
         return "restart", {"old": old, "new": "running"}
     return None if old in ("running", "starting") else ("start", {"old": old, "new": "running"})
 
@@ -59,16 +80,19 @@ def forget(layout: Layout) -> None:
         host_peer.remove(layout)
 
 
-def apply(layout: Layout, supervisor: Supervisor, action: str) -> None:
+def apply(layout: Layout, supervisor: Supervisor, made: Service, action: str) -> None:
     """Take the action that :func:`lacking` returned.
 
     :raises NetspaceError: the supervisor can't do it.
     """
     if action == "remove":
-        raise_any(supervisor.remove([NAME]))
-        forget(layout)
+        raise_any(supervisor.remove([made.name]))
+        if made.name == NAME:
+            forget(layout)
+        else:
+            files.remove(host_peer.folder(layout) / host_peer.KEEPER)
         return
     if action == "restart":
-        raise_any(supervisor.stop([NAME]))
-    supervisor.define([service(layout)])
-    raise_any(supervisor.start([NAME]))
+        raise_any(supervisor.stop([made.name]))
+    supervisor.define([made])
+    raise_any(supervisor.start([made.name]))

@@ -1,0 +1,111 @@
+"""Records of children: one file for each place that a child has, from before its start until it is gone.
+
+A place without such a file is free. A file whose child is not ``begun`` is of a start that was killed halfway. Such a
+child is ended, since nobody was told that it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.layout import Layout, below
+from netspace.supervision import process
+from netspace.supervision.cgroup import payload_cgroup
+
+KIND = "children"
+_MEMBERS = 64
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run of an environment's program: its oldest process, by the kernel's count, in one boot.
+
+    :param ticks: the start time of the process in clock ticks since the boot.
+    """
+
+    boot: str
+    pid: int
+    ticks: int
+
+    def lasts(self) -> bool:
+        """Return whether the process still runs."""
+        return self.boot == boot() and process.alive(self.pid, self.ticks)
+
+
+class Child(msgspec.Struct, frozen=True):
+    """A child.
+
+    :param parent: the name of its parent.
+    :param template: the name of its template.
+    :param name: the name that its parent chose.
+    :param values: its values, as the parent gave them, with those of the template.
+    :param until: when its life ends, in seconds since 1970.
+    :param within: the run of its parent that asked for it.
+    :param begun: its own run; None: its start isn't done.
+    """
+
+    parent: str
+    template: str
+    name: str
+    values: dict[str, Any]
+    until: float
+    within: Run
+    begun: Run | None = None
+
+
+def boot() -> str:
+    """Return the kernel's id of this boot (random(4))."""
+    return files.read("/proc/sys/kernel/random/boot_id", 64).decode().strip()
+
+
+def run_of(layout: Layout, name: str) -> Run | None:
+    """Return the present run of an environment's program; None if it doesn't run."""
+    from netspace.environment.container import oci_runtime
+
+    group = payload_cgroup(layout, oci_runtime.service_name(name))
+    found = []
+    for pid in process.members(group)[:_MEMBERS]:
+        there = process.stat(int(pid))
+        if there is not None and there.ticks > 0 and there.state not in "ZX":
+            found.append((there.ticks, int(pid)))
+    return Run(boot(), min(found)[1], min(found)[0]) if found else None
+
+
+def _path(layout: Layout, place: str) -> Path:
+    return below(layout.records(KIND), f"{place}.json")
+
+
+def places(layout: Layout, among: Iterable[str] | None = None) -> set[str]:
+    """Return the places that are taken."""
+    return files.record_names(layout.records(KIND), among)
+
+
+def read(layout: Layout, place: str) -> Child | None:
+    """Return the child at a place; None if the place is free, or its record is damaged."""
+    try:
+        return msgspec.json.decode(files.read(_path(layout, place)), type=Child)
+    except (OSError, ValueError):
+        return None
+
+
+def write(layout: Layout, place: str, child: Child) -> None:
+    """Write the record of a child."""
+    files.write(_path(layout, place), msgspec.json.encode(child))
+
+
+def remove(layout: Layout, place: str) -> None:
+    """Remove the record of a child that is gone, and the folder of such records if it was the last."""
+    files.remove(_path(layout, place))
+    folder = layout.records(KIND)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def lasting(layout: Layout, place: str) -> Child | None:
+    """Return the child at a place if its start is done and its parent still runs as it did then; else None."""
+    child = read(layout, place)
+    return child if child is not None and child.begun is not None and child.within.lasts() else None

@@ -1,0 +1,250 @@
+"""The keeper of children: the service with root's rights that starts and ends them (``python -m netspace keeper``).
+
+It exists only while some environment may spawn. Requests come from the host's peer, through a socket file that only the
+peer's user may open. The keeper takes them as those of a peer that may have been taken over: it parses them strictly,
+believes who asks only as far as the peer could ask itself, and decides by the records (``children``).
+
+It ends a child when its parent or its program ends, its lifetime is over, or an apply has removed its template. It
+sleeps until one of that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from netspace.errors import NetspaceError
+from netspace.host import child_records as record
+from netspace.host.child_records import Run
+from netspace.host.children import Refused
+from netspace.host.peer.verbs import children, end, spawn
+from netspace.layout import Layout
+from netspace.link import host_peer
+
+if TYPE_CHECKING:
+    from netspace.host.host import Host
+
+Verb = Literal["spawn", "end", "children"]
+MOST = 32 * 1024
+"""The most bytes of a request from the peer."""
+AGAIN, TICK = 2.0, 30.0
+"""Seconds until a child that couldn't be ended is tried again; and the longest sleep while children run."""
+PATIENCE = 20.0
+"""The most seconds that a request waits for another run of netspace."""
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that the peer hands on.
+
+    :param id: the number by which the peer knows it.
+    :param asker: the environment that asks, as the broker authenticated it.
+    """
+
+    id: int
+    asker: spawn.Name
+    verb: Verb
+    arguments: msgspec.Raw
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The keeper's answer: either ``answer``, or ``code`` and ``text`` of a refusal."""
+
+    id: int
+    answer: msgspec.Raw
+    code: str = "failed"
+    text: str = ""
+
+
+_UCRED = struct.Struct("3i")  # unix(7): process, user, group
+_NONE = msgspec.Raw(b"null")
+_MODULES = {"spawn": spawn, "end": end, "children": children}
+
+
+class Keeper:
+    """The keeper, which listens once it is made.
+
+    :param user: the user whose connection is accepted: the peer's.
+    """
+
+    def __init__(self, layout: Layout, user: int) -> None:
+        self.layout = layout
+        self.over = False
+        self._user = user
+        self._watched: dict[Run, int] = {}
+        self._over_already: set[Run] = set()
+        self._way: socket.socket | None = None
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        place = host_peer.folder(layout) / host_peer.KEEPER
+        place.unlink(missing_ok=True)
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._door.bind(str(place))  # umask 077: nobody else may connect meanwhile
+        os.chown(place, user, 0)
+        self._door.listen(4)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; a change that is going on is finished first."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        while not self.over:
+            due = self.settle()
+            if not self._watch():
+                continue
+            poll = select.poll()
+            for fd in (self._woken, self._door.fileno(), *([] if self._way is None else [self._way.fileno()])):
+                poll.register(fd, select.POLLIN)
+            for run, fd in self._watched.items():
+                if run not in self._over_already:  # what couldn't be ended is tried again later
+                    poll.register(fd, select.POLLIN)
+            poll.poll(None if due is None else 1000 * max(0.0, due - time.time()) + 1)
+            self._serve()
+
+    def _end(self, *_: object) -> None:
+        self.over = True
+
+    def _serve(self) -> None:
+        """Take a new connection in place of the last one, and answer one request."""
+        with contextlib.suppress(BlockingIOError):
+            way, _ = self._door.accept()
+            _, user, _ = struct.unpack(
+                "3i", way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            )
+            if user == self._user:
+                self._leave()
+                self._way = way
+            else:
+                way.close()
+        if self._way is None:
+            return
+        try:
+            request = self._way.recv(MOST, socket.MSG_DONTWAIT)
+            if request:
+                self.settle()  # a place may have become free meanwhile
+                self._way.send(self.answer(request))
+                return
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, RecursionError) as err:
+            sys.stderr.write(f"netspace keeper: the peer's connection ends: {err}\n")
+            sys.stderr.flush()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._way is not None:
+            self._way.close()
+            self._way = None
+
+    def settle(self) -> float | None:
+        """End the children that are due; return the time of the next look, in seconds since 1970, None: no need."""
+        self._over_already.clear()
+        places = record.places(self.layout)
+        if not places:
+            return None
+        host, next_look = self._host(), time.time() + TICK
+        for place in sorted(places):
+            try:
+                if why := host.due(place):
+                    host.finish(place)
+                    sys.stderr.write(f"netspace keeper: {place}: ended: {why}\n")
+                    sys.stderr.flush()
+                elif (child := record.read(self.layout, place)) is not None:
+                    next_look = min(next_look, child.until)
+            except (NetspaceError, OSError) as err:
+                sys.stderr.write(f"netspace keeper: {place}: can't be ended: {err}; tried again\n")
+                sys.stderr.flush()
+                next_look = min(next_look, time.time() + AGAIN)
+                self._over_already |= self._runs(place)
+        return next_look
+
+    def answer(self, request: bytes) -> bytes:
+        """Return the encoded answer to an encoded request.
+
+        :raises ValueError: the request isn't one that a peer makes.
+        """
+        asked = msgspec.json.decode(request, type=Ask)
+        try:
+            arguments = msgspec.json.decode(asked.arguments, type=_MODULES[asked.verb].Arguments)
+            return _encoded(Told(asked.id, msgspec.Raw(msgspec.json.encode(self._do(asked, arguments)))))
+        except Refused as err:
+            return _encoded(Told(asked.id, _NONE, err.code, str(err)))
+        except (msgspec.MsgspecError, RecursionError) as err:
+            return _encoded(Told(asked.id, _NONE, "arguments-invalid", str(err)[:200]))
+        except NetspaceError as err:
+            return _encoded(Told(asked.id, _NONE, "not-available", str(err)[:500]))
+        except Exception as err:  # a fault costs an answer, not the process
+            sys.stderr.write(f"netspace keeper: {asked.verb}: {type(err).__name__}: {err}\n")
+            sys.stderr.flush()
+            return _encoded(Told(asked.id, _NONE, "failed", "the host couldn't answer; its log says why"))
+
+    def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:
+        host = self._host()
+        known = host.environments.recorded([asked.asker]).get(asked.asker)
+        if known is None or asked.verb not in known.spec.host:
+            raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+        if isinstance(arguments, spawn.Arguments):
+            place, child = host.spawn(asked.asker, arguments.template, arguments.name, arguments.values)
+            return spawn.Answer(child.name, place, child.until)
+        if isinstance(arguments, end.Arguments):
+            host.end(asked.asker, arguments.name)
+            return end.Answer(arguments.name)
+        rows = [
+            children.Child(child.name, place, child.template, child.until)
+            for place, child in host.children(asked.asker).items()
+        ]
+        return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
+
+    def _host(self) -> Host:
+        from netspace.host.host import Host
+
+        host = Host(self.layout)
+        late = time.monotonic() + PATIENCE
+        host.give_up = lambda: self.over or time.monotonic() > late
+        return host
+
+    def _runs(self, place: str) -> set[Run]:
+        """Return the runs whose end ends the child at a place."""
+        child = record.read(self.layout, place)
+        if child is None:
+            return set()
+        return {child.within} | ({child.begun} if child.begun is not None else set())
+
+    def _watch(self) -> bool:
+        """Keep a descriptor (pidfd_open(2)) of each run whose end ends a child; return whether all of these last.
+
+        A process that has ended before its descriptor was opened may have left its number to another one.
+        """
+        runs = {run for place in record.places(self.layout) for run in self._runs(place)}
+        for run in self._watched.keys() - runs:
+            os.close(self._watched.pop(run))
+        lasts = True
+        for run in runs - self._watched.keys() - self._over_already:
+            with contextlib.suppress(OSError):  # settle() looks again, at the latest after TICK
+                self._watched[run] = os.pidfd_open(run.pid)
+            lasts = run.lasts() and lasts
+        return lasts
+
+
+def _encoded(told: Told) -> bytes:
+    return msgspec.json.encode(told)
+
+
+def main(layout: Layout) -> int:
+    """Keep children until SIGTERM or SIGINT; return an exit code."""
+    import netspace.host.host  # so that the first spawn needn't wait for it
+
+    assert netspace.host.host
+    os.umask(0o077)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
+    Keeper(layout, host_peer.ids(layout)).run()
+    return 0
