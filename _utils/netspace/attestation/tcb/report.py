@@ -105,8 +105,12 @@ def _entries(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
         _row("boot order", order, 1, "", None),
         _row("network boot entries", _named(network), 1, term, holds),
         _row("unclear boot entries", _named(unclear), 1, "", None),
-        _row("unlisted in PCR 1", f"{len(open_digests)} digests", 1, "", None),
+        _row("unlisted in PCR 1", _digests(len(open_digests)), 1, "", None),
     ]
+
+
+def _digests(count: int) -> str:
+    return "1 digest" if count == 1 else f"{count} digests"
 
 
 def _named(entries: Sequence[boot_entries.Entry]) -> str:
@@ -118,7 +122,7 @@ def _platform(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
     off = any(one.digest in measured.DMA_UNPROTECTED for one in extended)
     dma = _row(
         "protection against DMA",
-        "the firmware says: off" if off else "the firmware does not say that it is off",
+        "off, says the firmware" if off else "not said to be off",
         7,
         f"dma_protection: {terms.dma_protection}" if terms.dma_protection else "",
         not off if terms.dma_protection else None,
@@ -130,7 +134,7 @@ def _platform(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
     states = {b"\0": "off", b"\1": "on"}
     return [
         _row("Secure Boot", states.get(found.settings.get("SecureBoot", b""), "not measured"), 7, "", None),
-        _row("dbx", f"{len(found.revoked)} digests", 7, "", None),
+        _row("dbx", _digests(len(found.revoked)), 7, "", None),
         dma,
     ]
 
