@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from msgspec.structs import replace
@@ -253,8 +253,12 @@ def test_killed_keeper_leaves_nothing_unfinished(here: dict[str, Any], monkeypat
     class Killed(BaseException):
         pass
 
-    def kill(*_: object, **__: object) -> None:
+    def kill(*_: object, **__: object) -> NoReturn:
         raise Killed
+
+    def late(_: Layout, name: str) -> record.Run | None:
+        """Return who runs; once a child's record is written, kill."""
+        return run if name == "web" else None if free("web-worker-2") else kill()
 
     for place, name in ((host.links, "empty"), (host, "_become"), (record, "run_of")):
         with monkeypatch.context() as patch:
