@@ -9,7 +9,7 @@ time until it is healthy, an ``exec`` in it, an apply that makes one more enviro
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import re
 import secrets
 import subprocess
@@ -81,12 +81,13 @@ WAYS: dict[str, Way] = {
     "exec: output without end": Way(("hold",), run=("endless",)),
 }
 
-# One `exec` of an operator, in a process of its own: instance, environment, seconds, command.
+# One `exec` of an operator, in a process of its own: where modules are, instance, environment, seconds, command.
 _EXEC = """
-import sys
+import json, sys
+where, instance, name, seconds, *command = sys.argv[1:]
+sys.path = json.loads(where)
 from netspace.host.host import Host
 from netspace.layout import Layout
-instance, name, seconds, *command = sys.argv[1:]
 Host(Layout(instance)).operations.exec(name, command, timeout=float(seconds))
 """
 
@@ -206,29 +207,28 @@ class _Stage:
             time.sleep(_BEGUN)
             meanwhile = self._times(names.worst)
             taken = self._taken(way)
-        ended = [service for service, pid in self._services().items() if before.get(service, pid) != pid]
-        trial.remove(*made)
+            ended = [service for service, pid in self._services().items() if before.get(service, pid) != pid]
+            trial.remove(*made)
         failed = [f"{one} failed" for one in self._failed if one not in failed_before]
         return judge(name, taken, alone, meanwhile, [*failed, *(f"the {one} began again" for one in ended)])
 
     @contextlib.contextmanager
     def _operator(self, way: Way) -> Iterator[None]:
-        """Context manager in which an operator's ``exec`` runs, if the way has one."""
+        """Context manager in which an operator's ``exec`` runs, if the way has one. The body ends its program."""
         if not way.run:
             yield
             return
         layout = self._host.layout
-        command = [sys.executable, "-c", _EXEC, layout.instance, self._names.worst, str(_PATIENCE)]
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
+        where = json.dumps([one for one in sys.path if one])
+        command = [sys.executable, "-I", "-c", _EXEC, where, layout.instance, self._names.worst, str(_PATIENCE)]
+        command += self._trial.command(*way.run)
         quiet = subprocess.DEVNULL
-        running = [
-            subprocess.Popen(
-                [*command, *self._trial.command(*way.run)], env=variables, stdin=quiet, stdout=quiet, stderr=quiet
-            )
-            for _ in range(_EXECS)
-        ]
+        running = [subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) for _ in range(_EXECS)]
         try:
             yield
+            for process in running:  # its program was removed, so it ends, and tidies up
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
         finally:
             for process in running:
                 process.kill()

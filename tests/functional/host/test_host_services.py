@@ -54,6 +54,7 @@ def left() -> list[str]:
     host = Host(Layout())
     names = [*host.environments.list(), *host._linked().links, *host._linked().parked, *trials.noted(host.layout)]
     images = [note.image for note in host.environments.store.notes()]
+    names += [path.name for path in host.layout.run.glob("exec-*")]
     return [name for name in names if name not in ("web", "other", "web.other")] + images[1:] + traces()
 
 
