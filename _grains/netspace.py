@@ -2,8 +2,8 @@
 ======================
 
 Grains ``tpm``, ``secure_boot``, ``measured_boot``, ``ima``, ``tee`` and ``netspace``, read from the kernel's files. The
-kernel does not show the manufacturer and firmware of a TPM 2.0, so the grain ``tpm`` takes them from the last
-appraisal. They are missing before the first appraisal.
+kernel does not show the manufacturer and firmware of a TPM 2.0. So the grain ``tpm`` takes these two values from the
+last appraisal, and lacks them before the first appraisal.
 
 A host's grains are its own unverified claims: they never raise its trust level.
 """

@@ -77,8 +77,8 @@ def evidence(
     tee: bool = False,
     period: str = "",
 ) -> dict[str, Any]:
-    """Make evidence for a verifier: a quote of the TPM, with the PCR values
-    and the logs of the boot.
+    """Make evidence for a verifier: a quote of the TPM, with the PCR
+    values and the logs of the boot.
 
     ``pillar:netspace:attestation:tpm`` names the TPM. If it names none,
     the evidence is a software key's signature.
@@ -140,21 +140,23 @@ def evidence(
 
 
 def host_key() -> dict[str, str]:
-    """
-    Return the public key by which this host vouches for the tokens of
-    its environments: ``{kind, key}``, the key in PEM. ``kind`` is
+    """Return the public key by which this host vouches for the tokens of
+    its environments.
+
+    The result is ``{kind, key}``, with the key in PEM. ``kind`` is
     ``tpm-claimed`` for the attestation key of the TPM with which this
-    host was appraised last, else ``software``. That this key is in a
-    TPM is the host's word.
+    host was appraised last. Without a TPM, ``kind`` is ``software``.
+    The host claims that a ``tpm-claimed`` key is in a TPM; nothing
+    proves the claim.
 
-    A relying party trusts this key to check tokens, which programs get
-    by asking their host (verb ``attest``). The key stays the same, so
-    whoever has two tokens knows whether they are of one host.
+    A program gets a token from its host by the verb ``attest``. A
+    relying party that trusts this key can check such tokens. The key
+    stays the same, so two tokens under one key are from one host.
 
-    **Don't take a key to trust from this function by Salt's bus**:
-    another minion could answer in this one's name. On the master,
-    ``salt-run netspace_attestation.host_key`` gets it with a proof of
-    who answered.
+    **Don't trust a key that this function returned over Salt's bus**:
+    another minion could answer in this minion's name. On the master,
+    ``salt-run netspace_attestation.host_key`` gets the key with a proof
+    of who answered.
 
     CLI Example:
 
@@ -170,7 +172,8 @@ def host_key() -> dict[str, str]:
 
 
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the identity of this host's TPM, for the registrar on the master.
+    """Return the identity of this host's TPM, for the registrar on the
+    master.
 
     ``pillar:netspace:attestation:tpm`` names the TPM. The result is
     ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with
@@ -188,13 +191,14 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
 
     template
         Template of the endorsement key. By default, the first template
-        whose key has a certificate in the TPM.
+        whose key has a certificate in the TPM. Not used if ``asked`` is
+        given.
 
     asked
         The master's requests, by minion's id. Each has ``template``,
         ``period`` (selects the attestation key, in hex), and ``others``
-        (whether to show the TPM's other endorsement keys). Defaults to
-        ``template`` alone.
+        (whether to show the TPM's other endorsement keys). By default,
+        there is no request, and only ``template`` counts.
     """
     try:
         layout, chosen = _settings()
@@ -314,7 +318,8 @@ def forget() -> dict[str, Any]:
 
 
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
-    """Answer a challenge of the master's verifier with ``{boot, evidence}``.
+    """Answer a challenge of the master's verifier with ``{boot,
+    evidence}``.
 
     The evidence is bound to this minion's id, to the key of the master
     that the minion accepted, to the challenge and to this boot. If the

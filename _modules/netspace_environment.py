@@ -126,7 +126,8 @@ def list_() -> dict[str, dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """Return all data on one environment, except the values of its variables.
+    """Return all data on one environment, except the values of its
+    variables.
 
     The result has the row of :py:func:`list <list_>`, and the
     declaration, ids, namespace, folders and usage.
@@ -254,8 +255,8 @@ def exec_(
     stdin: str = "",
     **others: object,
 ) -> dict[str, Any]:
-    """Run a command inside a running environment, with the environment's user,
-    limits and system call filter.
+    """Run a command inside a running environment, with the environment's
+    user, limits and system call filter.
 
     Returns ``retcode``, ``stdout`` and ``stderr``; at most 1 MiB of
     each.
@@ -420,17 +421,18 @@ def exhaust(
     as long as without the load (an answer: more than twice as long).
     Otherwise the outcome is ``held``.
 
-    Also returns a row for each way in which an environment can trouble a
-    service of the host (``group`` is ``services``): the forwarder, the
-    broker, the log, the health watcher, the supervisor, ``exec``. Real
-    environments like this one, named ``audit-...``, try these ways; they
-    are removed afterwards. ``seconds`` has the durations of an ``answer``
-    (as above, but along a link), an ``exec``, an ``apply`` that makes one
-    more environment, a ``restart``, the time until the neighbour is
-    healthy again (``health``), and a look into a log (``logs``). The
-    outcome is ``slow`` as above, and ``leak`` if one of these failed for
-    others, or a service began again. What needs a broker is ``skipped``
-    where no links are declared, or the broker isn't netspace's own.
+    Also returns a row for each way in which an environment can trouble
+    a service of the host (``group`` is ``services``): the forwarder,
+    the broker, the log, the health watcher, the supervisor, ``exec``.
+    Real environments like this one, named ``audit-...``, try these
+    ways; they are removed afterwards. ``seconds`` has the durations of
+    an ``answer`` (as above, but along a link), an ``exec``, an
+    ``apply`` that makes one more environment, a ``restart``, the time
+    until the neighbour is healthy again (``health``), and a look into a
+    log (``logs``). The outcome is ``slow`` as above, and ``leak`` if
+    one of these failed for others, or a service began again. What needs
+    a broker is ``skipped`` where no links are declared, or the broker
+    isn't netspace's own.
 
     If the outcome of any row is ``leak``, the return code is not 0.
 
@@ -440,7 +442,7 @@ def exhaust(
 
         salt '*' netspace_environment.exhaust web
         salt '*' netspace_environment.exhaust web summary=True
-        salt '*' netspace_environment.exhaust web only='[forks, "broker: messages"]'
+        salt '*' netspace_environment.exhaust web only='[forks]'
 
     name
         The environment. It need not run.
@@ -483,8 +485,8 @@ def exhaust(
 
 
 def remove(*names: str, purge: bool = False, **others: object) -> bool:
-    """Remove environments with their links, layers, namespaces and interfaces.
-    Their volumes stay.
+    """Remove environments with their links, layers, namespaces and
+    interfaces. Their volumes stay.
 
     **An environment that is still declared comes back at the next
     apply.**

@@ -79,7 +79,8 @@ def output(ret: Any, **kwargs: Any) -> str:
 def _is_runner() -> bool:
     """Return whether the return comes from a runner of netspace.
 
-    Only a runner's return may be shown as the verifier's, because a minion could imitate its form.
+    Attestation results are shown as the verifier's own only if a runner returned them. A minion could return the same
+    form, with false results.
     """
     return __opts__.get("__cli") == "salt-run" and str(__opts__.get("fun", "")).startswith("netspace")
 

@@ -1,17 +1,16 @@
-"""
-Text of netspace's functions
+"""Text of netspace's functions
 ============================
 
-Shows a return that is a text as the text itself, without the minion's name, indentation or colours. So it can go into
-a file or to another program:
+Shows a return that is a text as the text itself, without the minion's name, indentation or colours. So the text can go
+into a file or to another program:
 
 .. code-block:: bash
 
     salt-call --out=netspace_text netspace.metrics
     salt-run --out=netspace_text netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
 
-Salt's own output for that, ``newline_values_only``, is gone since Salt 3008. A return that is no text is shown by
-Salt's ``nested`` output.
+Salt's own output for this purpose, ``newline_values_only``, does not exist any more in Salt 3008. Salt's ``nested``
+output shows all returns that are not texts.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def ext_pillar(
         )
         if generation := own_pillar.candidate(extra_minion_data):
             if __opts__.get("pillar_cache"):
-                raise NetspaceError("pillar_cache would serve a candidate as if it were in force; turn it off")
+                raise NetspaceError("pillar_cache would serve a planned declaration as the one in force; turn it off")
             return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation}
         return declared.answer(minion_id).pillar or {}
     except Exception as err:  # Salt would show its text to the minion

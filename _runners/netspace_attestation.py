@@ -149,8 +149,8 @@ def verify_quote(
     ca: str = "",
     crl: str = "",
 ) -> dict[str, Any]:
-    """Check a quote that ``tpm2_quote`` wrote, and return the result of each
-    check.
+    """Check a quote that ``tpm2_quote`` wrote, and return the result of
+    each check.
 
     The form is ``{valid, code, reason, checks, quote}``.
 
@@ -242,14 +242,16 @@ def verify_environment(
     thumbprint: str = "",
     pcrs: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """
-    Check the proof that a program got from its host by the verb
-    ``attest``. Return ``{valid, code, reason, environment, host, boot,
-    image, configuration, started, key, level, pcrs}``, or why it is
-    refused.
+    """Check the proof that a program got from its host by the verb
+    ``attest``.
 
-    ``level`` is always ``L1``: nothing proves yet that a host's key is
-    in a TPM, so ``pcrs``, too, are the host's word.
+    Returns ``{valid, code, reason, environment, host, boot, image,
+    configuration, started, key, level, pcrs}``. If the proof is
+    refused, ``valid`` is false, and ``code`` and ``reason`` say why.
+
+    ``level`` is always ``L1``, because nothing proves yet that a host's
+    key is in a TPM. For the same reason, ``pcrs`` are only the host's
+    claim.
 
     CLI Example:
 
@@ -263,26 +265,28 @@ def verify_environment(
         The file with the proof.
 
     nonce
-        The question that the proof answers. Take a new one each time,
-        from 16 random bytes: **an old nonce accepts an old proof**.
+        The nonce for which the program asked the proof. Use a new one
+        for each proof, from 16 random bytes: **with an old nonce, an
+        old proof is accepted**.
 
     environment
-        The environment that is to be proved.
+        The name of the environment that the proof must be about.
 
     key
         The file with the host's key (PEM), as :func:`host_key` returns
         it.
 
     host
-        The host's name in links. Defaults to any: the key stands for
-        the host.
+        The host's name in links, which the proof must have. By default,
+        any name, since the key identifies the host.
 
     image
         Digest of the environment's image (``sha256:...``). Defaults to
         any.
 
     configuration
-        Digest of its runtime's configuration. Defaults to any.
+        Digest of the configuration of the environment's runtime.
+        Defaults to any.
 
     thumbprint
         Thumbprint of the key that the program named as its own.
@@ -307,14 +311,14 @@ def verify_environment(
 
 
 def host_key(minion: str, timeout: int = 60) -> dict[str, Any]:
-    """
-    Return the public key by which a host vouches for the tokens of its
-    environments: ``{kind, key}``, the key in PEM.
+    """Return the public key by which a host vouches for the tokens of its
+    environments.
 
-    The minion signs its answer with its Salt key, so no other minion
-    can give its own key in this one's name. ``kind`` is ``software``,
-    or ``tpm-claimed``: the host says that the key is in its TPM.
-    Nothing proves that to the master.
+    The result is ``{kind, key}``, with the key in PEM. The minion signs
+    its answer with its Salt key, so no other minion can answer with a
+    false key. ``kind`` is ``software`` or ``tpm-claimed``. With
+    ``tpm-claimed``, the host says that the key is in its TPM; nothing
+    proves that to the master.
 
     CLI Example:
 
@@ -515,7 +519,8 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
 
 
 def release(minion: str) -> dict[str, Any]:
-    """Forget a minion's TPM and its last result, and revoke its certificate.
+    """Forget a minion's TPM and its last result, and revoke its
+    certificate.
 
     Call this function after the TPM was replaced or cleared. **The next
     TPM that the minion shows is accepted.** If the minion has no TPM,
@@ -567,8 +572,8 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
-    """Create the next intermediate. Certificates of the previous intermediate
-    stay valid until they expire.
+    """Create the next intermediate. Certificates of the previous
+    intermediate stay valid until they expire.
 
     If the root is on another machine, return a ``request``, as
     ``ca_init`` does.
@@ -586,8 +591,8 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
-    """Sign an intermediate's request with a root, on the machine that has the
-    root.
+    """Sign an intermediate's request with a root, on the machine that has
+    the root.
 
     Returns ``certificate`` (PEM) and ``root``, the path of the root's
     certificate.
@@ -661,7 +666,8 @@ def ca_status() -> dict[str, Any]:
 
 
 def ca_crl() -> dict[str, Any]:
-    """Return the Privacy CA's revocation list (``crl``, PEM), valid for a day.
+    """Return the Privacy CA's revocation list (``crl``, PEM), valid for a
+    day.
 
     Third parties need the list to check the CA's certificates.
 
@@ -710,8 +716,8 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
 
 
 def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
-    """Challenge minions over Salt's bus, appraise their evidence, and save a
-    signed result for each.
+    """Challenge minions over Salt's bus, appraise their evidence, and save
+    a signed result for each.
 
     The verifier appraises the evidence by the policy of the minion's
     group. Minions whose pillar says ``verifier: master`` enforce the
@@ -747,7 +753,8 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
 
 def status(target: str = "*") -> dict[str, Any]:
-    """Return the current attestation state of each minion, by the minion's id.
+    """Return the current attestation state of each minion, by the minion's
+    id.
 
     The state is ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
     ``stale``, ``failed`` or ``revoked``. With it come level, reason,
@@ -781,8 +788,8 @@ def status(target: str = "*") -> dict[str, Any]:
 
 
 def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
-    """Accept pending Salt keys of minions by attestation, until this command
-    is ended.
+    """Accept pending Salt keys of minions by attestation, until this
+    command is ended.
 
     A minion's key is accepted if the minion's TPM is in the inventory,
     vouches for exactly this key, and proves a boot that makes the host
@@ -897,8 +904,8 @@ def states(minions: list[str]) -> dict[str, Any]:
 
 
 def explain(minion: str) -> dict[str, Any]:
-    """Explain on one screen why a minion has its trust level, and how to raise
-    the level.
+    """Explain on one screen why a minion has its trust level, and how to
+    raise the level.
 
     CLI Example:
 
@@ -943,15 +950,20 @@ def explain(minion: str) -> dict[str, Any]:
 
 
 def tcb(minion: str = "*") -> dict[str, Any]:
-    """Return the base below the kernel of each host, with the source of each fact.
+    """Return the base below the kernel of each host, with the source of
+    each fact.
 
-    A fact is *measured in PCR n* if the host's last boot log leads to the quoted value, and if the digest has a known
-    meaning. Everything else is *told by the host*: root there can make it say anything. The host's word comes from its
-    grain ``netspace_tcb`` in the master's cache, so the host is not asked. ``term`` is the policy's term for the part,
-    ``holds`` whether the fact satisfies the term. **A term that holds by the host's word gives no level.**
+    A fact is *measured in PCR n* if the host's last boot log leads to
+    the quoted value, and if the digest has a known meaning. Everything
+    else is *told by the host*: root there can make it say anything. The
+    host's word comes from its grain ``netspace_tcb`` in the master's
+    cache, so the host is not asked. ``term`` is the policy's term for
+    the part, ``holds`` whether the fact satisfies the term. **A term
+    that holds by the host's word gives no level.**
 
-    ``tcb_of`` has the hosts: ``rows`` (``part``, ``value``, ``source``, ``term``, ``holds``), ``measured`` (the time of
-    the evidence; None without evidence), and ``note`` (why nothing is measured).
+    ``tcb_of`` has the hosts: ``rows`` (``part``, ``value``, ``source``,
+    ``term``, ``holds``), ``measured`` (the time of the evidence; None
+    without evidence), and ``note`` (why nothing is measured).
 
     The return code is 1 if a term does not hold.
 
@@ -996,8 +1008,8 @@ def learn(
     overlap: float | None = None,
     file: str = "",
 ) -> dict[str, Any]:
-    """Attest known good hosts, and return the changes that make their group's
-    policy accept their boots.
+    """Attest known good hosts, and return the changes that make their
+    group's policy accept their boots.
 
     **Only** ``sign=True`` **puts the new policy in force.**
 
@@ -1084,8 +1096,8 @@ def learn(
 
 
 def policy_set(group: str, file: str) -> dict[str, Any]:
-    """Sign a policy and put it in force. The version must be higher than that
-    of the last policy.
+    """Sign a policy and put it in force. The version must be higher than
+    that of the last policy.
 
     CLI Example:
 
@@ -1114,8 +1126,8 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
 
 
 def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
-    """Check the signature and version of the policy in force, and return the
-    policy.
+    """Check the signature and version of the policy in force, and return
+    the policy.
 
     CLI Example:
 
@@ -1138,8 +1150,8 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
-    """Compare the present level of each host of a group with its level under a
-    new policy.
+    """Compare the present level of each host of a group with its level
+    under a new policy.
 
     The function uses each host's last evidence. It puts nothing in
     force, and asks no host (except with ``ima``). ``changes`` has the
@@ -1202,8 +1214,8 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
 
 
 def jwks() -> dict[str, Any]:
-    """Return the verifier's public key as a JWK set, for third parties that
-    check results.
+    """Return the verifier's public key as a JWK set, for third parties
+    that check results.
 
     ``kid`` is the thumbprint that minions pin in
     ``attestation:verifier_keys``.
@@ -1425,10 +1437,7 @@ class _Store:
     @staticmethod
     @contextlib.contextmanager
     def _reached() -> Iterator[None]:
-        """Convert an error of the cache into NetspaceError.
-
-        Without the error, the state of a host would be returned without its record.
-        """
+        """Convert an error of the cache into NetspaceError, so that the caller doesn't take it for a missing record."""
         from salt.exceptions import SaltException
 
         try:

@@ -133,9 +133,9 @@ def shown(raw: bytes) -> str:
 
 
 def best(works: Mapping[str, Callable[[], Any]], keylime: Keylime | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Return two mappings of work names to seconds of processor time, netspace's and Keylime's: the best of the rounds.
+    """Return netspace's and Keylime's seconds of processor time, each as a mapping from the names of works.
 
-    Both work in turn in each round.
+    Each value is the best of all rounds. In each round, both verifiers do each work in turn.
     """
     ours: dict[str, list[float]] = {name: [] for name in works}
     theirs: dict[str, list[float]] = {name: [] for name in works if keylime is not None and name != "hosts"}

@@ -1,8 +1,8 @@
 """Shared parts of the benchmarks: sandboxes, rounds, and the form of figures. Measures nothing itself.
 
-A line compares one value with its peer, both measured in this run. Lines of *processor time* don't change on a machine
-that is busy with other work. ``target`` is in the value's unit; a target that is declared as a ratio is multiplied by
-the peer's value. A line without a target is for information.
+Each line of a result compares one value with the peer's value, both measured in the same run. Lines of *processor time*
+don't change on a machine that is busy with other work. ``target`` is in the value's unit; a target that is declared as
+a ratio is multiplied by the peer's value. A line without a target is for information.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def disk(*, in_memory: bool) -> Iterator[Path]:
 
 
 def processor() -> float:
-    """Return the milliseconds of processor time that all programs in the sandbox have used so far; no others count."""
+    """Return the milliseconds of processor time that all programs in the sandbox have used so far.
+
+    Programs outside of the sandbox don't count.
+    """
     version1, version2 = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage"), Path("/sys/fs/cgroup/cpu.stat")
     if version1.exists():
         return int(version1.read_text()) / 1e6
@@ -114,7 +117,7 @@ class Rounds:
     def timed(self, name: str, each: int = 1) -> Iterator[None]:
         """Measure the context's milliseconds and its processor time, both divided by *each*.
 
-        They are recorded as *name* and ``<name> cpu``.
+        The first value is recorded as *name*, the second as ``<name> cpu``.
         """
         start, used = time.perf_counter(), processor()
         yield

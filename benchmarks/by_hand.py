@@ -1,7 +1,7 @@
 """The peers of the benchmarks: the same objects as netspace makes, made directly with the least possible work.
 
-They have no record, plan or packet filter, don't check what exists already, and sync nothing to disk. They use
-hand-packed netlink (the *floor*), system calls for namespaces and mounts, and one ``crun run``.
+This code keeps no record, makes no plan and no packet filter, doesn't check what exists already, and syncs nothing to
+disk. It uses hand-packed netlink (the *floor*), system calls for namespaces and mounts, and one ``crun run``.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ print(json.dumps(seen))
 
 
 def capacity(wrong: float) -> float:
-    """Return the information, in bits, of one transmitted bit if the share *wrong* of bits is wrong."""
+    """Return the information in one transmitted bit, in bits, if *wrong* is the share of wrong bits."""
     wrong = min(wrong, 1 - wrong)
     return 1.0 if wrong == 0 else 1 + wrong * math.log2(wrong) + (1 - wrong) * math.log2(1 - wrong)
 

@@ -136,7 +136,7 @@ class One:
                 hand.drop()
 
     def program(self, rounds: Rounds) -> None:
-        """Measure only the program in an existing environment: netspace's, and crun's without netspace."""
+        """Measure how long a program runs in an existing environment: once under netspace, once under crun alone."""
         self._apply({"one": self._spec(["/bin/true"])})
         supervisor = self.host.supervisor
         with rounds.timed("program"):

@@ -158,7 +158,7 @@ class SimulatedMinions(Minions):
 
 
 def verified(count: int) -> float:
-    """Return the milliseconds that only verifying so many signatures takes."""
+    """Return the milliseconds that it takes to verify so many signatures, without any other work."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding
 

@@ -1,9 +1,10 @@
-"""The programs of ``messages.py``, each a process: it asks, answers, sends or receives with one client. Prints JSON.
+"""The programs of ``messages.py``. Each is one process that plays one role with one client, and prints JSON.
 
 usage: python message_programs.py CLIENT ROLE ADDRESS NAME [SECONDS]
 
-netspace-client and aiormq are used as their documentation says. For NATS JetStream and Redis streams, this file
-implements only the needed parts of their protocols, so that mostly the server is measured.
+The roles are: ask, answer, send, receive. netspace-client and aiormq are used as their documentation says. For NATS
+JetStream and Redis streams, this file implements only the needed parts of their protocols, so that mostly the server is
+measured.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
 async def asked(ask: Callable[[], Awaitable[Any]], seconds: float) -> dict[str, float]:
-    """Send requests one after another; return their times."""
+    """Send requests one after another; return the seconds that each took."""
     warm = time.perf_counter() + min(1.0, seconds / 4)
     for _ in range(100):
         await ask()
@@ -184,7 +185,7 @@ class Bare:
 
 # -- NATS JetStream ------------------------------------------------------------------------
 class Nats:
-    """A client of streams for questions and answers; each message is acknowledged.
+    """A client of two JetStream streams, one for questions and one for answers. Each message is acknowledged.
 
     https://docs.nats.io/reference/nats-protocols
     """

@@ -3,10 +3,10 @@
     tests/parts.py [--at-once N] unit|functional|integration|vm...
 
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
-is shown when the part ends. Tests in virtual machines take a third of all processor time. So together with other
-folders, only a fourth of their parts run, another fourth each day. All of them run if only they are chosen
-(scripts/test vm), or with NETSPACE_MACHINES=all. NETSPACE_DAY is the number of another day, whose parts run then. Exits
-with 1 if a part failed; the last line names the failed parts.
+is shown when the part ends. Exits with 1 if a part failed; the last line names the failed parts.
+
+Tests in virtual machines take a third of all processor time. So by default only a fourth of their parts run, another
+fourth each day. All of them run if no other folder is chosen (scripts/test vm), or with NETSPACE_MACHINES=all.
 """
 
 from __future__ import annotations

@@ -294,8 +294,8 @@ def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str
 def folder(path: str | Path) -> Iterator[int | None]:
     """Open a folder; yield its descriptor, for opening names in it (``dir_fd``). None if the folder doesn't exist.
 
-    So the kernel walks the path to the folder only once. After None the caller must not open names, because the kernel
-    would look them up in the working folder.
+    With the descriptor, the kernel walks the path to the folder only once. After None the caller must not open names,
+    because the kernel would look them up in the working folder.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -114,7 +114,7 @@ def thumbprint(key: Mapping[str, str]) -> str:
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
-    """Return the public key on P-256 in *data*, a JWK, without further members.
+    """Return the P-256 public key in *data*, a JWK. Members that such a key doesn't need are left out.
 
     :raises Unreadable: *data* is not such a key.
     """

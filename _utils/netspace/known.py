@@ -1,7 +1,7 @@
-"""Values by name, of which most readers need only a few: a value is decoded when it is looked up. Pure.
+"""Values by name, for readers that need only a few of them. A value is decoded when a reader looks it up. Pure.
 
-A host may have thousands of records. A change of one environment needs to know only what all others have in common. So
-:class:`Known` also returns one example of each *sort* without decoding all values.
+A host may have thousands of records. To change one environment, netspace needs to know only which sorts of values all
+other environments have. So :class:`Known` also returns one example of each *sort* without decoding all values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _FIRST = 8  # names that are kept of each sort: so many of them can go until all
 class Lines(Generic[T]):
     """Values by name as JSON, one line each: ``"name":value``. A line is decoded when its name is looked up.
 
-    :param text: the lines, with a line feed before the first line and after each line; JSON has none within a value.
+    :param text: the lines, with a line feed before the first line and after each line. A value contains no line feed,
+        since it is JSON.
     :param form: the type of the values.
     :param whole: all values, if they are decoded already.
     :param again: reads all values from their source, for the case that the lines are damaged.
@@ -43,7 +44,7 @@ class Lines(Generic[T]):
 
     @classmethod
     def of(cls, values: Mapping[str, T], form: type[T]) -> Lines[T]:
-        """Return the lines of these values."""
+        """Return *values* as lines."""
         lines = [_key(name)[1:] + msgspec.json.encode(value) + b"\n" for name, value in values.items()]
         return cls(b"\n" + b"".join(lines), form, values)
 
@@ -144,7 +145,7 @@ class Known(Mapping[str, T]):
     :param noted: the stored values.
     :param sort: returns the sort of a value.
     :param groups: for each sort of the values in *noted*, their number and first names; None: not computed yet.
-    :param new: the values that differ from *noted*; None as a value: that name is removed.
+    :param new: the values that differ from *noted*, by name; the value None removes the name.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class Known(Mapping[str, T]):
         return Known(self._noted, self._sort, self._groups, {**self._new, **new}) if new else self
 
     def alone(self, name: str, text: str) -> bool:
-        """Return whether the value of *name* contains *text*, and certainly no other value does."""
+        """Return whether *name* is certainly the only name whose value contains *text*."""
         part, key = msgspec.json.encode(text), _key(name)
         at = self._noted.text.find(key)
         if at < 0 or self._noted.text.count(part) != 1:
@@ -248,7 +249,7 @@ def grouped(values: Mapping[str, T], sort: Callable[[T], str]) -> Groups:
 
 
 def _moved(groups: Groups, noted: Lines[T], new: Mapping[str, T | None], sort: Callable[[T], str]) -> Groups | None:
-    """Return *groups* after the values in *new* have changed; None if that needs a look at all values."""
+    """Return *groups*, updated for the values in *new*; None if the update would need all values."""
     found = dict(groups)
     for name, value in new.items():
         old = noted.get(name)

@@ -63,7 +63,7 @@ class Layout:
     def broker(self) -> Path:
         """Folder of the RabbitMQ node's data, log and configuration.
 
-        It isn't below ``state``, because only root may enter that.
+        The folder isn't below ``state``, because only root may enter ``state``.
         """
         return self.root / f"var/lib/{self.instance}-broker"
 
@@ -133,7 +133,7 @@ class Layout:
     def disks(self, name: str) -> Path:
         """Return the folder of the mount points of an environment's bounded file systems.
 
-        Unmount what is in it; never delete it recursively.
+        Before you remove the folder, unmount the file systems in it. Never delete it recursively.
         """
         return below(self._disks, name)
 
@@ -150,7 +150,7 @@ class Layout:
     def beside(self, name: str) -> str:
         """Return the name of an environment's second instance during an update.
 
-        It contains capitals, which no environment's name does.
+        This name contains capitals, which no environment's name does.
         """
         return f"{name}{_BESIDE}"
 

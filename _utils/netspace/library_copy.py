@@ -50,7 +50,7 @@ def command(layout: Layout, *arguments: str) -> tuple[str, ...]:
     The command is isolated (``-I``): the caller's environment variables, its folder and a user's site-packages don't
     influence which modules Python loads.
 
-    :raises MissingError: the running interpreter has no path (an embedded one).
+    :raises MissingError: the running interpreter has no path, because it is embedded in another program.
     """
     if not sys.executable:
         raise MissingError("the path of the Python interpreter", "run Salt by a Python that knows its own path")
@@ -168,8 +168,8 @@ def _files(origin: str) -> tuple[dict[str, str], dict[str, int], str]:
     """Return three values about the running library.
 
     First, the paths of its files, by their names in the copy. Second, the modification times of its folders. Third, a
-    digest of all files' paths, inodes, sizes and times; it is empty if a file changed just now, so that the digest
-    proves nothing.
+    digest of all files' paths, inodes, sizes and times; it is empty if a file changed less than ``_SETTLED`` seconds
+    ago, because such a file may change again with the same time.
     """
     import hashlib
     import time

@@ -84,7 +84,7 @@ class Result(msgspec.Struct, frozen=True):
         return not self.failures and not self.plan.refusals
 
     def joined(self, other: Result) -> Result:
-        """Return one result that has the plan and outcomes of this result, followed by those of *other*."""
+        """Return one result with the plan and outcomes of this result, followed by the plan and outcomes of *other*."""
         plan = Plan(
             [*self.plan.steps, *other.plan.steps],
             [*self.plan.refusals, *other.plan.refusals],

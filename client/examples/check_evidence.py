@@ -1,8 +1,9 @@
 """Check the proof of where a program runs (verb ``attest`` of the peer ``host``), without netspace.
 
-It needs only Python and the package cryptography. The nonce is the checker's own question, new each time. The key (PEM)
-is that of the host that is trusted: ``salt-run netspace_attestation.host_key <minion>`` shows it. The level is L1, also
-with PCRs: nothing proves yet that a key is in a TPM.
+The script needs only Python and the package cryptography. NONCE is the question that the checker has sent, a new one
+for each check. The key (PEM) is the key of the host that the checker trusts: ``salt-run netspace_attestation.host_key
+<minion>`` shows it. The level is always L1, even if the proof contains PCRs, because nothing proves here that the key
+is in a TPM.
 
 usage: check_evidence.py --key h1.pem --nonce NONCE --environment web [--image sha256:...] [--host h1] < evidence.json
 """
@@ -37,7 +38,7 @@ CLAIMS = {"eat_profile", "eat_nonce", "iat", "exp", "sub"} | {
 
 
 class Refused(Exception):
-    """The evidence proves nothing. The text says why."""
+    """Error: the evidence proves nothing. The text gives the reason."""
 
 
 def demand(what: str, right: bool) -> None:
@@ -133,9 +134,10 @@ def claims(token: str, jwk: dict[str, str]) -> dict[str, Any]:
 def check(text: str, trusted: bytes, nonce: str, now: float, **expected: str | None) -> dict[str, Any]:
     """Return the claims of genuine evidence, with ``level`` and ``pcrs``.
 
+    :param text: the evidence, JSON.
     :param trusted: the host's key, PEM.
-    :param expected: ``environment``, ``host``, ``image``, ``configuration`` and ``key``; None: any.
-    :raises Refused: it proves nothing.
+    :param expected: the expected ``environment``, ``host``, ``image``, ``configuration`` and ``key``; None: any value.
+    :raises Refused: the evidence proves nothing.
     """
     try:
         return _check(text, load_pem_public_key(trusted), nonce, now, expected)

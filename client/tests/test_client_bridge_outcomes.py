@@ -191,7 +191,10 @@ def test_program_that_prints_too_much_is_ended() -> None:
 
 
 def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
-    """The bridge doesn't wait for a child that holds the output of an ended program open, in another session."""
+    """The bridge doesn't wait for a child of an ended program that keeps the program's output open.
+
+    The child runs in another session.
+    """
     away = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' &"
     script = f"{away} until [ -s {tmp_path}/pid ]; do sleep 0.01; done; exec cat /dev/zero"
     try:

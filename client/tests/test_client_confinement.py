@@ -1,4 +1,7 @@
-"""A program that gives up rights: what it can do afterwards, each in a process of its own."""
+"""Tests of a program that gives up its rights: the actions that it can and can't do afterwards.
+
+Each test runs the program in a new process.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ pytestmark = pytest.mark.skipif(not supported(), reason="this kernel has no Land
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
-    """Folders named as what is permitted there; each has a file."""
+    """Folders named after the right that the confined program gets there. Each folder has a file."""
     found = {name: tmp_path / name for name in ("read", "write", "execute", "none")}
     for path in found.values():
         path.mkdir()
@@ -129,7 +132,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Port of a server."""
+    """Yield the port of a listening server."""
     with socket.create_server(("127.0.0.1", 0)) as made:
         yield int(made.getsockname()[1])
 
@@ -215,7 +218,7 @@ assert tried(connected, port) == tried(listens_anywhere, AF_UNIX) == "done"
 
 
 def answer(lines: list[tuple[int, int, int, int]], number: int, *arguments: int, machine: int) -> int:
-    """Run a filter as the kernel would; return its answer."""
+    """Run a filter as the kernel would; return the filter's verdict on a system call."""
     call, at, word = struct.pack("<IIQ6Q", number, machine, 0, *arguments, *[0] * (6 - len(arguments))), 0, 0
     compare = {0x15: int.__eq__, 0x35: int.__ge__, 0x45: int.__and__}
     while True:

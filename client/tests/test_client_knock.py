@@ -46,7 +46,10 @@ def about(audit: bool = True, *peers: str) -> card.Card:
 
 
 def knocked(before: card.Card, after: card.Card) -> list[str]:
-    """Knock twice at a peer, while the card *before* becomes *after*; return the exchanges of the sent messages."""
+    """Try twice to send to a peer without a link, while the card changes from *before* to *after*.
+
+    Return the exchanges of the sent messages.
+    """
     host = SimpleNamespace(card=before)
     lines = Lines(lambda: setattr(host, "card", after))
 

@@ -1,4 +1,4 @@
-"""Outlets: which error a message gets, which messages are sent again, and when a connection is given up."""
+"""Tests of outlets: errors of messages, repeated messages, and connections that are given up."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ def begun(outlet: Outlet, *bodies: bytes) -> list[Parcel]:
 
 
 class Ways(Sending):
-    """A stand-in for ``Sending``: outlets by exchange; *after* is the peer after its link was renamed."""
+    """A stand-in for ``Sending``.
+
+    :param outlets: the outlets, by the name of the exchange.
+    :param after: the peer as it is after its link was renamed; None if the link isn't renamed.
+    """
 
     def __init__(self, outlets: dict[str, Outlet], after: Peer | None = None) -> None:
         self.outlets = outlets

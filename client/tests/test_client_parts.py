@@ -373,7 +373,7 @@ def test_other_frames_are_left_as_they_are():
 @STEADY
 @given(st.lists(st.sampled_from("abc")))
 def test_a_peer_is_up_from_its_first_reader_to_its_last(turns):
-    """Readers begin and stop at random, one in each turn; the peer is up as long as it has a reader."""
+    """Readers of a peer's mailbox begin and stop at random. The peer is reported as up as long as it has a reader."""
     readers, there = Readers(), set()
     for reader in turns:
         before = bool(there)

@@ -1,4 +1,4 @@
-"""Frames of a connection: which a wire processes, when they are written, and which end the connection."""
+"""Tests of a wire: the frames that it processes, the frames that wait, and frames that end the connection."""
 
 from __future__ import annotations
 

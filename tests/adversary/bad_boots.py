@@ -36,7 +36,7 @@ def _where(boot: Boot, take: Callable[[Entry], bool]) -> list[int]:
 
 
 def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequence[int], replace: float) -> Boot:
-    """Put *entries* in place of, before or after one of the events *near*; or at the end."""
+    """Insert *entries* beside an event whose position is in *near*, or replace that event, or append them."""
     new = [dataclasses.replace(one, mark=f"bad{number}") for number, one in enumerate(entries)]
     told = list(boot.events)
     if not near or chance.random() < 0.2:
@@ -205,7 +205,7 @@ def command_line(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """Return the entry with the command line *evil*; None for an entry without a command line."""
+    """Return the entry with *evil* as its command line; None if the entry has no command line."""
     if command(entry) is not None and entry.pcr == 8:
         return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
     if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):

@@ -99,7 +99,7 @@ class Extend(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One answer.
+    """One answer of the forger to the verifier.
 
     :ivar upto: length of the tape at the time of the answer.
     :ivar earlier: whether the answer is from an earlier, good boot.
@@ -124,7 +124,7 @@ class Claim:
 
 
 def extended(values: dict[int, bytes], tape: Iterable[Extend]) -> dict[int, bytes]:
-    """Return PCR *values* after *tape*."""
+    """Return the PCR values that result when *tape* extends *values*."""
     found = dict(values)
     for one in tape:
         found[one.pcr] = hashlib.sha256(found[one.pcr] + one.digest).digest()

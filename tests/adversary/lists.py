@@ -1,8 +1,8 @@
-"""Real measurement lists with a bad event, and a forger whose claims shall reach L5.
+"""Real measurement lists with a bad event, and a forger who tries to get the level L5 all the same.
 
-A *tape* has the real extensions of PCRs since the kernel started, in order. The forger can't change the kernel's part
-of the tape, but he is root, so he may extend any PCR later. He may send any list, in any number of answers, each with a
-genuine quote of that moment. The last answer comes after the bad event.
+A *tape* is the sequence of all real extensions of PCRs since the kernel started. The forger is root, so he can add
+extensions of any PCR, but he can't change those of the kernel. He may send any list, in one answer or several. Each
+answer has a genuine quote of the PCRs at the time when it is sent. The last answer is sent after the bad event.
 """
 
 from __future__ import annotations

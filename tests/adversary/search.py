@@ -104,7 +104,9 @@ class Hole(Generic[Claim]):
 class Report(Generic[Claim]):
     """The outcome of a campaign.
 
-    :ivar real: number of worlds by kind; *harmless* and *missing*: reasons why other worlds did not count.
+    :ivar real: the number of worlds in which forgeries were tried, by kind.
+    :ivar harmless: the number of worlds that break no rule, by kind.
+    :ivar missing: the number of worlds that couldn't be made, by reason.
     """
 
     seed: int

@@ -1,8 +1,8 @@
 """The pages of ``docs/day-2``, ``docs/look.md`` and ``docs/roll-out.md``: each command is run exactly as printed.
 
-One fleet takes page after page: a real master and two real minions, each on a host of its own, with real crun and
-RabbitMQ. ``ssh`` is a stand-in that reaches the other hosts. A new release is a commit in another repository. A host
-dies with its disk.
+All pages are followed one after another on the same fleet: a real master and two real minions, each on its own host,
+with real crun and RabbitMQ. ``ssh`` is a stand-in that reaches the other hosts. A new release is a commit in a second
+repository. When a host dies, its disk is lost.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ class Fleet:
         self._git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "--quiet", "--message", version)
 
     def follow(self, page: str, first: str = "", last: str = "") -> None:
-        """Do the steps of a page: all, or those from the section *first* on, or those up to the section *last*."""
+        """Do the steps of a page in their order.
+
+        :param first: the title of the first section to do; empty: begin with the page's first section.
+        :param last: the title of the last section to do; empty: end with the page's last section.
+        """
         text = (DOCS / f"{page}.md").read_text()
         if first:
             text = text[text.index(f"\n## {first}\n") :]
@@ -122,7 +126,7 @@ class Fleet:
         return done.out
 
     def salt(self, host: str, *arguments: str) -> Any:
-        """Call a function of a minion that is not a step of a page."""
+        """Call a function of a minion, in addition to the steps of the pages."""
         done = self.master.run("salt", "--out=json", "--static", host, *arguments)
         return json.loads(done.out)[host]
 

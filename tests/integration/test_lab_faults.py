@@ -1,7 +1,7 @@
 """Faults in the middle of rollouts, and the lines of ``docs/lab.md`` that replace and drain hosts, tried in a lab.
 
-The lab takes minutes, so this file runs every fourth day. It then tries either the page or one of the faults, by turns.
-``NETSPACE_FAULTS=all`` tries all of them, which takes a quarter of an hour.
+The tests take minutes, so this file runs every fourth day. On such a day, it tries one thing in turn: the page, or one
+of the faults. ``NETSPACE_FAULTS=all`` tries all of them, which takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def planned(lab: Lab) -> Iterator[str]:
-    """Return the id of a plan that changes both hosts, h2 first; at the end, give the hosts what they had."""
+    """Yield the id of a plan that changes both hosts, h2 first. After the test, restore both hosts' declaration."""
     changed = FLEET.replace("command: [", "limits: {memory: 96M}, command: [")
     lab.fleet.write_text(f"{changed}apply: planned\nrollout: {{canary: [h2], settle: 0, deadline: 45}}\n")
     plan = lab.runner("netspace_fleet.plan")
@@ -81,7 +81,7 @@ def planned(lab: Lab) -> Iterator[str]:
 
 
 class Running:
-    """A rollout under way, and the lines that it prints."""
+    """A rollout that runs as a process, and the lines that it has printed."""
 
     def __init__(self, lab: Lab, *arguments: str) -> None:
         self.lines: list[str] = []
@@ -93,7 +93,7 @@ class Running:
         self._output = self._process.stdout
 
     def read_to(self, beginning: str) -> None:
-        """Wait until it prints a line that begins so."""
+        """Read the rollout's output until it prints a line that begins with *beginning*."""
         for line in self._output:
             self.lines.append(line)
             if line.startswith(beginning):
@@ -101,7 +101,7 @@ class Running:
         raise AssertionError(f"{beginning} never came: {''.join(self.lines)}")
 
     def ended(self) -> dict[str, Any]:
-        """Wait until it has ended; return its answer, or nothing if it printed none."""
+        """Wait until the rollout has ended; return its answer, or an empty mapping if it printed no answer."""
         self.lines += self._output
         self._process.wait()
         text = "".join(line for line in self.lines if not line.startswith(("rollout: ", "h1: ", "h2: ")))
@@ -111,7 +111,7 @@ class Running:
         return {}
 
     def good(self) -> set[str]:
-        """Return the hosts that it has found good."""
+        """Return the hosts that the rollout has reported as good."""
         return {host for host in ("h1", "h2") if f"{host}: good\n" in self.lines}
 
     def close(self) -> None:
@@ -127,13 +127,13 @@ def rolled_out(lab: Lab, plan: str) -> Iterator[Running]:
 
 
 def limits(lab: Lab) -> list[str]:
-    """Return the limit of memory that each host is given, h1's first."""
+    """Return the memory limit in each host's slice of the declaration, h1's first; ``None`` stands for no limit."""
     slices = [lab.runner("netspace_fleet.slice", host)["netspace"]["environments"] for host in ("h1", "h2")]
     return [str(body.get("limits", {}).get("memory")) for environments in slices for body in environments.values()]
 
 
 def lines(section: str) -> list[list[str]]:
-    """Return the commands of the lab in the section of the page with this title."""
+    """Return the ``scripts/lab`` commands in the page's section *section*, each as a list of arguments."""
     (block,) = re.findall(rf"^## {section}\n.*?^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     found = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert all(line[:2] == ["sudo", "scripts/lab"] for line in found), found
@@ -141,7 +141,7 @@ def lines(section: str) -> list[list[str]]:
 
 
 def answers(lab: Lab, host: str, text: str) -> None:
-    """Wait until ``orders`` on a host answers ``web``."""
+    """Wait until ``orders`` on *host* answers the request *text* of ``web``."""
     wanted = f"orders@{host}: sealed: thank you, web@h1, for the sealed order of {text}"
     until(lambda: lab.asks(text) == wanted, f"orders on {host} answers", patience=120)
 

@@ -78,7 +78,7 @@ class Fleet:
         return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
 
     def until_answered(self, *wanted: str, silent: str = "") -> None:
-        """Wait until the targets *wanted* answer a ping, and the targets *silent* don't."""
+        """Wait until all targets in *wanted* answer a ping, and *silent* (if it is given) doesn't."""
         asked = " or ".join(f"T@netspace:{target}" for target in (*wanted, silent) if target)
         timeout = 2 if silent else 10  # Salt waits for it
         until(lambda: self.at(asked, "test.ping", timeout=timeout) == dict.fromkeys(wanted, True), patience=300)

@@ -193,6 +193,34 @@ TRIED = {
     "comment": "ISOLATION IS BROKEN: 1 refused", "refused": 1,
     "rows": [{"name": "ptrace", "group": "processes", "outcome": "succeeded", "detail": "read the memory of web"}],
 }  # fmt: skip
+BASES = {
+    "tcb_of": {
+        "web": {
+            "rows": [
+                {"part": "management controller", "value": "a BMC, IPMI 2.0", "source": "told by the host",
+                 "term": "bmc: absent", "holds": False},
+                {"part": "firmware version", "value": "1.2.3", "source": "measured in PCR 0",
+                 "term": "", "holds": None},
+            ],
+            "measured": NOW - 60,
+            "note": "",
+        },
+        "h1": {"rows": [], "measured": None, "note": "nothing is measured: this host has sent no genuine quote"},
+    }
+}  # fmt: skip
+INSPECTED_ENVIRONMENT = {
+    "spec": {"image": "tar:/srv/web.tar", "limits": {"memory": 268435456, "disk": None}, "after": ["orders"]},
+    "layer": "/var/lib/netspace/layers/web", "netns": "web", "state": "running", "since": NOW - 60,
+}  # fmt: skip
+INSPECTED_IMAGE = {
+    "digest": "sha256:" + "4c" * 32, "file": "/var/lib/netspace/images/sha256-" + "4c" * 32 + ".erofs",
+    "sources": {"tar:/srv/web.tar": {"cmd": [], "env": {}, "user": None}}, "used_by": ["orders", "web"],
+    "verity": "none", "size": 68829184, "built": NOW - 90, "mounted": True,
+}  # fmt: skip
+INSPECTED_INTERFACE = {
+    "declared": {"kind": "bridge", "addresses": ["10.203.54.242/24"]}, "live": {"mtu": 1500}, "drift": {},
+    "netns": "web",
+}  # fmt: skip
 RETURNS: list[dict[str, Any]] = [
     DIFFERENCES,
     ANSWER,
@@ -220,5 +248,9 @@ RETURNS: list[dict[str, Any]] = [
     DONE,
     HEALTH,
     TRIED,
+    BASES,
+    INSPECTED_ENVIRONMENT,
+    INSPECTED_IMAGE,
+    INSPECTED_INTERFACE,
 ]
 """A return of each form that has a table."""

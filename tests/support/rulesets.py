@@ -1,4 +1,4 @@
-"""nft's list of a ruleset, as far as two lists of one host are compared."""
+"""nft's list of a ruleset, prepared for the comparison of two lists from one host."""
 
 from __future__ import annotations
 

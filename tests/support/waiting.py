@@ -10,10 +10,13 @@ PATIENCE = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "", *, patience: float = PATIENCE, pause: float = 0.01) -> None:
-    """Wait until *condition* holds, and fail after *patience* seconds.
+    """Check *condition* repeatedly until it holds; fail after *patience* seconds.
 
-    After each check, rest for *pause* seconds; after one that takes long, three times as long as it took, but no more
-    than a second. So what is waited for gets the processor. Without a pause, there is no rest at all.
+    Between two checks, the function sleeps *pause* seconds, or three times as long as the last check took, whichever is
+    longer (but then at most one second). So a slow check leaves the processor to the process that it waits for. With a
+    *pause* of 0, the function doesn't sleep.
+
+    :param what: the text of the failure.
     """
     deadline = time.monotonic() + patience
     while True:

@@ -144,7 +144,10 @@ def rank(module: str) -> int:
 
 
 def package(module: str) -> str:
-    """Return the package of a module; a module at the top of a layer stands alone, since these have an order."""
+    """Return the package of a module. A module at the top of a layer counts as its own package.
+
+    The reason is that such modules import each other, in one direction only.
+    """
     folder = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
     folder = folder.replace("images.sources", "images")  # each calls the other: a source builds a tree, a tree a source
     return folder if folder.count(".") or (folder == module and folder in PARTS) else module

@@ -55,7 +55,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> process.Peer:
 
 
 def request(exchange: str, reply_to: str) -> Delivery:
-    """Return a request with only this property (AMQP 0-9-1, section 4.2.6.1)."""
+    """Return a request without other AMQP properties than *reply_to* (AMQP 0-9-1, section 4.2.6.1)."""
     raw = reply_to.encode()
     body = bytearray(b'{"v": 1, "verb": "whoami"}')
     return Delivery(3, 1, exchange, b"\x02\x00" + bytes([len(raw)]) + raw, body, len(body), len(body))
@@ -156,7 +156,7 @@ def test_request_is_answered_with_what_was_told_before_it(asked: process.Peer, t
         return known, card
 
     class Started(Broker):
-        """A connection over which a program asks that was started while the peer read from the connection."""
+        """A connection with a request of a program that was started while the peer read from the connection."""
 
         pending, lacking = True, 0
 

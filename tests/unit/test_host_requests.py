@@ -258,7 +258,10 @@ def test_no_link_leads_to_the_host_while_an_environment_has_its_name(tmp_path: P
     record.write(layout, "host", Record(Environment(image="tar:/srv/x.tar"), "running", 1879048192, image, "", "1"))
     result = Host(layout)._links(LocalBroker(), (peer.link("web"),), {"web.host"}, True, True)
     (refusal,) = result.plan.refusals
-    assert (refusal.kind, refusal.name) == ("link", "web.host") and "is still named host" in refusal.message
+    assert (refusal.kind, refusal.name) == (
+        "link",
+        "web.host",
+    ) and "has the name host, which is reserved" in refusal.message
     assert not result.plan.steps
 
 

@@ -1,4 +1,4 @@
-"""The index of records: it always agrees with the records, whatever happens to either."""
+"""The index of records always agrees with the records, even if the index or a record was changed or lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weaknesses of a host: each row, from files with a kernel's possible values."""
+"""Weaknesses of a host: each row of the check, computed from files with the values that a kernel can have."""
 
 from __future__ import annotations
 

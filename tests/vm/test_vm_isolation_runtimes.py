@@ -1,6 +1,6 @@
-"""Both halves of the audit, and attacks that once succeeded under runc and runsc, on cgroup v2 under systemd.
+"""The audit and the exhaustion test, and attacks that once succeeded under runc and runsc, on cgroup v2 under systemd.
 
-On request (``NETSPACE_ATTACKS=all``): they take minutes of a processor here.
+These tests run on request (``NETSPACE_ATTACKS=all``), because they take minutes of processor time.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def test_the_audit_of_an_environment_finds_nothing_on_version_2(plain: Machine, 
 
 
 def test_others_are_timed_meanwhile_on_version_2(plain: Machine, salt: Salt) -> None:
-    """Run the waiting half of the exhaustion audit. Its times depend on this machine's load: they are only printed."""
+    """Run the part of the exhaustion test that measures how long other programs must wait.
+
+    The times depend on this machine's load, so they are only printed.
+    """
     web = environment(STAY, limits={"memory": "128M", "pids": 128, "disk": "64M"}, interface={"kind": "veth"})
     all_true(salt.apply({"environments": {"web": web}}))
     rows = program(plain, "exhausting", "web", "waiting", timeout=1800)

@@ -4,9 +4,9 @@
 States inside a target of type ``netspace``. The minion renders the states with the target's ``id`` and grains, and with
 the minion's own pillar. Each state runs inside, as the environment's own user. The image needs no Salt and no Python;
 only ``cmd`` needs a program in the image. The states are ``cmd.run``, ``file.managed``, ``file.directory``,
-``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites. If there is any other state, none is applied,
-and the result is an error. Calls of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run
-inside, too.
+``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites. If an SLS file has any other state, no state of
+the run is applied, and the result is an error. Calls of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']``
+in a template) run inside, too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class _State(salt.state.State):  # type: ignore[misc]
         )
 
     def verify_data(self, data: Any) -> list[str]:
-        """Verify a state as Salt does. Also refuse a state that needs the environment's files if they can't be read."""
+        """Verify a state as Salt does, and refuse states that need files of the environment that can't be read.
+
+        A ``file`` state needs these files, and so does a state with ``creates``.
+        """
         errors: list[str] = super().verify_data(data)
         if (data["state"] == "file" or "creates" in data) and not salt_targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
@@ -98,8 +101,9 @@ class _State(salt.state.State):  # type: ignore[misc]
 
 
 class _HighState(salt.state.HighState):  # type: ignore[misc]
-    """A highstate of the states that act in an environment. Salt renders it with the minion's own connection to the
-    master.
+    """Salt's highstate, limited to states that act in an environment.
+
+    Salt renders it with the minion's own connection to the master.
     """
 
     def __init__(self, opts: dict[str, Any], pillar: dict[str, Any], client: Any) -> None:
@@ -133,7 +137,7 @@ def _unknown(high: Any) -> list[str]:
 def _foreign(state: str, parts: Any) -> list[str]:
     """Return the reasons why a state can't be applied inside an environment.
 
-    :param parts: the state's arguments and, as a text, its function.
+    :param parts: the list of the state's arguments. A text in the list is the name of the state's function.
     """
     kind = state.partition(".")[0]
     if kind not in KNOWN:

@@ -37,7 +37,7 @@ Change = Callable[[Any, bool], tuple[dict[str, Any], str]]
 
 
 def _inside(name: str, kwargs: dict[str, Any], change: Change) -> dict[str, Any]:
-    """Call *change* with access to the environment's files, and return the state's result."""
+    """Call *change* with access to the environment's files. Return a state's result, also if *change* fails."""
     ret: dict[str, Any] = {"name": name, "result": False, "changes": {}, "comment": ""}
     unknown = [key for key in kwargs if not key.startswith("__") and key not in _SALTS]
     if unknown:

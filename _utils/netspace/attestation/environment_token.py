@@ -1,22 +1,23 @@
-"""Tokens of environments: a host's signed claims about an environment, for an asker who gave a nonce.
+"""Tokens of environments: a host's signed claims about one of its environments, made for an asker's nonce.
 
-A token is an EAT (RFC 9711) in a JWT (RFC 7519), signed by ES256. The process that answers environments (the host's
-peer) has the token's key, which lives as long as a boot. The host vouches for the token's key in a *statement*, which
-is signed by the key of its TPM or by its software key, and is valid for three hours. A checker compares the boot in the
-token only with the boot in the statement. So a token that was made with a stolen key is accepted until the last
-statement about that key expires, also after a reboot.
+A token is an EAT (RFC 9711) in a JWT (RFC 7519), signed by ES256. The host's peer, the process that answers requests of
+environments, has the token's key. This key lives as long as a boot. The host vouches for it in a *statement*, which is
+valid for three hours. The statement is signed by the host's own key: the attestation key of its TPM, or its software
+key.
 
-Token and statement come together in one collection of the RATS Conceptual Messages Wrapper (CMW,
-draft-ietf-rats-msg-wrap):
+A checker compares the boot in the token only with the boot in the statement. So a token that was made with a stolen key
+is accepted until the last statement about that key expires, also after a reboot.
+
+Token and statement travel in one collection of the RATS Conceptual Messages Wrapper (CMW, draft-ietf-rats-msg-wrap):
 
 ``token``
     ``application/eat+jwt``: the claims about the environment.
 ``host-key``
-    ``application/vnd.netspace.host-key+json``: the token's key, as the host vouches for it.
+    ``application/vnd.netspace.host-key+json``: the host's signed statement about the token's key.
 
-The checks, in this order: form; the signature by the host's trusted key; the validity of the token's key; the token's
-signature; its host and boot; nonce; times; what the asker expects. Only :func:`verify` makes an :class:`Attested`. No
-file, no network, no clock, no TPM.
+:func:`verify` checks, in this order: the form; the statement's signature by the host's trusted key; the statement's
+    validity; the token's signature; the token's host and boot; the nonce; the token's validity; the asker's
+    expectations. Only :func:`verify` makes an :class:`Attested`. This module uses no file, network, clock or TPM.
 """
 
 from __future__ import annotations
@@ -76,12 +77,14 @@ CLAIMED = "tpm-claimed"
 
 @dataclass(frozen=True)
 class Expected:
-    """The asker's expectations; None: any.
+    """The values that an asker expects in a token. None: any value is good.
 
-    :param nonce: the asker's own question. A token for another one is a replay.
-    :param environment: the environment that is to be attested.
-    :param image: digest of its image, ``sha256:`` and 64 hexadecimal digits; *configuration* likewise.
-    :param key: thumbprint of the key that the environment itself named.
+    :param nonce: the nonce that the asker chose. A token with another nonce is a replay.
+    :param environment: the environment's name.
+    :param host: the host's name in links.
+    :param image: digest of the environment's image: ``sha256:`` and 64 hexadecimal digits.
+    :param configuration: digest of the configuration of the environment's runtime, in the form of *image*.
+    :param key: thumbprint of the key that the environment named as its own.
     :param pcrs: PCRs (SHA-256 bank) that must be quoted, with these values.
     """
 
@@ -96,13 +99,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Attested:
-    """An environment, as a trusted host attests it.
+    """The claims about an environment that a trusted host signed.
 
-    :param level: always L1. Root of the host could use the software key; and nothing proves yet that a key said to be a
-        TPM's is in a TPM, since the master has bound no credential to it.
-    :param pcrs: the PCRs that were quoted; none if a software key vouches. They are the host's word, as the key is.
-    :param started: when its program was started, in seconds since 1970; None: the host could not tell.
-    :param key: thumbprint of the key that the environment named as its own; the host doesn't know who has it.
+    :param level: always L1. Root of the host could use the software key. For a key that the host says is in its TPM,
+        the master has no proof by a credential.
+    :param pcrs: the PCRs that were quoted, empty if a software key vouches. Their values are only the host's claim.
+    :param started: time when the environment's program was started, in seconds since 1970; None if the host does not
+        know it.
+    :param key: thumbprint of the key that the environment named as its own. The host doesn't know who has this key.
     """
 
     environment: str
@@ -118,7 +122,7 @@ class Attested:
 
 # -- making ------------------------------------------------------------------------------------------
 def statement(host: str, boot: str, key: Mapping[str, str], now: float) -> bytes:
-    """Return what a host signs to vouch for a token's *key* (JWK).
+    """Return the statement about a token's *key* (JWK), for the host to sign.
 
     :param boot: the kernel's id of this boot.
     """
@@ -127,15 +131,19 @@ def statement(host: str, boot: str, key: Mapping[str, str], now: float) -> bytes
 
 
 def qualifying(said: bytes) -> bytes:
-    """Return the qualifying data of a quote that vouches for a statement."""
+    """Return the qualifying data for a quote that signs a statement.
+
+    :param said: the statement.
+    """
     return hashlib.sha256(PREFIX + said).digest()
 
 
 def vouched(kind: Kind, said: bytes, attest: bytes, signature: bytes, pcrs: Mapping[int, bytes]) -> str:
-    """Return the message of type ``KEY_TYPE``, as text.
+    """Return a host's signed statement as a message of type ``KEY_TYPE`` (JSON text).
 
+    :param said: the statement.
     :param attest: TPMS_ATTEST; empty for a software key.
-    :param signature: TPMT_SIGNATURE, or the 64 bytes of Ed25519.
+    :param signature: TPMT_SIGNATURE, or the 64 bytes of the Ed25519 signature.
     """
     made: dict[str, Any] = {"v": 1, "kind": kind, "statement": jose.text(said), "sig": jose.text(signature)}
     if kind == "tpm":
@@ -144,23 +152,27 @@ def vouched(kind: Kind, said: bytes, attest: bytes, signature: bytes, pcrs: Mapp
 
 
 def claims(about: Mapping[str, Any], nonce: str, now: float, key: str | None) -> bytes:
-    """Return the claims of a token.
+    """Return the claims of a token, as JSON.
 
     :param about: ``sub``, and the claims that begin with ``netspace_``.
-    :param key: thumbprint of the environment's own key.
+    :param key: thumbprint of the key that the environment named as its own; None if it named no key.
     """
     made = {"eat_profile": PROFILE, "eat_nonce": nonce, "iat": int(now), "exp": int(now) + LIFETIME, **about}
     return _json({**made, "cnf": {"jkt": key}} if key is not None else made)
 
 
 def unsigned(kid: str, said: bytes) -> bytes:
-    """Return header and claims of a token in the form that is signed (RFC 7515, 5.1)."""
+    """Return a token's header and claims as the bytes to sign (RFC 7515, 5.1).
+
+    :param kid: the key's id.
+    :param said: the claims, from :func:`claims`.
+    """
     header = _json({"alg": jose.ALGORITHM, "kid": kid, "typ": TYP})
     return f"{jose.text(header)}.{jose.text(said)}".encode()
 
 
 def collected(token: str, key: str) -> str:
-    """Return the collection of a token and the message that vouches for its key."""
+    """Return the collection (JSON text) of a token and the signed statement about the token's key."""
     found = {
         "__cmwc_t": COLLECTION,
         "token": [TOKEN_TYPE, jose.text(token.encode()), EVIDENCE],
@@ -170,9 +182,10 @@ def collected(token: str, key: str) -> str:
 
 
 def public_key(told: object) -> dict[str, str]:
-    """Return ``{kind, key}`` as a host told it, if it has that form.
+    """Check a host's answer with its public key, and return it as ``{kind, key}``.
 
-    :raises Malformed: it has another form, or the key is of another kind.
+    :raises Malformed: when the answer is not of the form ``{kind, key}``, or when the key is not of the kind that
+        *kind* names.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -190,22 +203,23 @@ def public_key(told: object) -> dict[str, str]:
 
 # -- checking ----------------------------------------------------------------------------------------
 def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Attested:
-    """Return the environment that a collection attests.
+    """Check a collection, and return the claims about the environment.
 
-    :param trusted: the host's key (PEM): Ed25519 for a software key, P-256 for a TPM's attestation key. Take it from
-        the runner ``netspace_attestation.host_key``, which asks for a signed answer.
-    :raises Refused: a check fails; its code names which.
+    :param text: the collection.
+    :param trusted: the host's key (PEM): Ed25519 for a software key, P-256 for a TPM's attestation key. Get it from the
+        runner ``netspace_attestation.host_key``, which asks for a signed answer.
+    :raises Refused: when a check fails; the error's code names the check.
     """
     token, key = _parts(text)
     said, pcrs = _vouched_for(key, trusted)
     if not said["issued"] - SKEW <= now <= said["expires"]:
-        raise HostKeyExpired(f"the host vouches for the token's key from {said['issued']} to {said['expires']}")
+        raise HostKeyExpired(f"the token's key is valid from {said['issued']} to {said['expires']}")
     told = _claims(token, said["key"])
     for name in ("host", "boot"):
         if told[f"netspace_{name}"] != said[name]:
-            raise TokenElsewhere(f"the token is of another {name} than the one that vouches for its key")
+            raise TokenElsewhere(f"the token is of another {name} than the statement about its key")
     if not hmac.compare_digest(told["eat_nonce"].encode(), expected.nonce.encode()):
-        raise TokenReplayed("the token is an answer to another question (nonce)")
+        raise TokenReplayed("the token has another nonce than the asker's")
     if not told["iat"] - SKEW <= now <= told["exp"]:
         raise TokenExpired(f"the token is valid from {told['iat']} to {told['exp']}")
     own = told["cnf"]["jkt"] if "cnf" in told else None
@@ -231,7 +245,7 @@ def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Atteste
 
 
 def _parts(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the token, and the message that vouches for its key."""
+    """Return a collection's token, and its message with the host's signed statement."""
     if not isinstance(text, str) or len(text) > MOST:
         raise Malformed(f"no collection of at most {MOST} characters")
     found = _object(text, "collection")
@@ -250,7 +264,7 @@ def _parts(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _trusted(key: bytes) -> EllipticCurvePublicKey | Ed25519PublicKey:
-    """Return the host's key, on P-256 or of Ed25519, from PEM."""
+    """Return the host's public key from PEM: a key on P-256, or an Ed25519 key."""
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -267,14 +281,14 @@ def _trusted(key: bytes) -> EllipticCurvePublicKey | Ed25519PublicKey:
 
 
 def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any], dict[int, bytes]]:
-    """Return the statement that the trusted key signed, and the quoted PCRs."""
+    """Return the statement in a message if the trusted key signed it, and the quoted PCRs."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     host = _trusted(trusted)
     kind: Kind = "software" if isinstance(host, Ed25519PublicKey) else "tpm"
     if key.get("kind") in ("software", "tpm") and key["kind"] != kind:
-        raise WrongScheme(f"a key of kind {key['kind']} vouches; the trusted one is of kind {kind}")
+        raise WrongScheme(f"a key of kind {key['kind']} signed the statement; the trusted key is of kind {kind}")
     names = {"v", "kind", "statement", "sig", *(("attest", "pcrs") if kind == "tpm" else ())}
     if set(key) != names or key["kind"] != kind or type(key["v"]) is not int or key["v"] != 1:
         raise Malformed(f"host-key: expected version 1, kind {kind}, and exactly the fields of this kind")
@@ -291,7 +305,7 @@ def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any]
 
 
 def _quoted(key: Mapping[str, Any], said: bytes, signature: bytes, host: EllipticCurvePublicKey) -> dict[int, bytes]:
-    """Check a quote that vouches for *said*, and return the values of its PCRs."""
+    """Check a quote over the statement in *said*, and return the values of the quoted PCRs."""
     from netspace.attestation.evidence import BANK_ID
     from netspace.attestation.tpm import structures
     from netspace.attestation.verifier import quotes
@@ -307,10 +321,10 @@ def _quoted(key: Mapping[str, Any], said: bytes, signature: bytes, host: Ellipti
         raise Malformed("host-key: pcrs: expected SHA-256 values")
     pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in key["pcrs"].items()}
     if quote.selections != ((BANK_ID, frozenset(pcrs)),):
-        raise WrongSelection("the quote covers other PCRs than those that are told")
+        raise WrongSelection("the quote covers other PCRs than the message lists")
     digest = hashlib.sha256(b"".join(pcrs[pcr] for pcr in sorted(pcrs))).digest()
     if not hmac.compare_digest(digest, quote.digest):
-        raise WrongDigest("the values of the PCRs are not those that were quoted")
+        raise WrongDigest("the values of the PCRs do not match the quote")
     return pcrs
 
 
@@ -331,7 +345,7 @@ def _statement(raw: bytes) -> dict[str, Any]:
 
 
 def _claims(token: str, key: Mapping[str, str]) -> dict[str, Any]:
-    """Return the claims of a token that *key* signed."""
+    """Check that *key* signed a token, and return the token's claims."""
     try:
         told = jose.opened(token, TYP, [key], MOST_TOKEN)
     except jose.Unreadable as err:
@@ -349,7 +363,7 @@ def _claims(token: str, key: Mapping[str, str]) -> dict[str, Any]:
     if any(type(told[name]) is not int for name in ("iat", "exp")) or not 0 < told["exp"] - told["iat"] <= LIFETIME:
         raise Malformed(f"token: it lacks a time, or is valid for more than {LIFETIME} s")
     if not NONCE.fullmatch(told["eat_nonce"]) or type(told["netspace_started"]) not in (float, int, type(None)):
-        raise Malformed("token: eat_nonce or netspace_started has another form")
+        raise Malformed("token: eat_nonce is no valid nonce, or netspace_started is no time")
     if "cnf" in told:
         cnf = told["cnf"]
         if not isinstance(cnf, dict) or set(cnf) != {"jkt"} or not isinstance(cnf["jkt"], str):

@@ -78,7 +78,7 @@ class Module:
 
             private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=label)
             if private[pkcs11.Attribute.EXTRACTABLE] or not private[pkcs11.Attribute.SENSITIVE]:
-                raise NetspaceError(f"{self.token}: the key {label} can be taken out of it")
+                raise NetspaceError(f"{self.token}: the key {label} can be exported; make one that can't")
             public = session.get_key(object_class=pkcs11.ObjectClass.PUBLIC_KEY, label=label)
             key = load_der_public_key(encode_ec_public_key(public))
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):

@@ -81,7 +81,7 @@ def octets(text: Any, size: int, at: str) -> bytes:
 
 
 def flag(found: Mapping[str, Any], name: str, at: str, default: bool) -> bool:
-    """Parse the flag *name* of the section *found*, whose path is *at*."""
+    """Parse the flag *name* in *found*, the section of the policy with the path *at*."""
     value = found.get(name, default)
     if type(value) is not bool:
         raise PolicyError(f"{at}:{name}: {value!r:.40}: expected true or false")

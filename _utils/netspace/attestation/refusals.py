@@ -45,7 +45,7 @@ class WrongType(Refused):
 
 
 class WrongScheme(Refused):
-    """A signature with a weak scheme or hash, or with a scheme to which the key is not restricted."""
+    """A signature with a weak scheme or hash, or with another scheme than the one to which the key is restricted."""
 
     code = "scheme"
 
@@ -507,28 +507,31 @@ class ResultExpired(Refused):
 
 
 class HostKeyExpired(Refused):
-    """A token of an environment whose key the host vouches for no more, not yet, or for too long."""
+    """An environment's token whose key has no valid statement by the host.
+
+    The statement has expired, isn't valid yet, or is valid for too long.
+    """
 
     code = "host-key-expired"
     remedy = "compare the clocks, and ask the environment again"
 
 
 class TokenForged(Refused):
-    """A token of an environment that the key for which the host vouches did not sign, or whose algorithm is another."""
+    """An environment's token that the key in the host's statement did not sign, or whose algorithm is not ES256."""
 
     code = "token-signature"
     remedy = "find out who made this token"
 
 
 class TokenElsewhere(Refused):
-    """A token of another host or boot than the one that vouches for its key."""
+    """An environment's token whose host or boot differs from the host or boot in the statement about its key."""
 
     code = "token-host"
     remedy = "find out who put this token together with that key"
 
 
 class TokenReplayed(Refused):
-    """A token that answers another question than the asker's."""
+    """An environment's token with another nonce than the asker's: a replay."""
 
     code = "token-nonce"
     remedy = "ask with a new nonce, and take no answer twice"
@@ -542,7 +545,7 @@ class TokenExpired(Refused):
 
 
 class TokenOther(Refused):
-    """A token that is genuine, but of another environment, host, image, configuration, key or boot than expected."""
+    """A genuine token of an environment whose name, host, image, configuration, key or PCR is not as expected."""
 
     code = "token-subject"
     remedy = "compare what is expected with what the host runs: its declaration, image and PCRs"
@@ -658,7 +661,7 @@ class TeeLog(Limited):
 
 
 class TeeBoot(Limited):
-    """A host for which only a TEE vouches, without a TPM: only the TEE's measurements of its boot are judged."""
+    """A host without a TPM, for which only a TEE vouches: only the TEE's measurements of its boot are judged."""
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"

@@ -47,7 +47,8 @@ class ApplyRun:
         since.
     :param gone: called once the programs of all removed environments have ended.
     :param progress: called with a short text before a step that takes long.
-    :param tell: called before environments start that may ask their host; it publishes the records to the host's peer.
+    :param tell: called before the start of environments that may send requests to the host's peer; publishes the
+        records.
     """
 
     def __init__(
@@ -331,7 +332,7 @@ class ApplyRun:
         self._fail(self._ready({name: self._records[name] for name in self._left()}))
 
     def _ready(self, known: Mapping[str, Record]) -> Mapping[str, str]:
-        """Before a start, give interfaces' devices to environments' users, and tell the host's peer of the records."""
+        """Give interfaces' devices to environments' users, and publish the records to the host's peer."""
         owners = {
             name: record.base + oci_config.user_of(record.spec, record.image.defaults)
             for name, record in known.items()

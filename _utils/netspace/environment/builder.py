@@ -150,10 +150,10 @@ class Builder:
         return hashlib.sha256(content).hexdigest()
 
     def tuned(self, name: str, record: Record) -> bytes:
-        """Return ``config.json`` with the limits of *record*, and otherwise as it was made.
+        """Return ``config.json`` as it was made, but with the limits of *record*.
 
-        An environment that an earlier version of netspace made keeps what else that version wrote: mounts that the
-        present version's configuration needs may be missing until the environment is made anew.
+        An environment that an earlier version of netspace made keeps all other settings of that version until it is
+        made anew. So it may lack mounts that the present version's configuration has.
         """
         content = self._rendered(name, record)
         if record.revision == oci_config.revision(self.controllers):
@@ -177,9 +177,9 @@ class Builder:
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
-        """Write the files *handed* into the environment's ``/run/netspace``.
+        """Write the files in *handed* to the environment's ``/run/netspace``.
 
-        A unikernel may also get a copy of its disk.
+        A unikernel also gets its own copy of its disk, if its runtime opens the disk for writing.
         """
         owner = (record.base, record.base + oci_config.group_of(record.spec, record.image.defaults))
         injected_files.show(self.layout, name, handed, owner)

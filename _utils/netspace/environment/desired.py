@@ -20,15 +20,16 @@ KIND = "environment"
 class DesiredEnvironment(msgspec.Struct, frozen=True):
     """The desired configuration and state of one environment.
 
-    :param spec: the declaration. Its ``attestation`` is the requirement in force (by default, that of the host). It is
-        recorded, because a start by an operator reads the record, not the declaration.
+    :param spec: the declaration. Its ``attestation`` is the requirement in force (by default, the host's). The
+        requirement is recorded, because a start by an operator reads the record, not the declaration.
     :param files: the files under ``/run/netspace`` inside, by name; may hold secrets.
     :param files_summary: the values to show in changes when the files differ; no secrets.
     :param state: ``running``; ``stopped``: the environment exists, but doesn't run; ``present``: it exists, and is left
         running or stopped.
     :param profile: the operator's own system call profile; None for a built-in one.
     :param runtime: the OCI runtime to use.
-    :param single: why there can't be a second instance, apart from reasons in *spec*; empty if there can.
+    :param single: why the environment can't have a second instance, apart from reasons in *spec*; empty if there is no
+        such reason.
     :param kept: whether the host lacks trust for the environment now, so that no change stops or rebuilds it.
     """
 

@@ -41,7 +41,8 @@ class Operations:
     """Operations on the environments of one host. Operations that change something take the layout's lock.
 
     :param withheld: returns those of the given environments that must not be started now, each with the reason.
-    :param tell: publishes the records to the host's peer; called before environments start that may ask their host.
+    :param tell: publishes the environments' records to the host's peer (the process that answers their requests).
+        Called before the start of environments that may send such requests.
     """
 
     def __init__(

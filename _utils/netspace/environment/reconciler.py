@@ -52,7 +52,8 @@ class Environments:
     :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
     :param remote: fetches images' sources that are not on this host.
     :param progress: called with a short text before a step that takes long.
-    :param tell: publishes the records to the host's peer; called before environments start that may ask their host.
+    :param tell: publishes the environments' records to the host's peer (the process that answers their requests).
+        Called before the start of environments that may send such requests.
     """
 
     def __init__(

@@ -86,16 +86,17 @@ class _Started:
 
 
 def tell_host(tell: Callable[[], None], known: Mapping[str, Record]) -> dict[str, str]:
-    """Publish the records before these environments start, if one of them may ask its host; return errors by name.
+    """Publish records to the host's peer before environments with these records start; return the errors, by name.
 
-    A program's first request could be for a proof of where it runs. The proof must name the image that it has now.
+    Nothing is published if none of the environments may send requests to the host. A program may ask for a proof of its
+    image with its first request, so the peer must know the present image by then.
     """
     asking = [name for name, record in known.items() if record.spec.host]
     try:
         if asking:
             tell()
     except (NetspaceError, OSError) as err:
-        return dict.fromkeys(asking, f"not started, since the host's peer can't be told of it: {err}")
+        return dict.fromkeys(asking, f"not started, since its record can't be published to the host's peer: {err}")
     return {}
 
 

@@ -36,13 +36,13 @@ from netspace.spec.types import Declaration, Interface
 MAX_LINKS = 1_000_000
 """The most links between single instances of environments."""
 MAX_EDGES = 2_000_000
-"""The most ways from one end to another among which assertions are proved."""
+"""The most ways from one end to another (by a link or a rule) that are computed for a fleet."""
 MAX_PROOFS = 50_000_000
-"""The most ways that all assertions look at: each looks at all of them."""
+"""The greatest product of the numbers of ways and assertions: each assertion examines all ways."""
 MAX_CHOICES = 5_000_000
-"""The most replicas among which links choose theirs: a hash for each."""
+"""The most replicas that all links together choose among. A choice computes a hash for each replica."""
 _TRIED = 8
-"""The most hosts with whose settings an environment is parsed that runs nowhere yet."""
+"""The most hosts on which an environment without a host is tried."""
 
 
 class Compiled(NamedTuple):
@@ -142,7 +142,7 @@ def fleet(
 
 
 def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
-    """Return the published facts of joined hosts, by host name; add to *missing* what other hosts still need."""
+    """Return the published facts of joined hosts, by host name; add an entry to *missing* for each other host."""
     joined: dict[str, Published] = {}
     keys: dict[str, str] = {}
     known = [(host, published.get(declared.minion(host))) for host in declared.hosts]
@@ -318,7 +318,7 @@ class _Slice:
         return found
 
     def located(self, path: str, reason: str) -> Problem:
-        """Return a problem of this slice with the file and the path in the fleet's declaration that cause it."""
+        """Return a problem of this slice, with the file and path in the fleet's declaration that cause it."""
         _, _, rest = path.partition(":")
         part, _, below = rest.partition(":")
         name, _, more = below.partition(":")

@@ -103,13 +103,13 @@ class FleetDeclaration:
         )
 
     def answer(self, minion: str) -> Answer:
-        """Return a minion's pillar by the present declaration, or by the last good one.
+        """Return a minion's pillar by the present declaration, or by the last good one if it is refused.
 
-        With ``apply: planned``, it is the slice that the minion was given, and the declaration isn't looked at. The
-        pillar has no links to or from a host that the master distrusts, unless the declaration says that they stay.
+        With ``apply: planned``, the pillar is the slice that the minion was given, and the present declaration isn't
+        read. Links to and from a host that the master distrusts are left out, unless the declaration keeps them.
 
-        :raises NetspaceError: the declaration is refused, and no earlier one is in force; or the book of trust is
-            damaged.
+        :raises NetspaceError: the declaration is refused and no earlier one is in force, or the list of distrusted
+            hosts (``trust_book``) is damaged.
         """
         if self.given.active():
             return Answer(self._trusted(self.given.pillar(minion), minion), None)
@@ -129,7 +129,7 @@ class FleetDeclaration:
         """Return a minion's pillar by a candidate (a compiled declaration that isn't in force).
 
         :param generation: the candidate's id.
-        :raises NetspaceError: the candidate isn't kept, or the book of trust is damaged.
+        :raises NetspaceError: the candidate isn't kept, or the list of distrusted hosts (``trust_book``) is damaged.
         """
         return self._trusted(self.given.candidate_slice(generation, minion), minion) or {}
 
@@ -151,8 +151,8 @@ class FleetDeclaration:
     def stamps(self, *, settled: bool = False) -> tuple[Stamp, ...]:
         """Return stamps of the files in force; any change of these files changes a stamp.
 
-        :param settled: whether to wait until any later change is sure to change a stamp. If a file changed a moment
-            ago, that takes a tick of the kernel's clock. A caller that reads the files next needs this.
+        :param settled: whether to wait for the next tick of the kernel's clock if a file has just changed. Without the
+            wait, a second change within the same tick would not change the stamp. Wait if the files are read next.
         """
         found = in_force.settled if settled else in_force.stamp
         return found(self.given.folder), found(self.store.folder)
@@ -287,7 +287,7 @@ class FleetDeclaration:
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _written(self, *of: Inputs) -> bool:
-        """Return whether the files are complete: by their times of change, nobody has written them just now."""
+        """Return whether the files seem to be complete, because nobody has changed them in the last two seconds."""
         return in_force.unchanged(
             {path for one in of for path in one.files} - {str(self.register.folder), str(self.drained.path)}
         )
@@ -421,9 +421,9 @@ def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any
 
 
 def _beside(name: str, other: Any, root: str) -> str | None:
-    """Return the full name of a file that the file *name* gives as *other*, relative to itself.
+    """Return the full name of the file *other*, which the file *name* includes by a relative path.
 
-    The result is None if the file doesn't lie in the folder of *root* or below.
+    Return None if *other* isn't in the folder of *root* or below.
     """
     if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
         return None

@@ -235,8 +235,8 @@ class Store:
     ) -> Manifest:
         """Write the files of a declaration that comes in force.
 
-        :param placed: the hosts of each environment; None: the present file is damaged, and the new one must count as
-            damaged, too.
+        :param placed: the hosts of each environment. None: they are unknown, because the present file is damaged. The
+            new file is then written as a damaged one, too.
         :param gone: the last hosts of environments that now run nowhere.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -320,10 +320,10 @@ def stamp(path: Path | str) -> Stamp:
 
 
 def settled(path: Path | str) -> Stamp:
-    """Return a file's stamp, at a moment from which every later change of the file is sure to change the stamp.
+    """Return a file's stamp such that every later change of the file changes the stamp.
 
-    A file that changed a moment ago may change again within the same tick of the kernel's clock. If so, this function
-    waits for the next tick.
+    A file that has just changed may change again within the same tick of the kernel's clock, without a new stamp. In
+    this case, the function first waits for the next tick.
     """
     found = stamp(path)
     while found is not None and 0 <= time.time_ns() - found[-1] < SETTLED:

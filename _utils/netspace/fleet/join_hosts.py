@@ -40,7 +40,7 @@ def join(
             continue
         found[host] = {"changes": joined.changes, "missing": joined.missing}
     if (refusal := declaration.apply()) is not None:
-        raise NetspaceError(f"{refusal.count} problems: {fleet_hosts.CHECK}")
+        raise NetspaceError(f"the declaration has {refusal.count} problems: {fleet_hosts.CHECK}")
     after, now = fleet_hosts.compiled(declaration)
     for host, one in found.items():
         if "missing" not in one:
@@ -57,7 +57,7 @@ def _waiting(declaration: FleetDeclaration, compiled: Compiled, fleet: Fleet, ho
     minion = fleet.minion(host)
     if not declaration.given.active() or declaration.given.has(minion, compiled.slices.get(minion)):
         return []
-    return [f"{host}: what is declared for it waits for a plan: salt-run netspace_fleet.plan, and apply"]
+    return [f"{host}: its declaration waits for a plan: salt-run netspace_fleet.plan, then apply"]
 
 
 def _missing(compiled: Compiled, fleet: Fleet, host: str, ask: Ask) -> list[str]:

@@ -174,8 +174,8 @@ def _level(found: str) -> LevelName:
 def _public_key(said: object, name: str, register: Register) -> str:
     """Return the public key in a minion's answer.
 
-    :raises NetspaceError: the answer is not a key, or is another host's key. In both cases the links of the hosts that
-        use it would fail.
+    :raises NetspaceError: the answer is not a key, or is another host's key. Links would fail for every host that uses
+        such a key.
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 

@@ -119,7 +119,7 @@ def _left(
         domain = domain or in_force.get(minion, {}).get("broker", {}).get("trust_domain")
         try:
             if domain is None:
-                raise NetspaceError("its trust domain isn't known; salt-run netspace_link.release DOMAIN")
+                raise NetspaceError("its trust domain isn't known; release it: salt-run netspace_link.release DOMAIN")
             root.release(domain)
             found["released"] = domain
         except (NetspaceError, OSError, ValueError) as err:
@@ -143,7 +143,7 @@ def _put_in_force(declaration: FleetDeclaration, hosts: Mapping[str, str | None]
         if refusal is None and not declaration.given.active():
             return
         if refusal is None:
-            why = "what else the declaration changes waits for its plan: salt-run netspace_fleet.plan"
+            why = "other changes of the declaration wait for a plan: salt-run netspace_fleet.plan"
         else:
             why = f"the declaration has {refusal.count} problems: {CHECK}"
     except Exception as err:  # a renderer's, or the disk's: the hosts must be cut out in any case

@@ -78,7 +78,7 @@ def _address(fleet: Fleet, host: str) -> IpAddress | None:
 
 
 def _lets(rule: Allow, door: Publication) -> bool:
-    """Return whether *rule* lets packets out to a published port. The rule's networks include the port's address."""
+    """Return whether a rule's protocol and ports include a published port. The caller has compared the addresses."""
     if rule.protocol != door.host.protocol:
         return False
     if rule.port is None:

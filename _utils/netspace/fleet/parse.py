@@ -313,7 +313,7 @@ def _check_names(found: Fleet, owners: tuple[dict[str, str], dict[str, str]], pr
         while "." in above:
             above = above.partition(".")[2]
             if above in domains:
-                why = f"{domain} is below {above}, which is {domains[above]}'s: that host could speak for this one"
+                why = f"{domain} is below {above}, which is {domains[above]}'s: that host could certify this one"
                 problems.append(Problem(found.hosts[name].file, f"hosts:{name}:trust_domain", why))
 
 

@@ -20,7 +20,7 @@ from netspace.spec.types import LevelName
 
 STAYS = "stays on the drained"
 MAX_SCORES = 20_000_000
-"""The most hosts that all environments together choose among: a hash for each."""
+"""The most hosts that all environments together choose among. A choice computes a hash for each host."""
 
 
 class Placement(NamedTuple):

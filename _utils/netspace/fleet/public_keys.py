@@ -1,7 +1,7 @@
 """Canonical form of the X25519 public keys that hosts publish. Two texts may stand for one key. Pure.
 
-X25519 ignores the highest bit of a key, and takes the number in it modulo 2^255 - 19 (RFC 7748, section 5). Base64 of
-32 bytes leaves two bits unused. So a key has several spellings, and all of them give the same shared secrets.
+X25519 ignores the highest bit of a key, and reads the other bits as a number modulo 2^255 - 19 (RFC 7748, section 5).
+Base64 of 32 bytes leaves two bits unused. So a key has several spellings, and all of them give the same shared secrets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Facts that the master learned about hosts when they joined: one small file for each minion.
 
-A host's answers are not trusted to be well-formed. They are checked before they are stored, and the files are checked
-again when they are read. Each file is replaced by a rename. So the folder's time of change shows whether anything is
-new.
+A host's answers are not trusted to be well-formed. So the master checks the facts before it stores them, and again when
+it reads the files. Each file is replaced by a rename. So the folder's time of change shows whether anything is new.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Answers of hosts about themselves (``netspace.glance``), parsed strictly, and judged. Pure.
 
 Each answer is signed with the minion's Salt key, so no other minion can have made it. But a host under an attacker's
-control can claim anything about itself. So nothing here decides about trust: a host's level is the verdict of the
-master's verifier wherever there is one, and :class:`Trust` says who stated the level.
+control can claim anything about itself. So nothing here decides about trust. If the master's verifier has judged a
+host, the host's level is this verdict. The class :class:`Trust` names the source of the level.
 """
 
 from __future__ import annotations

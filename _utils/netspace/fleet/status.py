@@ -19,12 +19,12 @@ MOST = 20
 
 
 class Expected(NamedTuple):
-    """The hosts and environments of a declaration, as far as they say what should run where.
+    """The hosts and environments that a declaration expects.
 
     :param hosts: the minion of each host.
     :param placed: the hosts of each environment; an environment with no hosts runs nowhere yet.
     :param off: the environments that are declared stopped.
-    :param waiting: by a host's or environment's name, what it waits for.
+    :param waiting: why a host or environment isn't ready yet, by its name.
     :param notes: texts for the operator about the whole fleet.
     """
 

@@ -90,9 +90,11 @@ def verified(fleet: Fleet, host: str) -> bool:
 def noted(fleet: Fleet, host: str, links: Iterable[tuple[LinkEntry, Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the facts that a cut of this host's links needs; they are kept beside its slice, under ``trust``.
 
-    The result is empty if the master judges no host at the ends of the links. Otherwise it has ``judged``: which of
-    this host and its peers the master judges; ``minions``: the minions of all peers; and ``kept``: for each judged host
-    and kind of distrust, the links that stay in spite of it.
+    The result is empty if the master judges no host at the ends of the links. Otherwise, it has three keys:
+
+    - ``judged``: those of this host and its peers that the master judges;
+    - ``minions``: the minions of all peers;
+    - ``kept``: for each judged host and kind of distrust, the links that stay although the host is distrusted.
 
     :param links: the links of the slice, each with its entry in the declaration.
     """

@@ -87,13 +87,13 @@ class Judged:
 
 
 class _Begun:
-    """The times at which this process has begun to look, by book and minion."""
+    """The times at which this process began its last looks, by book and minion."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return the minions at which this process hasn't begun to look since *asked*. Their looks begin now."""
+        """Return those minions whose last look in this process began before *asked*; their looks begin now."""
         due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
         self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
         return due
@@ -152,7 +152,7 @@ def judged(declaration: FleetDeclaration) -> Judged:
         now = declaration.stamps(settled=True)
         wholes = declaration.wholes()
         if not wholes:
-            raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
+            raise NetspaceError("no declaration of the fleet is in force yet; see why: salt-run netspace_fleet.check")
         named = {minion: trust.judged_host(pillar) for minion, pillar in wholes.items()}
         found = {minion: host for minion, host in named.items() if host is not None}
         noted = (pillar.get("trust", {}).get("minions", {}) for pillar in wholes.values())

@@ -63,12 +63,13 @@ class Host(Base, frozen=True):
     :param level: its trust level for ``at_least``; absent: the level of its attestation when it joined.
     :param labels: words that the operator chooses for it, for ``spread``, such as ``{rack: r1}``.
     :param attestation: as in a declaration of one host; merged over the fleet's ``defaults``, key by key.
-    :param broker: likewise, but without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
+    :param broker: as in a declaration of one host, but without ``host``, ``hosts``, ``listen`` and ``trust_domain``,
+        which are derived; merged over ``defaults``, key by key.
     :param network: as in a declaration of one host; merged over ``defaults``.
     :param runtimes: as in a declaration of one host; merged over ``defaults``.
-    :param on_distrust: ``cut`` or ``report``: what happens to links between it and other hosts when the master judges
-        that it isn't trusted; absent: as in ``defaults``.
-    :param on_expiry: the same for the case that its last result has expired and it doesn't answer.
+    :param on_distrust: the reaction when the master judges that the host isn't trusted. ``cut``: links between it and
+        other hosts are cut; ``report``: they stay, and are reported. Absent: as in ``defaults``.
+    :param on_expiry: the same reactions, for the case that its last result has expired and it doesn't answer.
     """
 
     address: str | None = None

@@ -1,4 +1,4 @@
-"""Cards and other files that netspace puts into its environments.
+"""Cards (``environment.json``) and other files that netspace puts into its environments.
 
 A card lists the recorded links of an environment. In a test of the whole host (``test=True``), it lists the links that
 trust permits.
@@ -115,17 +115,20 @@ class Cards(TrustGate):
 
     # -- the host's own peer ------------------------------------------------------------
     def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
-        """Return *wanted* without the links to the host itself, and why these can't be made; all, if they can."""
+        """Return *wanted*, and why links to the host itself can't be made; empty if they can.
+
+        If they can't, *wanted* is returned without these links.
+        """
         if not any(map(peer.is_link, wanted)):
             return wanted, ""
         why = self._formerly_host() if isinstance(broker, LocalBroker) else peer.SHARED
         return (tuple(link for link in wanted if not peer.is_link(link)) if why else wanted), why
 
     def _formerly_host(self) -> str:
-        """Return why no link may lead to the host itself yet; empty: one may.
+        """Return why links to the host itself aren't possible yet; empty if they are possible.
 
-        An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
-        Its mail, if any is parked, would come to the host.
+        An earlier version allowed an environment with the name ``host``. While it exists, it could read the requests to
+        the host. After its removal, its kept mail would come to the host.
         """
         there = self.environments.names([peer.NAME]) or any(
             peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
@@ -137,12 +140,12 @@ class Cards(TrustGate):
             )
         if not there:
             return ""
-        return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
+        return "an environment of this host has the name host, which is reserved now; remove it, and apply again"
 
     def _tell_peer(self, test: bool) -> None:
-        """Publish to the host's own peer which environments and links are applied.
+        """Publish the applied environments and links to the host's own peer, if a link leads to the host.
 
-        An environment about which nothing is recorded can ask the peer for nothing.
+        The peer ignores all requests of an environment that isn't published.
         """
         if not test and any(map(peer.is_link, self._linked().links.values())):
             self._publish()
@@ -203,7 +206,7 @@ class Cards(TrustGate):
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the disk image that a unikernel gets instead of files.
 
-        It holds *handed* and a description of the unikernel's interface.
+        It holds the files in *handed* and a description of the unikernel's interface.
         """
         from netspace.environment.container import unikernel
 

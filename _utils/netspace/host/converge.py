@@ -156,7 +156,10 @@ class Converge(Cards):
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
     def _broker(self, declared: Declaration) -> Broker:
-        """Return the broker of the links of environments that are declared alone."""
+        """Return the broker for links of a partial declaration.
+
+        This is the recorded broker if there are recorded links, else the declared one.
+        """
         recorded = self._linked()
         return recorded.broker if recorded.links and recorded.broker is not None else declared.broker
 

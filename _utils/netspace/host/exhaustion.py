@@ -236,7 +236,7 @@ def exhaust(
 
 
 def _surely(three: Rivals, name: str, look: Callable[[], tuple[int, int]] | None, aim: list[str]) -> Row:
-    """Return the row of a pool. A pool that looks unbounded is tried a second time first.
+    """Return the row of a pool. If the pool looks unbounded, try it again, and return the second row.
 
     The kernel may give a pool pages that an earlier pool left, and charge nothing for them.
     """

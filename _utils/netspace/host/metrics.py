@@ -142,14 +142,15 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
 
 
 def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the packets that each rule accepted, and those that were dropped, by reason.
+    """Return the packets that each rule accepted, and the dropped packets, by reason.
 
-    A rule's count and that of packets without a rule are there from 0 on; the others once there is such a packet.
+    Each rule has a sample even before its first packet, and so has the reason ``none`` (no rule covers the packet). The
+    other reasons have a sample only after their first packet.
     """
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return the end of a sample's labels, and the key of its count."""
+        """Return, for each rule, the end of its samples' labels, and its key among the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")
@@ -182,10 +183,10 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
 
 # -- refusals -------------------------------------------------------------------
 def _refused(host: Host, names: Mapping[str, str]) -> Family:
-    """Return the refusals of audited environments by kind; the broker's are left out, since they need a request.
+    """Return the number of refusals of audited environments, by kind, without refused messages.
 
-    Only environments whose calls are recorded are looked at, and at most ``MOST_AUDITED``, because the whole record of
-    each is read.
+    Refused messages are left out, because only the broker has their number. Only environments whose calls are recorded
+    are read, and at most ``MOST_AUDITED``, because the whole record of each is read.
     """
     samples: dict[str, float | None] = {}
     if os.path.lexists(host.layout.run / "refusals"):  # most hosts audit nothing

@@ -49,7 +49,7 @@ class Overview(Converge):
 def problem_of(refusal: Refusal) -> Problem:
     """Return a refusal as a problem whose path names the refused part.
 
-    Some messages begin with a path already; this path is used.
+    If the refusal's message itself begins with a path, this path is used.
     """
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):

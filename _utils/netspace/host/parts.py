@@ -1,4 +1,4 @@
-"""Parts of a host that all use cases share: the four kinds, the supervisor, the lock, and a clean-up at first."""
+"""Parts of a host that all use cases share: the four kinds, the supervisor, the lock, and the removal of leftovers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Parts:
         )
 
     def _publish(self) -> None:
-        """Publish to the host's own peer which environments and links are applied, if a link leads there."""
+        """Publish the applied environments and links to the host's own peer, if a link leads to the host."""
         from netspace.host.peer import publish
 
         publish.publish(self.layout, self.links)

@@ -76,7 +76,7 @@ def record(host: Parts, name: str) -> Record:
 def _message(name: str, one: Vain, known: Collection[str]) -> Refused:
     """Return a refusal of the broker, with the link that would permit the message.
 
-    There is such a link only if *name* itself tried to send, and to a link's exchange.
+    A link can permit the message only if *name* itself tried to send it to a link's exchange.
     """
     from netspace.link.topology.names import environments_of
 

@@ -25,7 +25,7 @@ class TrustGate(Parts):
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Return the applied environments that must not be started, with the reasons.
 
-        If there are any, the host is first appraised again, since its attestation result may have expired.
+        If there would be such environments, the host is appraised again first, since its last result may have expired.
         """
         if not trust.withheld(applied, self.trust()):
             return {}

@@ -2,8 +2,8 @@
 
 The order is: records, removals, the packet filter, the host's forwarding, and then new interfaces. So no interface is
 ever up without the rules that guard it. If this process is killed between any two system calls, the next run finds and
-completes the rest: a record is written before its interface is created, and deleted after the interface is gone. A
-namespace counts as set up only once ``Volatile`` says so.
+completes the rest. For this, a record is written before its interface is created, and deleted after the interface is
+gone. A namespace counts as set up only once it is listed in ``Volatile``.
 """
 
 from __future__ import annotations

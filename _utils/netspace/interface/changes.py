@@ -74,7 +74,7 @@ class Firewall(msgspec.Struct, frozen=True):
     :param table: the table to load.
     :param before: the table in the kernel, if it is known; if so, only the difference is changed.
     :param led: publications that may be missing in the kernel's table, with the addresses to which they lead.
-    :param whole: returns the complete tables, before and after; for the case that *before* and *table* have only the
+    :param whole: returns the complete tables, before and after. They are needed if *before* and *table* have only the
         parts that matter for the difference.
     :param notes: see ``host_filter.notes``.
     """

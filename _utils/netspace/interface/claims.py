@@ -123,7 +123,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def exclusive(self) -> bool:
-        """Whether other interfaces can conflict with this one, for example about ports; addresses aside."""
+        """Whether other interfaces can conflict with this one about something other than addresses, such as ports."""
         rare = self.rare or _NOTHING
         return bool(rare.ports or rare.alone or rare.agreed or rare.tunnels)
 

@@ -33,9 +33,10 @@ Tuple = tuple[int, End, End]
 
 
 def forget_stale(published: Sequence[Led]) -> None:
-    """Delete tracked connections to published ports that lead to a wrong place, in the calling thread's namespace.
+    """Delete tracked connections that go to a published port, but lead to a wrong place.
 
-    If the kernel can't list its connections, nothing is done; they end by their timeouts.
+    This concerns the network namespace of the calling thread. If the kernel can't list its connections, none is
+    deleted, and each stale one ends by its timeout.
     """
     if not published:
         return

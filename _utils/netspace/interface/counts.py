@@ -1,7 +1,7 @@
-"""Packets that each rule of an interface accepted, and that were dropped, as the packet filters counted them.
+"""Reader of the packet filters' counts: the packets that each rule of an interface accepted, and the dropped packets.
 
-Changes nothing. One dump of the host's table has the counts of all interfaces that it filters. An interface that is
-filtered in its own namespace takes a dump of its own there.
+Changes nothing. One dump of the host's table has the counts of all interfaces that this table filters. For an interface
+that is filtered in its own namespace, the table in that namespace is dumped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _NOTHING: Mapping[bytes, int] = {}
 
 
 class Counted(NamedTuple):
-    """A rule, or a reason why packets are dropped.
+    """A counted rule, or a reason why packets are dropped.
 
+    :param direction: ``in`` or ``out``.
     :param what: the rule's text, or the reason (``counting.Reason``).
-    :param key: its part of the key of an element (``counting.key``).
+    :param key: the part of a set element's key that stands for the rule or reason (``counting.key``).
     """
 
     direction: Direction
@@ -39,8 +40,8 @@ class Counted(NamedTuple):
 class Interface(NamedTuple):
     """The counts of one interface.
 
-    :param rules: its rules; a packet that one of them covers is accepted.
-    :param packets: the packets counted, by ``Counted.key``; a key is absent if no packet came.
+    :param rules: its rules that accept packets.
+    :param packets: the numbers of packets, by ``Counted.key``; a key is absent if no packet came.
     """
 
     rules: tuple[Counted, ...]
@@ -54,9 +55,8 @@ REASONS = tuple(Counted(direction, reason, counting.key(direction, reason)) for 
 def read(layout: Layout, interfaces: Mapping[str, Claims]) -> dict[str, Interface]:
     """Return the counts of all filtered interfaces, by environment.
 
-    An interface is left out if its packet filter can't be read, or is that of an earlier version, which didn't count.
-
-    :param interfaces: all interfaces of the host, as their index has them.
+    An interface is left out if its packet filter can't be read, or if an earlier version made the filter, without
+    counts.
     """
     known = {name: its for name, its in interfaces.items() if its.connections}
     inside = kinds.filtered("inside")
@@ -95,7 +95,7 @@ def _counts(layout: Layout, inside: str = "") -> dict[bytes, int] | None:
 
 @functools.lru_cache(4096)
 def _rules(rules: str, ports: tuple[str, ...]) -> tuple[Counted, ...]:
-    """Return the rules that count packets of an interface with these rules and published ports (``Claims``)."""
+    """Return the counted rules of an interface, from its ``rules`` and ``ports`` (see ``Claims``)."""
     some = Claims("", "", rules=rules)
     what: list[tuple[Direction, str]] = [("in", counting.published(Publication(port))) for port in ports]
     what += [(rule.direction, counting.text(rule)) for rule in some.allow]

@@ -16,10 +16,10 @@ class Family(msgspec.Struct, frozen=True):
     """Constants of one address family.
 
     :param number: the kernel's number of the family.
-    :param word: nft's name of its header.
-    :param type: nft's name of its addresses' type.
-    :param address: the offsets of source and destination address in its header.
-    :param icmp: nft's name of its ICMP header, and of the protocol.
+    :param word: nft's name of the family's packet header.
+    :param type: nft's name of the family's address type.
+    :param address: the offsets of the source and the destination address in the header.
+    :param icmp: nft's name of the family's ICMP header, and of the ICMP protocol.
     :param errors: the types of ICMP errors.
     """
 

@@ -75,7 +75,7 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
 
 
 def among(directory: Path, names: Iterable[str]) -> dict[str, int]:
-    """Return the inodes of those of *names* that are namespaces kept under *directory*, by name."""
+    """Return, by name, the inode of each namespace under *directory* whose name is in *names*."""
     namespaces: dict[str, int] = {}
     for name in names:
         with contextlib.suppress(OSError):
@@ -121,7 +121,7 @@ def prepare(directory: Path) -> None:
 
 
 def release(directory: Path, made: Mapping[str, bool]) -> bool:
-    """Undo :func:`prepare` if the folder holds no namespace of anybody; return whether that was done.
+    """Undo :func:`prepare` if the folder holds no namespace, whoever made it; return whether it was undone.
 
     :param made: the parts that :func:`prepare` created.
     """
@@ -203,7 +203,7 @@ def write_setting(folder: int, name: str, value: str) -> None:
 
 
 def write_end_settings(folder: int | None, name: str, wanted: Endpoint, disabled: bool) -> None:
-    """Write those settings of a host's end that can only be changed by sysctl."""
+    """Write the settings of an interface's host end that only a sysctl can change."""
     if wanted.accept_ra is not None and folder is not None:
         write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):

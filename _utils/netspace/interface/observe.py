@@ -1,8 +1,8 @@
 """Observation of netspace's interfaces. Reads, never writes.
 
 For an environment without an interface, the only check is whether its namespace is mounted; one file lists all mounts.
-For the others, the links, addresses and netspace's routes are read, on the host and inside each namespace. Some kinds
-read more.
+For an environment with an interface, the links, addresses and netspace's routes are read, on the host and inside the
+namespace. Some kinds read more.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param records: the records of the environments whose ends were observed, and that steps may change.
     :param namespaces: the inode of each namespace, by its file name.
     :param volatile: the recorded changes since the boot.
-    :param live: the observed ends, by environment, for those whose record has an interface.
+    :param live: the observed ends of interfaces, for each environment whose record has an interface.
     :param firewall: the state of the host's table: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
     :param forwarding: the value of the host's forwarding sysctl, by family; families that the kernel lacks are left
         out.
-    :param links: those of the host's links that interfaces need, by name.
+    :param links: the links of the host that interfaces need, by name.
     :param missing: for each kind that the kernel lacks, the missing module and the remedy.
     :param guards: the state of the table in each namespace that has one, by environment: ``intact`` or ``changed``.
     :param taken: for each port that is newly published but in use, the program that uses it.
@@ -191,7 +191,10 @@ def _as_noted(known: Mapping[str, Record], noted: Mapping[str, Claims]) -> Itera
 
 
 def _taken(declared: Iterable[Interface], known: Mapping[str, Claims]) -> dict[HostPort, str]:
-    """Return the newly published ports that a program of the host already uses, each with this program."""
+    """Return the ports to publish that a program of the host already uses, each with the program.
+
+    Ports that netspace publishes already are left out.
+    """
     asked = {one.host for spec in declared for one in published(spec)}
     wanted = asked - {one.host for its in known.values() for one in its.publish} if asked else asked
     if not wanted:
@@ -217,7 +220,10 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, ObservedInterface], dict[str, str]]:
-    """Return the host's links (none if nothing needs them), the observed ends, and the states of the tables inside."""
+    """Return the host's links, the observed ends of interfaces, and the states of the tables in namespaces.
+
+    If nothing needs the links, nothing is read, and all three are empty.
+    """
     if not wanted and not needed:
         return [], {}, {}
     with Socket() as host:
@@ -278,8 +284,8 @@ def _named(
 ) -> list[Link] | None:
     """Return the links of these interfaces' host ends, each looked up by its name.
 
-    None if any of them isn't found by its name: the link was renamed or is gone, or the interface's kind has no end on
-    the host.
+    The result is None if a link isn't found by its name (it was renamed or is gone), or if the kind of an interface has
+    no host end.
     """
     found = []
     for name in wanted:
@@ -312,7 +318,7 @@ def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
 
 
 def _by_index(where: Socket, indexes: Sequence[int] = ()) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
-    """Return the addresses, and the routes, of links by their index.
+    """Return two mappings from a link's index: one to the link's addresses, and one to its routes.
 
     :param indexes: the links to look up; empty: all.
     """

@@ -124,7 +124,7 @@ class Planner:
         return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def changes(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
-        """Return the plan that applies the records *new* and removes *gone*; other records stay as they are."""
+        """Return the plan that applies the records in *new* and removes those named in *gone*; others stay."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         near = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         after = without(observed.claims, gone)
@@ -333,9 +333,10 @@ class Planner:
 def _kept(
     range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
 ) -> addresses.Allocation | None:
-    """Return the allocation for a few interfaces that keep their addresses.
+    """Return the allocation for a few interfaces that can keep their addresses.
 
-    None: an interface needs another address, or there are too many interfaces, so that all others must be looked at.
+    The result is None if all interfaces must be looked at: one of these interfaces needs another address, or there are
+    too many of them.
 
     :param asking: the interfaces' declared addresses, by environment; None: any address.
     """
@@ -358,7 +359,7 @@ def _weight(known: Mapping[str, Claims]) -> int:
 
 
 def _moved(changed: Collection[str], before: Mapping[str, Claims], after: Mapping[str, Claims]) -> int:
-    """Return the number by which a change of the *changed* interfaces changes the sum of all interfaces' weights."""
+    """Return the difference that new records of the *changed* interfaces make to the sum of all interfaces' weights."""
     of = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     return _weight(of[1]) - _weight(of[0])
 
@@ -400,9 +401,9 @@ def _impossible(spec: Interface, observed: Observed) -> str:
 
 
 def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str, str]:
-    """Return the names in *new* whose interfaces conflict with others, each with the reason.
+    """Return the names in *new* whose interfaces conflict with other interfaces, each with the reason.
 
-    The others are those in *kept* and the rest of *new*.
+    :param kept: the interfaces that stay unchanged. They and all interfaces in *new* are compared with each other.
     """
     found: dict[str, str] = {}
     wanted = {name: its for name, record in new.items() if (its := claims.of(record)).exclusive}
@@ -427,7 +428,7 @@ def _unchangeable(spec: Interface, now: Endpoints, wanted: Endpoints) -> str:
 
 
 def _filter(guard: Sequence[Table], observed: Observed, name: str) -> dict[str, str]:
-    """Return the difference of the table in an environment's namespace from *guard* (``old``, ``new``), if any."""
+    """Return how the table in an environment's namespace differs from *guard* (``old``, ``new``), if at all."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
     new = tables.digest(guard)[:12] if guard else "absent"

@@ -40,7 +40,10 @@ class Interfaces:
 
     # -- observing ----------------------------------------------------------------
     def names(self, among: Iterable[str] | None = None) -> set[str]:
-        """Return the environments that have a record of an interface; only those in *among*, if given."""
+        """Return the environments that have a record of an interface.
+
+        :param among: look only for these environments; None: for all.
+        """
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str]) -> dict[str, Interface]:
@@ -66,7 +69,7 @@ class Interfaces:
         return observe(self.layout, self._index, only, declared, doomed)
 
     def named(self, without: Collection[str] = ()) -> bool:
-        """Return whether a rule of a recorded interface has a name.
+        """Return whether a rule of a recorded interface contains a DNS name.
 
         :param without: environments whose interfaces don't count.
         """

@@ -1,8 +1,8 @@
-"""Records of interfaces: what was declared is kept on disk; what was changed in the kernel is kept under /run.
+"""Records of interfaces: the declared values are on disk; the changes in the kernel are recorded under /run.
 
 ``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot. It is written before the interface is created,
-and deleted after the interface is gone. ``<run>/network.json`` (:class:`Volatile`) describes kernel state, and like
-this state it is gone after a reboot.
+and deleted after the interface is gone. ``<run>/network.json`` (:class:`Volatile`) describes kernel state, and is gone
+after a reboot, like that state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Record(msgspec.Struct, frozen=True):
     :param interface: the declared interface.
     :param addresses: the environment's addresses, by family.
     :param gateways: the host's addresses at the host's end, by family.
-    :param host_end: the name of the host's end; empty for a kind without one.
+    :param host_end: the name of the host's end; empty for a kind without a host end.
     :param public_key: the public key, for a kind that has a secret.
     :param owner: the host's uid that owns the device, for a kind that has a device; 0: no owner yet.
     """
@@ -103,7 +103,7 @@ def secret(layout: Layout, name: str) -> Path:
 
 
 def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
-    """Return those of *names* with a private key on disk, or with a killed run's temporary file of one."""
+    """Return the names in *names* that have a private key on disk, or a temporary key file that a killed run left."""
     folder = layout.records(KIND)
     return {
         name

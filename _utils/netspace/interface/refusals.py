@@ -46,7 +46,7 @@ class Refusal(NamedTuple):
 class Refusals(NamedTuple):
     """The refused packets of one interface.
 
-    :param found: the refusals; the one that began first comes first.
+    :param found: the refusals, in the order of their first packets.
     :param unseen: why nothing is recorded; empty if refusals are recorded.
     :param record: the interface as it was applied; None: there is none.
     """

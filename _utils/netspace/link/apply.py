@@ -1,4 +1,4 @@
-"""Execution of a plan on the broker: first revoked objects are deleted, then all others are imported at once."""
+"""Execution of a plan on the broker: first delete revoked objects, then import all desired objects at once."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from netspace.supervision.service import Supervisor
 
 @dataclass(frozen=True)
 class _Left:
-    """Queues that stay although no declared link delivers to them, because they hold mail.
+    """Queues that stay although no declared link delivers to them, because they hold messages.
 
-    :param parked: owners of queues that nobody reads.
-    :param former: draining queues, which are read until they are empty (:mod:`netspace.link.topology.draining`).
+    :param parked: the environments whose queue keeps its messages and has no reader.
+    :param former: draining queues: their environment reads them until they are empty
+        (:mod:`netspace.link.topology.draining`).
     """
 
     parked: tuple[str, ...] = ()
@@ -48,8 +49,8 @@ class _Naming:
 
     :param used: the recorded names.
     :param called: the names after the change.
-    :param failed: the error because of which objects keep their recorded names and no object is created; None: there is
-        none.
+    :param failed: the error that prevented new names; objects then keep their recorded names, and none is created.
+        None: there was no error.
     """
 
     used: Names
@@ -67,7 +68,7 @@ class ApplyRun:
         self._recorded: Record | None = None
 
     def links(self, work: LinkChange, after: Mapping[str, Link], purge: bool) -> None:
-        """Change the broker so that it has exactly the links *after*, and record them.
+        """Change the broker so that it has exactly the links in *after*, and record them.
 
         :param work: the data of the planned step.
         :param purge: whether to delete mail to which no link delivers any more.
@@ -139,7 +140,7 @@ class ApplyRun:
     def _seals(self, work: LinkChange, after: Mapping[str, Link]) -> None:
         """Create and delete keys for sealed links.
 
-        Bundles and the endorser's key stay for as long as other hosts are declared.
+        While this host declares other hosts, their trust bundles and this host's endorser key are kept.
         """
         now, links = time.time(), after.values()
         others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
@@ -282,7 +283,10 @@ class ApplyRun:
         changes.delete(access.flooded(self.layout, changes.api, broker, {**before, **after}))
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
-        """Remove renewer, forwarder and our own broker. The broker's data stay if there is *parked* mail."""
+        """Remove the renewer, the forwarder and our own broker.
+
+        :param parked: the owners of mail that no link delivers to any more. If there are any, the broker's data stay.
+        """
         renewer.apply(self.layout, self.supervisor, wanted=False)
         process.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):
@@ -297,8 +301,9 @@ class ApplyRun:
     def _serve(
         self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
     ) -> tuple[Collection[str], dict[str, str]]:
-        """Configure the forwarder for the environments *wanted*, with the routes that the links *leading* need.
+        """Configure the forwarder for the environments in *wanted*, with routes for the links in *leading*.
 
+        :param leading: the links for which the forwarder gets routes to other hosts.
         :return: the environments with a network namespace, and for each environment that is left out the reason.
         """
         found = process.find(self.layout, broker, wanted, leading.values())
@@ -318,7 +323,10 @@ class ApplyRun:
             self._serve(where, objects.entered(work.before.values()), staying)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
-        """Issue missing and due certificates (``certificates.ensure``); return the environments that got a new one."""
+        """Issue missing and due certificates; return the environments with a new certificate.
+
+        See ``certificates.ensure``.
+        """
         if not isinstance(broker, LocalBroker):
             return set()
         renewed, told = certificates.ensure(self.layout, broker, environments, time.time(), node.reader(), **how)
@@ -339,12 +347,12 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints of names to record during the change: those that certainly exist on the broker."""
+    """Return the fingerprints of the names that certainly exist on the broker while the change runs."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
 def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[str, str]) -> None:
-    """Raise an error if the forwarder leaves out environments. The others are served.
+    """Raise an error if the forwarder leaves out environments. It serves all other environments.
 
     :param wanted: the environments to serve.
     :param found: the environments with a network namespace.

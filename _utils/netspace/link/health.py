@@ -181,7 +181,7 @@ def _queues(
 
 
 def _across(layout: Layout, record: Record, api: Management) -> list[Problem]:
-    """Return the problems of links to other hosts, as far as this host can observe them."""
+    """Return the problems of links to other hosts that this host can observe."""
     if record.broker is None:
         return []
     called = names.used(layout, record.broker)

@@ -31,9 +31,9 @@ class Told(NamedTuple):
     """State of a direct link to another host.
 
     :param state: ``active``, ``missing`` or ``unknown``.
-    :param why: why it isn't active; empty if it is.
-    :param away: the other host, if it can't be asked.
-    :param reason: why that host can't be asked.
+    :param why: why the link isn't active; empty if it is active.
+    :param away: the name of the other host, if it can't be asked; else empty.
+    :param reason: why the other host can't be asked.
     """
 
     state: str

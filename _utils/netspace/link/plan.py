@@ -53,9 +53,10 @@ class Observed:
     :param flooded: objects with excess bindings, which must be recreated first (``found_objects.flooded``).
     :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: the key from which names derive is still to be made.
-    :param unnamed: why the desired names can't be computed, so that *names* are the recorded ones; empty if they can.
+    :param unnamed: why the desired names can't be computed; *names* then has the recorded names. Empty if they can be
+        computed.
     :param drained: draining queues that are empty.
-    :param emptied: recorded owners of parked mail that no longer have any.
+    :param emptied: recorded owners of parked mail whose mail is gone.
     :param now: the time of the observation, in seconds since 1970.
     :param passwords: the passwords of environments' accounts.
     :param installed: whether our node's files match the recorded broker.
@@ -255,7 +256,7 @@ class Comparison:
     change: Difference
 
     def formers(self, observed: Observed) -> list[DrainingQueue]:
-        """Return the draining queues after the change: all those that aren't empty yet."""
+        """Return the draining queues after the change: each draining queue that still has messages."""
         known = observed.record.former
         found = draining.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
@@ -301,7 +302,7 @@ def _drift(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return objects that differ on the broker although their declaration hasn't changed.
 
-    :return: two mappings: of objects of links, by link; and of other objects.
+    :return: two mappings: the differing objects of links, by link; and all other differing objects.
     """
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}

@@ -163,9 +163,9 @@ def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
 
 
 def cause_keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the keys of those rows of problems that no other row causes, sorted.
+    """Return the sorted keys of the problems in *rows* that no other row causes.
 
-    If two lists are equal, no new problem has come between them.
+    If the results for two times are equal, no new problem has come between them.
     """
     return sorted({one.key for one in causes(map(from_row, rows))})
 

@@ -45,7 +45,7 @@ class Links:
     """The reconciler of the links of one instance.
 
     :param supervisor: runs the forwarder, and the broker if it is netspace's own.
-    :param progress: called with a text that says what a run is doing or waiting for.
+    :param progress: called with a text about the present activity of a run, such as waiting for the broker.
     """
 
     def __init__(self, layout: Layout, supervisor: Supervisor, progress: Callable[[str], None] = _silent) -> None:
@@ -95,7 +95,7 @@ class Links:
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for those of *environments* that have keys; return the names of these environments.
+        """Make new keys for the environments in *environments* that have keys; return their names.
 
         The caller must then rewrite the cards, which still have the old keys.
         """
@@ -148,7 +148,10 @@ class Links:
         return bundles.adopt(self.layout, broker, peers.hosts(links), known, bundle, time.time())
 
     def access(self, declared: Broker | None = None) -> Access:
-        """Return the log-in of environments at the applied broker, or at the *declared* one, for a test."""
+        """Return the log-in of environments at the applied broker.
+
+        :param declared: for a test, the broker that is declared instead; None: use the applied broker.
+        """
         broker = declared or self.recorded_broker()
         known = authority.read(self.layout) if isinstance(broker, LocalBroker) else None
         return Access(self.layout, broker, reach.vhost(self.layout, broker), known)
@@ -251,9 +254,9 @@ class Links:
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
         """Apply the steps of a plan.
 
-        :param purge: whether to delete mail to which no link delivers any more; otherwise it is parked. With *purge*, a
-            broker that isn't netspace's own and can't be reached is forgotten once all links are revoked; its objects
-            stay on it.
+        :param purge: whether to delete mail in queues to which no link delivers any more. Without *purge*, such mail
+            stays in its queue (it is *parked*). With *purge*, a broker that isn't netspace's own and can't be reached
+            is forgotten once all links are revoked; its objects stay on it.
         """
         if not steps:
             return []
@@ -289,11 +292,14 @@ class Links:
         return outcomes
 
     def plan_purge(self, owners: Collection[str], going: Collection[str] = ()) -> Plan:
-        """Return the plan of a purge of the parked mail of these environments and links (``parked.plan``)."""
+        """Return the plan of a purge: the mail to delete of environments and links that were revoked.
+
+        See ``parked.plan``.
+        """
         return parked.plan(self.layout, owners, going)
 
     def apply_purge(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Apply the plan of a purge: drop mail that an earlier run parked."""
+        """Apply the plan of a purge: delete the mail that stayed in queues after its links were revoked."""
         outcomes = []
         for step in steps:
             error = ""

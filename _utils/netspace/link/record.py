@@ -27,8 +27,9 @@ class Record(msgspec.Struct, frozen=True):
     :param links: the links, by name.
     :param parked: owners of the queues that hold mail and have no link: environments (mailboxes) and links (dedicated
         queues and outboxes), or ``dead``.
-    :param named: fingerprints of the name keys in use (``Names.fingerprints``). If there is only the one of this host's
-        own key, all names derive from that key. If it is empty, names are those of netspace's first versions.
+    :param named: fingerprints of the name keys in use (``Names.fingerprints``). If it has only the fingerprint of this
+        host's own key, all names derive from that key. If it is empty, the names are those of netspace's first
+        versions.
     :param former: the draining queues, which are read until they are empty.
     """
 

@@ -88,9 +88,9 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
 def readers(layout: Layout, environment: str) -> int:
     """Return the number of consumers of an environment's mailbox.
 
-    It counts entries of ``consumer_details``. A new consumer appears in that list within 5 s; a consumer that has ended
-    disappears from it at once. The broker's field ``consumers`` would still count it for 10 s, so a restarted program
-    would seem to read.
+    The function counts entries of ``consumer_details``. A new consumer appears in that list within 5 s; a consumer that
+    has ended disappears from it at once. The broker's field ``consumers`` isn't used: it counts an ended consumer for
+    10 s more, so a program that restarts would seem to read.
 
     :raises NetspaceError: the environment has no mailbox, the broker doesn't answer, or programs of the environment
         can't reach the broker.

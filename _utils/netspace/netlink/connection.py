@@ -195,7 +195,10 @@ class Socket:
         return reading.parse_link(found)
 
     def addresses(self, index: int = 0) -> list[Address]:
-        """Return every address of the namespace, or only those of the link with this *index*."""
+        """Return every address of the namespace.
+
+        :param index: return only the addresses of the link with this index; 0: of all links.
+        """
         body = reading.ADDRESS.pack(0, 0, 0, 0, index)
         return [reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, body))]
 
@@ -225,7 +228,7 @@ class Socket:
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """Return the kernel's error text (extended ack), after the code and the request's header; empty without a text."""
+    """Return the error text (extended ack) in the kernel's answer; empty if the answer has none."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next(

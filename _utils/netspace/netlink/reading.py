@@ -132,7 +132,7 @@ def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memor
 
 
 def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, memoryview]]:
-    """Yield the attributes in *data* from *offset* on, as pairs of type and value; stop at a truncated one."""
+    """Yield the attributes in *data* from *offset* on, as pairs of type and value; stop at a truncated attribute."""
     view = memoryview(data)
     end = len(view)
     while offset + 4 <= end:

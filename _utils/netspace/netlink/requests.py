@@ -1,8 +1,8 @@
 """Requests that change links, addresses and routes, written with pyroute2's names.
 
-pyroute2 encodes each shape of a request once in a process; after that, only values are filled in (see ``templates``).
-Shapes that every environment needs (a pair, its addresses and routes) are cached by a few values, rarer ones by the
-whole description.
+pyroute2 encodes each shape of a request once in a process; after that, only values are filled in (see ``templates``). A
+cache finds the shapes that every environment needs (a pair, its addresses and routes) by a few values, and rarer shapes
+by their whole description.
 """
 
 from __future__ import annotations
@@ -99,10 +99,12 @@ def add_link(
     data: Words = (),
     namespace: int | None = None,
 ) -> Message:
-    """Return the request that creates a link of *kind*, down, in the namespace of the descriptor *namespace*.
+    """Return the request that creates a link of *kind* in the namespace of the descriptor *namespace*.
 
-    :param parent: the index of the link below it, in the socket's namespace. A tunnel sends its packets from that
-        namespace, too.
+    The created link is down.
+
+    :param parent: the index of the link below the new one, in the socket's namespace. A tunnel sends its packets from
+        that namespace, too.
     :param data: attributes special to the kind.
     """
     words: list[tuple[str, Value]] = [

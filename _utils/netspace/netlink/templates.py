@@ -141,9 +141,9 @@ def template(source: Source, words: Words) -> Template:
 
 
 def encode(source: Source, words: Words, sample: int = 0) -> bytes:
-    """Return the body of the request that *words* describe.
+    """Return the body of the request that *words* describe, with a sample value in each hole.
 
-    :param sample: the sample (0 or 1) that stands in each hole.
+    :param sample: which of a hole's two samples to use: 0 or 1.
     """
     message = source()()
     for name, value in _said(words, sample).items():

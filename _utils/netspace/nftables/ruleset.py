@@ -158,9 +158,9 @@ class Ruleset:
         return [one for one in found if one.packets]
 
     def counts(self, table: str, family: str, name: str) -> dict[bytes, int]:
-        """Return the packets that each element of a set has counted, by key.
+        """Return the number of packets that each element of a set has counted, by key.
 
-        The set counts packets alone (``Collection.counting``).
+        The elements have only a counter (``Collection.counting``).
 
         :raises OSError: there is no such set.
         """
@@ -236,9 +236,9 @@ def _packets(element: memoryview) -> tuple[bytes, int]:
 
 
 def _alike(elements: memoryview) -> list[tuple[bytes, int]] | None:
-    """Return :func:`_packets` of all listed elements; None if they aren't all of one form.
+    """Return the result of :func:`_packets` for each listed element; None if not all elements have one form.
 
-    The kernel writes all elements of such a set alike. So this takes a fraction of the time.
+    The kernel writes all elements of such a set in one form, so one pattern reads them all, in a fraction of the time.
     """
     first = next(attributes(elements), None)
     if first is None:

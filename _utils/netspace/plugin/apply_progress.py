@@ -141,10 +141,11 @@ def lines(who: str, what: str) -> Iterator[str]:
 def told(tag: str, event: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a terminal for an event on the master's bus; none for an event of another form.
 
-    Any minion can forge these events, tag and ``id`` alike: Salt passes on a minion's nested events as they are. So
-    they may only be shown, and nothing may act on them.
+    Any minion can forge these events with any tag and ``id``, because Salt passes on a minion's nested events
+    unchanged. So callers may only show these events; nothing may act on them.
 
-    :param event: the event as the master gives it. If its ``id`` and tag differ, it has another form.
+    :param event: the event as the master gives it. An event whose ``id`` differs from the minion in its tag has another
+        form.
     """
     minion, data = event.get("id"), event.get("data")
     if isinstance(minion, str) and isinstance(data, Mapping) and tag == f"{TAG}/{minion}/doing":

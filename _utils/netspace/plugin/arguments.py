@@ -73,7 +73,10 @@ def rows(opts: Mapping[str, Any]) -> int:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """Return the minion's id. While Salt applies states in a target, ``opts`` has the target's ``id`` instead."""
+    """Return the minion's id.
+
+    While Salt applies states in an environment that is one of its targets, ``opts["id"]`` is the target's id instead.
+    """
     return str(opts.get("netspace.minion") or opts["id"])
 
 
@@ -192,9 +195,9 @@ def _named(name: str, kwargs: Mapping[str, Any]) -> Link:
 
 
 def merged(first: Declaration | None, second: Declaration) -> Declaration:
-    """Return one declaration with the environments and links of both, and the settings of *second*.
+    """Return one declaration with the environments and links of *first* and *second*, and the settings of *second*.
 
-    :raises SpecError: the two conflict.
+    :raises SpecError: the two declarations conflict.
     """
     from msgspec.structs import replace
 
@@ -214,7 +217,7 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
     """Return a declaration with the settings of ``pillar:netspace``.
 
-    :param parts: its other fields, such as ``environments``.
+    :param parts: the declaration's other fields, such as ``environments``.
     """
     from msgspec.structs import replace
 

@@ -157,7 +157,7 @@ def _links(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def _help(findings: list[Mapping[str, object]], paint: Paint) -> list[str]:
-    """Return the remedy of the first finding that has one."""
+    """Return the remedy of the first finding that has a remedy."""
     for one in findings:
         command = one["command"]
         if not isinstance(command, str) or (command and not COMMAND.fullmatch(command)):

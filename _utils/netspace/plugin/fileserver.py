@@ -1,6 +1,6 @@
 """Salt's file server, for image sources with a ``salt://`` URL, with or without a master.
 
-The module uses only those of Salt's functions that the caller passes (``__salt__``).
+The caller passes Salt's functions (``__salt__``); the module imports nothing of Salt.
 """
 
 from __future__ import annotations

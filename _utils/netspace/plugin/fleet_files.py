@@ -1,4 +1,4 @@
-"""A fleet's declaration, read by Salt's file server and renderers. The plugins pass these; this module imports no Salt.
+"""A fleet's declaration, read by Salt's file server and renderers. The plugins pass these; Salt isn't imported here.
 
 A declaration is compiled once for all minions, at the first minion's request. So it is rendered without anything of
 that minion: no grains, no pillar, no id. If it were rendered with them, a minion could decide by its grains how other
@@ -103,9 +103,10 @@ def _settings(opts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _served_folders(opts: Mapping[str, Any]) -> list[str] | None:
-    """Return the folders that Salt's file server serves to every minion; None if the operator allows these, too.
+    """Return the folders that Salt's file server serves to every minion.
 
-    None means that no folder is refused for files of the declaration (``netspace.fleet: {served: true}``).
+    The result is None if the operator allows files of the declaration in these folders, too (``netspace.fleet: {served:
+    true}``).
     """
     if _settings(opts).get("served", False):
         return None

@@ -1,4 +1,4 @@
-"""Picture of a fleet: its hosts, its environments, and who may reach whom. Pure.
+"""Picture of a fleet: its hosts, its environments, and the connections that are allowed between them. Pure.
 
 The picture can also show the state of hosts, and the changes that a plan would make.
 """

@@ -1,7 +1,7 @@
-"""Tables of a fleet's plans: the changes that an apply would make, those that it made, and how two plans differ. Pure.
+"""Tables of a fleet's plans: changes that an apply would make, changes that it made, and how two plans differ. Pure.
 
-A table is short enough to read in a minute: it has at most :data:`MAX_ROWS` changes, first those that interrupt a
-program. If more than :data:`MAX_NAMES` changes differ only in their values, one row stands for them all.
+A table is short enough to read in a minute: it has at most :data:`MAX_ROWS` changes, and changes that interrupt a
+program come first. If more than :data:`MAX_NAMES` changes differ only in their values, one row stands for them all.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _changes(changes: Sequence[Mapping[str, object]], paint: Paint) -> list[str]
 
 
 def _row(same: Sequence[Mapping[str, object]]) -> Row:
-    """Return one row for changes of the same kind and action with the same keys. Their values may differ."""
+    """Return the one row for several changes: their kind, action and keys are the same, and their values may differ."""
     places = [mapping(place) for one in same for place in sequence(one["places"])]
     hosts = sorted({text(host) for place in places for host in sequence(place["hosts"])})
     names = sorted({text(name) for place in places for name in sequence(place["names"])})

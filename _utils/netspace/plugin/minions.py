@@ -62,7 +62,7 @@ class Minions:
         return bus.hosts(self._salt.known(self._opts), target, tgt_type)
 
     def accepted(self, minions: Collection[str]) -> list[str]:
-        """Return the given minions, without those whose keys the master did not accept.
+        """Return those of the given minions whose keys the master accepted.
 
         On a master of masters, minions without a key stay in the result: a lower master (syndic) may have accepted
         them. Unlike :meth:`targeted`, this method fails if a key can't be read, and doesn't count the key as missing.
@@ -99,7 +99,7 @@ class Minions:
     def each(self, function: str, calls: Calls, timeout: float, heard: Callable[[str, Any], None]) -> None:
         """Call a function on many minions. No minion waits for another one's answer.
 
-        This is the method of :class:`netspace.fleet.planning.work.Minions`.
+        This implements :class:`netspace.fleet.planning.work.Minions`.
         """
         minions = [minion for some, _ in calls for minion in some]
         if not minions:

@@ -40,7 +40,7 @@ def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[...,
     if not isinstance(pillar, Mapping) or pillar.get("_errors"):
         raise NetspaceError("the master can't render this minion's pillar; the master's log has more")
     if generation and pillar.get(MARK) != generation:
-        raise NetspaceError(f"the master gave no candidate {generation}; plan again")
+        raise NetspaceError(f"the master gave no planned declaration {generation}; plan again")
     return pillar.get("netspace")
 
 
@@ -55,5 +55,5 @@ def candidate(extra: object) -> str:
         return ""
     found = asked.get("candidate") if isinstance(asked, Mapping) else None
     if not isinstance(found, str) or not GENERATION.fullmatch(found):
-        raise NetspaceError("the request names no candidate")
+        raise NetspaceError("the request has no valid id of a planned declaration")
     return found

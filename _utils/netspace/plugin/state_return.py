@@ -154,7 +154,7 @@ def _row(
 def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Iterable[str]:
     """Yield the lines that describe the changes.
 
-    :param test: the steps are planned, not done.
+    :param test: whether the steps are only planned.
     :param most: the greatest number of steps to list; None: no bound.
     """
     listed = steps[:most]

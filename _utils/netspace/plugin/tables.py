@@ -187,9 +187,9 @@ def sentence(told: Cell, paint: Paint, indent: int = INDENT, most: int = 3) -> l
 
 
 def narrow(shown: str, width: int = WIDTH) -> str:
-    """Return lines, with each line that is wider than *width* broken between words. Its parts keep its indentation.
+    """Return lines, with each line that is wider than *width* broken between words.
 
-    A word is never broken, so that it can still be copied.
+    Each part of a broken line keeps the line's indentation. A word is never broken, so that it can still be copied.
     """
     lines: list[str] = []
     for line in shown.splitlines():

@@ -353,7 +353,7 @@ def _is_done(data: Mapping[str, object]) -> bool:
 
 
 def _done(data: object, screen: Screen) -> list[str]:
-    """Return what a function did that works like a state: its comment tells all changes."""
+    """Return the lines that show the result of a function that works like a state. Its comment lists all changes."""
     found = mapping(data)
     tone: Tone = "bad" if found["result"] is False else ""
     lines = [text(line) for line in str(found["comment"]).splitlines()]

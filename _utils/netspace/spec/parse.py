@@ -265,7 +265,7 @@ def _write(value: Any) -> Any:
 
 
 def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
-    """Return *value* like :func:`written`, without what is empty or by default as it is, at every depth."""
+    """Return *value* like :func:`written`, but without empty values and defaults, at every depth."""
     plain: dict[str, Any] = written(value)
     for field in msgspec.structs.fields(value):
         key, now = field.encode_name, getattr(value, field.name)

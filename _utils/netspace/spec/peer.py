@@ -49,7 +49,8 @@ def link(environment: str) -> Link:
 def is_link(one: Link) -> bool:
     """Return whether a link leads to the host itself.
 
-    Its target is named ``host``. An environment may have this name, too, from an earlier version of netspace.
+    The target of such a link is named ``host``. An environment that an earlier version of netspace made may have this
+    name, too.
     """
     return one.target == NAME and one.content_type == CONTENT_TYPE
 

@@ -107,7 +107,7 @@ def _before(address: str) -> str:
 def _address(text: str) -> str:
     """Return an address of the host in canonical form.
 
-    :raises ValueError: other hosts can't reach such an address, or it means all addresses.
+    :raises ValueError: *text* means all addresses of the host, or an address that other hosts can't reach.
     """
     address = ipaddress.ip_address(text)
     if str(address) in _EVERYWHERE:
@@ -182,9 +182,10 @@ def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> lis
 
 
 def listening(new: Mapping[str, Claimant], there: Mapping[str, Claimant]) -> dict[str, str]:
-    """Return the reason for each interface in *new* that would listen on a published port, by environment.
+    """Return each interface in *new* that would listen on a port that another interface publishes.
 
     :param there: the existing interfaces, which publish ports.
+    :return: by environment, the operator's text on the conflict.
     """
     led = [(one.host, name) for name, spec in there.items() for one in published(spec)]
     return {

@@ -10,8 +10,9 @@ them: each edge leads from one end to another, and one rule allows it.
 - A published port lets every network outside open connections.
 - No packet passes between two environments of one host, whatever the rules allow. So there is no such edge.
 
-The host itself is no end, and neither is a relay outside. A path never leads through a network outside. It doesn't lead
-through an environment of another host either, because that host's declaration defines the edges from there.
+The host itself is not an end. A relay outside is not an end either. A path never leads through a network outside. Nor
+does it lead through an environment of another host, because only that host's declaration defines the edges from that
+environment.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
 
 
 def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
-    """Return whether the network *within* has an address that belongs to no environment.
+    """Return whether *within*, a network, has an address that belongs to no environment.
 
     :param to_host: count the host's own addresses (*gateways*) as outside, too.
     """
@@ -268,7 +269,7 @@ def answer(world: World, source: str, target: str) -> Answer:
 
 
 def leads(world: World, edge: Edge, source: str, target: str) -> bool:
-    """Return whether an edge leads from *source* to *target*. An end that is a network needs only to overlap."""
+    """Return whether an edge leads from *source* to *target*. Networks match if they overlap."""
     return touches(world, edge, edge.source, source) and touches(world, edge, edge.target, target)
 
 
@@ -330,7 +331,7 @@ def leading(
 ) -> list[tuple[Edge, ...]]:
     """Return all *last* edges as paths, and for each other end a shortest path that ends with one of these edges.
 
-    :param followed: the edges that may stand earlier in a path.
+    :param followed: the edges that a path may have before its last edge.
     :param target: all names of the end to which the *last* edges lead.
     """
     backwards: dict[str, list[Edge]] = {}

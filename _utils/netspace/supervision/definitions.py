@@ -275,7 +275,7 @@ class Trace:
         a process.
     :param service: the definition that the service was started with.
     :param oom_kills: number of the service's processes that the OOM killer killed since the start was requested.
-    :param oom_seen: the count of the service's control group when it was last read.
+    :param oom_seen: the kernel's count of OOM kills in the service's control group, when it was last read.
     """
 
     state: str
@@ -372,4 +372,4 @@ def unknown(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 class SupervisorError(NetspaceError):
-    """Error: the supervisor can't be reached, or failed to do what was requested."""
+    """Error: the supervisor can't be reached, or failed to execute a request."""

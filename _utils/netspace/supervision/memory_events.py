@@ -35,7 +35,7 @@ def kills(cgroup: str, root: str = ROOT) -> int:
 
 
 def reader() -> Callable[[str], int]:
-    """Return :func:`kills` for many control groups; it detects the kind of hierarchy only once."""
+    """Return a function like :func:`kills` for many control groups. It knows the kind of hierarchy already."""
     if os.path.exists(f"{ROOT}/cgroup.controllers"):
         return lambda cgroup: _count(f"{ROOT}{cgroup}/memory.events") or 0
     return lambda cgroup: _count(f"{ROOT}/memory{cgroup}/memory.oom_control") or 0

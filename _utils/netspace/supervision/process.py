@@ -86,7 +86,7 @@ def letter(pid: int, processes: int | None = None) -> str:
 
 
 def _after_name(pid: int, processes: int | None) -> bytes:
-    """Return the part of ``/proc/PID/stat`` behind the process's name, which may contain any byte."""
+    """Return the part of ``/proc/PID/stat`` after the process's name, which may contain any byte."""
     fd = os.open(f"{pid}/stat" if processes is not None else f"/proc/{pid}/stat", _READ, dir_fd=processes)
     try:
         return os.read(fd, 4096).rpartition(b")")[2]
@@ -151,7 +151,7 @@ def frozen(pid: int) -> bool:
 
 
 def asleep(pid: int, cgroup: str) -> int | None:
-    """Return the number of context switches of all threads of *pid* and its cgroup; None unless all are asleep.
+    """Return the number of context switches of all threads of *pid* and its cgroup; None if a thread is awake.
 
     If two calls return the same number, no thread has run between the calls. A thread counts as awake if it waits for a
     disk or for a processor. So if two calls return the same number, the program waits for something else.
@@ -269,7 +269,7 @@ def _environment(pid: str) -> list[bytes]:
 def weigh(score: int) -> None:
     """Set this process's ``oom_score_adj`` (-1000 to 1000), by which the OOM killer chooses. Children inherit it.
 
-    If *score* isn't permitted, as mostly a negative one in a container, 0 is set instead.
+    If the kernel doesn't permit *score*, set 0 instead. In a container it usually permits no negative score.
     """
     for wanted in (score, 0):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
@@ -279,7 +279,7 @@ def weigh(score: int) -> None:
 
 
 def prctl(option: int) -> None:
-    """Call prctl(2) with *option* set to 1."""
+    """Set the *option* of prctl(2) to 1 for this process."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
         code = ctypes.get_errno()

@@ -20,7 +20,7 @@ class Service:
     :param variables: all environment variables (none is inherited). Every user of the host can read them, so they must
         not hold a secret.
     :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end. They also run before
-        a start if perhaps they didn't run after the last end. Their failure is ignored.
+        a start, if it isn't certain that they ran after the last end. Their failure is ignored.
     :param reload: argument vector that makes the program re-read its configuration; ``{pid}`` stands for the main
         process.
     :param restart: the ends after which the program is started again.
@@ -107,11 +107,11 @@ class Supervisor(Protocol):
         ...
 
     def differing(self, services: Sequence[Service]) -> set[str]:
-        """Return the names of services whose definition on disk differs. Reads only."""
+        """Return the names of those services whose definition on disk differs from the given one. Reads only."""
         ...
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start the services that don't run, in parallel, and continue the frozen ones.
+        """Start the given services that don't run, in parallel, and continue frozen services.
 
         :return: an error text per failed name.
         """
@@ -136,7 +136,7 @@ class Supervisor(Protocol):
     def attend(self) -> None:
         """Start the supervisor if none is running.
 
-        The supervisor handles services that ended while no supervisor ran, and starts no others.
+        A started supervisor handles services that ended while no supervisor ran. It starts no further services.
         """
         ...
 

@@ -5,10 +5,11 @@ One key agreement serves a *session* of several messages, because it takes longe
 ``MESSAGES`` content keys, wraps them in the agreed key, and deletes the ephemeral and the agreed key. Each message uses
 one content key, which is then deleted. So nothing in the sender's memory opens an earlier message.
 
-A message has the form of any JWE of these algorithms, so every receiver can open it without the others, in any order.
+A message has the form of any JWE of these algorithms, so a receiver can open the messages of a session in any order,
+and each without the other messages.
 :class:`Agreed` caches agreed keys for a receiver. The cache decides nothing: its content can be computed again from the
-message's header and the receiver's key. Only keys of messages with a valid signature are cached, and a sender can only
-displace its own keys.
+    message's header and the receiver's key. Only keys of messages with a valid signature are cached, and a sender can
+    only displace its own keys.
 
 The JWE is assembled here from primitives of ``cryptography``, because no library lets an agreement be used twice.
 """
@@ -160,7 +161,7 @@ def decrypt(raw: bytes, mine: Ring, agreed: Agreed, sender: str) -> Decrypted:
         key = _agreed(header, mine)
     wrapped, vector, text, tag = map(jose.segment, parts[1:])
     if (len(wrapped), len(vector), len(tag)) != (_CONTENT_KEY + 8, _VECTOR, _TAG):
-        raise SealError("it can't be decrypted: a part has another size")
+        raise SealError("it can't be decrypted: a part has the wrong size")
     try:
         return Decrypted(AESGCM(aes_key_unwrap(key, wrapped)).decrypt(vector, text + tag, header), header, key)
     except Exception as err:  # a forged message may raise anything here

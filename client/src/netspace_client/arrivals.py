@@ -152,7 +152,7 @@ class Arrivals:
             self._gone(message._queue, message._delivery)
 
     def _gone(self, queue: str, delivery: Delivery) -> None:
-        """Subtract a message from the number of its queue and from the sum of bytes."""
+        """Subtract a message from the count of its queue's messages and from the sum of all messages' bytes."""
         self._here[queue] -= 1
         self._forgotten(delivery)
 

@@ -28,7 +28,7 @@ After a lost connection the whole window is sent again, and a receiver that reme
 know each of them still, even if others came in between.
 """
 BYTES = 16 * 1024 * 1024
-"""The most bytes of them; one message may always be unconfirmed."""
+"""A further message of a batch waits while the unconfirmed ones have this many bytes or more."""
 
 TURN, TURN_SECONDS = 64, 0.005
 """Messages and seconds after which the event loop has a turn, which writes what was sent and reads confirmations."""

@@ -1,11 +1,11 @@
-"""Confinement: a program gives up rights by itself, before it touches what it doesn't trust.
+"""Confinement: a program gives up rights for good, before it handles data that it doesn't trust.
 
-Landlock (landlock(7), Linux 6.7 or later), ``no_new_privs`` (PR_SET_NO_NEW_PRIVS(2const)) and a filter of system calls
-(seccomp(2)) need no right, and nobody gets the rights back: neither this thread, nor what it starts later. After
-several calls, only what each of them permits is permitted.
+The module uses Landlock (landlock(7), Linux 6.7 or later), ``no_new_privs`` (PR_SET_NO_NEW_PRIVS(2const)) and a filter
+of system calls (seccomp(2)). They need no privilege. Neither this thread nor a program that it starts later can get the
+rights back. After several calls of :func:`confine`, the program keeps only the rights that every call permits.
 
-Landlock checks connect(2) and bind(2) of TCP sockets. The filter refuses the calls that make or take a TCP connection
-past these two.
+Landlock checks only connect(2) and bind(2) of TCP sockets. The filter refuses all other system calls that could make or
+accept a TCP connection.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ _MACHINES = {
 
 
 class ConfinementError(Exception):
-    """The program could not give up rights. It has all that it had, but perhaps ``no_new_privs``."""
+    """Error: the program could not give up its rights. It still has all of them, but ``no_new_privs`` may be set."""
 
 
 @dataclass(frozen=True)
 class Confined:
-    """Bounds that hold now for this thread, and for all that it starts.
+    """The bounds that now hold for this thread, and for all threads and programs that it starts.
 
     :ivar version: the version of Landlock in the kernel.
-    :ivar signals: whether it can signal, and reach by abstract Unix sockets, only what it starts itself (from version 6
-        on).
+    :ivar signals: whether the thread can signal only processes that it starts itself, and reach only abstract Unix
+        sockets of such processes (from version 6 on).
     """
 
     version: int
@@ -96,26 +96,29 @@ def confine(
     python: bool = True,
     folder: Path = Path("/run/netspace"),
 ) -> Confined:
-    """Give up all rights to files, and all TCP connections, but these.
+    """Give up all rights to files and to TCP connections, except the rights that the arguments list.
 
-    What is open stays open: files, connections, listening sockets. Folders count with all that is below them.
+    Files, connections and listening sockets that are open now stay usable. A folder in a list means the folder and all
+    files below it.
 
-    Refused as well, as they lead past the ports: TCP Fast Open, the sockets of MPTCP, SMC and RDS, a new io_uring, and
-    system calls of another architecture, so that it starts no 32-bit program.
+    The filter also refuses other ways to get a TCP connection: TCP Fast Open, the sockets of MPTCP, SMC and RDS, a new
+    io_uring, and system calls of another architecture. So the program can't start a 32-bit program.
 
-    :param read: what may be read.
-    :param write: what may be read, changed, made and removed.
-    :param execute: what may be read and started. What it starts has no more rights than this program.
-    :param connect: TCP ports to which it may connect, on any address.
-    :param listen: TCP ports on which it may listen. If there are none, listen(2) is refused for all sockets, also for
-        Unix sockets. If there are any, it may also listen on a port that the kernel chooses: listen(2) on a socket
-        without an address takes one, and no filter can see that.
-    :param mailbox: what a :class:`~netspace_client.Mailbox` of this environment needs may be used: the files of
-        *folder*, and the ports of the brokers that its card names now.
-    :param python: what Python needs to import further modules may be read: its folders, and the system's libraries.
-    :raises ConfinementError: a path can't be opened; the kernel has no Landlock that bounds connections, or takes no
-        filter; the machine is neither x86_64 nor aarch64; or this process has several threads. Landlock bounds the
-        thread that calls, and the others would go on as before: so call it before there are any.
+    :param read: files and folders that the program may read.
+    :param write: files and folders that the program may read, change, create and remove.
+    :param execute: files and folders that the program may read and execute. A started program has no more rights than
+        this one.
+    :param connect: TCP ports to which the program may connect, on any address.
+    :param listen: TCP ports on which the program may listen. If the list is empty, listen(2) is refused for all
+        sockets, also for Unix sockets. If it isn't empty, the program may also listen on a port that the kernel
+        chooses: listen(2) on a socket without an address takes such a port, and no filter can see that.
+    :param mailbox: whether to permit also what a :class:`~netspace_client.Mailbox` of this environment needs: the files
+        of *folder*, and the ports of the brokers that its card names now.
+    :param python: whether to permit also reading the files from which Python imports further modules: Python's folders
+        and the system's libraries.
+    :raises ConfinementError: a path can't be opened; the kernel's Landlock is missing or can't restrict connections;
+        the kernel accepts no filter; the machine is neither x86_64 nor aarch64; or this process has several threads.
+        Landlock restricts only the calling thread, so call this function before other threads start.
     """
     version = _version()
     machine = _machine()
@@ -153,7 +156,7 @@ def confine(
 
 
 def _threads() -> int:
-    """Return the number of threads of this process; after a first confinement, of those that Python knows."""
+    """Return the number of this process's threads. After a first confinement, only Python's own threads are counted."""
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
@@ -163,7 +166,7 @@ def _threads() -> int:
 def _version() -> int:
     """Return the version of Landlock.
 
-    :raises ConfinementError: there is none, or none that bounds connections.
+    :raises ConfinementError: the kernel has no Landlock, or a version that can't restrict connections.
     """
     try:
         found = _call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
@@ -175,9 +178,9 @@ def _version() -> int:
 
 
 def _machine() -> _Machine:
-    """Return this machine's numbers.
+    """Return the numbers of this machine's architecture.
 
-    :raises ConfinementError: they aren't known, or the kernel has no filters.
+    :raises ConfinementError: this module doesn't know the architecture, or the kernel has no filters of system calls.
     """
     name = os.uname().machine
     if name not in _MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -189,7 +192,10 @@ def _machine() -> _Machine:
 
 
 def _filter(machine: _Machine, *, listen: bool) -> list[_Line]:
-    """Return the filter that refuses what leads past Landlock's ports."""
+    """Return the filter of system calls that make TCP connections which Landlock's rules for ports don't cover.
+
+    :param listen: whether the program may listen.
+    """
     lines = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, machine.architecture), (_END, 0, 0, _REFUSE | errno.EPERM)]
     lines += _refused(errno.EPERM, (_NUMBER, _AT_LEAST, _X32))
     # The kernel would do the same calls for the ring's owner, and no filter sees what is in a ring.
@@ -207,7 +213,10 @@ def _filter(machine: _Machine, *, listen: bool) -> list[_Line]:
 
 
 def _refused(error: int, *conditions: tuple[int, int, int]) -> list[_Line]:
-    """Return the lines that refuse a call with this error if all conditions hold: (offset, comparison, value)."""
+    """Return the lines of a filter that refuse a system call with *error* if all *conditions* hold.
+
+    :param conditions: each a tuple of the value's offset, the comparison, and the value to compare with.
+    """
     lines = []
     for left, (offset, comparison, value) in zip(reversed(range(len(conditions))), conditions, strict=True):
         lines += [(_LOAD, 0, 0, offset), (comparison, 0, 2 * left + 1, value)]
@@ -235,7 +244,7 @@ def _brokers(folder: Path) -> list[int]:
 
 
 def _beneath(rules: int, path: str | Path, rights: int) -> None:
-    """Permit these rights for a file, or for a folder with all below."""
+    """Permit *rights* for the file *path*, or for the folder *path* and all files below it."""
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as err:

@@ -203,7 +203,7 @@ class Ears:
             self.of(session, queue)
 
     def forget(self, wanted: Set[tuple[Session, str]]) -> None:
-        """Close the ears of all queues except the *wanted* queues."""
+        """Close each ear whose queue is not *wanted*."""
         for key in self._ears.keys() - wanted:
             self._lines.later(self._ears.pop(key).close())
 

@@ -52,8 +52,8 @@ class Timeout(LinkError, TimeoutError):
 class Refused(LinkError):
     """This message is refused, for example because it is too large; sending it again won't help.
 
-    ``unknown`` is true if an earlier copy may have arrived, before the connection was lost and the broker's limit was
-    reduced.
+    ``unknown`` is true if an earlier copy of the message may have arrived: the connection was lost during the first
+    attempt, and the broker's limit was lower at the second.
     """
 
 
@@ -64,8 +64,8 @@ class TooFast(LinkError):
 class BatchFailed(LinkError):
     """Some messages of a batch failed; all others are confirmed.
 
-    :ivar failed: the error of each failed message by the message's id, in the order of the failures. ``unknown`` is
-        true if any of these errors has it true.
+    :ivar failed: the error of each failed message by the message's id, in the order of the failures.
+    :ivar unknown: whether at least one of the failed messages may have arrived.
     """
 
     def __init__(self, count: int, failed: Mapping[str, LinkError]) -> None:

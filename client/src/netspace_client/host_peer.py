@@ -129,11 +129,11 @@ class HostPeer:
     async def who_changes(self, service: str) -> AsyncIterator[list[Offer]]:
         """Yield the answer of :meth:`who` now, and then whenever it has changed.
 
-        A change is noticed within two seconds. Of several in that time, only the last is yielded. While no answer
-        comes, the iterator goes on asking.
+        A change is noticed within two seconds. If there are several changes in this time, only the last one is yielded.
+        If no answer comes, the iterator asks again.
 
-        :raises HostRefused: the host refuses; its ``code`` tells why.
-        :raises NotDeclared: this environment may ask for nothing, or not any more.
+        :raises HostRefused: the host refuses; the error's ``code`` is the reason.
+        :raises NotDeclared: the declaration permits this environment no requests to its host, or no longer.
         """
         state: str | None = None
         while True:
@@ -152,13 +152,14 @@ class HostPeer:
                 await asyncio.sleep(1.0)
 
     async def attest(self, nonce: str, *, key: str | None = None, timeout: float = TIMEOUT) -> str:
-        """Return a proof of where this program runs, for whoever asked with *nonce*: JSON, to be handed on as it is.
+        """Return a proof of where this program runs, for the party that chose *nonce*.
 
-        ``docs/host-peer.md`` describes it. It raises as :meth:`ask` does; ``HostRefused`` with ``not-available`` if
-        the host can't vouch for it now.
+        The proof is JSON text; pass it on unchanged. ``docs/host-peer.md`` describes its form. The errors are those of
+        :meth:`ask`. If the host can't vouch for the program now, the error is ``HostRefused`` with the code
+        ``not-available``.
 
-        :param nonce: the other's question: 16 to 88 characters of base64url.
-        :param key: thumbprint (RFC 7638, SHA-256) of a key of this program's own, which the proof then names.
+        :param nonce: the other party's question: 16 to 88 characters of base64url.
+        :param key: the thumbprint (RFC 7638, SHA-256) of a key that this program owns. The proof then names this key.
         """
         given = {"nonce": nonce, **({} if key is None else {"key": key})}
         return _text(await self.ask("attest", given, timeout=timeout), "evidence")

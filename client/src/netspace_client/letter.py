@@ -1,4 +1,4 @@
-"""Checks of an outgoing message, before anything else is done with it. Pure.
+"""Checks of an outgoing message, before the message is counted, sealed or sent. Pure.
 
 AMQP's short strings have at most 255 bytes. Longer strings are refused here, because aiormq detects them only after it
 has counted the message as sent. aiormq would then assign confirmations on that channel to the wrong messages.

@@ -107,7 +107,7 @@ class Mailbox:
 
     @property
     def refused(self) -> int:
-        """The number of dead letters because of their link's limits or an invalid seal."""
+        """The number of messages that became dead letters because of their link's limits or an invalid seal."""
         return self._sealing.refused + self._arrivals.refused
 
     # -- life --------------------------------------------------------------------
@@ -180,8 +180,8 @@ class Mailbox:
     async def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield the present values, and again after each change: ``async for values in mailbox.value_changes()``.
 
-        A change is noticed within a second after an apply. Of several changes within this second, only the last is
-        yielded.
+        A change is noticed within a second after an apply. If there are several changes within this second, only the
+        last one is yielded.
         """
         known: Mapping[str, Any] | None = None
         while True:

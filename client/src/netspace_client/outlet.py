@@ -38,7 +38,7 @@ class Parcel:
     :ivar error: the reason of the failure; None: the message is confirmed.
     :ivar sent: whether the message was published, in this parcel or an earlier one, and so may have arrived.
     :ivar repeated: whether the message was published again, so that the receiver's queue may have it twice.
-    :ivar doubtful: whether the broker never confirmed or refused an earlier copy.
+    :ivar doubtful: whether an earlier copy was sent that the broker neither confirmed nor refused.
     """
 
     __slots__ = (

@@ -74,9 +74,11 @@ class Opened:
 class Sealed:
     """The seal of a link, as in the card: the link's name, and the public keys of its other end.
 
-    :param own: the SPIFFE ID of this environment, and *peer* the SPIFFE ID of the other end; only between hosts.
-    :param endorser: the endorser of the other end's signing keys, in which case *keys* has no signing keys; only
-        between hosts.
+    :param keys: the public keys of the other end.
+    :param own: the SPIFFE ID of this environment; only for a link between hosts.
+    :param peer: the SPIFFE ID of the other end; only for a link between hosts.
+    :param endorser: the endorser of the other end's signing keys, only for a link between hosts. If it is given, *keys*
+        has no signing keys.
     """
 
     link: str

@@ -1,4 +1,4 @@
-"""Ids of messages that were received already, to recognize duplicates. Pure, and limited: the oldest are forgotten.
+"""Ids of messages that were received already, to recognize duplicates. Pure. The oldest ids are forgotten.
 
 Delivery on a link is at least once: a sender repeats a message that wasn't confirmed, and the broker redelivers a
 message that wasn't acknowledged. A repetition has the id of the original, so sender and id identify a duplicate.

@@ -145,7 +145,7 @@ class Wire:
                 self._parts.append(payload)
                 self._left -= len(payload)
                 if self._left < 0 or not payload:
-                    raise ValueError("a message of another size than its header tells")
+                    raise ValueError("the body of a message is longer than its header says, or has an empty frame")
                 told = self._whole()
             else:
                 return False
@@ -176,7 +176,10 @@ class Wire:
         return None
 
     def _whole(self) -> Callable[[], None]:
-        """Return the function that handles the message, or one that does nothing if frames are still missing."""
+        """Return the function to call with the message.
+
+        If frames of the message are still missing, this function does nothing.
+        """
         if self._left > 0:
             return _nobody
         method, header = self._method, self._header
@@ -310,7 +313,11 @@ class Receiver(aiormq.connection.FrameReceiver):
 
 
 class _Chosen(aiormq.connection.FrameReceiver):
-    """The frame receiver of every aiormq connection: a :class:`Receiver` within ``connect``, else aiormq's own."""
+    """The frame receiver of every aiormq connection.
+
+    For a connection that :func:`connect` opens, it is a :class:`Receiver`. For any other connection, it is aiormq's own
+    receiver.
+    """
 
     def __new__(cls, reader: asyncio.StreamReader) -> Any:
         made = _MADE.get()

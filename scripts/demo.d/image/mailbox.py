@@ -100,7 +100,10 @@ def publish(opened, exchange, text, key="", **properties):
 
 
 def peer(card, name):
-    """Return the card's entry for *name*; without one, an invented entry with the exchange that a link would have."""
+    """Return the card's entry for the peer *name*.
+
+    If the card has no such entry, return an invented entry with the exchange name that a link would have.
+    """
     for entry in card["peers"]:
         if entry["to"] == name:
             return entry

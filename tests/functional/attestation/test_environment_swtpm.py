@@ -36,7 +36,7 @@ DIGEST = f"sha256:{'0' * 64}"
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    """The layout of this host, with the peer's folder as the working folder; as the peer's process works."""
+    """The layout of this host. The test works in the peer's folder, like the peer's own process."""
     layout = Layout()
     host_peer.ensure(layout)
     monkeypatch.chdir(host_peer.folder(layout))

@@ -33,7 +33,7 @@ def fill(host: Host, name: str, path: str, megabytes: int) -> str:
 
 
 def loops() -> set[str]:
-    """Return the loop devices for files on this host's disk, since other hosts have files at the same paths."""
+    """Return this host's loop devices. Other hosts have loop devices for files at the same paths, on another disk."""
     state = os.stat("/var/lib/netspace").st_dev
     wanted = f"{os.major(state)}:{os.minor(state)}"
     columns = ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-MAJ:MIN"]

@@ -252,7 +252,7 @@ def test_an_unhealthy_one_that_waits_to_be_started_again_is_said_to_be_so_and_wh
 
 
 def card(version: int) -> dict[str, bytes]:
-    """Return the card of a version, with values, and a peer that tells which declaration wrote it."""
+    """Return the card of a version. Its values and its peer show which declaration wrote the card."""
     peer = {"to": "host", "verbs": ["whoami"], "later": version}
     return {"environment.json": encode({"peers": [peer], "values": {"of": version}})}
 

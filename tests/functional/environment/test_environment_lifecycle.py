@@ -482,7 +482,7 @@ def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
 
 
 class Killed(BaseException):
-    """Exception that stands for the end of the process."""
+    """Exception that stands for the kill of a run. The library doesn't catch it."""
 
 
 FAULTS = [

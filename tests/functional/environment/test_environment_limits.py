@@ -242,7 +242,7 @@ DIRECT = {
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(("key", "rate"), todays([("read", "256K"), ("read_ops", 4), ("write_ops", 4)], 3))
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
-    """Two environments read and write without the page cache; the limited one is still busy when the other is done."""
+    """Two environments read and write without the page cache; the one with a limit finishes after the other."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={"io": {key: rate}})
@@ -259,7 +259,7 @@ def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, 
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("limits", todays([{}, {"disk": "64M"}], 2))
 def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
-    """Two environments write the same amount; the limited one is still busy when the other is done."""
+    """Two environments write the same amount; the one with a limit finishes after the other."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={**limits, "io": {"write": "256K"}})

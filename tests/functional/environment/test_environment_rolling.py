@@ -1,4 +1,4 @@
-"""Rolling updates: a second instance beside the first, failed updates without effect, repaired killed runs."""
+"""Rolling updates: a second instance runs beside the first, a failed update has no effect, a killed run is repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes: each belongs to one environment, by whatever path it is named, and is removed only on request."""
+"""Volumes: each belongs to one environment, whatever path names it, and is removed only on request."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_grains_tell_what_is_known_and_what_the_image_claims(host: Host, targets
 def test_a_file_with_a_lease_on_it_is_given_up_soon(host: Host, inside: Any) -> None:
     """Reading a file on which its owner holds a lease fails within seconds, and succeeds once the lease is released.
 
-    netspace's filters refuse leases inside, but those of another runtime may not.
+    netspace's filters refuse leases inside an environment, but a filter of another runtime may permit them.
     """
     inside.write("/tmp/leased", b"x", None)
     with open(f"/proc/{host.pid('web')}/root/tmp/leased", "rb+") as file:

@@ -1,4 +1,4 @@
-"""Refused calls, counted in the kernel: to which environment they are assigned, and what a killed run leaves."""
+"""Refused calls that the kernel counts: the environment to which each is assigned, and the remains of a killed run."""
 
 from __future__ import annotations
 

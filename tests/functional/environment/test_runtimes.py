@@ -32,7 +32,7 @@ def one(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", params=[name for name in RUNTIMES if name != runtimes.DEFAULT])
 def other(request: pytest.FixtureRequest) -> str:
-    """A runtime of this host other than the default one, which all other tests use."""
+    """A runtime of this host other than the default runtime, which all other tests use."""
     name: str = request.param
     if error := runtimes.look(name, {}).error:
         pytest.skip(f"{name}: {error}")
@@ -236,7 +236,7 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
 def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
     """No program can make a refused system call.
 
-    Under ``runsc``, and only there, a command run by ``exec`` can make one.
+    There is one exception: under ``runsc``, a command that ``exec`` runs can make a refused call.
     """
     attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
     host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))

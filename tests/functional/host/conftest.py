@@ -22,7 +22,7 @@ def image() -> Path:
 
 @pytest.fixture(scope="session")
 def torn_down() -> set[str]:
-    """A set that has an element only if the last test tore netspace down, and nothing has run since."""
+    """A set that is not empty if netspace is torn down: the last test did that, and nothing was applied afterwards."""
     return set()
 
 
@@ -34,7 +34,7 @@ def _used(request: pytest.FixtureRequest, torn_down: set[str]) -> None:
 
 @pytest.fixture
 def clean(salt: Salt, torn_down: set[str]) -> Iterator[None]:
-    """Tear netspace down after the test, and also before it, unless netspace is torn down already."""
+    """Tear netspace down after the test. Tear it down before the test, too, if it isn't torn down yet."""
     if not torn_down:
         salt("netspace.teardown")
     torn_down.clear()

@@ -1,8 +1,8 @@
 """An upgrade from an earlier version of netspace, whose own library made the host.
 
-A program is restarted only if it can't keep running, once, and the dry run names it before; messages wait. These tests
-run on request: ``NETSPACE_FORMER=2431843`` names the earlier version's commit, whose library is taken from the
-repository's history.
+The tests check that a program is restarted only if it can't keep running, that it is restarted only once, that the dry
+run has named it before, and that its messages wait. These tests run on request: ``NETSPACE_FORMER=2431843`` names the
+earlier version's commit, whose library is taken from the repository's history.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def keys(changed: dict[str, Any]) -> dict[str, dict[str, set[str]]]:
 
 
 def hardening(states: dict[str, Any]) -> list[str]:
-    """Return the state's notes on environments with the former hardening."""
+    """Return the state's notes on environments that still have the hardening of the earlier version."""
     return [line for line in unfolded(states["netspace environments"]["comment"]).split(";") if "hardening" in line]
 
 
@@ -233,7 +233,8 @@ def test_upgrade_from_a_former_version_ends_no_program(host: Host, foretold: dic
 def test_former_environment_restarted_has_the_present_hardening(host: Host) -> None:
     """After an upgrade, ``netspace_environment.restart`` gives all programs the present hardening.
 
-    Before that, a limit changes without a restart, and a killed program is started again with its former configuration.
+    Before the restart, a limit can be changed while the program runs, and a program that is killed is started again
+    with its earlier configuration.
     """
     host.declared["environments"]["web"]["limits"] = {"memory": "80M", "pids": 32}
     all_true(host.salt.apply(host.declared))

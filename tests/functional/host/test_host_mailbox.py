@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """A list of PIDs that a test stops. After the test, these processes are continued, even if the test failed."""
+    """A list of PIDs: a test stops these processes. They are continued after the test, even if it failed."""
     pids: list[int] = []
     yield pids
     for pid in pids:

@@ -33,7 +33,10 @@ def interpreter(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["ansible", "puppet"])
 def tool(request: pytest.FixtureRequest, tmp_path: Path, interpreter: str) -> Tool:
-    """Return a function that applies a declaration (with True: only plans), and returns outcome and output."""
+    """Return a function that applies a declaration by the tool, and returns the outcome and the output.
+
+    If its second argument is true, the tool only plans.
+    """
     if shutil.which(request.param) is None:
         package = {"ansible": "ansible-core", "puppet": "puppet-agent"}[request.param]
         pytest.skip(f"{request.param} is not installed: apt-get install {package}")

@@ -152,7 +152,7 @@ def removed() -> None:
 
 @dataclass
 class Tour:
-    """Declarations by number, and for each one the state of a host on which only it was applied.
+    """All declarations, and for each declaration the state of a host on which nothing else was applied.
 
     :ivar told: the problems that were found.
     """

@@ -1,4 +1,4 @@
-"""``state: stopped`` by Salt: in pillar and in SLS, with a mailbox that still receives messages, and without trust."""
+"""``state: stopped`` by Salt, in pillar and in SLS: the environment's mailbox still receives messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets are counted by rule, and by the reason why they are dropped; the counts decide nothing."""
+"""Packets are counted by rule, and by the reason why they are dropped. The counts have no effect on packets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def counted(bench: Bench, name: str = "a") -> dict[tuple[str, str], int]:
 
 
 def grows(bench: Bench, what: tuple[str, str], path: Path | None, to: str, port: int, source: str = "") -> None:
-    """Send datagrams until the count of *what* grows; check that no other count grows.
+    """Send datagrams until the count of *what* (a rule or reason) grows; check that no other count grows.
 
     More than one datagram may be needed, because a link that has just come up may lose some.
     """

@@ -41,7 +41,10 @@ MARK = b"the honest last one"
 
 
 class Attack:
-    """Environment ``a`` may send UDP to one port of the outside, and pings. ``b`` is another environment."""
+    """A bench for forged frames: environment ``a`` may send pings, and UDP to one port of the outside.
+
+    ``b`` is another environment.
+    """
 
     def __init__(self, bench: Bench, outside: Path) -> None:
         rules = [{"direction": "out", "cidr": cidr, "protocol": "udp", "port": PORT} for cidr in WORLD.values()]

@@ -142,7 +142,7 @@ class Stack:
 
 
 class Between:
-    """Frames from the environment to the outside and back, and the frames among them that arrive."""
+    """All frames that are sent between the environment and the outside, and those that arrive."""
 
     def __init__(
         self, inside: Wire | Stack, outside: Wire, addresses: dict[str, str], inner: str, outer: str, far: str

@@ -21,7 +21,7 @@ if os.environ.get("NETSPACE_RABBITMQ") == "any":
 
 
 class Street:
-    """The one host that :func:`standing` gives to module after module."""
+    """The owner of the one host that all modules with the fixture :func:`standing` use, one after another."""
 
     def __init__(self) -> None:
         self._host: World | None = None
@@ -55,10 +55,11 @@ def _street() -> Iterator[Street]:
 
 @pytest.fixture(scope="module")
 def standing(_street: Street) -> Iterator[World]:
-    """A host whose broker runs already, for modules that leave it whole: a start takes five seconds of a processor.
+    """A host whose broker already runs, shared by modules that leave it as they found it.
 
-    The first :meth:`World.apply` finds a host without other links, environments and mail, but with the names and keys
-    that it had before.
+    A new start of the broker would take five seconds of processor time for each module. The first :meth:`World.apply`
+    of a module finds no links, environments or mail of earlier modules, but the host has the same names and keys as
+    before.
     """
     yield _street.take()
     _street.give_back()
@@ -125,7 +126,7 @@ def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevent draining queues from being removed before the test says that their counts have settled."""
+    """Keep draining queues until the test says that their counts have settled."""
     monkeypatch.setattr("netspace.link.topology.draining.SETTLED", 1e9)
 
 

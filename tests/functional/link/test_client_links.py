@@ -1,4 +1,4 @@
-"""``netspace-client`` in programs inside environments, on the real broker: what ``docs/client.md`` promises."""
+"""Programs with ``netspace-client`` inside environments, on the real broker: promises of ``docs/client.md``."""
 
 from __future__ import annotations
 
@@ -434,7 +434,7 @@ def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(to
     assert audit.receive() == "first"
 
     async def lose() -> list[int]:
-        """End the connection while ten messages are on their way to this program, so that the broker doesn't notice."""
+        """End the connection without the broker's notice, while ten messages are on their way to this program."""
         for number in range(10):
             web.send("audit", str(number))
         held = []
@@ -671,7 +671,7 @@ def test_an_asker_who_does_not_read_his_answers_has_no_work_done_twice(town):
 
 
 def stopped(pid: int) -> bool:
-    """Return whether all threads of a process are stopped (proc_pid_stat(5)). Some go on for a moment."""
+    """Return whether all threads of a process are stopped (proc_pid_stat(5)). Some threads go on for a moment."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
 

@@ -93,7 +93,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def killed(host: Host, at: Callable[[pytest.MonkeyPatch, Callable[..., None]], None]) -> None:
-    """Restore the messages in a process that is killed *at* a step."""
+    """Restore the messages in a process; *at* patches the step at which the process is killed."""
     child = os.fork()
     if not child:
         try:

@@ -66,7 +66,7 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
 def ask_whether_there_is(channel, kind: str, name: str) -> int:
     """Declare a queue or exchange passively; return 200 if it exists, else the reply code of the error.
 
-    RabbitMQ 4.0 requires no right for this, 4.3 any right.
+    RabbitMQ 4.0 requires no permission for this. RabbitMQ 4.3 requires any one permission on the object.
     """
     try:
         if kind == "queue":
@@ -135,7 +135,7 @@ def test_tricks_are_refused(host, trick):
 
 
 def test_headers_lead_nowhere(host):
-    """CC, BCC, a forged history and a foreign reply address: only the link's receiver gets the message."""
+    """Headers CC, BCC, a forged death and a foreign reply address bring a message only to the link's receiver."""
     elsewhere = [host.n("mailbox.audit"), host.n("link.orders.audit")]
     headers = {"CC": elsewhere, "BCC": elsewhere, "x-death": [{"exchange": elsewhere[1], "queue": elsewhere[0]}]}
     forged = pika.BasicProperties(headers=headers, reply_to=host.n("mailbox.audit"), app_id="audit", cluster_id="x")

@@ -362,7 +362,10 @@ FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchang
 
 @pytest.fixture(params=FLOODS)
 def flooded(host, monkeypatch, request):
-    """A broker whose definitions are too large to read, because an asker has made too many bindings to answers."""
+    """A broker whose definitions are too large to read.
+
+    An environment has bound its queue for answers too often.
+    """
     with host.unguarded(), host.client("web") as channel:
         FLOODS[request.param](channel, host.n)
     monkeypatch.setattr(management, "MAX_ANSWER", 250_000)

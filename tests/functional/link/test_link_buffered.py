@@ -280,7 +280,7 @@ def test_a_broker_that_is_killed_in_its_sleep_carries_on(linked, program):
 
 
 def test_more_links_than_an_environment_may_have_connections_are_carried(linked):
-    """Twelve more shovels of one broker all run, although an environment may not have so many connections."""
+    """A broker has more shovels than an environment may have connections, and all of them run."""
     h1, h2, _ = linked
     many = [Link(source=f"web{number}@h1", target="audit@h2", via="buffered") for number in range(12)]
     h1.environment(*(link.source.partition("@")[0] for link in many))

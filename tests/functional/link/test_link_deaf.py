@@ -146,7 +146,7 @@ def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(worl
 
 
 def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that answers only at the second, longer attempt is not restarted, which would end all connections."""
+    """A broker that answers only at the second, longer attempt is not restarted: a restart ends all connections."""
     world.environment("web", "orders")
     world.apply(TELL)
     before = world.supervisor.observe()[node.NODE].pid

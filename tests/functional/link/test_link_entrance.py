@@ -91,7 +91,7 @@ def test_a_service_that_is_frozen_is_told_and_goes_on_with_the_next_apply(
 def test_an_environment_beside_what_the_forwarder_serves_is_told(world: World) -> None:
     world.no_environment("web")
     world.environment("web")
-    says(world, health="web can't reach the broker", why="another network namespace", unplanned=False)
+    says(world, health="web can't reach the broker", why="its network namespace is not the one", unplanned=False)
     world.apply(TELL)
     says(world)
     netns = world.layout.netns_name("web")

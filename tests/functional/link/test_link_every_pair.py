@@ -1,6 +1,6 @@
-"""Every pair of many environments tries a message and an answer: those pass of which the answer to "who may" says so.
+"""Messages and answers between every pair of many environments: exactly those pass that ``reach.answer`` predicts.
 
-``NETSPACE_WORLD=30`` tries the 870 pairs of 30; without it there are 8.
+There are 8 environments. With ``NETSPACE_WORLD=30`` there are 30, and so 870 pairs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LINKS, SEED = 2 * MANY, 17
 
 
 class Ends:
-    """A connection of each environment, whose channel is opened again when the broker has closed it for a refusal.
+    """One connection for each environment, with one channel.
 
-    An environment without a link has no account and no port to the broker, so it can't try anything.
+    If the broker closes a channel because of a refusal, a new channel is opened.
     """
 
     def __init__(self, world: World, names: list[str], after: contextlib.ExitStack) -> None:
@@ -43,7 +43,7 @@ class Ends:
         self._channels = {name: self._channel(name) for name in self._connections}
 
     def may(self, name: str, work: Callable[[BlockingChannel], object]) -> bool:
-        """Return whether the broker does *work* for an environment."""
+        """Return whether the broker permits *work* to the environment *name*."""
         if name in self.without:
             return False
         try:

@@ -62,7 +62,10 @@ def test_parked_mail_is_purged_later(host, by):
 
 
 def test_a_renamed_receiver_is_emptied_under_its_old_name(host):
-    """The steps of the page on fleets; the sender's program says ``orders`` all the time."""
+    """A receiver gets another name by the steps in the page on fleets: mail under the old name is still read.
+
+    The sender's program uses the local name ``orders`` all the time. Without the steps, the mail is only parked.
+    """
     send(host, DOOMED, b"1", b"2")
     old, new = (
         Link(source="web", target=name, local=local) for name, local in (("orders", "old"), ("audit", "orders"))

@@ -58,7 +58,7 @@ def squatter(host, name: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def host(world):
-    """Host whose forwarder doesn't run, without these links or mail; the namespaces of three environments."""
+    """A host whose forwarder doesn't run, with the network namespaces of three environments, without links or mail."""
     world.environment("web", "orders", "audit")
     yield world
     world.hand_over()
@@ -180,7 +180,8 @@ def test_a_held_port_is_nobody_elses(host):
 def test_connections_of_the_forwarder_s_own_are_in_nobody_s_way(host):
     """An open connection of the forwarder doesn't prevent netspace from holding the forwarder's port.
 
-    It belongs to another user, and the kernel compares it if a program listens at another address of the port.
+    The connection's socket belongs to another user. The kernel takes this into account if a program listens at another
+    address of the port.
     """
     host.apply(*LINKS)
     beside = (

@@ -64,7 +64,7 @@ def answer(connection: pika.BlockingConnection, kind: str, name: str) -> int:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Return those of *names* for which the broker's answer differs from its answer for a nonexistent name."""
+    """Return the names in *names* for which the broker's answer differs from its answer for a nonexistent name."""
     nothing = {404, *(answer(connection, kind, f"link.{'0' * 32}") for kind in KINDS)}
     return {name for name in names for kind in KINDS if answer(connection, kind, name) not in nothing}
 

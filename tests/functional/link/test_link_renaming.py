@@ -63,13 +63,13 @@ def of_one_key(both, folder, monkeypatch) -> None:
 
 
 def the_same(both, folder, monkeypatch):
-    """Keep the present names."""
+    """Keep the names that both hosts have now."""
     declare(both)
     yield
 
 
 def shared_by_all(both, folder) -> None:
-    """Keep the declaration unchanged."""
+    """Change nothing: both hosts keep the declaration with one common key."""
 
 
 def of_pairs(both, folder) -> None:
@@ -80,7 +80,7 @@ def of_pairs(both, folder) -> None:
 
 
 def other_keys(both, folder) -> None:
-    """Lose all keys."""
+    """Delete both hosts' keys, so that new keys give all objects other names."""
     for world in both[:2]:
         (folder / str(world.broker.host) / pair_keys.FILE).unlink()
         (world.layout.records("link") / "names.json").unlink()

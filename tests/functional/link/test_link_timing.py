@@ -113,7 +113,8 @@ def tagged(plain: str) -> str:
 def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
     """Requests for an existing name with a wrong tag take as long as for a nonexistent name.
 
-    More than this can't be guessed. For requests that need a right, the whole correct name is tried too.
+    The attacker can't guess the tag. If the request needs a permission, the test also tries the existing name with its
+    right tag.
     """
     known, nobody = ("mailbox.audit", "mailbox.nobod") if what in QUEUES else ("reply.audit", "reply.nobod")
     kinds = {"guessed": lambda: tagged(known), "nobody's": lambda: tagged(nobody)}

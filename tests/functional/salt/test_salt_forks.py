@@ -1,4 +1,4 @@
-"""A test of the tests' own means: commands of Salt as forks of one process."""
+"""Test of a helper of the tests, which runs commands of Salt as forks of one process: a fork ends with its command."""
 
 from __future__ import annotations
 

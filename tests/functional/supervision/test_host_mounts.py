@@ -1,4 +1,4 @@
-"""The mount namespace in which runtimes start where many services run: its content, and starts without it."""
+"""Tests of the mount namespace in which runtimes start on hosts with many services, and of starts without it."""
 
 from __future__ import annotations
 

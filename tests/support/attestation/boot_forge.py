@@ -1,4 +1,4 @@
-"""Data of boot events, and edits of logs like a forger's, who also corrects the digests where he can.
+"""Data of boot events, and edits of boot logs by a forger, who also corrects the digests where he can.
 
 The module also makes policies that the repository's two recorded boots satisfy.
 """
@@ -30,7 +30,7 @@ def log(boot: str) -> EventLog:
 
 
 def packed(found: list[Event]) -> bytes:
-    """Return a boot log of the events *found*, with digests of the SHA-256 bank only."""
+    """Return a boot log of the events in *found*, with digests of the SHA-256 bank only."""
     header = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000B, 32) + b"\0"
     raw = struct.pack("<II20xI", 0, NO_ACTION, len(header)) + header
     for event in found:

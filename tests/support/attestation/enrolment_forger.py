@@ -5,18 +5,18 @@ another machine, and any number of software keys. ``web2`` with T2 is honest; th
 A genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
 keys.
 
-:func:`moves` draws a scene: a few enrolments, each with changes to its messages, and an operator's actions between
-    them. :func:`play` plays the scene against a real registrar and returns the forger's undeserved gain, or an empty
-    text. :func:`shortest` removes every part of a scene that the gain does not need.
+A scene is a few enrolments, each with changes to its messages, and an operator's actions between them. :func:`moves`
+draws a scene. :func:`play` plays the scene against a real registrar and returns the forger's undeserved gain, or an
+empty text. :func:`shortest` removes every part of a scene that the gain does not need.
 
-For a minion that never had a TPM, the forger may get L2 with any TPM or software, since the first key is pinned. Any of
-the following is an undeserved gain:
+For a minion that never had a TPM, the forger may get L2 with any TPM or software, since the first key is pinned. Each
+of these outcomes counts as an undeserved gain:
 
 - L3 for a key that no genuine TPM holds, or that could sign data that the TPM did not make;
 - another TPM for a minion that has a TPM;
 - a TPM that another minion has, if that minion was enrolled honestly, or there is an inventory;
 - a key that another minion has, or a key that the last certificate of the forger's minion was for;
-- ``web2`` can't enrol;
+- the honest ``web2`` can't enrol;
 - an exception other than a refusal.
 """
 

@@ -52,7 +52,7 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
 
 
 def join(runner: Any, ask: Ask) -> AskedBus:
-    """Make *ask* answer the runner's messages; return the bus between the two."""
+    """Give the runner a bus on which the function *ask* answers its messages; return the bus."""
     bus = AskedBus(ask, runner._master())
     runner._bus = lambda settings: contextlib.nullcontext(bus)
     runner._seen = lambda minions: set()

@@ -12,7 +12,10 @@ from netspace.attestation.verifier.extensions import Extension
 
 
 def commands_unjudged(patch: pytest.MonkeyPatch) -> None:
-    """Let the verifier check only the events of PCR 8 that the log calls command lines: an earlier fault."""
+    """Make the verifier check only those events of PCR 8 that the log calls command lines.
+
+    An earlier version made this mistake.
+    """
     whole = extensions.of
 
     def of(*given: Any) -> dict[int, list[Extension]]:

@@ -41,7 +41,8 @@ def issue(
 ) -> bytes:
     """Return a certificate as DER.
 
-    :param how: ``start``, ``end``, ``serial``, ``path``, ``crl_sign``, ``pss``.
+    :param how: changes to the certificate, by these names: ``start`` and ``end`` of its validity, ``serial``, ``path``
+        (the path length), ``crl_sign`` (whether it may sign revocation lists).
     """
 
     def name(text: str) -> x509.Name:

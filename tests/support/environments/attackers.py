@@ -81,10 +81,11 @@ def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str
 
 
 def reached(told: str) -> dict[str, Any]:
-    """Return what ``attacks.py watch`` reached of the host's processes that entered its environment.
+    """Return the successes of ``attacks.py watch`` against the host's processes that entered its environment.
 
     :param told: the line that ``watch`` printed. The processes entered to run a program with the argument
         :data:`SECRET`.
+    :return: ``succeeded`` (ways of attack), ``programs`` and ``arguments`` of host processes that the attacker saw.
     """
     found = json.loads(told)
     print(f"arguments: {found['arguments']}")

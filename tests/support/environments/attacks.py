@@ -1,6 +1,6 @@
 """Attacks that once succeeded inside an environment, tried again.
 
-Each row has the refusal, or the limit that was reached.
+For each attack, the result has a row with the refusal, or with the limit that was reached.
 
 This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
 the units that it took. If an attack ended the whole environment, the next start continues with the next attack.

@@ -91,7 +91,7 @@ def _times(place: Place, raw: bytes) -> Iterator[str]:
 def _journal(raw: bytes) -> Iterator[str]:
     """Read a program's output from journalctl.
 
-    It writes output that isn't text as a list of numbers (systemd.journal-fields(7)).
+    journalctl writes output that isn't text as a list of numbers (systemd.journal-fields(7)).
     """
     text = raw.decode(errors="replace")
     message: Any = text if text.encode() == raw and text.isprintable() else list(raw)

@@ -99,7 +99,8 @@ def outcomes_of(
 ) -> dict[str, str]:
     """Run stressors; return the outcome of each.
 
-    If a stressor ends the whole run, repeat the missing ones in halves, until that stressor is alone in its run.
+    If a stressor ends the whole run, the stressors without an outcome are run again in two halves, until the stressor
+    that ends the run is alone.
     """
     found, ended = run(operations, name, stressors, patience)
     # Whatever a stressor left behind is the environment's, and ends with it.

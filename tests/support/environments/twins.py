@@ -1,4 +1,4 @@
-"""Remains that an audit must not leave, for the tests of both halves of an audit."""
+"""Helpers for tests of an audit, which makes a temporary twin of an environment: the remains that it must not leave."""
 
 from __future__ import annotations
 

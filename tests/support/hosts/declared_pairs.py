@@ -80,7 +80,10 @@ class Chooser:
         self._kinds = kinds
 
     def several(self, number: int) -> list[Declared]:
-        """Draw *number* different declarations. With the same seed, a smaller number gives the first of these."""
+        """Draw *number* different declarations.
+
+        With the same seed, a larger *number* gives the same declarations first.
+        """
         drafts = [self._draft()]
         made = [self._declared(drafts[0])]
         while len(made) < number:

@@ -1,9 +1,9 @@
-"""Salt's commands, but its daemons, as forks of one process that has imported Salt.
+"""Commands of Salt (not its daemons), each run as a fork of one process that has already imported Salt.
 
-``salt_forks.py serve SOCKET`` is that process. ``salt_forks.py ask SOCKET PROGRAM ARGUMENT...`` stands for a command of
-Salt: same folder, environment variables, streams and exit code. If the process isn't there, it becomes the command
-itself. A fork reads all else anew: configuration, plugins, netspace's library. Imports take most of the processor time
-of a command.
+Imports take most of the processor time of a command. ``salt_forks.py serve SOCKET`` is the process with the imports.
+``salt_forks.py ask SOCKET PROGRAM ARGUMENT...`` takes the place of a command: it lets a fork run the command with the
+same folder, environment variables and streams, and ends with the command's exit code. If the process with the imports
+doesn't run, ``ask`` executes the command itself. Each fork reads configuration, plugins and netspace's library again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ NO_ANSWER = 70  # exit code of a command whose fork ended without one
 
 
 def program(place: Path, name: str) -> str:
-    """Return the text of a program that stands for a command of Salt.
+    """Return the text of a shell script that takes the place of a command of Salt.
 
     :param place: socket of the process that has imported Salt.
+    :param name: the command, such as ``salt-call``.
     """
     return f'#!/bin/sh\nexec {sys.executable} -ISB {__file__} ask {place} {name} "$@"\n'
 
 
 def write(folder: Path, place: Path) -> None:
-    """Write such a program for each command to *folder*."""
+    """Write to *folder* the script of :func:`program` for each command of Salt."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in COMMANDS:
         (folder / name).write_text(program(place, name))
@@ -52,7 +53,10 @@ def serving(place: Path) -> list[str]:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[Path]:
-    """Run the process as long as the context lasts; give the folder of the programs, and of links to Salt's daemons."""
+    """Run the process with the imports during the context; yield the folder with the scripts.
+
+    The folder also has links to Salt's daemons.
+    """
     place = folder / "socket"
     assert len(str(place)) < 100, "unix(7)"
     write(folder, place)
@@ -70,7 +74,7 @@ def served(folder: Path) -> Iterator[Path]:
 
 
 def ask(place: str, name: str, *arguments: str) -> int:
-    """Have a fork run the command, and return its exit code."""
+    """Let a fork run the command; return the command's exit code."""
     with socket.socket(socket.AF_UNIX) as asker:
         try:
             asker.connect(place)
@@ -91,7 +95,7 @@ def ask(place: str, name: str, *arguments: str) -> int:
 
 
 def serve(place: str) -> None:
-    """Run each requested command in a fork. If its program ends before it, as by a signal, kill the fork."""
+    """Run each requested command in a fork. If the script that requested it ends early, kill the fork."""
     del sys.path[0]  # this file's folder
     import salt.cli.key
     import salt.cli.run
@@ -140,7 +144,7 @@ def serve(place: str) -> None:
 
 
 def _forget(waiting: selectors.BaseSelector, ready: selectors.SelectorKey) -> None:
-    """Forget a program that has ended, and kill its fork if it still runs."""
+    """Drop the connection of a script that has ended, and kill its fork if the fork still runs."""
     waiting.unregister(ready.fileobj)
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(ready.data, signal.SIGKILL)

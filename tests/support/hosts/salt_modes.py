@@ -142,8 +142,8 @@ def scratch(folder: Path) -> Path:
 def bare(folder: Path) -> Path:
     """Make a venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
-    Files are hard links where possible. So nothing is downloaded, and little is written. Compiled modules are among
-    them: a process without ``PYTHONPYCACHEPREFIX`` compiles nothing of Salt.
+    Files are hard links where possible. So nothing is downloaded, and little is written. The linked files include
+    Salt's compiled modules, so that a process without ``PYTHONPYCACHEPREFIX`` needn't compile them.
     """
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -21,7 +21,10 @@ LARGEST = 1 << 20
 
 
 def learn(config: str) -> None:
-    """Import the modules that a ``state.apply`` imports. Another process runs one to find their names."""
+    """Import the modules that a ``state.apply`` imports.
+
+    A child process runs a ``state.apply`` to find the names of these modules.
+    """
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         silent = os.open(os.devnull, os.O_RDWR)

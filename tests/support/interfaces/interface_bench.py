@@ -185,7 +185,7 @@ def snapshot() -> dict[str, Any]:
 
 
 class Bench:
-    """The kind under test, with the most frequent operations of tests."""
+    """The kind under test, with methods for the most frequent operations of tests."""
 
     def __init__(self) -> None:
         self.layout = Layout()

@@ -160,6 +160,6 @@ class Wire:
 
 
 def tags(frames: Iterable[bytes], known: Iterable[bytes]) -> set[bytes]:
-    """Return those of *known* that occur in *frames*."""
+    """Return the tags in *known* that occur in *frames*."""
     listed = list(frames)
     return {tag for tag in known if any(tag in one for one in listed)}

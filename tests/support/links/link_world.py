@@ -70,7 +70,10 @@ class World:
             return self.links.plan(DesiredLinks(broker or self.broker, links), self.links.observe(), remove)
 
     def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
-        """Apply exactly these links, or with *only* false these and the present ones; every step must succeed."""
+        """Apply exactly these links; every step must succeed.
+
+        :param only: whether to remove all other links. If false, links that exist already stay.
+        """
         if self.resident and links:
             # The host of another module: that link goes, with its mail, once these are there.
             self.resident = False
@@ -102,9 +105,10 @@ class World:
                 api.delete("queues", self.layout.instance, queue["name"], "contents")
 
     def hand_over(self) -> None:
-        """Leave a running broker, and of links, mail and environments nothing but :data:`RESIDENT`.
+        """Make the host ready for the next module.
 
-        Without links, and with parked mail, there is no broker afterwards.
+        The broker keeps running, with only the link :data:`RESIDENT` and its two environments. If the host has no
+        links, or has parked mail, everything is removed instead, and no broker runs.
         """
         self.resident = False
         known = record.read(self.layout)
@@ -253,7 +257,7 @@ class World:
     def evaluate(self, expression: str) -> str:
         """Run Erlang in the broker, for actions that no client may request; return the value as Erlang writes it.
 
-        ``rabbitmqctl eval`` does the same in a virtual machine of its own, which takes a second for each call.
+        ``rabbitmqctl eval`` would start a second virtual machine of Erlang, which takes a second for each call.
         """
         cookie = (self.layout.broker / "data/.erlang.cookie").read_text()
         command = ["/usr/bin/erl_call", "-c", cookie, "-address", f"127.0.0.1:{self.broker.distribution_port}", "-e"]

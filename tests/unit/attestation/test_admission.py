@@ -1,4 +1,4 @@
-"""Pending keys of minions: accepted if the host's TPM proves the key to be its own, else refused with a reason."""
+"""Pending keys of minions: a key that the host's TPM proves to be the host's is accepted, any other refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ OTHER = boot_forge.edited("shim-grub", lambda found: found.append(boot_forge.mea
 class Host:
     """A host that requests the acceptance of its minion's key, honestly unless a test changes it.
 
-    :param name: what the TPM's statements have in place of the verifier, by the master's fingerprint.
+    :ivar name: returns the name that the TPM signs in place of the verifier's, from the fingerprint of the master's
+        key.
     """
 
     def __init__(self, minion: str, tpm: Any, certificate: bytes | None) -> None:
@@ -267,7 +268,7 @@ def test_rubbish_in_a_minions_name_leaves_no_trace(scene: Scene) -> None:
 
 
 def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
-    """The holder of a pending key sends signed invalid messages in many sessions: one is refused, the others paused.
+    """The holder of a pending key sends signed invalid messages in many sessions: one is refused, the others wait.
 
     Another minion is accepted meanwhile.
     """
@@ -319,7 +320,10 @@ def test_an_id_outside_the_inventory_opens_no_session(scene: Scene) -> None:
 
 
 def test_nobody_waits_while_files_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pending key is read, and work begun, without the lock; makers' roots are read after the key signed."""
+    """The desk reads the pending key and begins its work without holding its lock.
+
+    It reads the makers' roots only after the holder of the pending key has signed a message.
+    """
     desk, free, read = scene.desk, list[bool](), list[str]()
     pending, begin, roots = desk._pending, desk._begin, makers.read
     desk._pending = lambda minion: (free.append(desk._lock.locked()), pending(minion))[1]
@@ -464,7 +468,10 @@ def test_messages_are_bounded_and_strict(scene: Scene, url: str) -> None:
 
 
 class Counting(Desk):
-    """A desk that records how many messages are processed at the same time, each for long enough to overlap."""
+    """A desk that records how many messages it processes at the same time.
+
+    Each message takes long enough to overlap with others.
+    """
 
     def __init__(self) -> None:
         super().__init__("ab" * 32, lambda minion: None, lambda claim: iter(()), lambda claim: None, lambda *_: None)  # type: ignore[arg-type,return-value]

@@ -52,13 +52,13 @@ def test_no_forgery_of_a_bad_boot_reaches_l4(kind: str, seed: str) -> None:
 
 # -- where a check is taken out, the adversary finds the hole -------------------------
 def _records_unjudged(patch: Any) -> None:
-    """Remove the check of records in systemd's log, which still count in the replay: an earlier fault."""
+    """Remove the check of records in systemd's log, as in an earlier version; the records still count in the replay."""
     whole = extensions.of
     patch.setattr(extensions, "of", lambda log, records, pcrs: whole(log, (), pcrs))
 
 
 def _words_of_any_text(patch: Any) -> None:
-    """Accept a record as harmless if its text is the preimage of its digest: an earlier fault."""
+    """Accept a record as harmless if its text is the preimage of its digest, as an earlier version did."""
     whole = extensions.of
     patch.setattr(
         extensions,
@@ -68,7 +68,10 @@ def _words_of_any_text(patch: Any) -> None:
 
 
 def _actions_of_any_text(patch: Any) -> None:
-    """Accept an event in PCR 4 as no program if its type says so and its data is the preimage: an earlier fault."""
+    """Ignore an event in PCR 4 if its type says that it is no program, and its data is the preimage of its digest.
+
+    An earlier version made this mistake.
+    """
     whole = boot_rules._applications
     harmless = (events.SEPARATOR, events.ACTION, events.EFI_ACTION)
 
@@ -79,7 +82,7 @@ def _actions_of_any_text(patch: Any) -> None:
 
 
 def _starters_unjudged(patch: Any) -> None:
-    """Let any program start a listed program: an earlier fault."""
+    """Let any program start a listed program, as an earlier version did."""
     whole = boot_rules._applications
     patch.setattr(boot_rules, "_applications", lambda extended, allowed, started_by: whole(extended, allowed, {}))
 
@@ -142,7 +145,10 @@ WITHOUT = {"shim's state": (*PROGRAMS, "sbat"), "gaps, shims that say nothing": 
 
 @pytest.fixture
 def nothing_learned() -> Iterator[None]:
-    """Forget the policies that other tests learned, and those that a verifier without a check learned here."""
+    """Forget the learned policies before and after the test.
+
+    Other tests have learned policies, and this test may learn some with a verifier that lacks a check.
+    """
     policies.learned.cache_clear()
     yield
     policies.learned.cache_clear()

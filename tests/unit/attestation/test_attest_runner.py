@@ -305,7 +305,7 @@ def test_parts_that_anybody_may_have_made_up_are_no_answer(measured: Any, functi
 def test_certificates_are_renewed_by_two_messages_whoever_is_away(
     made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
 ) -> None:
-    """A round renews eight certificates in two messages; absent hosts cost it one waiting time together."""
+    """A round renews eight certificates in two messages, and waits for all absent hosts together."""
     runner, _ = made
     master = runner._master()
     hosts = {f"web{number}": Minion(f"web{number}", type(fake_tpm)(), master) for number in range(8)}

@@ -71,7 +71,7 @@ def test_a1_what_is_moved_into_systemds_log_is_judged_alike(
 
 
 def test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log() -> None:
-    """A loader is booted that a MOK of the attacker allows, and its events are moved to systemd's log; refused."""
+    """The attacker boots a loader that his MOK allows, and moves its events to systemd's log; this is refused."""
     told = booted("shim-grub", lambda found: found.extend((measured(7, events.VARIABLE_AUTHORITY, MOK), PROGRAM)))
     assert code("shim-grub", told, bare("shim-grub")) == "boot-signer"
     kept = [one for one in told if one not in told[-2:]]
@@ -270,7 +270,7 @@ SAMPLES: dict[str, Any] = {
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
     """A policy is refused if a rule depends on a PCR that is unchecked, or that has no rule and no value.
 
-    The error names the missing rule. No host satisfies an older stored policy of this kind.
+    The error names the missing rule. If an older version stored such a policy, no host satisfies it.
     """
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
@@ -315,7 +315,7 @@ def test_a7_a_driver_is_a_program_too() -> None:
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
 def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
-    """Shim starts the kernel without GRUB, and root adds GRUB's measurements; the order shows it, and it is refused."""
+    """Shim starts the kernel without GRUB, and root adds GRUB's measurements; refused because of the events' order."""
     assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
     assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
     assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"

@@ -62,7 +62,10 @@ class Authority:
         return builder.sign(self.key, digest or hashes.SHA256())
 
     def leaf(self, key, **options: object):
-        """Return an EK certificate by the profile: no subject, a critical alternative name of directory names."""
+        """Return an EK certificate in the form of TCG's profile.
+
+        It has no subject, and a critical alternative name of directory names.
+        """
         tpm = x509.Name([x509.NameAttribute(ObjectIdentifier("2.23.133.2.1"), "id:00001014")])
         extensions = [
             x509.SubjectAlternativeName([x509.DirectoryName(tpm)]),
@@ -275,7 +278,7 @@ def test_padding_of_the_index_is_cut_off() -> None:
 
 
 def test_a_second_encoding_of_the_same_certificate_is_untrusted() -> None:
-    """A certificate is refused if its signature has "unused bits", though these are zero and the signature verifies."""
+    """A certificate whose signature declares "unused bits" is refused, though these bits are zero and it verifies."""
     while True:
         leaf = ROOT.leaf(KEY)
         if leaf.signature[-1] % 2 == 0:

@@ -57,7 +57,7 @@ def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool, f
 
 
 def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:
-    """The forger's own TPM with its own messages, and software at first use, reach their usual levels."""
+    """Without a forgery, the forger's own TPM reaches its usual level, and so does a software key at first use."""
     scenes = [
         [Move("honest", "web1", "T1"), Move("forge", "web1", "T1.ecc"), Move("forge", "web3", "S.rsa")],
         [Move("forge", "web3", "T3.rsa", (("others", "all"),)), Move("honest", "web1", "T1")],

@@ -1,4 +1,4 @@
-"""Tokens of environments: genuine ones, and forgeries, for the library and for the example that does without it."""
+"""Tokens of environments: genuine ones and forgeries, checked by the library and by the example checker."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tpm_signature(key: ec.EllipticCurvePrivateKey, message: bytes, algorithm: by
 
 @dataclasses.dataclass
 class Forge:
-    """A maker of evidence, honest except for the given changes. Unless other keys are given, it has the host's."""
+    """A maker of evidence. By default the evidence is honest and made with the host's keys; a test may change it."""
 
     kind: str = "tpm"
     statement: dict[str, Any] = dataclasses.field(default_factory=dict)

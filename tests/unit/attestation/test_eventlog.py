@@ -43,7 +43,10 @@ Banks = dict[str, dict[int, str]]
 
 
 def expectations() -> list[tuple[str, bytes, Banks]]:
-    """Return all other machines' logs with expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
+    """Return other machines' logs with known PCR values: for each, its name, its bytes and these values.
+
+    The values are in YAML of tpm2-tools, in a JSON file beside the log, or in a quote that contains the log.
+    """
     folder = boot_logs.others()
     found: list[tuple[str, bytes, Banks]] = []
     for table in sorted(folder.glob("**/*")) if folder else []:

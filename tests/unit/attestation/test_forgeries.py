@@ -1,7 +1,7 @@
 """A catalogue of forgeries.
 
 Each forgery goes the whole way from the wire to the result, and is refused with its own code. The genuine evidence
-beside them reaches L5.
+from which the forgeries are made reaches L5.
 
 The attacker may send and boot anything; he has his own TPMs and keys, and old evidence of this host. He can't make this
 host's TPM sign anything that a real TPM would not sign. So forgeries use ``tpm`` only for such signatures.

@@ -218,7 +218,7 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     ],
 )
 def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, founded: bool) -> None:
-    """A policy whose star may match initcall_blacklist=init_ima gives no L5, since root could then write the list."""
+    """A policy whose ``*`` may match initcall_blacklist=init_ima gives no L5, since root could then write the list."""
     rules = whole(host)
     rules["boot"]["command_lines"] = [pattern]
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)

@@ -288,7 +288,7 @@ def test_another_initrd(either: Host) -> None:
 
 
 def test_an_older_kernel(host: Host) -> None:
-    """All loaded files are known, but the kernel may not run any more; the boot is refused."""
+    """The policy knows all loaded files, but no longer allows this kernel; the boot is refused."""
     rules = boot_forge.policy("shim-grub", kernels=["aa" * 32])
     rules["boot"]["files"].append(boot_forge.KERNEL)
     found = host.appraise(rules)
@@ -305,7 +305,7 @@ def test_a_kernel_that_is_named_like_an_allowed_one(host: Host) -> None:
 
 
 def lines(text: str) -> Callable[[list[Event]], None]:
-    """Let GRUB pass another command line, and log it truthfully."""
+    """Let GRUB pass another command line, which the log shows truthfully."""
 
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):

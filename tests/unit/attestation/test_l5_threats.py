@@ -154,7 +154,7 @@ def uki_rules(**rules: Any) -> policy.Policy:
 @pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
 @pytest.mark.parametrize("pcr", [8, 9, 12])
 def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
-    """Root adds a command line to a PCR later, in one of the logs; the list's first line has the old PCR values."""
+    """Root later extends a PCR with a command line and logs it; the list's first line has the old PCR values."""
     told = booted("uki", without_line)
     real = listed(told, SYSTEMD)
     form = fixed.line_forms(pcr, boot_forge.LINE)[0]

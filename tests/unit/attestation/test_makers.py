@@ -239,9 +239,9 @@ def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context
 
 
 def test_a_roots_own_signature_is_not_looked_at() -> None:
-    """A root whose own signature is weak is accepted, as Nuvoton's older roots, but no weak signature by a root.
+    """A trusted root with a weak signature on itself is accepted, like older roots of Nuvoton.
 
-    The operator has chosen to trust the root.
+    The operator has chosen to trust the root. A certificate that the root signed weakly is refused.
     """
     old = Authority("old", digest=hashes.SHA224())
     check(der(old.leaf(KEY)), [], [der(old.certificate)], NOW.timestamp())

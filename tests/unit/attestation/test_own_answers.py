@@ -46,7 +46,7 @@ def told(asked: Any, minion: str, value: Any, signer: str | None = None) -> dict
 
 
 class Raced(SimulatedBus):
-    """A bus on which h2 answers in h1's name first; then both answer."""
+    """A bus on which h2 first sends many forged answers in h1's name; then h1 and h2 send their own answers."""
 
     earlier: Any = None
     genuine: Any = "h1's own request"
@@ -105,7 +105,7 @@ def test_host_key_is_that_of_the_minion_itself(tmp_path: Path, monkeypatch: pyte
 
 
 def windowed(bus: SimulatedBus, *minions: str) -> dict[str, Any]:
-    """Make one call to all *minions* in one window; return their answers."""
+    """Make one call to all *minions*, sent together by one ``Window``; return their answers."""
     found: dict[str, Any] = {}
     call = own_answers.call(REQUEST, {"folder": "/etc/netspace/authority"})
 
@@ -181,7 +181,7 @@ def test_a_minion_for_which_only_others_speak_is_told_of() -> None:
 
 
 class Old(SimulatedBus):
-    """A bus with a minion that has an earlier netspace, without this function."""
+    """A bus with a minion whose older version of netspace lacks the called function."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         self.reply(1, Reply("j", "h1", None, "'netspace_link.signed_answer' is not available."))

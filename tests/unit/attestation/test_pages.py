@@ -1,4 +1,4 @@
-"""Every command in the documentation's pages exists and has these arguments."""
+"""Test that every netspace command in the documentation's pages exists and accepts the page's arguments."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ ANY = st.recursive(
 
 
 def real(data: Any) -> Any:
-    """Replace a placeholder by an object that can't be printed."""
+    """Put an object that can't be printed in place of a placeholder in the input."""
     if isinstance(data, dict):
         return {real(key) if key == "a huge number" else key: real(value) for key, value in data.items()}
     if isinstance(data, list):

@@ -40,7 +40,7 @@ def test_every_code_has_a_row_in_the_documentation_and_no_row_is_of_another() ->
 
 
 def of_commands() -> set[str]:
-    """Return the codes that only commands report: those in runners' answers and in trials of a policy."""
+    """Return the reason codes that only commands report: in runners' answers and in trials of a policy."""
     sources = [*(checkout.ROOT / "_utils/netspace/attestation").rglob("*.py"), RUNNER]
     text = "\n".join(path.read_text() for path in sources)
     return set(re.findall(r'"code": "([a-z-]+)"', text)) | set(re.findall(r'_trial\([^"]*"([a-z]+-[a-z-]+)"', text))
@@ -59,7 +59,7 @@ def test_every_refusal_is_tried_by_a_test() -> None:
 
 
 def test_the_library_raises_nothing_but_codes_of_the_list() -> None:
-    """No module except the list's defines refusals, which would be missing in the list."""
+    """Only the module with the list of refusals defines refusals, because the list would miss any other."""
     for path in (checkout.ROOT / "_utils/netspace/attestation").rglob("*.py"):
         if path.name != "refusals.py":
             assert not re.search(

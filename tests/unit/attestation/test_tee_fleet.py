@@ -300,7 +300,10 @@ def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None
 
 
 def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
-    """A TEE's revocation list is refused if its name is in the wrong order for DER; those of TPM makers are read."""
+    """A TEE's revocation list is refused if its name is in the wrong order for DER.
+
+    Revocation lists of TPM makers are accepted with such a name.
+    """
     parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]
     name = pyca.Name([pyca.RelativeDistinguishedName(parts)])
     # A name of one set has a head of four bytes.

@@ -185,7 +185,7 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
 
 @pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
 def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
-    """Several certificates match a report's fields, and only one has the right key: it is found in any position.
+    """Several certificates match a report's fields, but only one has the right key: it is found at any position.
 
     A provider's VLEKs for one TCB match in this way, and so does a false VCEK from the host.
     """

@@ -215,7 +215,7 @@ def test_a_host_without_ima_answers_all_the_same(host: Host) -> None:
 
 @pytest.fixture
 def logged(host: Host, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Let the test's TPM sign for the host; return the host's boot log, which has some size."""
+    """Let the test's TPM sign for the host; return the host's boot log, which has 1 MiB."""
     log = bytes(range(256)) * 4096
 
     def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b"") -> Any:

@@ -372,7 +372,10 @@ def test_an_update_that_was_taken_back_stays_so_over_a_stop():
 
 
 def test_update_that_was_taken_back_leaves_the_card_of_before():
-    """Nothing is to do, although the declaration asks for other values: they are of the version that failed."""
+    """A failed update was rolled back; a plan of the same declaration has no step.
+
+    The declared values differ from those in the present card, because they belong to the version that failed.
+    """
 
     def want(version, **keys):
         about = {"to": "host", "verbs": ["whoami"]} if version == 2 else {"to": "host"}

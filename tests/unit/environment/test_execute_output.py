@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
 from netspace.environment import execute
@@ -12,7 +15,7 @@ from netspace.environment.execute import DROPPED, MAX_OUTPUT
 def rests(monkeypatch) -> list[float]:
     """List of the seconds for which the reader rests, instead of resting."""
     found: list[float] = []
-    monkeypatch.setattr(execute.time, "sleep", found.append)
+    monkeypatch.setattr(execute, "time", SimpleNamespace(**{**vars(time), "sleep": found.append}))  # others rest, too
     return found
 
 

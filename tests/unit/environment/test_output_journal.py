@@ -1,4 +1,4 @@
-"""Lines from the journal: the reader takes no more from it than it keeps, whatever a program wrote.
+"""Lines from the journal: the reader never reads more from the journal than it keeps, whatever a program wrote.
 
 A stand-in for journalctl writes the same form (``journalctl --output json``, journalctl(1)).
 """

@@ -1,4 +1,4 @@
-"""Kernels and tenders, without running one: declarations, command lines, the disk, manifests."""
+"""Tests of kernels and tenders that start no tender: declarations, command lines, the disk, manifests."""
 
 from __future__ import annotations
 

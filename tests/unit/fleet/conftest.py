@@ -1,4 +1,4 @@
-"""Configuration of the fleet's tests: a written file counts as complete at once, so that no test has to wait."""
+"""Fixtures of the fleet's tests. A file counts as complete as soon as it is written, so that no test has to wait."""
 
 from __future__ import annotations
 

@@ -355,7 +355,10 @@ def test_a_file_that_changed_a_moment_ago_waits(
     rest = time.sleep
 
     def sleep(seconds: float) -> None:
-        """Let the hour pass at once; shorter rests are as long as asked, since they wait for the kernel's clock."""
+        """Stand in for ``time.sleep``: return at once from an hour's sleep, after setting the file's time back.
+
+        Shorter sleeps take their full time, since they wait for the kernel's clock.
+        """
         if seconds < 3600:
             rest(seconds)
         else:

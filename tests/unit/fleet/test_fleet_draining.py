@@ -1,4 +1,4 @@
-"""Draining a host: environments that can move do, the others are reported, and nothing else moves."""
+"""Draining a host: environments that can run elsewhere move, the others are reported, and nothing else moves."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MASTER = {"attestation": {"verifier": "master"}}
 
 
 class Minion:
-    """A minion with the real functions, on a separate folder."""
+    """A stand-in for a minion. It runs the library's real functions on its own folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Leaving a fleet: a host loses its links at once, whatever state the declaration is in."""
+"""Leaving a fleet: a host loses its links at once, even if the declaration can't be compiled."""
 
 from __future__ import annotations
 

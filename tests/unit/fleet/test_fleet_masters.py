@@ -42,7 +42,7 @@ def master(folder: Path, data: dict[str, Any] = FLEET, joined: bool = True) -> F
 
 
 def copied(one: FleetDeclaration, folder: Path) -> FleetDeclaration:
-    """Return the master that stands by: it has a copy of the first one's file and folder."""
+    """Return a second, stand-by master: its folder and the fleet's file are copies of the first master's."""
     shutil.copytree(Path(one.root).parent, folder)
     return written(folder)
 

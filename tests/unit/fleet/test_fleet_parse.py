@@ -59,7 +59,7 @@ def test_several_files_are_one_declaration() -> None:
         ([{"hosts": {"a": {"trust_domain": "x.org"}, "b": {"trust_domain": "x.org"}}}], "0.yaml",
          "hosts:b:trust_domain", "x.org is a's"),
         ([{"hosts": {"a": {"trust_domain": "x.org"}, "b": {"trust_domain": "b.x.org"}}}], "0.yaml",
-         "hosts:b:trust_domain", "that host could speak for this one"),
+         "hosts:b:trust_domain", "that host could certify this one"),
         ([{"hosts": {"h1": {}}}, {"hosts": {"h1": {}}}], "1.yaml", "hosts:h1", "is declared in 0.yaml, too"),
         ([{"domain": "a.org"}, {"domain": "a.org"}], "1.yaml", "domain", "stands in 0.yaml, too"),
         ([{"domain": "no"}], "0.yaml", "domain", "expected a name"),

@@ -241,7 +241,7 @@ def test_a_cache_that_would_serve_candidates_is_refused(master: Master, caplog: 
     master.opts["pillar_cache"] = True
     with pytest.raises(NetspaceError):
         master.pillar("h1", **candidate(made.generation))
-    assert "pillar_cache would serve a candidate as if it were in force" in caplog.text
+    assert "pillar_cache would serve a planned declaration as the one in force" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_a_cache_that_would_serve_candidates_is_refused(master: Master, caplog: 
     [
         ({"_errors": ["no"]}, "can't render this minion's pillar"),
         ([], "can't render this minion's pillar"),
-        ({"netspace": {}}, "gave no candidate"),
-        ({"netspace": {}, own_pillar.MARK: "1" * 16}, "gave no candidate"),
+        ({"netspace": {}}, "gave no planned declaration"),
+        ({"netspace": {}, own_pillar.MARK: "1" * 16}, "gave no planned declaration"),
     ],
 )
 def test_a_pillar_without_the_candidate_is_not_taken_for_it(pillar: Any, message: str) -> None:

@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 
 class Machine:
-    """A machine with separate keys and the real functions."""
+    """A stand-in for a machine of a fleet. It has its own keys, and runs the library's real functions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.on, self.unanswered = folder, True, 0

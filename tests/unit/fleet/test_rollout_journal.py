@@ -1,4 +1,4 @@
-"""Journal of a rollout: its content after a kill, its refusals, and the meaning of an old one."""
+"""Journal of a rollout: its content after a kill, the refusals in it, and how an old journal is read."""
 
 from __future__ import annotations
 

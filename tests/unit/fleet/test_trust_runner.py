@@ -118,7 +118,7 @@ def test_an_attestation_that_fails_keeps_nobody_untold(scene: Scene, monkeypatch
 
 
 def test_keys_that_cannot_be_read_are_not_missing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Salt's keys can't be read, which Salt treats as an empty list: no host is cut for that."""
+    """Salt's keys can't be read, which Salt treats as an empty list: no host loses its links because of that."""
 
     def unreadable(opts: Mapping[str, Any], minion: str, valid_id: Any, cache: Any) -> bytes | None:
         raise PermissionError(13, "Permission denied")

@@ -1,4 +1,4 @@
-"""The packet filter's difference, computed from one interface of each class, equals that from all interfaces."""
+"""Tests that a change of the packet filter is the same, computed from all interfaces or from one of each class."""
 
 from __future__ import annotations
 

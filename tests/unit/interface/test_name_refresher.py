@@ -1,4 +1,4 @@
-"""The service that looks up names: each answer counts as soon as it comes, whatever other name servers do."""
+"""The service that looks up names: each answer counts as soon as it comes, even if other name servers are silent."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ UNKNOWN = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x
         ({"host": IDS["h1"]}, "belongs to no host of broker:hosts"),  # this host itself
         ({"host": "spiffe://h9.example.org/host/h9"}, "belongs to no host of broker:hosts"),
         ({"host": "spiffe://h2.example.org/host/other"}, "belongs to no host of broker:hosts"),
-        ({"host": IDS["h3"]}, "can't speak for h3.example.org"),  # another host, by h2's authority
+        ({"host": IDS["h3"]}, "don't permit h3.example.org"),  # another host, by h2's authority
         ({"names": [f"{IDS['h2']}/env/web"]}, "belongs to no host of broker:hosts"),
         ({"names": [f"{IDS['h2']}/broker"]}, "belongs to no host of broker:hosts"),
         ({"names": [f"{IDS['h2']}/seals", f"{IDS['h2']}/broker"]}, "belongs to no host of broker:hosts"),
@@ -319,11 +319,11 @@ def test_every_constraint_above_counts(tmp_path, monkeypatch):
         if good:
             assert checked(fleet, pem).name == "h2"
         else:
-            with pytest.raises(Untrusted, match=r"can't speak for h2\.example\.org"):
+            with pytest.raises(Untrusted, match=r"don't permit h2\.example\.org"):
                 checked(fleet, pem)
     middle = between_root(fleet, [".example.org"])
     for odd, why in (
-        ({"bounded": False}, "could speak for other hosts"),
+        ({"bounded": False}, "could certify other hosts"),
         ({"dns": ("h2.example.org", "h3.example.org")}, "must permit these DNS names"),
         ({"usage": x509_helpers.usage(crl_sign=True)}, "may not sign certificates"),
         ({"ca": False}, "is no authority"),

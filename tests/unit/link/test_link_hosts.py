@@ -203,7 +203,7 @@ def test_an_authority_is_looked_at_again_when_other_hosts_come_to_know_it(layout
     alone = msgspec.structs.replace(later, listen=None, hosts={})
     assert authority.ensure(layout, alone, _now())
     assert authority.wanting(layout, later, authority.read(layout), _now()) == "another authority"
-    with pytest.raises(NetspaceError, match="could speak for other hosts"):
+    with pytest.raises(NetspaceError, match="could certify other hosts"):
         authority.ensure(layout, later, _now())
 
 
@@ -262,7 +262,7 @@ def test_another_hosts_broker_may_have_a_connection_for_each_link():
 @pytest.mark.parametrize("name", ["h2.example.org", "x.h1.example.org", "example.org"])
 def test_an_authority_that_speaks_for_other_names_is_refused(root, layout, tmp_path, name):
     spec = below(root, tmp_path / "authority", name)
-    with pytest.raises(NetspaceError, match=r"could speak for other hosts|nameConstraints"):
+    with pytest.raises(NetspaceError, match=r"could certify other hosts|nameConstraints"):
         authority.ensure(layout, spec, _now())
 
 
@@ -273,7 +273,7 @@ def test_an_authority_without_constraints_serves_a_host_that_is_alone_and_no_oth
     (folder / "authority.pem").write_text(alone.pem)
     (folder / "authority.pem").chmod(0o600)
     assert authority.ensure(layout, LocalBroker(authority=str(folder)), _now())
-    with pytest.raises(NetspaceError, match="could speak for other hosts"):
+    with pytest.raises(NetspaceError, match="could certify other hosts"):
         authority.ensure(layout, msgspec.structs.replace(H1, authority=str(folder)), _now())
 
 

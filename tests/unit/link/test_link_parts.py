@@ -93,7 +93,7 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
 
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
-    """The forwarder gets -n, since haproxy else takes at most 250 namespaces; a low hard limit is no obstacle."""
+    """The forwarder is started with -n, also under a low hard limit, since haproxy by default allows 250 namespaces."""
     command = process.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
     assert "no strict-limits" in process.render(Layout(), Wanted(LocalBroker(), {}))

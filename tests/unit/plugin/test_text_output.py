@@ -1,4 +1,4 @@
-"""The output ``netspace_text``: a text as it is, and nothing that commands a terminal."""
+"""The output ``netspace_text`` shows a text unchanged, except characters that control a terminal."""
 
 from __future__ import annotations
 

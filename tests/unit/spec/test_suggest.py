@@ -34,7 +34,7 @@ def seen(one: Allow, count: int = 1) -> Refused:
 
 
 def declared(text: str, *allow: dict[str, Any]) -> dict[str, Any]:
-    """Return the declaration of an environment with an image, extended by the suggestion *text*."""
+    """Return the declaration of an environment with an image, extended by the suggestion in *text*."""
     whole: dict[str, Any] = {"environments": {"web": {"image": "dir:/srv/web"}}}
     found = yaml.safe_load(text)
     if found is not None:

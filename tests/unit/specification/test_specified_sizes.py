@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: the largest inputs. One of that size is accepted, and a larger one is refused with the reason."""
+"""SPECIFICATION.md: the largest inputs. An input of the largest size is accepted, a larger input refused."""
 
 from __future__ import annotations
 

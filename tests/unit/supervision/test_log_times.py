@@ -56,7 +56,7 @@ def test_lines_have_times_and_starts_are_between_them(log: Path) -> None:
 def test_line_has_the_time_of_its_end_whatever_was_begun(log: Path) -> None:
     """A line gets the time of its end, although the program wrote the line's first byte earlier.
 
-    A program could otherwise hide lines from ``since`` by this.
+    Otherwise a program could hide lines from a reader who asks for lines since some time.
     """
     times = Times(log)
     write(log, times, b"one\n2", 1.0)

@@ -1,4 +1,4 @@
-"""A pass over ``/proc`` finds the processes that a service leaves behind, or reports that it may have missed one."""
+"""A pass over ``/proc`` finds the processes that a service leaves behind, or reports that it may have missed some."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def _path(
 
 
 def _issued(signed: _Signed, by: _Signed, when: datetime.datetime, depth: int) -> str:
-    """Return why *by* is not the valid issuer of the certificate *signed*; empty if *by* is the valid issuer."""
+    """Return why *by* is not the valid issuer of *signed*; empty if it is. Both are certificates."""
     certificate: Certificate = signed.fields
     issuer: Certificate = by.fields
     if issuer.subject != certificate.issuer:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def unfit(certificate: Certificate, name: str, when: datetime.datetime, understood: Container[str]) -> str:
-    """Return why a path must not contain *certificate*: its validity, its key, or an extension. Empty if a path may.
+    """Return why a path must not contain *certificate*; empty if a path may contain it.
+
+    Reasons are the certificate's period of validity, its key, or an extension.
 
     :param name: the certificate's name, for people.
     :param understood: object identifiers of the critical extensions that the caller checks.

@@ -40,7 +40,7 @@ LIFETIME = 120.0
 PAUSE = 10.0
 """Seconds after a first refusal until the same key is heard again. Each further refusal doubles them."""
 LONGEST = 640.0
-"""The most such seconds. A key that wasn't refused for so long after its pause begins with the shortest one again."""
+"""The longest pause, in seconds. A key that isn't refused for as long after its pause gets the shortest one again."""
 FIRST = "enroll"
 """The first call. Only an answer to it that the pending key signed is looked at, so others leave no trace."""
 MAX_KEY = 4096
@@ -68,8 +68,10 @@ class Claim:
 class _Refusal:
     """The last refusal of a minion.
 
-    :param key: fingerprint of the key that was refused. Another key, of a host that was installed again, is heard.
-    :param pause: seconds until the key is heard again.
+    :param key: fingerprint of the refused key. A request with another key, such as that of a reinstalled host, needn't
+        wait.
+    :param at: time of the refusal, by the desk's clock.
+    :param pause: seconds from the refusal until a request with the same key is handled again.
     """
 
     key: str
@@ -210,7 +212,7 @@ class Desk:
     def _hear(self, claim: Claim) -> None:
         """Check that a claim's key wasn't refused a moment ago; the caller holds the lock.
 
-        :raises NotNow: it was.
+        :raises NotNow: when the key was refused, and its pause isn't over.
         """
         last = self._refused.get(claim.minion)
         if last is None or (left := last.at + last.pause - self._clock()) <= 0:

@@ -21,7 +21,8 @@ class Pace:
     """Pace at which the master asks its hosts; from the master's configuration.
 
     :param concurrency: number of hosts that are asked at one time.
-    :param jitter: most seconds for which calls are collected before one message sends them.
+    :param jitter: the longest time, in seconds, for which calls are collected into one message, in addition to
+        ``LINGER``.
     :param timeout: seconds that a host may take for one call.
     :param refused: number of refused answers to one call after which the host counts as silent.
     """

@@ -1,9 +1,9 @@
 """Attestation round: the master challenges all hosts, judges their answers and sends each host its result.
 
-:class:`Round` defines the work for one host, from the renewal of its certificate to the transfer of its result. The
-    :class:`~netspace.attestation.fleet.window.Window` does this work for many hosts at once, each at its own speed. A
-    round saves notes for the next round in ``rounds.json`` in the registrar's folder: the hosts that did not answer or
-    were slow, and the lengths of rounds.
+The class :class:`Round` defines the work for one host, from the renewal of its certificate to the transfer of its
+result. The :class:`~netspace.attestation.fleet.window.Window` does this work for many hosts at once, each at its own
+speed. A round saves notes for the next round in ``rounds.json`` in the registrar's folder: the hosts that did not
+answer or were slow, and the lengths of rounds.
 
 A result is valid until its group's ``deadline``. If the configuration has none, :func:`deadline` computes one from the
 length of the last rounds.

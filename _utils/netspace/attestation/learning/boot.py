@@ -33,8 +33,8 @@ class Told:
 
     :param rules: the rules, in a policy's written form. ``pinned`` has the digests of command lines whose text is
         known.
-    :param problems: for each group of rules, by its first rule: possible reasons why the group is missing.
-    :param unled: PCRs whose quoted value differs from the value that the log gives.
+    :param problems: possible reasons why a group of rules is missing, by the name of the group's first rule.
+    :param unled: PCRs for which the log gives another value than the quoted one.
     """
 
     evidence: Evidence

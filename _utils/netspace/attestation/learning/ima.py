@@ -41,7 +41,8 @@ class Seen:
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
     """Return the files that *hosts* run, without those that *rules* (a policy's ``ima``) already allow.
 
-    :param keys: more keys (PEM) that may have signed files. The result's ``keys`` has those of them that signed one.
+    :param keys: more keys (PEM) that may have signed files. The result's ``keys`` has each of these keys that signed a
+        file.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})

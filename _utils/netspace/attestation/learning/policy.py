@@ -1,16 +1,17 @@
 """Learn a policy that also accepts given boots: by rules if the logs allow them, otherwise by plain PCR values.
 
 The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
-programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if every PCR
-under the rules is judged, and if the rules accept all of the boots. So the policy enforces all rules that it has. A
-note names each omitted group. Names in a log serve only to distinguish a kernel from an initrd. The policy identifies
-all files by digest.
+programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if the rules
+accept all of the boots, and if every PCR that the rules rest on is judged. So the policy enforces all rules that it
+has. A note names each omitted group. Names in a log serve only to distinguish a kernel from an initrd. The policy
+identifies all files by digest.
 
 An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each existing digest,
 value or pattern keeps its effect, at least for a time. A new ``dbx`` has only the entries that all of the boots have;
-an existing ``dbx`` is not changed. A section ``tcb`` is never made; an existing one gets digests for ``platform``.
-Entries that no boot shows can get an end (``until``). For files that IMA measures, only the old digests of changed
-files get an end. Pure: returns a policy in its written form, and does not put it in force.
+an existing ``dbx`` is not changed. Entries that no boot shows can get an end (``until``). For files that IMA measures,
+only the old digests of changed files get an end.
+
+Pure: this module returns a policy in its written form, and does not put it in force.
 """
 
 from __future__ import annotations
@@ -333,7 +334,7 @@ def _boot(data: Mapping[str, Any], tcb: Any = None) -> policy.Boot:
 
 
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
-    """Return why the rules *tried* refuse a boot; empty if they accept the boot.
+    """Return why the rules in *tried* refuse a boot; empty if they accept the boot.
 
     If rules rest on a PCR without judging it, the PCR must have the boot's own value. Other PCRs are unchecked.
     """

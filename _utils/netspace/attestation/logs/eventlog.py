@@ -129,7 +129,7 @@ class _Reader:
     def padding(self) -> bool:
         """Return whether padding begins at the current position.
 
-        In padding, PCR and type are both 0 or both all ones, as in no event.
+        Padding has PCR and type both 0, or both with all bits set. No event has these values.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -254,7 +254,7 @@ class _Layout:
     def read(self, reader: _Reader, events: list[Event]) -> None:
         """Move the next events from *reader* to *events*, up to the first event that does not have this layout.
 
-        The caller handles that event: another form, padding, or a size or PCR out of bounds.
+        The caller handles the rest: an event of another form, padding, or an event whose size or PCR is out of bounds.
         """
         data, at, size, head, make = reader.data, reader.at, len(reader.data), self._content.size, tuple.__new__
         content, fixed, expected, names = (

@@ -282,8 +282,9 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Return whether process 1 is among *entries*.
 
-    A kernel may measure no programs; with Secure Boot alone, for example, it measures only modules. Its list is short
-    and has no bad line. So a list without process 1 proves nothing about programs. No list proves that it is complete.
+    A kernel may measure no programs; with Secure Boot alone, for example, it measures only modules. The list of such a
+    kernel is short and has no bad line. So a list without process 1 proves nothing about programs. No list proves that
+    it is complete.
     """
     return any(
         (found := file(entry)) is not None

@@ -149,7 +149,7 @@ def line_words(line: str) -> list[str]:
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Return whether the parts of *line* that match a ``*`` of *pattern* can't change the meaning of the rest.
+    """Return whether the text that ``*`` of *pattern* matches leaves the meaning of the rest of *line* unchanged.
 
     A quotation mark or the word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too
     long. Text that is not printable may not be a command line at all.

@@ -120,10 +120,10 @@ def by_key(key: software_key.Key, context: Context) -> Evidence:
 
 
 def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:
-    """Return the evidence *made* with a report of this host's TEE, which covers *context* and the evidence's key.
+    """Return the evidence in *made*, with a report of this host's TEE added.
 
-    Return *made* unchanged if the host is no confidential guest, or if the kernel gives no report. Evidence without a
-    report is valid; the verifier decides on the level.
+    The report covers *context* and the evidence's key. Return *made* unchanged if the host is no confidential guest, or
+    if the kernel gives no report. Evidence without a report is valid; the verifier decides on the level.
 
     :param root: the host's root folder, ``/``; another folder in tests.
     :param files: access to the kernel's files; tests pass their own.

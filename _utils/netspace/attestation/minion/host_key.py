@@ -1,7 +1,8 @@
-"""Host's key that vouches for the key of environments' tokens: its TPM's own attestation key, or its software key.
+"""The host's key that signs statements about the key of environments' tokens (``environment_token``).
 
-The TPM quotes the PCRs that the declaration names, with the statement as qualifying data. The attestation key is the
-host's own one (of no period), which never changes: a relying party pins it.
+A host with a TPM uses the TPM's attestation key: the TPM quotes the PCRs that the declaration names, with the statement
+as qualifying data. A host without a TPM uses its software key. The attestation key is the one without a period: it
+never changes, so a relying party can pin it.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from netspace.layout import Layout
 
 
 def settings(layout: Layout) -> Mapping[str, Any]:
-    """Return the settings of the last appraisal, which name the TPM; without an appraisal, there is none.
+    """Return the settings of the last appraisal, which name the TPM; if there was none, ``{"tpm": None}``.
 
-    :raises StateError: the recorded result is damaged.
+    :raises StateError: when the recorded result is damaged.
     """
     last = result.load(layout)
     return {"tpm": None} if last is None else last.settings
 
 
 def vouch(layout: Layout, chosen: Mapping[str, Any], said: bytes) -> str:
-    """Return the message by which this host vouches for the statement *said*.
+    """Sign the statement in *said* with the host's key; return statement and signature as one message.
 
     :param chosen: from :func:`settings`.
-    :raises NetspaceError: a TPM is configured, but can't be used. No software key takes its place.
+    :raises NetspaceError: when a TPM is configured, but can't be used. The software key is not used in its place.
     """
     if chosen.get("tpm") is None:
         signature = software_key.load(layout).sign(environment_token.PREFIX + said)
@@ -44,9 +45,9 @@ def vouch(layout: Layout, chosen: Mapping[str, Any], said: bytes) -> str:
 
 
 def public(layout: Layout, chosen: Mapping[str, Any]) -> dict[str, str]:
-    """Return ``{kind, key}``: the public key (PEM) for relying parties to pin.
+    """Return the host's public key (PEM) for relying parties to pin: ``{kind, key}``.
 
-    :raises NetspaceError: a TPM is configured, but can't be used.
+    :raises NetspaceError: when a TPM is configured, but can't be used.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -6,8 +6,8 @@ are, so rules for loaded files also rest on PCR 4. Root can extend PCRs after th
 rule has to judge **every** digest of every PCR that could hold the measurement. Otherwise, an attacker would measure
 into a PCR that is not quoted, or that may have any value.
 
-:func:`gaps` returns the PCRs that a policy leaves unjudged. A policy with gaps is refused by :func:`policy.accepted`
-    before it comes into force, and by the verifier at each appraisal. Pure: no file is read.
+The function :func:`gaps` returns the PCRs that a policy leaves unjudged. Both :func:`policy.accepted`, before a policy
+comes into force, and the verifier, at each appraisal, refuse a policy with gaps. Pure: no file is read.
 """
 
 from __future__ import annotations

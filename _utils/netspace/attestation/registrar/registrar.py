@@ -82,8 +82,9 @@ class Registrar:
     def request(self, minion: str) -> dict[str, Any]:
         """Return the request for a minion's next enrolment.
 
-        The request has ``template`` (that of the recorded endorsement key; empty: any template), ``period`` (new in
-        each request; selects a new attestation key) and ``others`` (whether to show the TPM's other endorsement keys).
+        ``template`` is the template of the recorded endorsement key; it is empty if no key is recorded, and then the
+        minion may use any template. ``period`` is a new random value, from which the TPM derives a new attestation key.
+        ``others`` tells whether the minion shows the TPM's other endorsement keys, too.
         """
         known = self.host(minion)
         self._requested[minion] = secrets.token_bytes(PERIOD)

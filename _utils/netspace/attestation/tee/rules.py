@@ -3,7 +3,7 @@
 ::
 
     tee:
-      rooted_key: false            # true: a good TEE gives L3 to a host without a TPM, whose key it vouches for
+      rooted_key: false            # true: a host without a TPM has L3 if a good TEE vouches for the host's key
       snp:
         measurements: [<hex>, ...] # launch digests, 48 bytes
         id_keys: [<hex>, ...]      # digests of keys that sign ID blocks; author_keys: of keys that sign these keys

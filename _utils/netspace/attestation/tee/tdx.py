@@ -286,7 +286,7 @@ def platform_of(leaf: Certificate, body: Body) -> Platform:
     pce_svn = binary.number(_field(tcb, "17", binary.INTEGER), what)
     pce, fmspc = _field(fields, "3", binary.OCTETS), _field(fields, "4", binary.OCTETS)
     if len(pce) != 2 or len(fmspc) != 6:
-        raise TeeMalformed(f"{what}: PCE-ID or FMSPC of another size")
+        raise TeeMalformed(f"{what}: expected 2 bytes of PCE-ID and 6 of FMSPC, got {len(pce)} and {len(fmspc)}")
     tcbs = (body.tcb,) if body.current_tcb is None else (body.tcb, body.current_tcb)
     return Platform(fmspc, pce, components, pce_svn, tcbs, body.module_signer, body.module_attributes)
 

@@ -226,5 +226,5 @@ def _known(text: str) -> str:
 def _masked(value: bytes, expected: str, mask: str) -> bool:
     bits, allowed = bytes.fromhex(mask), bytes.fromhex(expected)
     if len(bits) != len(value) or len(allowed) != len(value):
-        raise ValueError("a mask of another size")
+        raise ValueError(f"expected a value and a mask of {len(value)} bytes, got {len(allowed)} and {len(bits)}")
     return all(one & bit == good & bit for one, bit, good in zip(value, bits, allowed, strict=True))

@@ -116,5 +116,5 @@ def _add(found: Values, bank: str, pcr: Any, value: Any) -> None:
     except (TypeError, ValueError) as err:
         raise Malformed(f"PCR values: {bank[:20]}:{pcr!r:.20}: {err}") from err
     if len(digest) != _SIZES.get(bank) or not 0 <= number < PCRS or number in found.get(bank, ()):
-        raise Malformed(f"PCR values: {bank[:20]}:{number}: an unknown bank or PCR, another size, or given twice")
+        raise Malformed(f"PCR values: {bank[:20]}:{number}: an unknown bank or PCR, a wrong size, or given twice")
     found.setdefault(bank, {})[number] = digest

@@ -7,27 +7,25 @@ the event, do not count. The checks, in order:
 
 1. the logs lead to the quoted values of all PCRs except ``unchecked`` ones;
 2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
-3. PCRs 0, 1 and 7: the terms of ``tcb`` (:mod:`netspace.attestation.verifier.tcb_rules`);
-4. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
-5. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
-6. PCRs for which the policy lists plain values;
-7. terms of ``tcb`` that nothing but the host's word supports: with such a term, there is no L4.
+3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
+4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
+5. PCRs for which the policy lists plain values.
 
 What each PCR proves, and what it does not (docs/attestation-policy.md says more):
 
 =========  ================================  ==================================  ==================================
 PCR        extended by, and when             proved by                           remains unproved
 =========  ================================  ==================================  ==================================
-0 1 3 5 6  firmware; later anybody           plain values; in PCR 1, ``tcb``     everything, if it is unchecked
+0 1 3 5 6  firmware; later anybody           plain values                        everything, if it is unchecked
 2          firmware, before it runs a        plain values
            driver
 4          firmware, shim and loaders,       each digest listed, a separator or  the order of programs without
            before they start a program       a UEFI action; ``started_by``       ``started_by``
 7          up to the separator, firmware     known variables, once each, whose
            alone                             data was measured
-7          then firmware and shim, before    listed certificates and programs;   what a shim starts that measures
-           they start a program; later       shim's variables in a safe state    nothing: ``dbx`` or PCR 4 excludes
-           anybody                                                               it
+7          then firmware and shim, before    listed certificates and programs;   programs of a shim that measures
+           they start a program; later       shim's variables in a safe state    nothing (``dbx`` or PCR 4 excludes
+           anybody                                                               such a shim)
 8          GRUB before each command; later   listed commands, allowed lines
            anybody
 9          GRUB for files, Linux for line    listed digests, allowed lines,      whether an older kernel had a line
@@ -35,8 +33,8 @@ PCR        extended by, and when             proved by                          
 10         the kernel (IMA); anybody         the list (``ima_rules``)            who extended it
 11         systemd's stub, then its phases;  listed digests, sections' names,    what comes after the first phase
            later anybody                     allowed lines, phases
-12         systemd-boot and the stub; later  listed digests, allowed lines       the line of an entry without one:
-           anybody                                                               root can add it
+12         systemd-boot and the stub; later  listed digests, allowed lines       a line that root adds, if the boot
+           anybody                                                               entry has none
 13         the stub, for extensions          listed digests, if it is quoted     extensions, if it is not quoted
 14         shim, for its keys and switches;  listed keys, empty lists, switches
            later anybody                     that are off

@@ -84,7 +84,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
     if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
         before = start
     if brought.first != before.lines:
-        raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
+        raise ListGap(f"the list begins with line {brought.first}, but the next line to judge is {before.lines}")
     entries = ima.parse(brought.lines)
     entries = entries[: ima.match(entries, before.value, brought.value)]
     # Computed once: the logs may be large, and root can add many lines that need this value.
@@ -169,7 +169,7 @@ def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collectio
 def _first_refused(
     entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
 ) -> tuple[str, str] | None:
-    """Return the reason code and the reason for the first line that the policy refuses; None: it allows all.
+    """Return the reason code and the reason for the first line that the policy refuses; None if it allows all lines.
 
     :param first: line number of the first entry.
     :param known: a function that returns the boot aggregates of this boot.

@@ -106,11 +106,10 @@ def check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") 
 
 
 def is_digest(quote: Quote, values: bytes, key: Public) -> bool:
-    """Return whether the quote's digest is the digest of *values* with the hash of the key's scheme.
+    """Return whether the quote's digest is that of the PCRs' *values*, by the hash of the key's scheme.
 
-    Source: TPM 2.0 Library specification, Part 3, TPM2_Quote.
-
-    :func:`check_signature` has checked this hash.
+    The function :func:`check_signature` has checked that this hash is good enough. Source: TPM 2.0 Library
+    specification, Part 3, TPM2_Quote.
     """
     scheme = cast("tuple[int, int]", key.scheme)
     return hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest)

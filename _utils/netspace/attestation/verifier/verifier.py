@@ -3,18 +3,19 @@
 No file, no network, no TPM, no clock. Rules:
 
 1. ``attestation_keys.challenge`` checks four things: each endorsement key has the properties of an endorsement key; the
-   certificate of the first endorsement key, if any, is for this key; the first endorsement key is the pinned key, if a
-   key is pinned; the attestation key is restricted, only signs, and can't leave its TPM. A certificate that chains to a
-   root gives L3; without such a certificate, the level is L2. A certificate that its maker revoked is refused.
-2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can make this answer. A ``Bound``
-   is made only by ``redeem``. For a key that was bound before, ``attestation_keys.certified`` accepts the certificate
-   of the Privacy CA.
-3. ``verify_quote`` checks, in this order: the evidence's key; size; magic; type; structure; the signature's scheme,
-   which must be the key's, with SHA-256 or better; signature; qualifying data; the key's hierarchy, which must be the
-   endorsement hierarchy (for keys of other hierarchies, a TPM obfuscates counters and firmware version); PCRs, which
-   must be exactly the requested ones, of one bank; digest of the values; clock; no reset of the TPM within one boot. If
-   there is a quote of PCR 10, the same checks follow for this quote, and both quotes must be of one boot. If the
-   certificate gave L3, ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
+  certificate of the first endorsement key, if any, is for this key; the first endorsement key is the pinned key, if a
+  key is pinned; the attestation key is restricted, only signs, and can't leave its TPM. A certificate that chains to a
+  root gives L3; without such a certificate, the level is L2. A certificate that its maker revoked is refused.
+2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can make this answer. Only
+  ``redeem`` makes a ``Bound``. For a key that was bound before, ``attestation_keys.certified`` accepts the certificate
+  of the Privacy CA.
+3. ``verify_quote`` makes these checks, in this order: the evidence's key, size, magic, type, structure, the signature's
+  scheme, signature, qualifying data, the key's hierarchy, PCRs, digest of the values, clock, no reset of the TPM within
+  one boot. The scheme must be the key's, with SHA-256 or better. The hierarchy must be the endorsement hierarchy,
+  because a TPM obfuscates counters and firmware version for keys of other hierarchies. The PCRs must be exactly the
+  requested ones, of one bank. If there is a quote of PCR 10, the same checks follow for this quote, and both quotes
+  must be of one boot. If the certificate gave L3, ``netspace.attestation.verifier.appraisal`` then decides on L4 and
+  L5.
 4. ``verify_software`` checks a software key's evidence (structure, key, signature, qualifying data), and gives L1.
 
 Each kind of refusal is a separate exception with a stable code (``netspace.attestation.refusals``). Only this module

@@ -197,7 +197,7 @@ class Confinement:
             del self._errors[name]
 
     def outdated(self, spec: Environment, used: Runtime, confined: str) -> bool:
-        """Return whether an environment that was made with the profile *confined* would get another profile now."""
+        """Return whether an environment whose profile has the name *confined* would get another profile now."""
         state = look(self._layout)
         if spec.apparmor == "off" or lacking(used) or state.problem:
             return False

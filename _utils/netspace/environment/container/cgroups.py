@@ -64,7 +64,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
-    """Return the controllers among *known* that can enforce a limit, by their names in :data:`CONTROLLERS`."""
+    """Return the controllers among *known* that can enforce a limit. The names are those of :data:`CONTROLLERS`."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
 
 
@@ -252,7 +252,7 @@ def _write(file: str, value: str) -> None:
 
 
 def _same(one: Setting, now: str) -> bool:
-    """Return whether a file's content *now* is equivalent to the setting's value."""
+    """Return whether *now*, the present content of a setting's file, is equivalent to the setting's value."""
     if one.key == "memory":
         page = os.sysconf("SC_PAGESIZE")  # the kernel rounds down
         with contextlib.suppress(ValueError):

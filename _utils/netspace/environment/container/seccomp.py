@@ -1,12 +1,12 @@
-"""The system calls that an environment may make: pure tables; all other calls are denied.
+"""Tables of the system calls that an environment may make. All other calls are denied.
 
-The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason; ``standard`` adds
-calls that some servers need (``STANDARD``). A call that is not listed fails with EPERM, or with ENOSYS if C libraries
-test for the call and can do without it. ``NEVER`` lists the calls that neither profile allows, regardless of the
-program's capabilities: calls that make namespaces or mounts, access another process or widen the kernel's attack
-surface. Some calls are allowed only with certain arguments (``seccomp_arguments``). Landlock and seccomp stay allowed,
-so that a program can restrict itself further. ``seccomp_file`` reads an operator's own profiles; this module uses no
-file.
+The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason. The profile
+``standard`` adds calls that some servers need (``STANDARD``). A call that is not listed fails with EPERM, or with
+ENOSYS if C libraries test for the call and can do without it. ``NEVER`` lists the calls that neither profile allows,
+regardless of the program's capabilities: calls that make namespaces or mounts, access another process or widen the
+kernel's attack surface. Some calls are allowed only with certain arguments (``seccomp_arguments``). Landlock and
+seccomp stay allowed, so that a program can restrict itself further. ``seccomp_file`` reads an operator's own profiles;
+this module uses no file.
 
 Source: the manual pages of section 2. One table has the names of both architectures, since a name that one of them
 doesn't have is skipped.

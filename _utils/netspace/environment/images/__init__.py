@@ -144,7 +144,10 @@ class Store:
         return ""
 
     def note_seen(self) -> None:
-        """Write new fingerprints of sources whose times but not contents changed, so that they aren't hashed again."""
+        """Write the new fingerprints of sources whose times changed, but whose contents stayed the same.
+
+        Otherwise, the contents of these sources would be hashed again each time.
+        """
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
@@ -155,7 +158,7 @@ class Store:
         """Return the image of the present content of ``<source>:<location>``; build it if it doesn't exist.
 
         :param source_hash: sha256 that the source must have.
-        :raises NetspaceError: when the source is missing, damaged, not an image, or has another hash; In these cases no
+        :raises NetspaceError: when the source is missing, damaged, not an image, or has another hash. In these cases no
             file of the build stays.
         """
         source, location = sources.split(image)

@@ -22,7 +22,7 @@ NAME = 255
 LAYERS = 128
 """Layers of an OCI image."""
 RATIO = 250
-"""The most bytes out of a compressed stream for each byte in, once more than ``UNRATED`` came out."""
+"""The most unpacked bytes for each byte of a compressed stream, once more than ``UNRATED`` bytes are unpacked."""
 UNRATED = 64 * 1024**2
 """Bytes that may come out of a compressed stream before ``RATIO`` counts."""
 HEADER = 256 * 1024

@@ -1,10 +1,12 @@
 """Copies of images, for environments that share no page in memory with others (``image_cache: own``).
 
-The kernel caches pages per file. A page of a shared image that one environment has read is read faster by another
-environment, which so learns about the first one's accesses. A copy is a separate file with separate pages. It is
-mounted, and its name is removed at once. The kernel frees the copy's space when its last mount, the environment's root,
-is gone. So nobody has to remove a copy, and a crash leaves none. If the file system can share blocks (XFS, btrfs), a
-copy takes no space.
+The kernel caches pages per file. If one environment has read a page of a shared image, another environment reads this
+page faster. By the time of its own reads, it can learn what the first environment has read. A copy is a separate file
+with separate pages.
+
+The copy is mounted, and its name is removed at once. The kernel frees the copy's space when its last mount, the
+environment's root, is gone. So nobody has to remove a copy, and a crash leaves none. If the file system can share
+blocks (XFS, btrfs), a copy takes no space.
 """
 
 from __future__ import annotations

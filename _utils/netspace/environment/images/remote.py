@@ -45,7 +45,10 @@ class Remote(Protocol):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """A source's place: a location on this host; or a URL, and the *rest* of the declared location after the URL."""
+    """The place of a source: either a location on this host, or a URL.
+
+    :param rest: the part of the declared location after the URL.
+    """
 
     location: str
     url: str = ""

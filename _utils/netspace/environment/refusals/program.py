@@ -3,8 +3,8 @@
 The kernel runs the program at the end of each system call of the host (tracepoint ``sys_exit``), when the call's result
 is already decided. The program can't change a result or wait. It records a call only if the result is EPERM, EACCES,
 EROFS or ENOSYS, and if the caller's user id belongs to an audited environment. This is the host's user id, so a program
-can't pretend to be another environment. (The environment's user id 0 is left out: with it, the runtime prepares a
-start.)
+can't pretend to be another environment. (Calls by the environment's user id 0 are left out, because the runtime makes
+them while it prepares a start.)
 
 The call is counted, with its result, arguments and path, in one of two maps of the environment: one map for calls with
 a path, the other for all other calls. So a search through many files doesn't crowd out other calls. A map has a fixed

@@ -1,11 +1,13 @@
 """Recording of refused system calls: a BPF program attached to the kernel, and the maps of audited environments.
 
 The program and the maps are pinned in a BPF file system of this instance (``/run/netspace/refusals``), which only root
-may enter. It exists only while an environment is audited. They belong to no process, so no process can end and stop the
-recording. The program is attached last, and its file's name contains its digest. So netspace attaches it again if a
-killed run left the set-up unfinished, or if an older netspace attached another version. The names of an environment's
-maps contain a digest of the settings that decide about its calls. If the settings change, the environment gets new,
-empty maps. So each refusal is judged by the settings under which it happened.
+may enter. This file system exists only while an environment is audited. The program and the maps belong to no process,
+so the end of a process doesn't stop the recording. The program is attached last, and its file's name contains its
+digest. So netspace attaches it again if a killed run left the set-up unfinished, or if an older netspace attached
+another version.
+
+The names of an environment's maps contain a digest of the settings that decide about its calls. If the settings change,
+the environment gets new, empty maps. So each refusal is judged by the settings under which it happened.
 """
 
 from __future__ import annotations
@@ -70,7 +72,10 @@ def _settings(record: Record) -> str:
 
 
 def recordable(record: Record) -> bool:
-    """Return whether the host's kernel answers the environment's system calls, by a profile that can be chosen."""
+    """Return whether an environment's refused system calls can be recorded.
+
+    The host's kernel must answer the calls, and the program must not be a unikernel.
+    """
     module = record.runtime.module
     return bool(module.RUNS == "images") and not module.OWN_KERNEL
 
@@ -130,7 +135,7 @@ def begin(layout: Layout, known: Mapping[str, Record]) -> None:
 def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> None:
     """Add and drop the environments in *what*. If the program isn't attached, attach it.
 
-    When it attaches the program, it records all audited environments from their beginning.
+    If the program wasn't attached, all audited environments are added, with new maps.
 
     :param wanted: records by name; they include all that are added.
     :raises OSError: the kernel refuses a step, or this host lacks a library.

@@ -1,7 +1,7 @@
-"""``runc``: the OCI's reference runtime. It has time namespaces and bind mounts with mapped ids since 1.2 only.
+"""``runc``: the OCI's reference runtime. Time namespaces and bind mounts with mapped ids need version 1.2.
 
-Older versions also enter the user namespace first, and then lack the right to enter a network namespace that the host
-owns. The host owns all network namespaces of netspace. So at a start runc makes the user namespace itself; for ``exec``
+Older versions enter the user namespace first, and then lack the right to enter a network namespace that the host owns.
+The host owns all network namespaces of netspace. So for a start, runc makes the user namespace itself. For ``exec``,
 see ``elsewhere``.
 """
 

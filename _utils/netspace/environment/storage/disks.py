@@ -1,11 +1,11 @@
 """File systems of a bounded size: writable layers with a size limit, and volumes without a ``source``.
 
 Each is an ext4 in its own sparse file, on a loop device. So the kernel enforces its bounds (bytes, and one file per 16
-KiB) whatever file system holds the state folder. ``df`` in an environment shows the environment's own file system. No
-two share free space or a journal.
+KiB), regardless of the file system under the state folder. ``df`` in an environment shows the environment's own file
+system. These file systems share no free space and no journal.
 
 With CAP_SYS_RESOURCE, a file system can grow while in use. Without this capability, and to shrink, the file system is
-rewritten; after a crash, either the old or the new file system is there.
+rewritten. After a crash, either the old or the new file system is there.
 
 Only :func:`remove` deletes the content of a file system.
 """

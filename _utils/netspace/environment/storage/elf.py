@@ -1,4 +1,4 @@
-"""Reader of a program's ELF headers (elf(5)), for the loader that they name. Runs nothing."""
+"""Reader of a program's ELF headers (elf(5)), which name the program's loader. Runs nothing."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _LARGEST_BLOCK = 6  # 64 KiB, as a power of two times 1 KiB
 def size_of(path: Path) -> int:
     """Return the size in bytes of the ext4 in *path*, by its super block.
 
-    :param path: a file; better the device, while the file system is mounted.
+    :param path: the file system's file. While the file system is mounted, better give its device.
     :raises ValueError: when there is no ext4, or a damaged one.
     """
     with path.open("rb", buffering=0) as stream:

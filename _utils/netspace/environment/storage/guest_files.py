@@ -269,7 +269,10 @@ class GuestFiles:
             yield parent, whole.name
 
     def _followed(self, path: str) -> str:
-        """Return the path within the root to which *path* leads, if *path* is a link or begins a chain of links."""
+        """Return the path, within the root, to which *path* leads over a chain of at most eight links.
+
+        If *path* isn't a link, the result is *path* itself.
+        """
         for _ in range(8):
             with self._parent(path) as (parent, name):
                 there = _entry(parent, name)

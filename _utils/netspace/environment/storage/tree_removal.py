@@ -1,8 +1,8 @@
-"""Walk through, and removal of, folders that an environment filled, however deep. No process may use them meanwhile.
+"""Walk through folders that an environment filled, and removal of such folders, at any depth.
 
-A program may nest folders deeper than a path, a stack or the number of open files can reach. So no folder is opened by
-its full path. A walk goes one level at a time. A removal moves folders from two levels below the top to the top, under
-new names. Links are never followed.
+No process may use the folders meanwhile. A program may nest folders deeper than a path, a stack or the number of open
+files can reach. So no folder is opened by its full path. A walk goes one level at a time. A removal moves folders from
+two levels below the top to the top, under new names. Links are never followed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Card of an environment that stays at its present version, because an update was not made or was taken back. Pure.
+"""Card (``environment.json``) of an environment that keeps its version, though an update was declared. Pure.
 
-The declaration gives a card its values and the verbs of its host. A program of the version that stays may not
-understand the values and verbs of the other version. So its card has the values and verbs of its own version. The rest
-of a card, such as the peers, follows the links, which stay updated.
+The update was not made, or was taken back. The declaration gives a card the environment's values, the requests (verbs)
+that the environment may send to its host, and ``audit``. In the card for the other version, a program of the kept
+version may not understand these parts. So they are taken from the kept version's declaration. The other parts, such as
+the list of peers, follow the links, which are updated in any case.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ CARD = "environment.json"
 
 
 def of(handed: Mapping[str, bytes], spec: Environment) -> dict[str, bytes]:
-    """Return the files to hand out, with the values and verbs of *spec* in the card.
+    """Return the files to hand out, with the values, host verbs and ``audit`` of *spec* in the card.
 
-    A unikernel has a disk instead of a card: it keeps the disk that it was given last.
+    A unikernel gets a disk instead of a card. Its files are returned unchanged.
 
-    :param handed: the files for a later version.
+    :param handed: the files for the other version.
     :param spec: the recorded declaration of the version that stays.
     """
     if CARD not in handed:
@@ -37,7 +38,7 @@ def of(handed: Mapping[str, bytes], spec: Environment) -> dict[str, bytes]:
 
 
 def _peer(about: Mapping[str, object], spec: Environment) -> dict[str, object]:
-    """Return an entry of the card; that of the host has the verbs of *spec*."""
+    """Return a peer's entry for the card. In the host's own entry, the verbs are those of *spec*."""
     if about["to"] != peer.NAME:
         return dict(about)
     kept = {key: value for key, value in about.items() if key != "verbs"}

@@ -233,9 +233,9 @@ class Comparison(NamedTuple):
 
     :param dropped: the changes on hosts where only the first plan makes them.
     :param added: the changes on hosts where only the second plan makes them.
-    :param without: hosts that have a plan only in the first.
-    :param with_plan: hosts that have a plan only in the second.
-    :param redeclared: hosts in both whose steps are equal, though their declarations differ.
+    :param without: hosts that only the first plan has.
+    :param with_plan: hosts that only the second plan has.
+    :param redeclared: hosts whose steps are equal in both plans, although their declarations differ.
     """
 
     dropped: list[Entry]

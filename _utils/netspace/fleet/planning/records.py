@@ -78,7 +78,7 @@ class Plans:
         self.folder = folder
 
     def keep(self, record: PlanRecord) -> None:
-        """Store a plan, and delete all but the last :data:`MAX_PLANS` in use; the caller holds the lock."""
+        """Store a plan, and keep only the :data:`MAX_PLANS` plans that were used last. The caller holds the lock."""
         path = self._path(record.id)
         files.write(path, msgspec.json.encode(record))
         os.utime(path)

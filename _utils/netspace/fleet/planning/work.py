@@ -122,7 +122,7 @@ def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None
 
 
 def _leaving(declaration: FleetDeclaration, declared: set[str]) -> dict[str, HostRecord]:
-    """Return plans for hosts that are no longer declared. They lose their slices, but their programs go on."""
+    """Return plans for hosts that are no longer declared. Such hosts lose their slices, but their programs go on."""
     found = {}
     why = "it is no longer declared, and gets no pillar of the fleet any more; its programs go on"
     for minion, section in declaration.given.sections().items():
@@ -183,8 +183,9 @@ class PlannedHosts:
         """Apply exactly the hosts' plans.
 
         The master gives a host its new slice once the host has applied it. If the master is killed in between, the host
-        has applied a slice that it isn't given yet. If the host applies its pillar next, it returns to the old slice.
-        If the plan is applied again, nothing is left to do on the host, and the master gives it the slice.
+        has applied the new slice, but the master still has the old slice for it. If the host then applies its pillar,
+        it returns to the old slice. If the plan is applied again, nothing is left to do on the host, and the master
+        gives it the new slice.
         """
         found: dict[str, Outcome] = {}
         asked = []
@@ -273,7 +274,7 @@ class PlannedHosts:
         if not self._given.active():
             return Outcome(False, "the fleet no longer has apply: planned; plan again")
         if self._given.candidate(self._record.generation) is None:
-            return Outcome(False, "the plan's candidate was deleted; plan again")
+            return Outcome(False, "the declaration of this plan was deleted; plan again")
         now = self._given.digest_of(known.minion)
         if now == known.new and (now != known.old or not known.plan.steps):
             return Outcome(True, "it has this slice already")
@@ -320,7 +321,7 @@ class PlannedHosts:
     ) -> None:
         """Call a function on hosts, and add an outcome for each of them to *found*.
 
-        :param arguments: returns the arguments of the call to some hosts.
+        :param arguments: returns the arguments of the call to the given hosts.
         :param judged: returns the outcome that follows from an answer, or raises ``NetspaceError``.
         """
         host_of = {self._record.hosts[host].minion: host for host in asked}

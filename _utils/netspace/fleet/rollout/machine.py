@@ -153,7 +153,7 @@ class _Machine:
             left -= AGAIN
 
     def _waited(self, seconds: float) -> bool:
-        """Wait; return whether the wait was complete. It ends early if an operator asks to stop.
+        """Wait; return False if the wait ended early because an operator asks to stop.
 
         A request to stop doesn't count if the rollout is already stopping.
         """

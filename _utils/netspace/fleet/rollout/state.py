@@ -1,8 +1,8 @@
-"""State of a rollout as its journal's records lead to it, and the step that comes next. Pure.
+"""State of a rollout, computed from the records of its journal, and the step that comes next. Pure.
 
 A host is *bad* from the moment when the change is sent to it, or when it is to be taken back, until the gate finds it
-good. A batch is never larger than the number of hosts that may still become bad. So wherever the rollout ends, at most
-``max_fail`` hosts are bad.
+good. A batch is never larger than the number of hosts that may still become bad. So at most ``max_fail`` hosts are bad,
+whenever the rollout ends.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Arguments of a verb that takes none."""
+    """The arguments of a verb that takes no arguments."""
 
 
 class Unchanged(Exception):
-    """The asker knows the answer already. The host gives it once it has changed, or after some time."""
+    """Error: the answer is still the one that the asker knows. The peer answers once it changes, or after some time."""
 
 
 class Later(Exception):
@@ -34,11 +34,13 @@ class Later(Exception):
 class Asker:
     """An environment that sent a request to its host.
 
-    :param name: its name. It follows from the exchange that the message came through, to which no other environment may
+    :param name: its name. The broker proves it: the request came through an exchange to which only this environment may
         write.
     :param own: the host's facts about it.
     :param told: the host's facts about all environments.
     :param now: the time, in seconds since 1970.
+    :param patient: whether the peer may hold back the answer until it changes.
+    :param health: returns the health of an environment, by its name; see :meth:`netspace.host.peer.health.Marks.of`.
     """
 
     name: str
@@ -49,9 +51,9 @@ class Asker:
     health: Callable[[str], Health | None] = lambda _: None
 
     def started(self) -> float | None:
-        """Return when its program was started, in seconds since 1970 (to hundredths); None if unknown.
+        """Return when the environment's program was started, in seconds since 1970 (to hundredths); None if unknown.
 
-        The oldest process in its control group counts as the program.
+        The oldest process in the environment's control group counts as the program.
         """
         pids = process.members(self.own.group)[:MEMBERS]
         ticks = [there.ticks for pid in pids if (there := process.stat(int(pid))) is not None and there.ticks > 0]

@@ -1,6 +1,7 @@
-"""Health of environments for the peer: marks that the watch of health makes, and nothing else of what the watch knows.
+"""Health of environments, as the peer sees it: by mark files of the health-watching service.
 
-The folder of the marks lets the peer's group look for a file by its name. It can't list the folder or read a file.
+The peer's group may look up a file in the folder of the marks by its name. It may neither list the folder nor read a
+file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Health = Literal["healthy", "unhealthy", "starting"]
 
 
 class Marks:
-    """The marks, opened while the process still has root's rights."""
+    """The folder of the mark files, opened while the process still has root's rights."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -27,7 +28,7 @@ class Marks:
         self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def of(self, name: str) -> Health | None:
-        """Return the health of an environment that has a check; None: it can't be seen."""
+        """Return the health of an environment that has a health check; None if it can't be seen."""
         try:
             if self._there(record.up(self._layout, name).name):
                 return "healthy"
@@ -44,7 +45,7 @@ class Marks:
 
 
 def withdraw(layout: Layout) -> None:
-    """Make the folder of the marks root's alone again."""
+    """Take the access to the folder of the marks away from the peer's group. Only root has access after this."""
     folder = record.folder(layout)
     if folder.is_dir():
         folder.chmod(0o700)

@@ -1,9 +1,10 @@
-"""The one process of a host that answers its environments, as the peer ``host`` (``python -m netspace peer``).
+"""The process that answers requests of a host's environments, as the peer ``host`` (``python -m netspace peer``).
 
-It is a service like the forwarder, and exists only while a declaration permits some environment to ask. The process
-starts as root, gives up all rights (``privileges``), and is then an ordinary client of the broker: it may read the
-queues of requests to the host, and write answers. Two files (``told``) say who may ask for what; the process reads them
-again when they change. It sleeps while there is nothing to do.
+It is a service like the forwarder, and runs only while a declaration permits some environment to send requests. The
+process starts as root and gives up all rights (``privileges``). After that it is an ordinary client of the broker: it
+may read the queues of requests to the host, and write answers. Two files (``told``) have the environments that may send
+requests, and the facts for the answers. The process reads the files again when they change. It sleeps while there is
+nothing to do.
 
 The broker delivers one request at a time from each environment's queue, in turn. So an environment that sends requests
 without end waits for its own answers, and delays no other environment.
@@ -54,18 +55,19 @@ KNOCK = 0.1
 PATIENCE = 30.0
 """Seconds until such an answer is given, changed or not."""
 HELD = 8
-"""The most requests of an environment that wait for a change; another one is answered at once."""
+"""The most requests of one environment that wait for a change. A further request is answered at once."""
 HELD_ALL = 1024
-"""The most of them of all environments together."""
+"""The most requests of all environments together that wait for a change."""
 KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
 
 
 @dataclass
 class Held:
-    """A request whose answer waits for a change, until the time *until* (``time.monotonic``).
+    """A request whose answer is held back until it changes, but at most until the time *until* (``time.monotonic``).
 
-    :param body: the request, in its shortest form.
+    :param body: the request, encoded again without white space.
+    :param name: the environment that sent the request.
     """
 
     way: Way
@@ -272,7 +274,7 @@ class Peer:
 
 
 def _senders(card: Card) -> dict[str, Sender]:
-    """Return the environments that may ask, by the exchange through which their requests come."""
+    """Return the environments that may send requests, by the exchange through which their requests come."""
     return {sender.exchange: sender for sender in card.senders}
 
 

@@ -1,4 +1,4 @@
-"""Files in the peer's folder, which root writes from the records: facts to answer with, the peer's card, its log-in.
+"""Files in the peer's folder, which root writes from the records: facts for answers, the peer's card, its credentials.
 
 The folder is in memory only, so the files are made again after a reboot.
 """
@@ -49,7 +49,7 @@ def publish(layout: Layout, links: Links) -> None:
 def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> Told:
     """Return the facts that the peer gets for these links.
 
-    An environment whose record is damaged may ask for nothing.
+    An environment with a damaged record is left out, so the peer ignores its requests.
 
     :param host: the host's name in links; None: none is declared.
     """
@@ -71,7 +71,10 @@ def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> T
 
 
 def _with_key(layout: Layout, known: Told) -> Told:
-    """Return *known*, with the message that vouches for the tokens' key if somebody may ask for a token."""
+    """Return *known*, with the host's signed statement about the tokens' key if an environment may ask for tokens.
+
+    If no environment may ask for tokens, the key is deleted.
+    """
     from netspace.host.peer import vouching
 
     if not any("attest" in one.verbs for one in known.environments.values()):

@@ -122,7 +122,10 @@ def parse(body: bytes | bytearray, size: int) -> Request:
 
 
 def compact(body: bytes | bytearray) -> bytes:
-    """Return a request that :func:`parse` accepts without its white space, in memory of its own."""
+    """Return a copy of a request without white space, which uses none of the memory of *body*.
+
+    :param body: a request that :func:`parse` accepts.
+    """
     return _ENCODER.encode(msgspec.json.decode(body))
 
 

@@ -1,4 +1,4 @@
-"""The peer as a service of the host: runs while some environment may ask the host."""
+"""The peer as a service of the host. It runs while some environment may send requests to the host."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def lacking(supervisor: Supervisor, made: Service, wanted: bool) -> tuple[str, d
 
 
 def forget(layout: Layout) -> None:
-    """Remove the folder, and the view of health. The folder stays while the forwarder listens in it.
+    """Remove the peer's folder, and the peer's access to the marks of health.
 
-    Without the folder, haproxy could not start again.
+    The folder stays while the forwarder (haproxy) listens in it, because haproxy could not start again without the
+    folder.
     """
     health.withdraw(layout)
     if str(host_peer.socket_path(layout)) not in forwarder.current(layout):

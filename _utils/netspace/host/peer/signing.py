@@ -1,6 +1,6 @@
-"""Signatures by ES256 (RFC 7518, 3.4), made by OpenSSL's libcrypto, which Python's TLS has loaded already.
+"""ES256 signatures (RFC 7518, 3.4) by OpenSSL's libcrypto, which Python has loaded already for TLS.
 
-The library ``cryptography`` would double the memory of the peer, which signs with one key and does nothing else.
+The peer needs only such signatures. Importing ``cryptography`` would double the peer's memory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _MOST = 128  # bytes of a signature in DER
 
 
 class SigningError(Exception):
-    """OpenSSL refused the key or the signature."""
+    """Error: OpenSSL refused the key, or could not sign."""
 
 
 def es256(key: bytes, message: bytes) -> bytes:
-    """Return the signature of a message: r and s, of 32 bytes each.
+    """Return the ES256 signature of a message: the numbers r and s, 32 bytes each.
 
     :param key: a private key on P-256 (PKCS #8, DER).
-    :raises SigningError: it can't be made.
+    :raises SigningError: when OpenSSL can't read the key or can't sign.
     """
     library = _library()
     start = ctypes.c_char_p(key)
@@ -41,7 +41,10 @@ def es256(key: bytes, message: bytes) -> bytes:
 
 
 def _numbers(der: bytes) -> bytes:
-    """Return r and s of a signature in DER (RFC 3279, 2.2.3), each of them shorter than 128 bytes."""
+    """Return the numbers r and s, 32 bytes each, from a signature in DER (RFC 3279, 2.2.3).
+
+    In DER, each number must take fewer than 128 bytes.
+    """
     at, found = 2, b""
     for _ in range(2):
         size = der[at + 1]

@@ -35,9 +35,11 @@ class Reached(msgspec.Struct, frozen=True):
 
 
 class Offering(msgspec.Struct, frozen=True):
-    """An environment that offers services, with the control group of its program.
+    """An environment that offers services.
 
-    :param checked: it has a health check.
+    :param services: the names of the services.
+    :param group: the control group of its program.
+    :param checked: whether it has a health check.
     """
 
     services: tuple[str, ...]
@@ -76,15 +78,16 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 class Vouched(msgspec.Struct, frozen=True):
-    """The key of environments' tokens, as the host vouches for it.
+    """The host's signed statement about the key of environments' tokens; or why there is none.
 
-    :param about: what the message depends on; root compares it.
-    :param since: when the host vouched, in seconds since 1970.
-    :param host: the host's name in tokens, and *boot* the kernel's id of this boot.
-    :param kid: thumbprint of the key.
-    :param message: the message that vouches (``KEY_TYPE``); empty: there is none.
-    :param problem: why there is none.
-    :param tried: when the host last failed to vouch, in seconds since 1970.
+    :param about: the facts on which the statement depends, as text. When they change, root makes a new statement.
+    :param since: the time of the statement, in seconds since 1970.
+    :param host: the host's name in tokens.
+    :param boot: the kernel's id of this boot.
+    :param kid: thumbprint of the tokens' key.
+    :param message: the signed statement, as a message of type ``environment_token.KEY_TYPE``; empty: there is none.
+    :param problem: why there is no statement.
+    :param tried: the time of the last failed attempt to make a statement, in seconds since 1970.
     """
 
     about: str
@@ -101,9 +104,10 @@ class Told(msgspec.Struct, frozen=True):
     """All facts that the peer answers with.
 
     :param host: the host's name in links; None: none is declared.
-    :param environments: the environments that may ask, by name.
+    :param environments: the environments that may send requests, by name.
     :param offering: environments that offer services, by name. An environment is listed only if one of *environments*
         may send to it.
+    :param vouched: the host's statement about the key of environments' tokens; None: no environment may ask for tokens.
     """
 
     version: int
@@ -119,7 +123,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Sender(msgspec.Struct, frozen=True, rename={"name": "from"}):
-    """An environment that may ask, as it is listed in the peer's card."""
+    """An environment that may send requests to the host, as the peer's card lists it."""
 
     name: str
     exchange: str
@@ -157,7 +161,7 @@ def read() -> tuple[Told, Card]:
 
 
 def stamp() -> tuple[int, int]:
-    """Return the identity of the file of facts. It changes with each new content, since root replaces the file.
+    """Return a stamp of the file of facts. Root replaces the file for new content, and so changes the stamp.
 
     :raises OSError: the file is missing.
     """
@@ -166,9 +170,9 @@ def stamp() -> tuple[int, int]:
 
 
 def key() -> bytes:
-    """Return the private key of environments' tokens.
+    """Return the private key that signs environments' tokens.
 
-    :raises OSError: there is none.
+    :raises OSError: there is no such key.
     """
     return _file(KEY)
 

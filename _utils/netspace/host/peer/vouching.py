@@ -1,8 +1,8 @@
-"""The key that signs environments' tokens. Root makes it for the peer while somebody may ask for a token.
+"""The key that signs environments' tokens, and the host's signed statement about this key.
 
-The key is in memory, so it is gone after a reboot. The host vouches for it for a day. Half a day later, the next apply
-or hourly run of the renewer makes the host vouch for it again. Neither Salt's master nor a pillar has any part of the
-key.
+Root makes the key for the peer while an environment may ask for tokens. The key is in a folder in memory, so it is gone
+after a reboot. A statement is valid for three hours. After half of this time, the next apply or hourly run of the
+renewer makes a new statement. Neither Salt's master nor a pillar ever has a part of the key.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _PAUSE = 60.0
 
 
 def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
-    """Return the message by which the host vouches for the key; make both if they are due.
+    """Return the host's signed statement about the tokens' key. Make key and statement if they are missing or due.
 
     :param host: the host's name in links; None: the host's id is used as its name.
-    :param before: what the peer was told last.
+    :param before: the statement that the peer has now; None: the peer has none.
     """
     from netspace.attestation.minion import host_key, software_key
 
@@ -58,12 +58,12 @@ def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
 
 
 def _text(about: Mapping[str, Any], key: bytes) -> str:
-    """Return, as text, the facts on which a message depends: *about*, and the digest of the key."""
+    """Return the facts on which a statement depends, as text: *about*, and the digest of the key."""
     return json.dumps({**about, "key": hashlib.sha256(key).hexdigest()}, sort_keys=True)
 
 
 def _present(layout: Layout) -> bytes:
-    """Return the key's file; empty: there is none."""
+    """Return the content of the key's file; empty if there is no file."""
     try:
         return files.read(host_peer.folder(layout) / KEY)
     except FileNotFoundError:
@@ -71,12 +71,12 @@ def _present(layout: Layout) -> bytes:
 
 
 def forget(layout: Layout) -> None:
-    """Delete the key."""
+    """Delete the tokens' key."""
     files.remove(host_peer.folder(layout) / KEY)
 
 
 def _key(layout: Layout) -> dict[str, str]:
-    """Return the tokens' public key (JWK). Make a key if there is none that can be used."""
+    """Return the tokens' public key (JWK). Make a new key if there is no usable one."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -22,10 +22,10 @@ _UNMOUNTED = (
 def core_pattern(known: Mapping[str, Reading]) -> Row:
     """Return the row on core dumps: where the kernel puts a crashed program's memory.
 
-    It goes to a file, or to a handler on the host. A handler behind ``|`` runs as root in the initial namespaces,
-    unless the limit on core files is exactly 1 (core(5)). netspace sets that limit, and its profiles keep programs from
-    changing it. An operator's own profile may allow a change. Against a socket behind ``@``, no limit helps
-    (fs/coredump.c, Linux 6.16).
+    The kernel writes the memory to a file, or passes it to a handler on the host. A handler behind ``|`` runs as root
+    in the initial namespaces, unless the limit on core files is exactly 1 (core(5)). netspace sets that limit, and its
+    profiles keep programs from changing it. An operator's own profile may allow a change. If the memory goes to a
+    socket (``@``), no limit prevents it (fs/coredump.c, Linux 6.16).
     """
     reading = known[_CORE]
     outcome: Outcome = "unknown"

@@ -1,8 +1,8 @@
-"""Pools of the kernel that all sockets of a host share, environments' too (ip(7), tcp(7), udp(7)). Pure.
+"""Kernel pools that all sockets of a host share, also the sockets in environments (ip(7), tcp(7), udp(7)). Pure.
 
-The kernel also charges what a socket holds to its environment's memory (``docs/limits.md``). So one environment can
-take no such pool if the pool is at least as large as the environment's memory. Other users' programs don't see the
-environments' declarations: the rows compare with the memory that an environment has if none is declared.
+The kernel also charges the content of a socket to its environment's memory (``docs/limits.md``). So one environment
+can't take a whole pool if the pool is at least as large as the environment's memory limit. Users other than root can't
+read the environments' declarations. So the rows compare each pool with the default memory limit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _WORDS = re.compile(r"[0-9]{1,18}([ \t]+[0-9]{1,18}){0,2}")
 class Pool(NamedTuple):
     """A sysctl with the size of a pool.
 
-    :param at: which of its numbers is the size.
-    :param of: how many numbers it has.
-    :param least: the least good size.
-    :param unit: what the number counts.
+    :param at: the index of the size among the sysctl's numbers.
+    :param of: how many numbers the sysctl has.
+    :param least: the lowest good size.
+    :param unit: the unit of the size.
+    :param why: the effect on the host's sockets when the pool is used up.
     """
 
     name: str

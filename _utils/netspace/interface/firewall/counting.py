@@ -1,12 +1,12 @@
-"""Rules that count packets: those that each rule of ``allow`` accepts, and those that are dropped. Pure.
+"""Rules that only count packets: the packets that each rule of ``allow`` accepts, and the dropped packets. Pure.
 
-They accept and drop nothing. One set of each table holds all counts. Its size is bounded, and no packet's content is in
-a key, so whoever sends packets can't fill it. If the set is full all the same, some packets aren't counted; what is
-accepted and what is dropped stays the same, because a rule of its own decides that.
+One set in each table has all counts. The key of an element names the interface and the rule or reason, but nothing of a
+packet. So no sender of packets can fill the set. If the set is full anyway, some packets aren't counted. This affects
+no packet, because other rules accept and drop.
 
-A packet of a connection is counted in the direction of its rule alone: answers aren't. A change of other rules keeps
-the counts. They begin anew when the kernel's table is loaded whole, and for a rule that no packet met for
-``ruleset.KEPT`` seconds.
+A packet of a connection is counted only in the direction of its rule, so answers aren't counted. The counts survive a
+change of other rules. They begin anew when the whole table is loaded. The count of a rule also begins anew if no packet
+met the rule for ``ruleset.KEPT`` seconds.
 """
 
 from __future__ import annotations
@@ -43,29 +43,30 @@ _ENDS = {"out": "iifname . ", "in": "oifname . "}
 
 @functools.lru_cache(4096)
 def text(rule: Allow) -> str:
-    """Return a rule for one family (``Allow.each``) as a label shows it: ``tcp 198.51.100.0/24 443``."""
+    """Return the text of a rule for one family (``Allow.each``) in a metric's label: ``tcp 198.51.100.0/24 443``."""
     words = [rule.protocol, rule.name, str(rule.cidr), None if rule.port is None else str(rule.port)]
     return " ".join(word for word in words if word is not None)
 
 
 def published(one: Publication) -> str:
-    """Return a publication as a label shows it: ``publish 443:8443``."""
+    """Return the text of a published port in a metric's label: ``publish 443:8443``."""
     return f"publish {one}"
 
 
 @functools.lru_cache(16384)
 def key(direction: Direction, what: str) -> bytes:
-    """Return the part of an element's key that stands for a rule or a reason, as the kernel holds it.
+    """Return the part of an element's key that stands for a rule or a reason, in the kernel's form.
 
-    nft writes this part as a MAC. Of nft's constants, only an IPv6 address is longer.
+    It is a hash, which nft writes as a MAC. Of nft's constants, only an IPv6 address is longer.
     """
     return hashlib.sha256(f"{direction} {what}".encode()).digest()[:6] + bytes(2)
 
 
 def collection(types: tuple[str, ...]) -> Collection:
-    """Return the set, without elements: packets add them.
+    """Return the set of the counts, without elements, since packets add the elements.
 
-    :param types: ``INTERFACE`` in a table for many interfaces, ``ALONE`` in a table that is one interface's own.
+    :param types: ``INTERFACE`` in a table for many interfaces, ``ALONE`` in a table that belongs to one interface
+        alone.
     """
     return Collection(types, most=MOST, counting="packets")
 
@@ -74,7 +75,7 @@ def count(direction: Direction, what: str, *, alone: bool = False) -> Rule:
     """Return the rule that counts a packet.
 
     :param what: a rule's text, or a reason.
-    :param alone: the table is one interface's own.
+    :param alone: whether the table belongs to one interface alone.
     """
     end = "" if alone else _ENDS[direction]
     return f"update @{SET} {{ {end}{key(direction, what)[:6].hex(':')} }}"
@@ -86,6 +87,11 @@ def chain(direction: Direction, what: str) -> str:
 
 
 def dropped(direction: Direction, *, alone: bool = False) -> Chain:
-    """Return the chain that counts packets which no rule covers, and returns to the rule that drops them."""
+    """Return the chain that counts packets which no rule covers. It doesn't drop: the calling chain does that next.
+
+    Messages that kernels send by themselves to IPv6 neighbours aren't counted.
+
+    :param alone: whether the table belongs to one interface alone.
+    """
     noise = [f"icmpv6 type {types} return" for types in _NEIGHBOURS]
     return Chain([*noise, count(direction, "none", alone=alone)])

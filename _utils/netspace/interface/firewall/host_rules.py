@@ -234,7 +234,7 @@ _ICMP_ERRORS: Sequence[Rule] = [
 
 
 def _spoofed() -> list[Rule]:
-    """Return the rules on sources."""
+    """Return the rules that drop a packet whose MAC or address isn't the own one of its interface."""
     own = [f"iifname . ether saddr . {of.word} saddr @sources_{fam} goto genuine" for fam, of in FAMILIES.items()]
     return ["iifname != @ends accept", *own, "drop"]
 
@@ -270,7 +270,10 @@ def _allowed(
 def _chain(
     way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]
 ) -> tuple[str, Sequence[Rule], Mapping[str, Chain]]:
-    """Return the chain of these rules for packets on *way*: its name, its rules, and the chains that these lead to."""
+    """Return the chain of these rules for packets on *way*: name, rules, and the counting chains that it leads to.
+
+    :param way: a key of :data:`WAYS`.
+    """
     direction, peer, port, opened = WAYS[way]
     rules = of_way(way, allow)
     led = publish if direction == "in" else ()
@@ -278,7 +281,10 @@ def _chain(
     counted: dict[str, Chain] = {}
 
     def then(what: str, opened: str) -> str:
-        """Return the end of a rule. Only packets in the rule's own direction are counted."""
+        """Return the end of a rule: accept the packet, or go to the chain that counts it first.
+
+        Only packets in the rule's own direction are counted.
+        """
         if not opened:
             return "accept"
         name = counting.chain(direction, what)
@@ -298,9 +304,10 @@ _NEVER_FORWARDED = ("local", "broadcast", "multicast", "anycast")  # the hook "i
 def _counted(
     ordered: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the set and the chains that count dropped packets, and the chain for packets with their own source.
+    """Add the set and the chains that count dropped packets. Change the chain of packets with a genuine source.
 
-    The host drops packets that it doesn't forward before the hooks that judge could see and count them.
+    The host drops a packet that it doesn't forward before the rules that drop could count it. So the chain of packets
+    with a genuine source counts such packets.
     """
     sets[counting.SET] = counting.collection(counting.INTERFACE)
     counted = []

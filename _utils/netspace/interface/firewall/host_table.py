@@ -73,7 +73,7 @@ def put(
 
     :param before: the table that *loaded* describes. If the kernel still holds it, only the difference is changed.
     :param loaded: the facts that the last call returned.
-    :param whole: returns the complete tables, before and after; for the case that *before* and *table* have only the
+    :param whole: returns the complete tables, before and after. They are needed if *before* and *table* have only the
         parts that matter for the difference.
     :param notes: facts by which the caller recognizes the table; they are recorded instead of digests of the complete
         table.

@@ -8,10 +8,10 @@
   source would be a loopback address as well, and answers to it would never leave the environment's namespace.
 4. A published port lets in only the connections that it forwarded. A packet sent straight to the environment's address
   and port still needs a rule of ``allow``. Each packet is checked.
-5. No connection of the host begins from a published port. The kernel tracks two connections between the same ends as
-  one. After a packet from a published port to a user, the user's packets to that port would count as answers, and would
-  not be forwarded. So packets that would begin such a connection from one of the host's addresses are dropped, no
-  matter who sent them, after all translation of addresses.
+5. No connection from one of the host's addresses begins at a published port. Otherwise, after a packet from the
+  published port to a user, the kernel would take the user's packets to that port for answers, and would not forward
+  them. (The kernel tracks all packets between two ends as one connection.) So packets that would begin such a
+  connection are dropped, no matter who sent them. This is done after all translation of addresses.
 
 Maps with protocol and port as key find the published port, so the cost of a packet doesn't grow with the number of
 published ports. Only the first packet of a connection is looked up in them. Without published ports, the table has none

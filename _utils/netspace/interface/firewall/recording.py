@@ -35,8 +35,8 @@ class Place(NamedTuple):
     """A set in which refused packets are recorded, and the common properties of these packets.
 
     :param name: the set's name.
-    :param why: ``rule``: no rule of ``allow`` covers them, though one could. ``rest``: no rule could, or the set for
-        ``rule`` was full. ``forged``: their source isn't the environment's.
+    :param why: ``rule``: a rule of ``allow`` could permit these packets, but there is none. ``rest``: no rule could
+        permit them, or the set for ``rule`` was full. ``forged``: their source address isn't the environment's.
     :param direction: ``out`` or ``in``.
     :param family: ``ipv4`` or ``ipv6``; empty: both.
     """

@@ -264,9 +264,9 @@ def _gone(key: str) -> Words:
 
 
 def _peer(key: str, peer: Mapping[str, Any]) -> list[tuple[Words, int]]:
-    """Return a peer's attributes in portions. Each has some of its networks and their number.
+    """Return a peer's attributes in portions of a limited size, each with the number of networks in it.
 
-    The first portion also has the peer's settings.
+    Each portion has some of the peer's networks. The first portion also has the peer's settings.
     """
     name: Words = (("WGPEER_A_PUBLIC_KEY", key),)
     settings: list[tuple[str, Value]] = [("WGPEER_A_FLAGS", _REPLACE_ALLOWED)]

@@ -108,8 +108,8 @@ def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known
 def failed(before: Known, code: Code, why: str, now: float) -> Known:
     """Return a name's state after a question without a usable answer.
 
-    If no answer came at all (``name-unanswered``), the addresses of the last answer count beyond their time to live. In
-    other cases they don't.
+    If no answer came at all (``name-unanswered``), the addresses of the last answer still count after their time to
+    live has ended. After any other failure, they don't.
     """
     if code == "name-absent":
         return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
@@ -165,7 +165,7 @@ def _within(network: IpNetwork, block: IpNetwork) -> bool:
 
 
 def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[dict[str, float], list[str]]:
-    """Return the addresses that count now, with the seconds that each has left, and texts about the refused ones.
+    """Return the addresses that count now, with the seconds that each has left, and texts about refused addresses.
 
     :param network: the rule's ``cidr``.
     """
@@ -179,7 +179,7 @@ def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[di
 
 
 def problem(name: str, families: Mapping[str, Known], now: float) -> str:
-    """Return an operator's text on what is wrong with a name; empty if nothing is.
+    """Return an operator's text about the problem with a name; empty if there is no problem.
 
     :param families: the name's state for each address family (IPv4, IPv6) that netspace looks up for it.
     """

@@ -108,7 +108,7 @@ def asked_for(interfaces: Iterable[Interface]) -> set[Key]:
 
 
 def unkept(known: Mapping[Key, Known]) -> str:
-    """Return why no further name can be looked up; empty if one can."""
+    """Return the reason why the host can't look up one more name; empty if it can."""
     return f"this host's rules have more than {KEYS} names; remove some" if len(known) >= KEYS else ""
 
 

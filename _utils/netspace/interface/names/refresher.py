@@ -33,7 +33,7 @@ NAME = "names"
 LOOK = 1.0
 """Seconds between two checks whether records have changed."""
 GATHER = 1.0
-"""The most seconds in which a check waits for answers; what comes later, the next check takes."""
+"""The most seconds that a check waits for answers. The next check takes the answers that come later."""
 THREADS = 16
 """Questions that are open at once."""
 OF_ENVIRONMENT, OF_OWNER, OF_SILENT = 4, 2, 4
@@ -81,7 +81,10 @@ def chosen(
     counts: dict[tuple[str, str], int] = {}
 
     def uses(key: Key) -> dict[tuple[str, str], int]:
-        """Return the groups in which a question is counted, each with the most open questions that it may have."""
+        """Return the limits on open questions that apply to a question: the greatest number, by group of questions.
+
+        A group has, for example, all questions of one environment, or all questions about names of one owner.
+        """
         environments = sorted(("environment", one) for one in of.get(key, ()))
         found = {("all", ""): THREADS, ("owner", ".".join(key[0].split(".")[-2:])): OF_OWNER}
         if environments:
@@ -114,7 +117,7 @@ class Refresher:
     """The names to look up, and the known answers.
 
     :param ask: asks a resolver; see ``resolver.ask``.
-    :param pool: runs the questions; None: they run one after the other.
+    :param pool: runs the questions concurrently; None: the questions are asked one after the other.
     """
 
     def __init__(self, layout: Layout, ask: Ask = resolver.ask, pool: Executor | None = None) -> None:
@@ -160,7 +163,7 @@ class Refresher:
         return {}
 
     def _answers(self, now: float) -> set[Key]:
-        """Ask the questions that are due; return those that ended within :data:`GATHER` seconds."""
+        """Ask the questions that are due; return the names whose answers came within :data:`GATHER` seconds."""
         over: set[Key] = set()
         end = time.monotonic() + GATHER
         while True:

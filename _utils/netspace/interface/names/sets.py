@@ -119,8 +119,8 @@ def fill_host(
     :param names: fill only sets of these names; None: of all.
     :param there: the sets that the table has; empty: all that the recorded interfaces need.
     :param known: the state of each name; None: it is read from the record.
-    :raises NftablesError: the kernel refused. If some sets don't exist (yet), the others are filled before this is
-        raised.
+    :raises NftablesError: the kernel refused. If some sets don't exist (yet), all existing sets are filled before this
+        is raised.
     """
     every = records.some(layout, _recorded(layout))
     wanted = [

@@ -67,7 +67,7 @@ def login(broker: ClusterBroker) -> Login:
 
 
 def accounts(layout: Layout, broker: Broker) -> Accounts:
-    """Return the conversion between netspace's account names and those on *broker*."""
+    """Return the conversion between netspace's names of accounts and *broker*'s names of the same accounts."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return certificates.accounts(broker, None if known is None else known.host)
 
@@ -205,7 +205,7 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """Return the objects to which environments have bound more than a request needs, to receive answers.
+    """Return the objects that have more bindings, made by environments for their answers, than requests need.
 
     Bindings are read without their arguments, which may be huge, and ``found_objects.flooded`` selects the objects. If
     there are too many bindings to read, the result is this host's exchanges for answers.
@@ -234,7 +234,7 @@ def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) 
 
 
 def refused_counts(layout: Layout, broker: LocalBroker, api: Management, environments: Iterable[str]) -> dict[str, int]:
-    """Return how often the broker refused something to each environment, by name, by one question for all."""
+    """Return the number of requests that the broker refused to each environment, by name. Asks the broker once."""
     called = accounts(layout, broker)
     found = {one["name"]: refusals.total(one) for one in api.get("global-parameters") or []}
     return {name: found.get(refusals.parameter(called.there(names.account(name))), 0) for name in environments}

@@ -79,7 +79,7 @@ class Consumer(Connection):
     # -- queues ----------------------------------------------------------------
     @property
     def lacking(self) -> bool:
-        """Whether a queue that should be consumed isn't, because the broker refused it, or it was deleted."""
+        """Whether one of the queues to consume is not consumed: the broker refused it, or it was deleted."""
         return not self._wanted <= self._queues.keys()
 
     def follow(self, queues: Collection[str]) -> None:
@@ -165,7 +165,7 @@ class Consumer(Connection):
             self._socket.settimeout(self._seconds)
 
     def _told(self, kind: int, channel: int, payload: bytes) -> None:
-        """Handle a frame that the broker sends unasked: raise an error if it closes a channel or the connection."""
+        """Handle a frame that answers no request: raise an error if it closes a channel or the connection."""
         method = struct.unpack_from(">HH", payload) if kind == _METHOD and len(payload) >= 4 else (0, 0)
         if method in (_CLOSE, _CHANNEL_CLOSE):
             code, length = struct.unpack_from(">HB", payload, 4)
@@ -193,7 +193,7 @@ class Consumer(Connection):
                 return frame
 
     def _taken(self, kind: int, channel: int, payload: bytes) -> bool:
-        """Handle a frame that is part of a delivery, or that cancels a consumer; return whether it was one."""
+        """Handle a frame if it is part of a delivery or cancels a consumer; return whether it was such a frame."""
         if channel < FIRST:
             return False
         if kind == _METHOD:

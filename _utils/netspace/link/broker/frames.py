@@ -8,7 +8,8 @@ that was admitted.
 RabbitMQ calls the parser first for each frame, even before the log-in. The module checks the frame's bounds
 (``bounds``). It checks that a client that sends and receives needs such a frame, and that its fields have the types of
 the specification. An *attach* must lead to one of our queues or exchanges. Both versions of AMQP must be able to carry
-a message (``sections``). Of requests, only those that bind or unbind an asker's queue for answers are admitted.
+a message (``sections``). Of the requests to ``/management``, only those are admitted that bind or unbind an
+environment's queue for answers.
 
 A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The checks
 apply to all accounts: netspace itself speaks AMQP 0-9-1.

@@ -20,7 +20,7 @@ from netspace.spec.types import PORTS, LocalBroker
 def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
     """Return why clients can't reach the broker; empty if its port answers with the broker's own certificate.
 
-    One TLS connection is made for that, and closed before AMQP begins.
+    The check makes one TLS connection, and closes it before AMQP begins.
     """
     import ssl
 

@@ -60,7 +60,7 @@ def rules(*specs: LocalBroker) -> Table:
 
 
 def _dropped(address: str, port: str, users: tuple[int, ...]) -> str:
-    """Return a rule that drops packets of all users except these.
+    """Return a rule that drops packets of all users except *users*.
 
     A packet without a socket (for example, of a connection that its program has closed) has no user and passes.
 

@@ -297,7 +297,7 @@ def reader() -> tuple[int, int]:
 def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
     """Evaluate an Erlang *expression* in a running node; return why that failed, or an empty text.
 
-    It is for operations that no API offers.
+    Use this only for operations that no API offers.
     """
     import subprocess
 
@@ -342,8 +342,8 @@ def start(
 ) -> None:
     """Install and start the node, and wait until clients can reach it.
 
-    :param deaf: whether the node runs but clients couldn't reach it. If so, they try again for ``DEAF_SECONDS``, and
-        the node is restarted if it still doesn't answer.
+    :param deaf: whether an earlier check found that the node runs but clients can't reach it. If so, the check is
+        repeated for ``DEAF_SECONDS``, and the node is restarted if it still doesn't answer.
     :raises NetspaceError: another program uses one of its ports, or netspace can't run this RabbitMQ (in both cases
         nothing is changed); or the node doesn't start (the error contains the end of its log).
     """

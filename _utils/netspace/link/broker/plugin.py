@@ -6,11 +6,12 @@ only reaction is the memory alarm, which stops all clients. So a process in the 
 in use ten times a second. From half of the alarm's threshold on, it closes the connections of the account that hold the
 most memory.
 
-Bindings: RabbitMQ lets an asker bind its replies queue to the answers of its peers under any number of keys. The plugin
-deletes each binding beyond 1,000 (``objects.ANSWERS``) at once, and closes the connections of the account.
+Bindings: an environment that sends requests binds its queue for answers under keys of its choice, and RabbitMQ doesn't
+limit their number. After 1,000 bindings (``objects.ANSWERS``), the plugin deletes each further binding at once, and
+closes the connections of the account.
 
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
-refuse whatever is useful only to an attacker, before RabbitMQ handles it.
+refuse methods and frames that are useful only to an attacker, before RabbitMQ handles them.
 
 Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
 size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts

@@ -21,7 +21,7 @@ from netspace.text import printable
 
 MODULE = "netspace_guard_refusals"
 MOST = 32
-"""The most texts of one account that are counted apart; one more stands for all others."""
+"""The most texts that are counted separately for one account. All others are counted together, as ``OTHERS``."""
 OTHERS = "others"
 
 _LONG = 300  # characters of a refusal
@@ -89,12 +89,12 @@ plain(Text) ->
 class Refusal(NamedTuple):
     """A kind of request of an account that the broker refused.
 
-    :param what: the broker's text, which contains text of the account; printable.
+    :param what: the broker's text of the refusal. It is printable, and contains text that the account chose.
     :param exchange: the exchange to which the account may not send, or which doesn't exist; empty for any other
         refusal.
-    :param times: how often it was refused.
-    :param first: when it was refused first, in seconds since the epoch.
-    :param last: when it was refused last, in seconds since the epoch.
+    :param times: the number of such refusals.
+    :param first: the time of the first refusal, in seconds since the epoch.
+    :param last: the time of the last refusal, in seconds since the epoch.
     """
 
     what: str

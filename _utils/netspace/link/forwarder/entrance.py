@@ -19,7 +19,7 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
 
 
 def closed(layout: Layout, environments: Collection[str], silent: str) -> dict[str, str]:
-    """Return the environments that can't reach the broker, each with the reason. It joins all checks here.
+    """Return the environments that can't reach the broker, each with the reason, from all checks of this module.
 
     :param silent: why the forwarder forwards nothing (``haproxy.silent``); empty if it works.
     """
@@ -33,7 +33,7 @@ def closed(layout: Layout, environments: Collection[str], silent: str) -> dict[s
 
 
 def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return those of *environments* that the forwarder doesn't serve, each with the reason and the remedy."""
+    """Return which of *environments* the forwarder doesn't serve, each with the reason and the remedy."""
     left = set(environments).difference(process.served(process.current(layout)))
     there = process.namespaces(layout, left)
     why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
@@ -41,7 +41,7 @@ def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
 
 
 def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return those served *environments* that can't reach the forwarder, each with the reason and the remedy.
+    """Return those of the served *environments* that can't reach the forwarder, with reasons and remedies.
 
     The check makes no connection, because a connection would count towards the environment's limits.
     """
@@ -52,7 +52,7 @@ def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
     def look() -> None:
         for name, (inode, port) in entries.items():
             if there.get(name) != inode:
-                found[name] = "it has another network namespace than the forwarder serves; apply again"
+                found[name] = "its network namespace is not the one that the forwarder serves; apply again"
                 continue
             try:
                 threads.enter_network(layout.netns(name))

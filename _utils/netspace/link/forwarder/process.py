@@ -10,7 +10,7 @@ connections. A client above a limit waits.
 
 An environment with direct links to other hosts reaches their brokers at the same port. The server name that its client
 asks for (TLS SNI) selects one of the hosts that its links need. If this host accepts connections from other hosts
-(``broker: {listen: ...}``), haproxy forwards those that ask for the broker's server name.
+(``broker: {listen: ...}``), haproxy forwards the connections whose client asks for the broker's server name.
 
 An environment is left out (``ports``) if one of its programs has taken its port. Both ``apply`` and the start of
 haproxy (``launch``) check this.
@@ -334,7 +334,7 @@ def available() -> None:
 
 
 def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """Serve exactly the environments in *wanted*; return those that are left out, each with the reason.
+    """Serve exactly the environments in *wanted*; return the environments that are left out, each with the reason.
 
     Connections of environments that stay are kept, except to hosts that they may no longer reach. A haproxy that
     doesn't answer is restarted.

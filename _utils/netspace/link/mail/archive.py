@@ -2,8 +2,8 @@
 
 The file is a tar archive. Its first member has the instance, RabbitMQ's version and the name keys of the data; the
 node's data follow. The last member has a digest of all others, because tar itself neither checks contents nor notices
-that members are missing. An archive is accepted only if the file belongs to root, is whole, of this instance and of no
-newer RabbitMQ, and contains only folders and regular files.
+that members are missing. An archive is accepted only if the file belongs to root and is complete. It must be from this
+instance and from a RabbitMQ that isn't newer than the installed one. It may contain only folders and regular files.
 
 An attacker who has taken over the broker can change its data at any moment, also by processes that outlive the node. So
 the data are read by descriptors, without following a link, and extracted in a folder that only root can enter.
@@ -69,7 +69,7 @@ def opened_folder(path: Path | str, within: int | None = None) -> Iterator[int]:
 class _Digest:
     """Digest of an archive: the number of members, and a SHA-256 of their names, kinds, modes, sizes and contents.
 
-    It is a stream, too: what is read from it comes from *stream* (the member's content), and is included in the digest.
+    The object is also a stream: :meth:`read` reads a member's content from *stream* and adds it to the digest.
     """
 
     def __init__(self) -> None:
@@ -130,12 +130,12 @@ def _add_json(archive: tarfile.TarFile, name: str, value: Any, digest: _Digest |
 def _found(folder: int, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """Yield the open folder *folder* and everything in it as members of an archive, each with its content.
 
-    The folder's owner may change it meanwhile. So each file is opened without following a link or waiting, and checked
-    by its descriptor.
+    The folder's owner may change the content meanwhile. So each file is opened without following a link or waiting, and
+    checked by its descriptor.
 
     :param folder: the folder's descriptor.
     :param name: the folder's name in the archive.
-    :raises NetspaceError: it contains something that RabbitMQ doesn't make.
+    :raises NetspaceError: the folder contains something that RabbitMQ doesn't make.
     """
     owner = pwd.getpwnam(node.USER).pw_uid
     number = 2  # the first and the last member

@@ -4,9 +4,9 @@ A restoration checks the whole file (:mod:`netspace.link.mail.archive`) before i
 data by one rename, and deletes the old mail once the node runs with the restored mail. If the node doesn't start, the
 old mail is put back.
 
-A killed run leaves one of the two sets of data to the node, and the other in the folder ``restoring``. The next apply
-starts the broker if needed, and renames queues. The next restoration removes the folder; if the broker can't start with
-the restored mail, it first puts the old mail back.
+After a killed run, the node has either the old or the restored data; the other data are in the folder ``restoring``.
+The next apply starts the broker if needed, and renames queues. The next restoration removes the folder; if the broker
+can't start with the restored mail, it first puts the old mail back.
 
 Nothing here changes the record of links.
 """
@@ -209,7 +209,11 @@ def _exchange(layout: Layout) -> None:
 
 
 def _ensure(empty: Path, data: int) -> None:
-    """Make the data folder of a broker that has none, as a copy of the empty folder *empty*."""
+    """Make an empty data folder for the broker if it has none.
+
+    :param empty: the path at which the folder is made before it is moved to its place.
+    :param data: a descriptor of the folder that contains the data folder.
+    """
     try:
         os.stat(archive.DATA, dir_fd=data, follow_symlinks=False)
     except FileNotFoundError:

@@ -21,7 +21,11 @@ _EXCHANGES = "columns=name,message_stats.publish_in"
 
 
 def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> list[Family]:
-    """Return the metrics of links. If the broker doesn't answer, these are only its state (down) and the expiries."""
+    """Return the metrics of links.
+
+    If the broker doesn't answer, there are only two metrics: the broker's state (down), and the expiries of
+    certificates.
+    """
     assert record.broker is not None
     state, *_ = access.ask(layout, record, services, whole=False)
     found = list(_expiries(layout, record, record.broker))

@@ -46,10 +46,10 @@ LOGIN_SECONDS = 600.0
 class Letter:
     """One dead letter.
 
-    :param link: ``<from>.<to>``; ``unknown`` if its headers don't name a link.
-    :param reason: why it died, by the broker.
-    :param died: when it died, in seconds since 1970.
-    :param size: the bytes of its payload.
+    :param link: ``<from>.<to>``; ``unknown`` if the letter's headers don't name a link.
+    :param reason: the broker's reason for the message's death, such as ``rejected``.
+    :param died: the time of the message's death, in seconds since 1970.
+    :param size: the bytes of the payload.
     """
 
     link: str
@@ -86,9 +86,9 @@ class Letter:
 class LetterFilter:
     """A choice of dead letters.
 
-    :param limit: the most dead letters to choose.
-    :param link: choose those of this link; ``unknown``: those whose link is unknown; None: of any link.
-    :param message_id: choose those with this id; None: with any id.
+    :param limit: the greatest number of dead letters to choose.
+    :param link: choose only dead letters of this link; ``unknown``: only those with an unknown link; None: of any link.
+    :param message_id: choose only dead letters with this id; None: with any id.
     """
 
     limit: int = 100
@@ -138,10 +138,10 @@ class Letters:
         return sum(counts.values()), late
 
     def count(self, limit: int = 20, payload: bool = False) -> dict[str, Any]:
-        """Return the numbers of dead letters, and the first of them, as ``{count, late, letters}``.
+        """Return a summary of the dead letters, as ``{count, late, letters}``.
 
-        ``count`` is the number of all dead letters. ``late`` is the number of those that expired or were dropped from a
-        full queue. ``letters`` lists up to *limit* of them.
+        ``count`` is the number of all dead letters. ``late`` is the number of dead letters that expired or were dropped
+        from a full queue. ``letters`` lists the first dead letters, up to *limit* of them.
         """
         _within(limit)
         counts: dict[str, int] = {}
@@ -157,14 +157,14 @@ class Letters:
         """Send dead letters again.
 
         :param choice: the dead letters to send; None: up to 100.
-        :param test: whether to change nothing, and to return what would be done.
-        :return: ``sent``: the number of sent dead letters by link; ``kept``: the number of others by link, with the
-            reason.
+        :param test: whether to change nothing, and only to return the result that a real run would have.
+        :return: ``sent``: the number of sent dead letters by link; ``kept``: the number of dead letters that weren't
+            sent, by link, with the reason.
         """
         return self._each(choice or LetterFilter(), "sent", self._why_not, self._send, test)
 
     def discard(self, choice: LetterFilter | None = None, test: bool = False) -> dict[str, Any]:
-        """Delete dead letters. The result is that of :meth:`redeliver`, with ``discarded`` for ``sent``."""
+        """Delete dead letters. The result is that of :meth:`redeliver`, with ``discarded`` in place of ``sent``."""
         return self._each(choice or LetterFilter(), "discarded", lambda _: "", lambda *_: "", test)
 
     def _each(
@@ -181,7 +181,7 @@ class Letters:
         :param why_not: returns why a link's dead letters can't be handled, or an empty text.
         :param act: handles a dead letter; returns why that failed, or an empty text. After a success the message is
             removed.
-        :param test: whether to change nothing, and to return what would be done.
+        :param test: whether to change nothing, and only to return the result that a real run would have.
         """
         _within(choice.limit)
         tally = _Tally()

@@ -26,7 +26,7 @@ MAIL = "mail"
 
 
 def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
-    """Return those recorded owners of parked mail whose mail is certainly gone.
+    """Return the recorded owners of parked mail whose mail is certainly gone.
 
     Mail can disappear if its link kept messages in memory: the queue is empty after the broker has ended. If the broker
     doesn't answer, no owner is returned.
@@ -54,7 +54,7 @@ def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Pla
 
     The broker's counts may miss messages of the last 10 s or so.
 
-    :param owners: environments and links whose parked mail is to be dropped.
+    :param owners: environments and links whose parked mail will be dropped.
     :param going: links that the same run revokes. If there are any, the run drops all mail to which no other link
         delivers.
     """

@@ -20,9 +20,9 @@ _LOOKED_AT = 100
 class Refused(NamedTuple):
     """The refusals of an environment's messages.
 
-    :param cut_off: why the broker's guard last closed its connections, how often, and when (``why``, ``times``, ``at``
-        in seconds since the epoch); empty if that never happened.
-    :param dead: the numbers of its dead letters by link and reason, among the first hundred dead letters.
+    :param cut_off: closes of the environment's connections by the broker's guard: ``why`` and ``at`` of the last one
+        (in seconds since the epoch), and ``times``, their number; empty if there was none.
+    :param dead: the numbers of the environment's dead letters by link and reason, among the first hundred dead letters.
     :param error: why the broker couldn't be asked; empty if it answered.
     """
 
@@ -49,7 +49,7 @@ def refused(layout: Layout, environment: str) -> Refused:
 
 
 class InVain(NamedTuple):
-    """The requests of an environment that the broker refused.
+    """An environment's requests to the broker that were refused, or the reason why none are known.
 
     :param refusals: the refused requests.
     :param unseen: why nothing is recorded; empty if refusals are recorded.

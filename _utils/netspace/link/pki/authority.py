@@ -188,8 +188,8 @@ def ensure(
     """Return the authority that *spec* declares; make it, read the operator's file, or replace it, if needed.
 
     :param replace: whether to replace the recorded authority even if it is as declared.
-    :param distrust: whether to trust only the returned authority from now on. Otherwise the previous one stays trusted
-        for ``LIFE``, the lifetime of an environment's certificate.
+    :param distrust: whether to trust only the returned authority from now on. Otherwise the previous authority stays
+        trusted for ``LIFE``, the lifetime of an environment's certificate.
     :raises NetspaceError: the operator's authority can't be used.
     """
     known = read(layout)
@@ -317,7 +317,7 @@ def bounded(own: Certificate, trust_domain: str, where: str) -> None:
         allowed = []
     if {one.value for one in allowed if isinstance(one, x509.UniformResourceIdentifier)} != {trust_domain}:
         raise NetspaceError(
-            f"{where}: could speak for other hosts: its nameConstraints must permit URIs of {trust_domain} alone"
+            f"{where}: it could certify other hosts: its nameConstraints must permit URIs of {trust_domain} alone"
         )
     if {one.value for one in allowed if isinstance(one, x509.DNSName)} != {trust_domain, *SERVER_NAMES}:
         wanted = ", ".join((trust_domain, *SERVER_NAMES))

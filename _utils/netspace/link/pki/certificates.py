@@ -35,7 +35,7 @@ SERVER, CLIENT = "server.pem", "client.pem"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
-    """Return those of *environments* that log in by certificate."""
+    """Return the environments in *environments* that log in by certificate."""
     return set(environments) - set(broker.passwords) if isinstance(broker, LocalBroker) else set()
 
 
@@ -117,7 +117,7 @@ def _digest(known: Authority) -> str:
 
 
 def serves(broker: LocalBroker) -> str:
-    """Return the server name by which other hosts reach *broker*; empty if no other host does."""
+    """Return the server name by which other hosts reach *broker*; empty if no other host connects to it."""
     return str(broker.trust_domain) if broker.listen else ""
 
 
@@ -268,7 +268,7 @@ class Accounts:
         return {**definitions, **renamed}
 
     def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
-        """Return the accounts in our vhost whose way to log in isn't the declared one, by the broker's names.
+        """Return the names of accounts in our vhost whose way to log in differs from the declared one.
 
         Such accounts were made by an older version of netspace, or for an older declaration.
         """
@@ -311,7 +311,8 @@ class Access:
     def files(self, environment: str) -> dict[str, bytes]:
         """Return the files by which an environment logs in, by name; nothing if they don't exist yet.
 
-        They are the key with its certificate, and the trusted certificates; or the password.
+        For a log-in by certificate, the files are the key with its certificate, and the trusted certificates. For a
+        log-in by password, there is only the password's file.
         """
         if certified(self.broker, [environment]):
             with contextlib.suppress(FileNotFoundError):

@@ -29,9 +29,9 @@ def service(layout: Layout) -> Service:
 
 
 def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | None]]:
-    """Return the change of the service that is needed; empty if none is.
+    """Return the change that the service needs; empty if it needs none.
 
-    If it is *wanted*, it must run; otherwise it must be removed.
+    :param wanted: whether the service must run; if false, it must be removed.
     """
     state = None if status is None else status.state
     if wanted and state not in ("running", "starting"):

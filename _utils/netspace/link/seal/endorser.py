@@ -63,9 +63,9 @@ class Endorser:
     chain: str
 
     def endorsed(self, key: Mapping[str, Any], environment: str, now: float) -> bool:
-        """Return whether *key* has a lasting endorsement by this endorser for *environment*.
+        """Return whether *key* has an endorsement by this endorser for *environment* that doesn't expire soon.
 
-        It must be valid for at least ``LEFT`` seconds more.
+        The endorsement must be valid for at least ``LEFT`` seconds more.
         """
         token = key.get("endorsement")
         if not token:

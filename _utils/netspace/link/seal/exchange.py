@@ -1,7 +1,7 @@
 """Exchange of bundles (``bundle``) between the hosts of a fleet. Does no I/O itself: callers pass functions for it.
 
-The machine that carries the bundles need not be trusted. If two minions claim the same host name, neither gets the
-bundles for that host, and the conflict is reported: one of them must not learn what is meant for the other.
+The machine that carries the bundles need not be trusted. If two minions claim the same host name, neither minion gets
+the bundles for that host, since at least one of them must not have these. The conflict is reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], An
 
     :param ask: returns the results of ``netspace_link.seal_bundles``, by minion.
     :param hand: runs ``netspace_link.seal_adopt`` on one minion; returns its result, or an exception.
-    :return: ``exchanged``: for each host, the other hosts whose bundle was new to it; and ``problems``: texts.
+    :return: ``exchanged``: for each host, the other hosts whose bundle was new to it; and ``problems``: texts for an
+        operator.
     """
     heard: dict[str, set[str]] = {}
     problems: list[str] = []

@@ -87,7 +87,7 @@ def _old(keys: Keys, now: float) -> str:
 
 
 def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
-    """Return the signing keys that have no endorsement, or one that expires soon."""
+    """Return the signing keys that have no endorsement, or whose endorsement expires soon."""
     by = promise.by
     return [
         key for key in keys if key["use"] == "sig" and (by is None or not by.endorsed(key, promise.environment, now))
@@ -136,7 +136,9 @@ def renewed(keys: Keys, now: float, lead: float = LEAD, *, lasting: bool = False
 
 
 def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """Return *keys* without those that were replaced so long ago that no message sealed for them can be under way.
+    """Return the keys in *keys* that may still be needed.
+
+    A key isn't needed if it was replaced so long ago that no message sealed for it can be under way.
 
     :param lasting: whether other hosts use the encryption keys, each for ``endorser.PROMISE``.
     """
@@ -226,10 +228,10 @@ def renew(
     lead: float = LEAD,
     promises: Mapping[str, Promise] | None = None,
 ) -> list[str]:
-    """Make new keys for those of *environments* that have keys; return the names of these environments.
+    """Make new keys for the environments in *environments* that have keys; return their names.
 
     :param lead: seconds until the new keys come into use.
-    :param promises: for each environment whose keys other hosts use, the promise to keep these keys (see above).
+    :param promises: for each environment whose keys other hosts use, the promise to keep these keys (:class:`Promise`).
     """
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
@@ -254,8 +256,8 @@ def _keep(layout: Layout, name: str, keys: Keys) -> bool:
 def leave(layout: Layout, environments: Collection[str], now: float) -> None:
     """Delete the keys of *environments*, which have no sealed link any more, unless other hosts may still use them.
 
-    A link that was withheld for lack of trust may come back soon. Mail that waits in another host's outbox must still
-    be readable when it does.
+    A link that was withheld for lack of trust may come back soon. Its environment must then still be able to read mail
+    that waits in another host's outbox.
     """
     known = read_all(layout) if environments else {}
     remove(layout, [name for name in environments if not awaited(known.get(name, ()), now)])

@@ -90,7 +90,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
 def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
     """Return the declared host that the (still unverified) certificate names.
 
-    :raises Untrusted: it names no declared host.
+    :raises Untrusted: the certificate names no declared host.
     """
     from cryptography import x509
 
@@ -124,7 +124,7 @@ def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> 
         return
     permitted, excluded = (_domains(each) for each in (names.permitted_subtrees, names.excluded_subtrees))
     if (permitted and not _among(domain, permitted)) or _among(domain, excluded):
-        raise Untrusted(f"{name} can't speak for {domain}")
+        raise Untrusted(f"the name constraints of {name} don't permit {domain}")
 
 
 def _found(one: Certificate, kind: Any) -> Any:
@@ -145,7 +145,7 @@ def _domains(subtrees: Sequence[Any] | None) -> list[str]:
 def _among(domain: str, constraints: Sequence[str]) -> bool:
     """Return whether a name constraint covers *domain* (RFC 5280, 4.2.1.10).
 
-    It does if it names the domain, or if it has a leading dot and names a domain above it.
+    A constraint covers the domain that it names. A constraint with a leading dot covers all domains below that name.
     """
     return any(domain == one or (one.startswith(".") and domain.endswith(one)) for one in constraints)
 

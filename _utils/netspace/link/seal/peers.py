@@ -113,7 +113,7 @@ class PeerKeys:
     def problems(self, links: Iterable[Link], now: float) -> list[Problem]:
         """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy.
 
-        A problem with a host's keys is the cause of those of all its environments.
+        A problem of another host is the cause of the problems of all environments on that host.
 
         :param now: seconds since 1970.
         """

@@ -1,8 +1,8 @@
 """Difference between a broker's observed objects and the desired ones. Pure.
 
-It lists the objects to delete first, then those to import at once because they are missing or differ. It contains only
-netspace's own objects (``found_objects.found`` selects them). Undeclared queues may hold mail, so they are not in the
-list of deletions, but in the list *left*; ``apply`` deletes those that are empty.
+The difference has the objects to delete, and the objects to import afterwards because they are missing or differ. It
+contains only netspace's own objects (``found_objects.found`` selects them). Undeclared queues may hold mail, so they
+are not in the list of deletions, but in the list *left*; ``apply`` deletes the empty queues among them.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
 
 def _moves(key: Key, wanted: Objects, create: Collection[Key]) -> bool:
-    """Return whether *key* binds a wanted link to its old queue, and the link is about to get another binding.
+    """Return whether *key* binds a wanted link to its old queue while its new binding is still to be made.
 
-    Such a binding is deleted after the new one is made. A message that is sent just then may be in both queues, under
-    one id. If the old binding were deleted first, the message would be in neither.
+    The old binding is deleted after the new binding is made. A message that is sent just then may be in both queues,
+    with the same id. If the old binding were deleted first, the message would be in neither queue.
     """
     if key[0] != "binding" or key in wanted or ("exchange", key[1]) not in wanted:
         return False
@@ -154,8 +154,8 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
 def _old_letters(wanted: Objects, there: Found) -> list[Key]:
     """Return the policies and the exchanges of dead letters that are on the broker but not desired.
 
-    Hosts that share the virtual host may need them, if they have another version of netspace. So the result is empty if
-    hosts share it, and also if no object at all is desired.
+    The result is empty if hosts share the virtual host, because a host with another version of netspace may need these
+    objects. It is also empty if no object at all is desired.
     """
     if not (wanted and there.whole):
         return []
@@ -169,7 +169,10 @@ def _is_shared(key: Key) -> bool:
 
 
 def _answers(key: Key, wanted: Objects) -> bool:
-    """Return whether *key* is a binding that an asker may make: from a peer's answers to the asker's replies queue."""
+    """Return whether *key* binds the replies queue of an environment to the exchange of a peer's answers.
+
+    The environment itself makes such a binding, to receive the answers to its requests.
+    """
     if key[0] != "binding" or key[2] != "queue":
         return False
     asker = environments_of(key[3], "replies")
@@ -236,7 +239,7 @@ def hashed(password: str, salt: bytes | None = None) -> str:
 
 
 def verify(password: str, known: str) -> bool:
-    """Return whether the hash *known* was made by :func:`hashed` from *password*."""
+    """Return whether *known* is a hash that :func:`hashed` made from *password*."""
     if not password:
         return not known
     try:

@@ -78,9 +78,9 @@ def find(
 
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
-    """Return the reader of a *queue* that isn't desired, as in :class:`DrainingQueue`.
+    """Return the reader of a *queue* that isn't desired, in the form of ``DrainingQueue.environment``.
 
-    None: nobody reads it, or it isn't a queue of netspace's.
+    The result is None if nobody reads the queue, or if the queue isn't netspace's.
     """
     if is_dead(queue):
         return "" if "" in members else None
@@ -95,7 +95,7 @@ def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> 
 
 
 def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
-    """Return the link of the outbox *queue*; None if it is no outbox, or if its link is no longer a buffered one."""
+    """Return the link of the outbox *queue*; None if *queue* is no outbox, or if its link is no longer buffered."""
     outbox = environments_of(queue, "outbox")
     link = None if outbox is None else links.get(".".join(outbox))
     return link if link is not None and carries(link) else None

@@ -35,7 +35,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
     :param known: environments that have or had links, or are about to get some.
     :param whole: whether this host alone uses the vhost. If not, only objects of *known* environments are selected: a
-        link belongs to its receiver, a binding to answers belongs to the asker.
+        link belongs to its receiver, a binding to answers belongs to the environment that sends the requests.
     """
     names = set(known)
 
@@ -91,12 +91,13 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
 
 def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
-    """Return the queues and exchanges of ours to which environments have bound more answers than a request needs.
+    """Return netspace's queues and exchanges to which environments have bound more answers than a request needs.
 
-    An asker needs the right to read ``reply.<b>`` to bind its replies queue to it. This right also permits it to bind
-    any object that it may write to, any number of times, with arguments of any size. The broker stores all of these
-    bindings and lists them in its definitions. If such an object is deleted and recreated, its bindings are gone. An
-    environment can make no other bindings, because it may read no other exchange.
+    To receive answers, an environment binds its replies queue to a peer's exchange ``reply.<b>``. For that it needs the
+    right to read this exchange. The right also permits it to bind any object that it may write to, any number of times,
+    with arguments of any size. The broker stores all of these bindings and lists them in its definitions. If such an
+    object is deleted and recreated, its bindings are gone. An environment can make no other bindings, because it may
+    read no other exchange.
 
     :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
         (``<routing key>~<hash>`` if there are arguments, ``~`` for an empty key without arguments).

@@ -114,7 +114,8 @@ class Names:
     def reply(self, environment: str, host: str | None = None) -> str:
         """Return the exchange to which *environment* publishes answers.
 
-        Each other *host* has a separate exchange for answers to its askers.
+        :param host: the other host whose environments get these answers; each other host has its own exchange. None:
+            environments of this host get them.
         """
         return self.of(f"reply.{self._ends(environment)}", host=host)
 
@@ -188,7 +189,7 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
 
 
 def carrier(host: str) -> str:
-    """Return the sender in names of buffered links from another host: its broker, in place of an environment."""
+    """Return the text that names the broker of another *host* as sender, in names of buffered links: ``@<host>``."""
     return f"@{host}"
 
 

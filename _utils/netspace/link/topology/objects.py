@@ -14,7 +14,7 @@ queue                            its own bounds, or for a link with ``monitor`` 
                                  durable it is a classic queue, which keeps in memory
                                  what its sender doesn't call persistent
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
-answers      ``reply.<b>``       direct exchange to which <b> publishes answers; each asker
+answers      ``reply.<b>``       direct exchange to which <b> publishes answers; each <a>
                                  binds its replies queue to it under a random key
 notices      ``notices.<a>``     queue for notices about the peers that <a> may monitor
 watch        ``watch.<a>.<b>``   headers exchange that passes to ``notices.<a>`` only the broker's events about
@@ -33,8 +33,8 @@ broker, so only that broker has an account on this one. A direct link to another
 broker alone.
 
 On a broker that hosts share (``Names.fleet``), the receiver's host makes the objects of a link. The sender's host makes
-the sender's account and replies queue. Each host changes only objects of its own environments: those whose name ends
-with the name of one.
+the sender's account and replies queue. Each host changes only objects whose name ends with the name of one of its own
+environments.
 
 Limits of a mailbox are policies, because arguments of a queue can't be changed later. If the limits of a dedicated
 queue change, a new queue is made, and the old one is read until it is empty. Each link has its own exchange: if links

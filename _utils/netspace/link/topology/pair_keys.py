@@ -5,7 +5,7 @@ hosts declare the public half of this key, which is no secret, as ``broker:hosts
 compute the same shared secret from their own key and the other's public half; no third host can.
 
 If a host's public half isn't declared, the secret that all hosts share (``broker:names_key``) is used instead: **each
-host that has it can then compute the names between the others**.
+host that has it can then compute the names of objects between two other hosts**.
 
 Pairwise keys are stored with the names (``names``), and computed again when their source has changed.
 """

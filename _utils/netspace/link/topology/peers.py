@@ -61,7 +61,7 @@ def called(link: Link, broker: Broker, names: Names) -> Names:
 
 
 def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteHost]]:
-    """Return the other hosts to which direct links lead, by the links' environments."""
+    """Return, for each environment, the other hosts to which its direct links lead."""
     found: dict[str, dict[str, RemoteHost]] = {}
     for link in links:
         if objects.elsewhere(link):

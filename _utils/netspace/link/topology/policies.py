@@ -82,9 +82,11 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
 
 
 def asking(names: Names) -> dict[str, Any]:
-    """Return the policy of requests to the host itself: each queue has room for what may wait, however large it is.
+    """Return the policy for queues of requests to the host itself.
 
-    It is there only with such a queue. Then no environment is named ``host``, so the pattern fits no other queue.
+    The policy bounds such a queue by bytes: the queue has room for the greatest number of waiting requests, each of the
+    greatest size. The policy exists only while such a queue does. Meanwhile no environment can be named ``host``, so
+    the pattern fits no other queue.
     """
     bounds = {**_MEMORY, "max-length-bytes": peer.LENGTH * peer.SIZE, "dead-letter-exchange": names.late}
     return {**_policy(rf"^lane\.[a-z0-9_-]+\.{peer.NAME}(\.{TAG_PATTERN})?$", "classic_queues", bounds), "priority": 11}
@@ -97,7 +99,7 @@ def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, An
 def fullness(link: Link, messages: int, size: int) -> float:
     """Return how full the link's queue on this host is, by messages or by bytes, whichever is higher; 1 is full.
 
-    A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
+    A queue that the receiver reads has the link's own bounds; an outbox has a mailbox's bounds.
 
     :param messages: the number of messages in the queue.
     :param size: the bytes of these messages.
@@ -110,6 +112,6 @@ def fullness(link: Link, messages: int, size: int) -> float:
 def part(messages: int, size: int, length: int | None = None, most: int | None = None) -> float:
     """Return how full a queue of messages or dead letters is; 1 is full.
 
-    :param length: the most messages that it takes; None: as many as a mailbox.
+    :param length: the greatest number of messages in the queue; None: as many as in a mailbox.
     """
     return max(messages / (length or int(_MAILBOX["max-length"])), size / (most or int(_MAILBOX["max-length-bytes"])))

@@ -1,11 +1,11 @@
 """Positions of hosts, environments and lines in a picture, in pixels. Pure; equal graphs have equal layouts.
 
-Hosts are drawn in columns. A host's column is the least number of arrows that lead to it from a host at which no arrow
-ends. In a fleet of more than :data:`NAMED` hosts, hosts are ordered by name instead, so that an operator finds them.
+Hosts are drawn in columns. Hosts to which no arrow leads are in the left column. The column of any other host is the
+least number of arrows on a way to it from such a host. In a fleet of more than :data:`NAMED` hosts, hosts are ordered
+by name instead, so that an operator finds them.
 
-The environments of a host with few of them stand in columns that follow their arrows, or in one column. The
-environments of a host with many of them stand in a grid, ordered by team and name. The layout is computed in one pass,
-without random numbers.
+If a host has few environments, they stand in columns that follow their arrows, or in one column. If a host has many,
+they stand in a grid, ordered by team and name. The layout is computed in one pass, without random numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GAP, EDGE, HEAD, TEAM = 8, 12, 40, 20
 ACROSS = 74
 """Distance of columns within a box that has arrows inside."""
 LAYERED = 12
-"""The most nodes of a host that stand by their arrows."""
+"""The most nodes of a host that are placed along their arrows."""
 SPACE = 26
 """Distance of boxes in a column."""
 LABELLED = 40
 """The most lines that are labelled in the drawing."""
 MARGIN = 30
 NAMED = 24
-"""The most boxes that stand by their arrows."""
+"""The most boxes that are placed along their arrows; more boxes are ordered by name."""
 _ASPECT = 1.45
 """Width of the part of a screen in which a picture is seen, by its height."""
 
@@ -38,7 +38,8 @@ _ASPECT = 1.45
 class Box(NamedTuple):
     """A host with its nodes, or a single end outside. An end outside has an empty title.
 
-    :param x: the left edge, in pixels, as ``y`` is the upper edge.
+    :param x: the left edge, in pixels.
+    :param y: the upper edge, in pixels.
     :param nodes: the positions of its nodes in the graph.
     """
 
@@ -81,9 +82,10 @@ class _Block(NamedTuple):
 
 
 def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Return the column of each member: the least number of arrows from a member at which no arrow ends.
+    """Return the column of each member: the least number of arrows from the left column to the member.
 
-    In a cycle that no arrow from outside leads into, the first member gets the left column.
+    Members to which no arrow leads are in the left column. In a cycle that no arrow from outside leads into, the first
+    member gets the left column.
     """
     every = list(members)
     onwards: dict[int, list[int]] = {one: [] for one in every}
@@ -105,7 +107,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the layout that fits a screen at the larger scale: with a host's nodes in several columns, or in one."""
+    """Return the layout that can be drawn larger on a screen: a host's nodes in several columns, or in one column."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 

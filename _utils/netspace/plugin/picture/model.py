@@ -1,4 +1,8 @@
-"""The graph that all pictures show: ends, the rules between them, and the hosts that contain ends. Pure values."""
+"""The graph that all pictures show. Pure values.
+
+A node is an *end*: an environment or a network. An arrow is a rule between two ends. A group is a host that contains
+ends.
+"""
 
 from __future__ import annotations
 

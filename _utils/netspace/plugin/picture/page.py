@@ -188,7 +188,7 @@ def _worst(arrows: Sequence[Arrow]) -> Mark | None:
 
 
 def _change(arrows: Sequence[Arrow]) -> Change:
-    """Return the change of a line: the change of its rules if it is the same for all; else ``changed``."""
+    """Return the change of a line: if all rules of the line have the same change, that change; else ``changed``."""
     changes = {one.change for one in arrows}
     return changes.pop() if len(changes) == 1 else "changed"
 

@@ -30,7 +30,7 @@ class Adoption:
         self.ending = ending
 
     def adopt(self) -> None:
-        """Adopt an earlier daemon's services: watch the running ones, and handle the end of those that ended."""
+        """Adopt an earlier daemon's services: watch the running services, and handle the end of each ended service."""
         folder = definitions.traces(self.units.layout)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in os.listdir(folder):

@@ -304,7 +304,7 @@ def _be_maker(build: Callable[[], None], tell: int, close: Iterable[int], held: 
 
 
 def _build(points: Sequence[str]) -> None:
-    """Make a new mount namespace for this process, with copies of the mounts at *points* and no others.
+    """Make a new mount namespace for this process, which has only copies of the mounts at *points*.
 
     A copy doesn't include the mounts below its mount point.
     """

@@ -97,5 +97,5 @@ class OomTracker:
 
 
 def since(trace: definitions.Trace, cgroup: str) -> int:
-    """Return the number of OOM kills of a running service: the recorded ones, and the kernel's later ones."""
+    """Return the number of OOM kills of a running service: the recorded kills, plus the kernel's count since then."""
     return trace.oom_kills + max(0, memory_events.kills(cgroup) - trace.oom_seen)

@@ -65,8 +65,8 @@ class Execute:
     async def _start(self, body: bytes, variables: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, BinaryIO]:
         """Start the program in its own session with *body* as its input; return the process and its output pipe.
 
-        asyncio's own pipes are not used, because asyncio's wait() also waits for the end of the pipes. A pipe doesn't
-        end if nothing reads it any more, or if a child that outlives the program holds it open.
+        asyncio's own pipes are not used, because asyncio's wait() also waits for their end. A pipe doesn't end as long
+        as a child that outlives the program holds it open, or if nothing reads it any more.
         """
         number, given = os.pipe()
         output = os.fdopen(number, "rb", 0)

@@ -14,7 +14,7 @@ BODY = 8 * 1024 * 1024
 async def received(
     connection: h11.Connection, reader: asyncio.StreamReader, waiting: Callable[[], None] = lambda: None
 ) -> tuple[h11.Request | h11.Response, bytes] | None:
-    """Read one message; return its start and its body; None if the connection ended before a message.
+    """Read one message; return its start line with the headers, and its body. None: the connection ended before.
 
     :param waiting: called each time before more bytes are read.
     :raises h11.RemoteProtocolError: the bytes are not HTTP, or the body has more than :data:`BODY` bytes.

@@ -65,4 +65,4 @@ def terminal(target: dict[str, Any]) -> str:
             fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
             fcntl.ioctl(fd, 0x5412, b"\0")  # TIOCSTI
             return f"typed into {path}"
-    raise Refused("no terminal accepts typed input")
+    raise Refused("none of these terminals could be opened and typed into")

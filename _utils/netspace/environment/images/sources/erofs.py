@@ -48,7 +48,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     told = tools.run(["dump.erofs", "-S", str(target)], f"image source erofs:{location}: dump.erofs")
     count, size = _COUNT.search(told), _SIZE.search(told)
     if count is None or size is None:
-        raise budget.refuse("dump.erofs doesn't tell the image's size")
+        raise budget.refuse("dump.erofs doesn't show the image's size")
     if int(count[1]) > bounds.ENTRIES:
         raise budget.refuse(f"more than {bounds.ENTRIES} files")
     Budget(f"erofs:{location}").take_bytes(int(size[1]))

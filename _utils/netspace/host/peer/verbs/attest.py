@@ -1,4 +1,4 @@
-"""``attest``: a token by which the asker proves to others where it runs, as its host says and vouches for.
+"""``attest``: gives the asking environment a token, signed for its host, as a proof for others of where it runs.
 
 ``docs/host-peer.md`` describes the answer, and ``netspace.attestation.environment_token`` the token.
 """
@@ -20,10 +20,10 @@ Thumbprint = Annotated[str, msgspec.Meta(pattern=rf"^{environment_token.BOUND.pa
 
 
 class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments.
+    """Arguments of ``attest``.
 
-    :param nonce: the question of the one who wants the proof: 16 to 88 characters of base64url.
-    :param key: thumbprint (RFC 7638, SHA-256) of a key of the asker's own, which the token then names.
+    :param nonce: the nonce of the third party that wants the proof: 16 to 88 characters of base64url.
+    :param key: thumbprint (RFC 7638, SHA-256) of a key that the asking program has. The token contains it.
     """
 
     nonce: Nonce
@@ -33,14 +33,17 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True):
     """The proof.
 
-    :param evidence: a collection (CMW) in JSON, as text, to be handed on as it is.
+    :param evidence: a collection (CMW) of token and host's statement, as JSON text. The program passes it on unchanged.
     """
 
     evidence: str
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Return the answer to one request."""
+    """Return the token for one request, with the host's statement about the token's key.
+
+    :raises Refused: the host has no signed statement.
+    """
     vouched = asker.told.vouched
     if vouched is None or not vouched.message:
         raise Refused("not-available", "the host makes no tokens yet" if vouched is None else vouched.problem)

@@ -24,5 +24,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, _: Nothing) -> Answer:
-    """Return the answer to one request."""
+    """Return the values of the asking environment."""
     return Answer(asker.own.values)

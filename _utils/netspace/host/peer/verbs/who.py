@@ -22,6 +22,8 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments of ``who``.
 
     :param service: the name of a service, as in ``offers``.
+    :param unless: the ``state`` of an answer that the asker has. The host then answers only when the answer changes, or
+        after half a minute.
     """
 
     service: Service
@@ -43,14 +45,21 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The peers that offer the service, sorted by name; empty if none does."""
+    """The peers that offer the service.
+
+    :param peers: sorted by name; empty if no peer offers the service.
+    :param state: a digest of *peers*, which changes when they change.
+    """
 
     peers: tuple[Offer, ...]
     state: State
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Return the answer to one request."""
+    """Return the peers of the asking environment that offer a service.
+
+    :raises Unchanged: the answer has the state that the asker has already, and the host may hold the answer back.
+    """
     found = []
     for peer in asker.own.peers:
         offered = asker.told.offering.get(peer.name)

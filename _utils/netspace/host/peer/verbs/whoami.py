@@ -47,7 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, _: Nothing) -> Answer:
-    """Return the answer to one request."""
+    """Return the host's facts about the asking environment."""
     own, told = asker.own, asker.told
     return Answer(
         name=asker.name,
