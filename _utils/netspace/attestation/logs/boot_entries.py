@@ -35,6 +35,7 @@ _NETWORK = frozenset((3, 9, 11, 12, 13, 19, 20, 21, 24, 27, 28, 30, 31, 33, 34))
 # UEFI 2.10, 10.3.4: ATAPI, SCSI, USB, USB WWID, logical unit, SATA, SAS Ex, NVMe, UFS, SD, eMMC.
 _STORAGE = frozenset((1, 2, 5, 16, 17, 18, 22, 23, 25, 26, 29))
 _DISK, _FILE = 1, 4
+_PARTITION = 38  # size of a hard drive node's body (UEFI 2.10, 10.3.5.1)
 # BIOS Boot Specification 1.01, 3.1: an embedded network, and a BEV device (a network card's option ROM).
 _BBS_NETWORK = frozenset((0x06, 0x80))
 
@@ -103,7 +104,7 @@ def _option(data: bytes) -> Entry | None:
     paths = _paths(listed)
     if paths is None:
         return None
-    kind = Kind.LOCAL if _local(paths[0]) else Kind.OTHER
+    kind = Kind.LOCAL if all(map(_local, paths)) else Kind.OTHER
     if any(_networked(node) for path in paths for node in path):
         kind = Kind.NETWORK
     return Entry(kind, events.device_path(listed), data[6:end].decode("utf-16-le", "replace")[: events.MAX_TEXT])
@@ -153,6 +154,8 @@ def _local(path: list[_Node]) -> bool:
     if (_MEDIA, _DISK) not in kinds:
         return False
     at = kinds.index((_MEDIA, _DISK))
+    if len(path[at].body) != _PARTITION:
+        return False
     before, after = kinds[:at], kinds[at + 1 :]
     through = all(
         sub == 1 if kind in (_HARDWARE, _ACPI) else kind == _MESSAGING and sub in _STORAGE for kind, sub in before
