@@ -223,6 +223,8 @@ def test_a_line_without_a_judged_kernel_proves_no_term(host: Host) -> None:
         ("lockdown", "root=x lockdown=integrity", True),
         ("lockdown", "root=x lockdown=confidentiality", True),
         ("lockdown", "root=x lockdown=none", False),
+        ("lockdown", "lockdown=integrity lsm=apparmor", False),
+        ("lockdown", "lockdown=integrity lsm=lockdown,apparmor", True),
         ("lockdown", "root=x -- lockdown=integrity", False),
         ("lockdown", 'root="x lockdown=integrity"', False),
         ("lockdown", '"lockdown=integrity"', True),

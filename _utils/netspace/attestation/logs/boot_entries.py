@@ -20,6 +20,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from netspace.attestation.logs import events
+from netspace.text import printable
 
 MAX_DATA = 16 * 1024
 MAX_NODES = 64
@@ -52,8 +53,8 @@ class Kind(Enum):
 class Entry(NamedTuple):
     """The content of ``BootOrder`` or of a boot entry.
 
-    :param path: the device path as text; empty for an order.
-    :param text: the entry's description; empty for an order.
+    :param path: the device path as printable text; empty for an order.
+    :param text: the entry's description as printable text; empty for an order.
     """
 
     kind: Kind
@@ -107,7 +108,8 @@ def _option(data: bytes) -> Entry | None:
     kind = Kind.LOCAL if all(map(_local, paths)) else Kind.OTHER
     if any(_networked(node) for path in paths for node in path):
         kind = Kind.NETWORK
-    return Entry(kind, events.device_path(listed), data[6:end].decode("utf-16-le", "replace")[: events.MAX_TEXT])
+    text = data[6:end].decode("utf-16-le", "replace")[: events.MAX_TEXT]
+    return Entry(kind, printable(events.device_path(listed)), printable(text))
 
 
 def _paths(data: bytes) -> list[list[_Node]] | None:
