@@ -121,7 +121,7 @@ def test_explain_names_what_was_changed_and_not_applied(host: Salt, image: Path)
     changed["links"] = []
     with declared(host, changed):
         found = explained(host, "web")
-    waits, missing = found["findings"]
+    missing, waits = found["findings"]
     assert (waits["code"], waits["command"]) == ("change-waits", "state.apply netspace")
     assert waits["text"].endswith("(image, limits:memory, interface, link web.orders)")
     assert missing["code"] == "image-missing" and "did you mean" in missing["text"]
