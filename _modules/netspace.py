@@ -527,7 +527,9 @@ def teardown(test: bool = False) -> dict[str, Any]:
         salt '*' netspace.teardown test=True
 
     test
-        Return what would be removed, and remove nothing.
+        Return what would be removed, and remove nothing. If there is
+        something, ``result`` is ``None``, so ``salt-call`` exits with
+        1.
     """
     try:
         result = Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__)).teardown(test=test)

@@ -125,7 +125,9 @@ def prune(test: bool = False) -> dict[str, Any]:
         salt '*' netspace_image.prune test=True
 
     test
-        Return what would be removed, and remove nothing.
+        Return what would be removed, and remove nothing. If there is
+        something, ``result`` is ``None``, so ``salt-call`` exits with
+        1.
     """
     result = _do(lambda host: host.prune_images(test=test))
     return state_return.state("netspace_image.prune", result, test=test)

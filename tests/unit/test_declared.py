@@ -32,7 +32,7 @@ def test_two_that_clash_are_refused_together():
 
 
 def test_without_pillar_the_operator_is_told_what_to_do():
-    with pytest.raises(SpecError, match="put a netspace: section into this minion's pillar"):
+    with pytest.raises(SpecError, match="in a file that its top"):
         arguments.whole(None, {})
 
 

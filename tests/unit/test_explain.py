@@ -79,8 +79,8 @@ def test_cause_has_code_severity_and_command(facts: Facts, code: str, severity: 
 
 def test_changed_image_that_is_missing_is_named_while_the_former_runs() -> None:
     found = causes(WELL._replace(waiting=["image"], image_problem="image source /srv/x.tar: No such file"))
-    assert [one.code for one in found] == ["change-waits", "image-missing"]
-    assert "(image)" in found[0].text
+    assert [one.code for one in found] == ["image-missing", "change-waits"]
+    assert "(image)" in found[1].text
     assert causes(WELL._replace(image_problem="gone")) == []
 
 

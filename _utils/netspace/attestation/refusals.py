@@ -276,7 +276,8 @@ class ToldOnly(Limited):
     code = "tcb-told"
     remedy = (
         "take the term out of the policy's section tcb, and watch it by netspace_attestation.tcb; lockdown and usb "
-        "are proved where kernels and command_lines are, and each of command_lines is a whole line that says it"
+        "are proved with L5, where kernels and command_lines are proved, and each of command_lines is a whole line "
+        "that says it"
     )
 
 

@@ -196,11 +196,11 @@ def _log(name: str) -> str:
 
 
 def _parts(facts: Facts) -> Iterator[Finding]:
+    if facts.image_problem and "image" in facts.waiting and facts.row.get("state") == "running":
+        yield Finding("image-missing", "warning", facts.image_problem, APPLY)
     if facts.waiting:
         text = f"its declaration in pillar was changed, but not applied ({', '.join(facts.waiting[:_KEYS])})"
         yield Finding("change-waits", "warning", text, APPLY)
-    if facts.image_problem and "image" in facts.waiting and facts.row.get("state") == "running":
-        yield Finding("image-missing", "warning", facts.image_problem, APPLY)
     if facts.interface.get("state") == "missing":
         yield Finding("interface-missing", "error", "its network namespace is gone", APPLY)
     elif facts.interface.get("drift"):

@@ -48,7 +48,7 @@ def run(layout: Layout) -> int:
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result
         from netspace.environment.reconciler import Environments
-        from netspace.host import child_records
+        from netspace.host import child_records, trials
         from netspace.spec import trust
 
         kind = Environments(layout, supervisor)
@@ -60,6 +60,9 @@ def run(layout: Layout) -> int:
         # kind.sweep() removes the second instance that an unfinished update left.
         stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}
         told = {name: why for name, why in withheld.items() if name not in stay}
+        # An interrupted audit's environments do their worst. The next apply removes them.
+        tried = {name for names in trials.noted(layout).values() for name in names if name in known}
+        withheld = {**withheld, **dict.fromkeys(tried, "an interrupted audit left it")}
         return {**damaged, **ended, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def refusals() -> Mapping[str, str]:

@@ -124,7 +124,10 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
     """
     data = pillar.get("netspace") if given is None else given
     if data is None:
-        remedy = "put a netspace: section into this minion's pillar, and call saltutil.refresh_pillar"
+        remedy = (
+            "put a netspace: section into this minion's pillar, in a file that its top.sls names, and call "
+            "saltutil.refresh_pillar"
+        )
         raise SpecError([Problem("netspace", f"nothing is declared: {remedy}")])
     return parse.declaration(data)
 

@@ -117,11 +117,12 @@ def test_explain_shows_links_and_use_of_what_runs(host: Salt) -> None:
 def test_explain_names_what_was_changed_and_not_applied(host: Salt, image: Path) -> None:
     changed = shop(image)
     web = changed["environments"]["web"]
-    web |= {"image": f"{web['image']}x", "limits": {"memory": "65M"}, "interface": {"kind": "veth"}}
+    web |= {"image": f"{web['image']}x", "interface": {"kind": "veth"}}
+    web["limits"]["memory"] = "65M"
     changed["links"] = []
     with declared(host, changed):
         found = explained(host, "web")
-    waits, missing = found["findings"]
+    missing, waits = found["findings"]
     assert (waits["code"], waits["command"]) == ("change-waits", "state.apply netspace")
     assert waits["text"].endswith("(image, limits:memory, interface, link web.orders)")
     assert missing["code"] == "image-missing" and "did you mean" in missing["text"]

@@ -15,7 +15,7 @@ from support.hosts.whole_host import CHECKOUT, all_true
 from support.sampling import todays
 from support.waiting import until
 
-from netspace.host import service_exhaustion, trials
+from netspace.host import restore, service_exhaustion, trials
 from netspace.host.host import Host
 from netspace.layout import Layout
 
@@ -95,7 +95,11 @@ def test_what_a_killed_trial_leaves_the_next_run_removes(salt, applied):
     with subprocess.Popen([*command, "web", "services", LINKED[0]], start_new_session=True) as process:
         until(lambda: len(Host(Layout()).environments.names()) > 2 or process.poll() is not None)
         os.killpg(process.pid, signal.SIGKILL)
-    assert trials.noted(Layout())
+    (names,) = trials.noted(Layout()).values()
+    restore.run(Layout())  # as after a reboot: they do their worst no more
+    states = {name: row["state"] for name, row in Host(Layout()).environments.list().items()}
+    assert {state for name, state in states.items() if name in names} == {"stopped"}
+    assert states["web"] == states["other"] == "running"
     done = salt("netspace_environment.restart", "other")
     assert done
     assert trials.noted(Layout()), "an operation that applies nothing leaves it as it is"

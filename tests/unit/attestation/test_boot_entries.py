@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attestation import boot_entry_forge as forge
 from support.attestation import boot_logs
-from support.attestation.boot_forge import variable
+from support.attestation.boot_forge import variable, wide
 
 from netspace.attestation.logs import boot_entries, eventlog, events
 from netspace.attestation.logs.boot_entries import Kind, read
@@ -28,6 +28,9 @@ OTHER = {
     "a maker's node": forge.node(3, 10, bytes(32)),
     "a maker's node before a partition": forge.node(1, 4, bytes(16)) + forge.DISK + forge.FILE,
     "a program of the firmware": forge.node(4, 7, bytes(16)) + forge.node(4, 6, bytes(16)),
+    "a partition of another size": forge.node(4, 1, bytes(10)) + forge.FILE,
+    "a partition of no size": forge.node(4, 1) + forge.FILE,
+    "a maker's path after a good one": forge.DISK + forge.FILE + forge.END + forge.node(3, 10, bytes(32)),
     "BIOS, a disk": forge.node(5, 1, struct.pack("<HH", 2, 0) + b"disk\0"),
 }
 
@@ -53,6 +56,13 @@ def test_an_entry_to_a_file_of_a_disk_is_local(path: str) -> None:
 @pytest.mark.parametrize("path", OTHER)
 def test_an_entry_to_elsewhere_is_not_local(path: str) -> None:
     assert kind(forge.option(OTHER[path])) is Kind.OTHER
+
+
+def test_texts_of_an_entry_are_printable() -> None:
+    path = forge.DISK + forge.node(4, 4, wide("\\x\x1b[2J\u202e.efi"))
+    found = read(forge.option(path, "web\r\n\x1b[31m"))
+    assert found is not None and found.kind is Kind.LOCAL
+    assert found.path.isprintable() and found.text.isprintable() and found.text.startswith("web")
 
 
 def test_a_second_path_to_a_network_makes_an_entry_networked() -> None:

@@ -163,7 +163,7 @@ def test_another_database_is_no_result_of_fwupd(tmp_path: Path, content: bytes |
 
 
 @given(st.sampled_from(sorted(SERVER)), st.binary(max_size=120))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_file_with_any_content_raises_nothing(
     tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
 ) -> None:

@@ -21,7 +21,7 @@ from netspace.attestation.logs.eventlog import Event
 from netspace.attestation.policy import policy
 from netspace.attestation.policy import tcb as terms_of
 from netspace.attestation.policy.policy import PolicyError
-from netspace.attestation.verifier import tcb_rules
+from netspace.attestation.verifier import appraisal, tcb_rules
 from netspace.attestation.verifier.extensions import Extension
 
 GOOD = {"firmware": [tcb_policies.VERSION], "dma_protection": "on"}
@@ -180,14 +180,31 @@ def spoken(host: Host, line: str) -> None:
 SPOKEN = {"lockdown": "integrity", "usb": "closed"}
 
 
-def test_terms_on_a_proved_command_line_are_proved(host: Host) -> None:
+def test_terms_on_a_line_need_the_list_that_proves_its_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root can boot without the line, and extend PCR 8 by it later. Only IMA's boot aggregate shows that."""
     line = f"/vmlinuz {tcb_policies.SPOKEN}"
     spoken(host, line)
-    assert host.appraise(tcb_policies.policy(host.boot, SPOKEN, command_lines=[line])).level == 4
+    rules = tcb_policies.policy(host.boot, SPOKEN, command_lines=[line])
+    found = host.appraise(rules)
+    assert (found.level, found.code) == (3, "tcb-told") and "did not add the command line later" in found.reason
+    monkeypatch.setattr(appraisal, "_programs", lambda *given: appraisal.Appraisal(5, "ok", "", ""))
+    assert host.appraise(rules).level == 5
     pattern = line.replace("quiet", "*")
     assert host.appraise(tcb_policies.policy(host.boot, SPOKEN, command_lines=[pattern])).code == "tcb-told"
     both = [line, f"/vmlinuz {boot_forge.LINE}"]
     assert host.appraise(tcb_policies.policy(host.boot, SPOKEN, command_lines=both)).code == "tcb-told"
+
+
+def test_entries_of_a_firmware_without_a_separator_prove_nothing(host: Host) -> None:
+    host.edit(lambda found: found.__setitem__(slice(None), [one for one in found if not separates(one)]))
+    for word in ("never", "no-entry"):
+        wanted = {**tcb_policies.network_boot(host.boot), "network_boot": word}
+        found = host.appraise(tcb_policies.policy(host.boot, wanted))
+        assert found.code == "tcb-network-boot" and "no separator" in found.reason
+
+
+def separates(event: Event) -> bool:
+    return event.pcr == 1 and event.type == events.SEPARATOR
 
 
 def test_a_line_without_a_judged_kernel_proves_no_term(host: Host) -> None:
@@ -206,6 +223,8 @@ def test_a_line_without_a_judged_kernel_proves_no_term(host: Host) -> None:
         ("lockdown", "root=x lockdown=integrity", True),
         ("lockdown", "root=x lockdown=confidentiality", True),
         ("lockdown", "root=x lockdown=none", False),
+        ("lockdown", "lockdown=integrity lsm=apparmor", False),
+        ("lockdown", "lockdown=integrity lsm=lockdown,apparmor", True),
         ("lockdown", "root=x -- lockdown=integrity", False),
         ("lockdown", 'root="x lockdown=integrity"', False),
         ("lockdown", '"lockdown=integrity"', True),
@@ -344,6 +363,17 @@ def test_learning_leaves_unclear_boot_entries_to_the_operator(host: Host) -> Non
     found = learned(host, before)
     text = "\n".join(found.notes)
     assert "'PXE BOOT'" in text and text.count("its form does not show where it leads") == 3
+    assert host.appraise(found.after).code == "tcb-platform"
+
+
+def test_learning_leaves_hidden_boot_entries_to_the_operator(host: Host) -> None:
+    """A host that sends other data with an entry's digest hides where the entry leads."""
+    before = tcb_policies.policy(host.boot, {"network_boot": "never"})
+    entry = forge.named(7, forge.option(forge.MAC))
+    host.edit(lambda found: found.insert(at_entries(found), measured(1, events.VARIABLE_BOOT, b"hidden", entry)))
+    found = learned(host, before)
+    assert "the log calls it a boot entry, without its content" in "\n".join(found.notes)
+    assert hashlib.sha256(entry).hexdigest() not in found.after["tcb"]["platform"]
     assert host.appraise(found.after).code == "tcb-platform"
 
 

@@ -25,6 +25,7 @@ from netspace.attestation.evidence import Evidence
 from netspace.attestation.learning import boot as boot_learning
 from netspace.attestation.learning import ima as ima_learning
 from netspace.attestation.learning.boot import Told
+from netspace.attestation.logs import events
 from netspace.attestation.policy import policy
 from netspace.attestation.refusals import Refused
 from netspace.attestation.verifier import appraisal, extensions, tcb_rules
@@ -203,8 +204,15 @@ def _platform(tcb: dict[str, Any], told: Mapping[str, Told], notes: list[str]) -
     """
     known = dict.fromkeys(tcb.get("platform", ()))
     for host, one in told.items():
-        for digest, entry in tcb_rules.unlisted(extensions.read(one.evidence).of((1,))[1]).items():
-            if entry is None:
+        measured = extensions.read(one.evidence).of((1,))[1]
+        hidden = {found.digest for found in measured if found.kind in (events.VARIABLE_BOOT, events.VARIABLE_BOOT2)}
+        for digest, entry in tcb_rules.unlisted(measured).items():
+            if entry is None and digest in hidden and digest.hex() not in known:
+                notes.append(
+                    f"{host}: PCR 1 has {digest.hex()}: the log calls it a boot entry, without its content; if it "
+                    "leads to no network, list it under tcb:platform"
+                )
+            elif entry is None:
                 known[digest.hex()] = None
             elif digest.hex() not in known:
                 notes.append(

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from netspace.attestation.logs import events
+from netspace.text import printable
 
 MAX_DATA = 16 * 1024
 MAX_NODES = 64
@@ -35,6 +36,7 @@ _NETWORK = frozenset((3, 9, 11, 12, 13, 19, 20, 21, 24, 27, 28, 30, 31, 33, 34))
 # UEFI 2.10, 10.3.4: ATAPI, SCSI, USB, USB WWID, logical unit, SATA, SAS Ex, NVMe, UFS, SD, eMMC.
 _STORAGE = frozenset((1, 2, 5, 16, 17, 18, 22, 23, 25, 26, 29))
 _DISK, _FILE = 1, 4
+_PARTITION = 38  # size of a hard drive node's body (UEFI 2.10, 10.3.5.1)
 # BIOS Boot Specification 1.01, 3.1: an embedded network, and a BEV device (a network card's option ROM).
 _BBS_NETWORK = frozenset((0x06, 0x80))
 
@@ -51,8 +53,8 @@ class Kind(Enum):
 class Entry(NamedTuple):
     """The content of ``BootOrder`` or of a boot entry.
 
-    :param path: the device path as text; empty for an order.
-    :param text: the entry's description; empty for an order.
+    :param path: the device path as printable text; empty for an order.
+    :param text: the entry's description as printable text; empty for an order.
     """
 
     kind: Kind
@@ -103,10 +105,11 @@ def _option(data: bytes) -> Entry | None:
     paths = _paths(listed)
     if paths is None:
         return None
-    kind = Kind.LOCAL if _local(paths[0]) else Kind.OTHER
+    kind = Kind.LOCAL if all(map(_local, paths)) else Kind.OTHER
     if any(_networked(node) for path in paths for node in path):
         kind = Kind.NETWORK
-    return Entry(kind, events.device_path(listed), data[6:end].decode("utf-16-le", "replace")[: events.MAX_TEXT])
+    text = data[6:end].decode("utf-16-le", "replace")[: events.MAX_TEXT]
+    return Entry(kind, printable(events.device_path(listed)), printable(text))
 
 
 def _paths(data: bytes) -> list[list[_Node]] | None:
@@ -153,6 +156,8 @@ def _local(path: list[_Node]) -> bool:
     if (_MEDIA, _DISK) not in kinds:
         return False
     at = kinds.index((_MEDIA, _DISK))
+    if len(path[at].body) != _PARTITION:
+        return False
     before, after = kinds[:at], kinds[at + 1 :]
     through = all(
         sub == 1 if kind in (_HARDWARE, _ACPI) else kind == _MESSAGING and sub in _STORAGE for kind, sub in before

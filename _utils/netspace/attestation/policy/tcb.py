@@ -62,12 +62,14 @@ class Tcb:
         """Return whether the kernel's command line *line* makes a term of :data:`SPOKEN` true.
 
         In the name of a parameter, ``-`` and ``_`` are alike (parameq in kernel/params.c). Of several values for USB
-        the last one counts; several values of lockdown only raise it (lock_kernel_down in security/lockdown).
+        the last one counts; several values of lockdown only raise it (lock_kernel_down in security/lockdown). ``lsm=``
+        without ``lockdown`` leaves the module out, and then its own parameter has no effect (security/security.c).
         """
         pairs = [word.strip('"').partition("=") for word in measured.line_words(line)]
         if term == "lockdown":
             good = ("confidentiality",) if self.lockdown == "confidentiality" else WORDS["lockdown"]
-            return any(name == "lockdown" and value in good for name, _, value in pairs)
+            left_out = any(name == "lsm" and "lockdown" not in value.split(",") for name, _, value in pairs)
+            return not left_out and any(name == "lockdown" and value in good for name, _, value in pairs)
         values = [value for name, _, value in pairs if name.replace("-", "_") == "usbcore.authorized_default"]
         return bool(values) and values[-1] == "0"
 

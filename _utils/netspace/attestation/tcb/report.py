@@ -81,7 +81,13 @@ def _firmware(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
     ]
     term = f"firmware: {', '.join(terms.firmware)}" if terms.firmware else ""
     shown = ", ".join(versions) or "measured without a version in words"
-    holds = any(one in terms.firmware for one in versions) if terms.firmware else None
+    holds: bool | None = None
+    if terms.firmware:
+        try:
+            tcb_rules.check({0: extended}, Tcb(firmware=terms.firmware))
+            holds = True
+        except Refused:
+            holds = False
     return [_row("firmware version", shown, 0, term, holds)]
 
 
@@ -140,7 +146,7 @@ def _platform(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
 
 
 def _row(part: str, value: str, pcr: int, term: str, holds: bool | None) -> Row:
-    return Row(part, printable(value)[:MAX_VALUE], f"measured in PCR {pcr}", term, holds)
+    return Row(part, printable(value[:MAX_VALUE])[:MAX_VALUE], f"measured in PCR {pcr}", term, holds)
 
 
 # -- what the host tells ------------------------------------------------------------
@@ -158,7 +164,7 @@ class _Grain:
 
     def word(self, *path: str) -> str | None:
         found = self.at(*path)
-        return printable(found)[:MAX_VALUE] if isinstance(found, str) else None
+        return printable(found[:MAX_VALUE])[:MAX_VALUE] if isinstance(found, str) else None
 
     def flag(self, *path: str) -> bool | None:
         found = self.at(*path)
@@ -220,7 +226,7 @@ def _microcode(grain: _Grain, terms: Tcb) -> Row:
 def _controller(grain: _Grain, terms: Tcb) -> Row:
     present = grain.flag("bmc", "present")
     parts = [*(one for one in grain.listed("bmc", "interfaces") if isinstance(one, str)), grain.word("bmc", "version")]
-    detail = ", ".join(printable(one)[:40] for one in parts if one)
+    detail = ", ".join(printable(one[:40])[:40] for one in parts if one)
     value = {None: "unknown", False: "absent", True: f"present ({detail})" if detail else "present"}[present]
     holds = None if terms.bmc is None or present is None else not present
     return Row("management controller", value, TOLD, f"bmc: {terms.bmc}" if terms.bmc else "", holds)
@@ -253,7 +259,7 @@ def _device(part: str, told: object) -> Row:
 
 
 def _texts(values: Sequence[object]) -> str:
-    return ", ".join(printable(one)[:80] if isinstance(one, str) else "unreadable" for one in values)[:MAX_VALUE]
+    return ", ".join(printable(one[:80])[:80] if isinstance(one, str) else "unreadable" for one in values)[:MAX_VALUE]
 
 
 def shown(found: Sequence[Row]) -> list[dict[str, Any]]:

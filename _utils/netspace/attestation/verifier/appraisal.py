@@ -21,7 +21,7 @@ from netspace.attestation.logs.ima import State
 from netspace.attestation.policy import boot as boot_policy
 from netspace.attestation.policy.policy import Policy
 from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
-from netspace.attestation.verifier import ima_rules
+from netspace.attestation.verifier import ima_rules, tcb_rules
 from netspace.attestation.verifier.boot_rules import GoodBoot as GoodBoot
 from netspace.attestation.verifier.boot_rules import identity
 from netspace.attestation.verifier.boot_rules import judged_boot as judged_boot
@@ -71,7 +71,13 @@ def appraise(
         good = None if now is None else GoodBoot(now, proved)
     else:
         proved = good.proved
-    return _programs(evidence, policy, references, boot, start, proved)._replace(boot=good)
+    found = _programs(evidence, policy, references, boot, start, proved)
+    if found.level < 5 and policy is not None and policy.boot is not None:
+        try:
+            tcb_rules.check_spoken(policy.boot)
+        except Refused as err:
+            found = Appraisal(3, err.code, f"{err}; {found.reason}", err.remedy, found.ima)
+    return found._replace(boot=good)
 
 
 def _programs(

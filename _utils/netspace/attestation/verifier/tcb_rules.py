@@ -9,7 +9,9 @@ No term believes a log's labels. What counts is the sequence of digests that the
   PCR 0 proves to measure its entries at some time.
 - ``firmware`` (PCR 0): the digest of a listed version comes before the separator.
 - ``dma_protection`` (PCR 7): the firmware did not say that the protection is off. A digest can't be removed.
-- ``lockdown``, ``usb``: the command line says it, and a PCR proves the line and the kernel that reads it.
+- ``lockdown``, ``usb``: the command line says it, and a PCR proves the line and the kernel that reads it. Root can
+  extend a PCR by a good line after the boot, and another log proves nothing against that. So these terms also need L5:
+  the boot aggregate of IMA's list has the PCRs' values at the kernel's start (:func:`check_spoken`).
 - All other terms: nothing proves them (:func:`told`).
 
 Pure: called by :mod:`netspace.attestation.verifier.boot_rules`.
@@ -50,6 +52,16 @@ def check_told(policy: Boot, proved: Collection[int]) -> None:
     found = told(policy, proved)
     if found:
         raise ToldOnly(f"nothing but the host's word says whether these terms hold: {', '.join(found)}")
+
+
+def check_spoken(policy: Boot) -> None:
+    """Refuse L4 without L5 if the policy has a term on the kernel's command line.
+
+    :raises ToldOnly: when there is such a term.
+    """
+    found = policy.tcb.given(SPOKEN) if policy.tcb is not None else ()
+    if found:
+        raise ToldOnly(f"no list of IMA shows that root did not add the command line later: {', '.join(found)}")
 
 
 def told(policy: Boot, proved: Collection[int] | None = None) -> list[str]:
@@ -106,6 +118,8 @@ def _network_boot(extended: Sequence[Extension], tcb: Tcb) -> None:
                 f"PCR 1: {one.digest.hex()}, which the log calls {one.claimed}, is neither listed under tcb:platform "
                 "nor a boot entry that leads to a file on a local disk"
             )
+    if not separated:
+        raise NetworkBoot("PCR 1: the firmware measured no separator, so all of it may have been added after the boot")
     if not ordered and tcb.network_boot == "never":
         raise NetworkBoot(
             "PCR 1: the firmware measured no boot order before the separator, so its boot entries are not proved; "

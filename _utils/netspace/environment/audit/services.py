@@ -10,8 +10,8 @@ It needs only the standard library (Python 3.10 or newer) and ``amqp_frames.py``
     Send N requests, one after the other, along the environment's one link for requests; print the seconds until each
     answer, as a JSON list. The first tenth is left out: a new connection is slower.
 ``worst WAY``
-    Try one of :data:`WAYS` in some processes, until the end. Each half second it writes ``taken N``: how often it did
-    what the way says.
+    Try one of :data:`WAYS` in some processes, for :data:`MOST` seconds at most, and then do nothing. Each half second
+    it writes ``taken N``: how often it did what the way says.
 ``end``
     End at once, with an error.
 ``endless``
@@ -41,6 +41,7 @@ REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
 CONSUMERS = 200  # of a channel, at a time
 TELL = 0.5  # seconds between two lines
+MOST = 600.0  # seconds: so that an audit that was killed doesn't leave this for ever
 LINE = b"x" * 999 + b"\n"
 
 
@@ -224,9 +225,13 @@ def worst(way: str) -> None:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    while True:
+    until = time.monotonic() + MOST
+    while time.monotonic() < until:
         time.sleep(TELL)
         os.write(1, f"taken {sum(struct.unpack(f'={PROCESSES}q', counts[:]))}\n".encode())
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    hold()
 
 
 def _worker(way: Callable[[], Iterator[int]], counts: mmap.mmap, place: int) -> int:
