@@ -259,8 +259,8 @@ class Converge(Cards):
         from netspace.environment import record as records
 
         found = dict(declared.environments)
-        taken = child_records.places(self.layout, found)
-        there, _ = self.environments.readable() if taken else ({}, {})
+        taken = child_records.places(self.layout) & found.keys()
+        there, _ = self.environments.readable(taken) if taken else ({}, {})
         for name in sorted(taken & there.keys()):
             child, was = child_records.lasting(self.layout, name), there[name].spec
             if child is None:
