@@ -30,7 +30,7 @@ what, argument = sys.argv[1], json.loads(sys.stdin.read())
 if what == "define":
     value = supervisor.define([records.decode(record) for record in argument])
 elif what == "observe":
-    value = {name: vars(status) for name, status in supervisor.observe().items()}
+    value = {name: status._asdict() for name, status in supervisor.observe().items()}
 elif what == "payload":
     value = payload_cgroup(Layout(), argument)
 elif what == "both":
