@@ -71,7 +71,11 @@ def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_pat
         return max(times)
 
     def attested(after: float) -> dict[str, Any]:
-        """Wait until the host is attested. The runner, a process that imports Salt, is asked only after a change."""
+        """Wait until the host has sent evidence after the time *after*; return its status.
+
+        The status is asked for only when the master has written to its files again, since each call of the runner
+        starts a process that imports Salt.
+        """
         asked = -1.0
 
         def new() -> bool:

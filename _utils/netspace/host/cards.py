@@ -151,12 +151,13 @@ class Cards(TrustGate):
             self._publish()
 
     def _peer(self, test: bool, after: Collection[Link], declared: Mapping[str, Environment] | None = None) -> Result:
-        """Start the service that answers requests to the host if a link leads there; else remove the service.
+        """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
-        The same for the service that keeps children, if one that may ask the host has templates.
+        The keeper of children is started if an environment with such a link has templates of children; else it is
+        removed.
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
-        :param declared: the environments after the change, by name; others are as they are recorded.
+        :param declared: the environments after the change, by name. For other environments, the records count.
         """
         from netspace.link import host_peer
 

@@ -153,9 +153,9 @@ class Children(Cards):
         return known.spec, known.spec.spawns[template]
 
     def _startable(self, place: Place, parent: str, spec: Environment, template: Template) -> Record:
-        """Return the record of a place if what runs there may do no more than its parent may now.
+        """Return the record of a place, if a child that starts from it gets no more rights than its parent has now.
 
-        :raises Refused: it could do more, or the host isn't as declared, or lacks trust.
+        :raises Refused: it would get more, or the host isn't as declared, or lacks trust.
         """
         from netspace.environment import record as records
 

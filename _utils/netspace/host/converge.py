@@ -251,10 +251,10 @@ class Converge(Cards):
         return with_verdicts(result, "environment", trust.told(declared, verdicts))
 
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
-        """Return the declared environments, each child that runs with its own values.
+        """Return the declared environments, where each running child is wanted as it runs, with its own values.
 
-        A child whose template isn't as it was at its start, or whose parent has ended, is wanted as it is declared:
-        stopped.
+        If a child's template has changed since its start, or if its parent has ended, the child is wanted stopped, as
+        declared.
         """
         from netspace.environment import record as records
 

@@ -235,7 +235,7 @@ class _Stage:
                 process.wait()
 
     def _taken(self, way: Way) -> int:
-        """Return how often the third environment did what the way says, as far as that can be counted."""
+        """Return how often the third environment troubled the service, as far as that can be counted."""
         if way.run:
             return _EXECS
         name = self._names.worst

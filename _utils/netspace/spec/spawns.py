@@ -161,7 +161,7 @@ def beyond(children: Collection[Place], parent: str, every: Collection[Link]) ->
 
 
 def within(declared: Declaration, permitted: tuple[Link, ...]) -> tuple[Link, ...]:
-    """Return the permitted links without those by which a child would have more than its parent has among them."""
+    """Return *permitted* without the links that would give a child more rights than its parent has."""
     more: dict[str, str] = {}
     for name, spec in declared.environments.items():
         if spec.spawns:
@@ -273,5 +273,8 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
 
 
 def _own(path: str) -> bool:
-    """Return whether a problem at this place of a child comes from its template, not from its parent."""
+    """Return whether a problem of a child comes from the child's template, not from its parent.
+
+    :param path: the path of the problem in the child's declaration.
+    """
     return path.split(":")[1] in Template.__struct_fields__ and not path.startswith(":host")

@@ -508,7 +508,7 @@ class Update(Base, frozen=True):
 
 
 class Handed(Base, frozen=True):
-    """A link that a child has, with less than the link that it is made from. Absent values are those of that link.
+    """Limits of a child's link. Absent: as in the parent's link; for a link to or from the parent: the default.
 
     :param rate: the most messages per second.
     :param size: the most bytes of a message's body.

@@ -43,7 +43,10 @@ def other_store(store: Store, tmp_path: Path) -> Store:
 
 
 def leftovers(store: Store, built: int = 0) -> list[str]:
-    """Return the files in the images' folder, without the images and notes of *built* builds."""
+    """Return the files in the images' folder, except the two that each of *built* builds leaves there.
+
+    A build leaves the image and its note. If the number of such files isn't as expected, all files are returned.
+    """
     images = store.file("x").parent
     found = sorted(path.name for path in images.iterdir()) if images.exists() else []
     kept = [name for name in found if not name.startswith(".")]

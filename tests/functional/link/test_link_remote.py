@@ -300,9 +300,9 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 
 @pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
-    """A connection is opened before a revocation, and names its server afterwards: it doesn't reach the other host.
+    """A connection names h2 only after the links to h2 were revoked; it doesn't reach h2.
 
-    Such a connection stays with an old process of the forwarder, which has the old routes.
+    It was opened before. So it stays with an old process of the forwarder, which still has the old routes.
     """
     h1, _, _ = linked
 

@@ -1,4 +1,4 @@
-"""One question to the supervisor tells of many services what their traces and the kernel tell."""
+"""Tests of one question to the daemon about many services: it answers what traces and kernel tell."""
 
 from __future__ import annotations
 

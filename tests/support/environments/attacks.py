@@ -373,11 +373,11 @@ def user_of(pid: int) -> int | None:
 
 
 def watch() -> None:
-    """Attack every process of another user that enters, until each way has an outcome; print the outcomes.
+    """Attack the processes of other users that enter the environment, until each attack has an outcome.
 
-    The outcome has four keys. ``other`` has the outcomes on processes of another user, and ``own`` those on this
-    program itself. ``programs`` has files that processes of this user run and that don't exist inside. ``arguments``
-    has the arguments of other users' processes.
+    Print the outcomes as a mapping. ``other`` has the outcomes of attacks on these processes, ``own`` those of attacks
+    on this program itself. ``programs`` has the files that processes of this program's user run and that don't exist
+    inside. ``arguments`` has the arguments of other users' processes.
     """
     own, me = os.getuid(), os.getpid()
     outcomes: dict[str, str] = {}

@@ -127,7 +127,7 @@ def each(
 ) -> Iterator[dict[str, Any]]:
     """Run stressors one after the other; yield ``stressor``, ``outcome`` and ``trouble`` (the host's changes).
 
-    :param at_once: number of stressors after which the host is compared. They have the same ``trouble``.
+    :param at_once: number of stressors between two comparisons of the host. These stressors get the same ``trouble``.
     """
     before = host_state.look()
     for first in range(0, len(stressors), at_once):

@@ -60,8 +60,8 @@ class KilledJournal(Journal):
 class Simulated:
     """Simulated hosts with their true state. A host is bad from the first call to it until it is found good.
 
-    :param fails: by host, the calls that fail there: of ``prepare``, ``apply``, ``healthy``, ``take_back`` and
-        ``healthy_again``; and ``silent``, if the host doesn't answer the calls that fail.
+    :param fails: for each host, the names of the calls that fail there: ``prepare``, ``apply``, ``healthy``,
+        ``take_back`` or ``healthy_again``. If ``silent`` is among the names, the host gives no answer to these calls.
     """
 
     def __init__(self, fails: Mapping[str, frozenset[str]], max_fail: int, killer: Killer) -> None:

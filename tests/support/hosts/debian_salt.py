@@ -42,7 +42,7 @@ def venv(series: str) -> Path:
 
 
 def place(host: SystemdHost, series: str) -> None:
-    """Install this Salt in the machine in place of any other, as a package's upgrade would, as ``salt-call``."""
+    """Install Salt of this series as the machine's ``salt-call``, in place of any earlier one, like an upgrade."""
     shutil.rmtree(host.path(PLACE), ignore_errors=True)
     fresh_host.put(host, venv(series), PLACE)
     command = host.path("/usr/local/bin/salt-call")

@@ -79,7 +79,7 @@ def test_an_order_is_known_in_both_forms() -> None:
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_no_entry_passes_for_an_order(shift: int) -> None:
-    """Its end node is in no order, whether it stands at an even place or not."""
+    """A boot entry isn't taken for a boot order, whether its end node begins at an even offset or an odd one."""
     uri = forge.node(3, 24, b"http://ab" + bytes(shift))
     content = forge.option(uri, "xy", data=bytes(shift ^ 1))
     assert boot_entries.order(content[: len(content) // 2 * 2]) is None

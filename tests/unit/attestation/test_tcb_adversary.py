@@ -40,7 +40,7 @@ def test_a_bad_base_is_refused_for_what_is_bad(kind: str) -> None:
 
 
 def test_no_claim_makes_up_for_a_term_that_nothing_proves() -> None:
-    """The base may be good or bad, and the host may tell what he likes: the level is L3."""
+    """With a term that nothing proves, the level is L3 for good and bad bases, whatever the host claims."""
     report = search.campaign(lambda chance: base_boots.make(chance, told=True), FORGERIES // 5, 1, EACH)
     assert not report.holes, str(report)
 
@@ -56,7 +56,10 @@ def _labels_believed(patch: Any) -> None:
 
 
 def _unlisted_allowed(patch: Any) -> None:
-    """Let any digest pass that is no known boot entry: what hides a network entry's data goes unnoticed."""
+    """Accept each digest in PCR 1, as if ``platform`` listed it, unless it is a known network entry's.
+
+    So a host that hides the data of a network entry goes unnoticed.
+    """
     whole = tcb_rules._network_boot
 
     def judge(extended: Any, tcb: Any) -> None:

@@ -290,7 +290,10 @@ def test_on_is_the_same_in_yaml_and_json() -> None:
 
 
 def test_a_policy_without_terms_is_the_same_policy_as_before() -> None:
-    """Its fingerprint stands in results; what it was before this section existed is written here."""
+    """A policy without ``tcb`` keeps the fingerprint that it had before ``tcb`` existed: results contain it.
+
+    The test has the text whose digest that fingerprint was.
+    """
     found = policy.parse({"version": 3, "boot": {"secure_boot": True, "unchecked": [1]}})
     text = b'{"boot":{"secure_boot":true,"unchecked":[1]},"version":3}'
     assert found.fingerprint == hashlib.sha256(text).hexdigest()

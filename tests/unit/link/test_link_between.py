@@ -673,7 +673,10 @@ def test_who_seals_for_whom(fleet):
 @settings(max_examples=30)
 @given(pauses=st.lists(st.floats(1, 40 * DAY), max_size=8))
 def test_a_key_is_kept_for_as_long_as_another_host_may_seal_for_it(pauses):
-    """A key is kept until a week after its published end, since a host without news may seal for it until its end."""
+    """A key is kept until a week after its published end.
+
+    Until that end, another host that has received no newer key may seal for it.
+    """
     now, keys = NOW, seals.renewed((), NOW)
     told: dict[str, float] = {}
     for pause in pauses:

@@ -100,15 +100,16 @@ class Boot:
 
     @cached_property
     def needs(self) -> Mapping[int, str]:
-        """The PCRs that prove rules; for each PCR, the name of one rule that it proves.
+        """The PCRs that prove the policy's rules, each with the name of one rule that it proves.
 
         A policy with ``signers`` and without ``applications`` trusts shim to verify the programs that shim starts. PCR
         14 shows whether shim verified them, and with which keys. An old shim measures nothing about itself, so only its
         digest in PCR 4 identifies it. Therefore ``sbat`` also rests on PCR 4.
 
-        The terms of ``tcb`` rest on the firmware that measures, so on PCR 0. Drivers in PCR 2 run before the firmware's
-        separators. An entry that is used only once (``BootNext``) is not measured, so ``network_boot`` also needs PCR
-        4, which shows that no other program was started.
+        The terms of ``tcb`` hold only if the firmware measures honestly, so they rest on PCR 0, which identifies the
+        firmware. ``network_boot`` also rests on PCR 2, because drivers run before the firmware's separators. It also
+        rests on PCR 4: the firmware doesn't measure a boot entry that is used only once (``BootNext``), but PCR 4 shows
+        which programs were started.
         """
         found: dict[int, str] = {}
         tcb = self.tcb or Tcb()

@@ -292,7 +292,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         known = base.get("pcrs", {})
         given = found.get("boot", {}).get("pcrs", {})
         if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
-            raise PolicyError(f"{here}:boot:pcrs: expected only PCRs that boot:pcrs has")
+            raise PolicyError(f"{here}:boot:pcrs: expected only PCRs that policy:boot:pcrs lists, each once")
         if "ima" in found and "ima" not in whole:
             raise PolicyError(f"{here}:ima: extends lists that are missing: ima")
     return ((moment, plain(section)) for moment, section in data.items())

@@ -73,7 +73,10 @@ def _proved(evidence: Evidence, terms: Tcb) -> list[Row]:
 
 
 def _firmware(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
-    """Return the firmware's version: what was measured as one before the separator, and is text."""
+    """Return the row of the firmware's version.
+
+    It comes from the version events before the separator, if their data is text.
+    """
     versions = [
         text
         for one in tcb_rules.before_separator(extended)

@@ -67,8 +67,8 @@ def check_spoken(policy: Boot) -> None:
 def told(policy: Boot, proved: Collection[int] | None = None) -> list[str]:
     """Return the terms of a policy that nothing but the host's word supports.
 
-    A term on the command line is proved only if the policy judges the kernel, too, and if each allowed line is a whole
-    line that says it: a ``*`` could match text that takes it back.
+    A term on the command line is proved only if the policy judges the kernel, too, and if each allowed line has the
+    term and no ``*``, which could match text that cancels the term.
 
     :param proved: the PCRs that prove the kernel's command line; None if no boot is judged yet.
     """
@@ -146,9 +146,10 @@ def _preimages(one: Extension) -> Iterator[bytes]:
 
 
 def unlisted(extended: Sequence[Extension]) -> dict[bytes, Entry | None]:
-    """Return the digests of PCR 1 that only ``platform`` can allow, each with the boot entry that it is, if it is one.
+    """Return the digests of PCR 1 that only ``platform`` can allow.
 
-    Entries that lead to a network are left out, since nothing allows them.
+    The value of a digest is its boot entry; None if no boot entry is known for it. Entries that lead to a network are
+    left out, since nothing allows them.
     """
     found: dict[bytes, Entry | None] = {}
     for one in extended:

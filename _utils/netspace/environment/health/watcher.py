@@ -63,9 +63,9 @@ class Watched:
 
 
 class Places:
-    """The order of probes: PROBES of them run at once, and further ones wait until one has ended or takes LONG.
+    """The order of probes: PROBES of them run at once. Others wait until one has ended, or has run for LONG.
 
-    So a check that never answers keeps those of other environments waiting for LONG, not for its own ``timeout``.
+    So a check that never answers delays the checks of other environments by LONG, not by its own ``timeout``.
 
     :param submit: starts a probe in a thread of its own; at most THREADS run at once.
     """

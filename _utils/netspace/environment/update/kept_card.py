@@ -20,12 +20,12 @@ CARD = "environment.json"
 
 
 def of(handed: Mapping[str, bytes], spec: Environment) -> dict[str, bytes]:
-    """Return the files to hand out, with the values, host verbs and ``audit`` of *spec* in the card.
+    """Return *handed* with the values, host verbs and ``audit`` of the kept version in the card.
 
     A unikernel gets a disk instead of a card. Its files are returned unchanged.
 
-    :param handed: the files for the other version.
-    :param spec: the recorded declaration of the version that stays.
+    :param handed: the files to hand out that were made for the other version.
+    :param spec: the recorded declaration of the kept version.
     """
     if CARD not in handed:
         return dict(handed)

@@ -109,7 +109,8 @@ class Errands:
     def done(self, verbs: dict[str, ModuleType]) -> Iterator[tuple[Way, str, bytes, str]]:
         """Yield the answers that have come: way, asker, body, and the text for the log.
 
-        If the keeper has ended, what it was asked is refused, and what comes later waits :data:`PATIENCE` for another.
+        If the keeper has ended, the requests that it received are refused. Later requests wait for a new keeper, and
+        are refused after :data:`PATIENCE`.
         """
         while self._unsent and self._unsent[0][2] < time.monotonic():
             yield self._refused(self._unsent.popleft()[0])

@@ -75,7 +75,7 @@ class Group(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Ends, and the rules between them. Each arrow leads from one node to another; it has the names of both.
+    """Nodes, and the arrows (rules) between them. An arrow has the names of its two nodes.
 
     :param groups: facts about hosts. A host that isn't among them is drawn with its name only.
     :param notes: sentences about the sources of the picture's facts.
