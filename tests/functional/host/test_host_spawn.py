@@ -259,6 +259,7 @@ def test_killed_keeper_leaves_nothing_unfinished(here: dict[str, Any], monkeypat
         pass
 
     def kill(*_: object, **__: object) -> NoReturn:
+        assert not free("web-pair-2"), "the child's record is written first"
         raise Killed
 
     def late(_: Layout, name: str) -> record.Run | None:
@@ -268,7 +269,7 @@ def test_killed_keeper_leaves_nothing_unfinished(here: dict[str, Any], monkeypat
     for place, name in ((host.links, "empty"), (host, "_become"), (record, "run_of")):
         with monkeypatch.context() as patch:
             if name == "run_of":
-                patch.setattr(record, name, lambda _, one: run if one == "web" else kill())
+                patch.setattr(record, name, late)
             else:
                 patch.setattr(place, name, kill)
             with pytest.raises(Killed):
