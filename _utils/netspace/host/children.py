@@ -66,7 +66,7 @@ class Children(Cards):
                 raise Refused("not-available", f"{parent} doesn't run")
             places = spawns.places(parent, spec)
             taken = {place: record.read(self.layout, place) for place in record.places(self.layout, _names(places))}
-            if any(child is not None and child.name == name for child in taken.values()):
+            if any(child is not None and (child.parent, child.name) == (parent, name) for child in taken.values()):
                 raise Refused(
                     "name-in-use", f"{name}: another child of {parent} has this name; choose another, or end it"
                 )
@@ -98,7 +98,7 @@ class Children(Cards):
             known = self.environments.recorded([parent]).get(parent)
             for place in [] if known is None else record.places(self.layout, self._places(parent)):
                 child = record.read(self.layout, place)
-                if child is not None and child.name == name:
+                if child is not None and (child.parent, child.name) == (parent, name):
                     return self._finish(place)
         raise Refused("child-unknown", f"{name}: {parent} has no child of this name")
 
@@ -107,7 +107,7 @@ class Children(Cards):
         found = {}
         for place in sorted(record.places(self.layout, self._places(parent))):
             child = record.lasting(self.layout, place)
-            if child is not None and child.begun is not None and child.begun.lasts():
+            if child is not None and child.parent == parent and child.begun is not None and child.begun.lasts():
                 found[place] = child
         return found
 
