@@ -201,3 +201,21 @@ def test_keeper_listens_to_the_peer_alone(tmp_path: Path) -> None:
             assert peer.recv(4096) == b"" and mine._way is None
         mine._door.close()
     assert use_cases.Refused("too-many", "x").code in requests.CODES
+
+
+def test_keeper_never_waits_for_a_peer_that_reads_nothing(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    host_peer.folder(layout).mkdir(parents=True)
+    mine = keeper.Keeper(layout, os.getuid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.connect(str(host_peer.folder(layout) / host_peer.KEEPER))
+        mine._serve()
+        assert mine._way is not None and not mine._way.getblocking()
+        for _ in range(5000):
+            if mine._way is None:
+                break
+            with contextlib.suppress(BlockingIOError):
+                peer.send(b'{"id": 1, "asker": "web", "verb": "children", "arguments": {}}', socket.MSG_DONTWAIT)
+            mine._serve()
+        assert mine._way is None, "the connection ends once no answer can be sent"
+    mine._door.close()

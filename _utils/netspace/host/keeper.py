@@ -113,7 +113,10 @@ class Keeper:
         self.over = True
 
     def _serve(self) -> None:
-        """Take a new connection in place of the last one, and answer one request."""
+        """Take a new connection in place of the last one, and answer one request.
+
+        Nothing here waits for the peer. A peer that doesn't read its answers loses the connection.
+        """
         with contextlib.suppress(BlockingIOError):
             way, _ = self._door.accept()
             _, user, _ = struct.unpack(
@@ -121,19 +124,23 @@ class Keeper:
             )
             if user == self._user:
                 self._leave()
+                way.setblocking(False)
                 self._way = way
             else:
                 way.close()
         if self._way is None:
             return
         try:
-            request = self._way.recv(MOST, socket.MSG_DONTWAIT)
+            request = self._way.recv(MOST)
+        except BlockingIOError:
+            return
+        except OSError:
+            request = b""
+        try:
             if request:
                 self.settle()  # a place may have become free meanwhile
                 self._way.send(self.answer(request))
                 return
-        except BlockingIOError:
-            return
         except (OSError, ValueError, RecursionError) as err:
             sys.stderr.write(f"netspace keeper: the peer's connection ends: {err}\n")
             sys.stderr.flush()
