@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from netspace.environment import record as records
@@ -16,7 +19,8 @@ from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
 from netspace.host.host import Host
 from netspace.layout import Layout
-from netspace.spec import parse
+from netspace.plan import Plan, Result
+from netspace.spec import parse, spawns, trust
 from netspace.spec.types import Declaration
 
 ASK = ["spawn", "end", "children"]
@@ -39,7 +43,7 @@ def own_run() -> Run:
 
 
 def a_child(name: str = "w", **more: Any) -> Child:
-    given = {"until": 2.0**40, "within": own_run(), "begun": own_run(), **more}
+    given = {"until": 7.0, "ends": 2.0**40, "within": own_run(), "begun": own_run(), **more}
     return Child(**{"parent": "web", "template": "worker", "name": name, "values": {}, **given})
 
 
@@ -71,3 +75,92 @@ def test_child_of_another_parent_is_none_of_the_asker(host: Host, declared: Decl
     assert list(host.children("web")) == ["web-worker-1"]
     with pytest.raises(Refused, match="has no child of this name"):
         host.end("web", "theirs")
+
+
+def test_lifetime_is_not_by_the_clock_of_day(host: Host, declared: Declaration) -> None:
+    child_records.write(host.layout, "web-worker-1", a_child())
+    assert child_records.due(host.layout, "web-worker-1") == "", "until is long past"
+    child_records.write(host.layout, "web-worker-1", a_child(until=2.0**40, ends=child_records.now()))
+    assert child_records.due(host.layout, "web-worker-1") == "its lifetime is over"
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"), [({}, "running"), ({"begun": GONE}, "stopped"), ({"ends": 1.0}, "stopped")]
+)
+def test_apply_starts_no_child_that_has_ended(
+    host: Host, declared: Declaration, changed: dict[str, Any], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_records.write(host.layout, "web-worker-1", a_child(**changed))
+    there = host.environments.recorded(["web-worker-1"])["web-worker-1"]
+    required = trust.requirement(there.spec, declared.attestation)
+    now = msgspec.structs.replace(there.spec, state="running", attestation=required)
+    records.write(host.layout, "web-worker-1", msgspec.structs.replace(there, spec=now, state="running"))
+    assert host._with_children(declared)["web-worker-1"].state == state
+    refreshed: list[Collection[str]] = []
+    monkeypatch.setattr(host, "_as_recorded", lambda known, _: refreshed.append(set(known)) or {})
+    monkeypatch.setattr(host, "_run_environments", lambda *_, **__: Result(Plan()))
+    host._refresh_cards(["web-worker-1"], False)
+    assert refreshed == ([{"web-worker-1"}] if state == "running" else [])
+
+
+@pytest.fixture
+def asleep() -> Iterator[Run]:
+    """The run of a program that ends only if it is killed."""
+    with subprocess.Popen(["/bin/sleep", "600"]) as made:
+        there = child_records.process.stat(made.pid)
+        assert there is not None
+        try:
+            yield Run(child_records.boot(), made.pid, there.ticks)
+        finally:
+            made.kill()
+
+
+class Applied:
+    """What a host applied and stopped, in place of doing it."""
+
+    def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.states: list[dict[str, str]] = []
+        self.stopped: list[set[str]] = []
+        monkeypatch.setattr(host, "_become", self.become)
+        monkeypatch.setattr(host.environments, "stop", lambda names: self.stopped.append(set(names)) or {})
+
+    def become(self, wanted: Mapping[str, records.Record]) -> dict[str, str]:
+        self.states.append({name: one.spec.state for name, one in wanted.items()})
+        return {}
+
+
+def test_children_end_together_with_their_parent_at_once(
+    host: Host, declared: Declaration, asleep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied = Applied(host, monkeypatch)
+    child_records.write(host.layout, "web-worker-1", a_child(within=GONE, begun=asleep))
+    child_records.write(host.layout, "web-worker-2", a_child("x", within=GONE, begun=GONE))
+    due, errors = host.finish(child_records.places(host.layout))
+    both = {"web-worker-1", "web-worker-2"}
+    assert due == dict.fromkeys(both, child_records.PARENT_ENDED) and not errors
+    assert applied.stopped == [both] and applied.states == [dict.fromkeys(both, "stopped")]
+    assert os.waitpid(asleep.pid, 0)[1] == 9 and not child_records.places(host.layout)
+
+
+def test_damaged_record_keeps_no_child_alive(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.path(host.layout, "web").write_text("{")
+    child_records.write(host.layout, "web-worker-1", a_child())
+    assert child_records.due(host.layout, "web-worker-1") == "", "its template isn't known to be gone"
+    records.path(host.layout, "web-worker-2").write_text("{")
+    for place in ("web-worker-1", "web-worker-2"):
+        child_records.write(host.layout, place, a_child(begun=GONE))
+    applied = Applied(host, monkeypatch)
+    due, errors = host.finish(["web-worker-1", "web-worker-2"])
+    assert len(due) == 2 and not errors and not child_records.places(host.layout)
+    assert applied.stopped == [{"web-worker-1", "web-worker-2"}] and applied.states == [{"web-worker-1": "stopped"}]
+
+
+def test_spawn_takes_the_first_place_that_is_as_declared(host: Host, declared: Declaration) -> None:
+    records.path(host.layout, "web-worker-1").unlink()
+    web = declared.environments["web"]
+    free = spawns.places("web", web)
+    assert host._startable(free, "web", web, web.spawns["worker"])[0] == "web-worker-2"
+    with pytest.raises(Refused, match="web-worker-1 isn't as web declares it"):
+        host._startable(free[:1], "web", web, web.spawns["worker"])

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from netspace.errors import NetspaceError
 from netspace.host import child_records, keeper
 from netspace.host import children as use_cases
 from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
-from netspace.host.host import Host
 from netspace.host.peer import errands, process, requests
 from netspace.host.peer.errands import Errands, Way
 from netspace.layout import Layout
@@ -107,19 +107,20 @@ class Recorded:
         self.seen.append(given)
         if given[1] == "large":
             raise Refused("template-unknown", "large: web has worker")
-        return "web-worker-1", Child("web", "worker", "w", {}, 7.0, Run("", 1, 1))
+        return "web-worker-1", Child("web", "worker", "w", {}, 7.0, 7.0, Run("", 1, 1))
 
     def end(self, *given: object) -> None:
         self.seen.append(given)
         raise OSError("broken")
 
     def children(self, _: str) -> dict[str, Child]:
-        return {"web-worker-1": Child("web", "worker", "w", {}, 7.0, Run("", 1, 1))}
+        return {"web-worker-1": Child("web", "worker", "w", {}, 7.0, 7.0, Run("", 1, 1))}
 
 
 def answered(host: Recorded, verb: str, arguments: object, asker: str = "web") -> dict[str, object]:
     mine = keeper.Keeper.__new__(keeper.Keeper)
-    mine._host = lambda: host  # type: ignore[method-assign,assignment,return-value]
+    mine._host = lambda _: host  # type: ignore[method-assign,assignment,return-value]
+    mine.settle = lambda _: None  # type: ignore[method-assign,assignment,return-value]
     body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "arguments": arguments})
     found: dict[str, object] = json.loads(mine.answer(body))
     return found
@@ -133,6 +134,20 @@ def test_keeper_answers_each_verb() -> None:
     assert answered(host, "children", {})["answer"] == {"children": [{**row, "template": "worker"}]}
     assert answered(host, "spawn", {**given, "template": "large"})["code"] == "template-unknown"
     assert answered(host, "end", {"name": "w"})["code"] == "failed"
+
+
+def test_error_of_the_host_is_told_to_no_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Recorded()
+
+    def broken(*_: object) -> None:
+        raise NetspaceError("/var/lib/netspace/x.json: remove the file")
+
+    monkeypatch.setattr(host, "end", broken)
+    told = answered(host, "end", {"name": "w"})
+    assert told["code"] == "not-available" and "/var/lib" not in str(told)
+    assert "/var/lib/netspace/x.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,16 +179,17 @@ def test_records_of_children_tell_who_lasts(tmp_path: Path) -> None:
     assert there is not None and not own.lasts()
     own = msgspec.structs.replace(own, ticks=there.ticks)
     assert own.lasts() and not msgspec.structs.replace(own, boot="other").lasts()
-    child = Child("web", "worker", "w", {"a": [1]}, 7.0, own)
+    child = Child("web", "worker", "w", {"a": [1]}, 7.0, 2.0**40, own)
     layout.state.mkdir(parents=True)
     child_records.write(layout, "web-worker-1", child)
-    assert child_records.read(layout, "web-worker-1") == child and child_records.lasting(layout, "web-worker-1") is None
+    assert child_records.read(layout, "web-worker-1") == child
+    assert child_records.due(layout, "web-worker-1") == "its start was interrupted"
     begun = msgspec.structs.replace(child, begun=own)
     child_records.write(layout, "web-worker-1", begun)
-    assert child_records.lasting(layout, "web-worker-1") == begun and child_records.places(layout) == {"web-worker-1"}
+    assert child_records.read(layout, "web-worker-1") == begun and child_records.places(layout) == {"web-worker-1"}
     (layout.records(child_records.KIND) / "web-worker-1.json").write_text("{")
     assert child_records.read(layout, "web-worker-1") is None
-    assert Host(layout).due("web-worker-1") == "its record is damaged"
+    assert child_records.due(layout, "web-worker-1") == "its record is damaged"
     child_records.remove(layout, "web-worker-1")
     assert not layout.records(child_records.KIND).exists()
 

@@ -106,6 +106,11 @@ class Cards(TrustGate):
         known = self.environments.recorded([parent]).get(parent)
         return [] if known is None else [place.name for place in spawns.places(parent, known.spec)]
 
+    def _without_ended(self, known: Mapping[str, Record]) -> dict[str, Record]:
+        """Return these records without those of children that must end, which would be started again."""
+        ended = {one for one in child_records.places(self.layout, known) if child_records.due(self.layout, one)}
+        return {name: record for name, record in known.items() if name not in ended}
+
     def _free_places(self, test: bool) -> None:
         """Remove the records of children whose place is gone."""
         if test or not self.layout.records(child_records.KIND).is_dir():
@@ -243,7 +248,7 @@ class Cards(TrustGate):
         """Update the cards of environments whose links were just created or revoked, without a restart."""
         if not names:
             return Result(Plan())
-        known = self.environments.recorded(names)
+        known = self._without_ended(self.environments.recorded(names))
         if not known:
             return Result(Plan())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())

@@ -253,8 +253,8 @@ class Converge(Cards):
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
         """Return the declared environments, each child that runs with its own values.
 
-        A child whose template isn't as it was at its start, or whose parent has ended, is wanted as it is declared:
-        stopped.
+        A child whose template isn't as it was at its start, or that must end (``child_records.due``), is wanted as it
+        is declared: stopped.
         """
         from netspace.environment import record as records
 
@@ -262,8 +262,8 @@ class Converge(Cards):
         taken = child_records.places(self.layout, found)
         there, _ = self.environments.readable() if taken else ({}, {})
         for name in sorted(taken & there.keys()):
-            child, was = child_records.lasting(self.layout, name), there[name].spec
-            if child is None:
+            child, was = child_records.read(self.layout, name), there[name].spec
+            if child is None or child_records.due(self.layout, name):
                 continue
             now = msgspec.structs.replace(found[name], values=child.values, state="running")
             required = trust.requirement(now, declared.attestation)
