@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
@@ -14,14 +15,19 @@ import pytest
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
+from netspace.errors import SpecError
 from netspace.host import child_records
 from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
 from netspace.host.host import Host
 from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.link.mail import emptying
+from netspace.link.record import Record
+from netspace.link.topology.draining import DrainingQueue
 from netspace.plan import Plan, Result
 from netspace.spec import parse, spawns, trust
-from netspace.spec.types import Declaration
+from netspace.spec.types import Declaration, Link, LocalBroker
 
 ASK = ["spawn", "end", "children"]
 GONE = Run("another boot", 1, 1)
@@ -116,7 +122,7 @@ def asleep() -> Iterator[Run]:
 
 
 class Applied:
-    """What a host applied and stopped, in place of doing it."""
+    """Notes of the changes that a host would make, in place of the changes."""
 
     def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         self.states: list[dict[str, str]] = []
@@ -164,3 +170,60 @@ def test_spawn_takes_the_first_place_that_is_as_declared(host: Host, declared: D
     assert host._startable(free, "web", web, web.spawns["worker"])[0] == "web-worker-2"
     with pytest.raises(Refused, match="web-worker-1 isn't as web declares it"):
         host._startable(free[:1], "web", web, web.spawns["worker"])
+
+
+def test_children_end_with_their_keeper(host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch) -> None:
+    child_records.write(host.layout, "web-worker-1", a_child())
+    applied = Applied(host, monkeypatch)
+    host_peer.folder(host.layout).mkdir(parents=True)
+    monkeypatch.setattr(host, "_peer_service", lambda *_: Result(Plan()))
+    monkeypatch.setattr(host, "_tell_peer", lambda _: None)
+    host._peer(True, ())
+    assert child_records.places(host.layout) == {"web-worker-1"} and not applied.stopped
+    host._peer(False, ())
+    assert not child_records.places(host.layout) and applied.stopped == [{"web-worker-1"}]
+
+
+def test_next_run_of_a_parent_gets_no_child(host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_records, "run_of", lambda _, name: own_run() if name == "web" else None)
+    with pytest.raises(Refused, match="the program that asked has ended"):
+        host.spawn("web", "worker", "w", {}, own_run().began - 0.01)
+    monkeypatch.setattr(host, "_begin", lambda _place, _there, child: child)
+    assert host.spawn("web", "worker", "w", {}, own_run().began)[0] == "web-worker-1"
+
+
+def test_environment_alone_has_no_name_of_a_child(host: Host, declared: Declaration) -> None:
+    one = parse.declaration({"environments": {"web-worker-1": {"image": "tar:/w.tar"}}})
+    with pytest.raises(SpecError, match="web-worker-1: is the name of a child of web"):
+        host.converge_environments(one)
+
+
+def test_damaged_record_keeps_no_link_from_revocation(host: Host, declared: Declaration) -> None:
+    assert host._handed_on(["web.orders"]) == {"web-worker-1.orders", "web-worker-2.orders"}
+    records.path(host.layout, "web").write_text("{")
+    assert host._handed_on(["web.orders"]) == set()
+
+
+class Broker:
+    """A management API that notes what is deleted."""
+
+    def __init__(self, bindings: list[dict[str, str]]) -> None:
+        self.bindings, self.deleted = bindings, list[tuple[str, ...]]()
+
+    def get(self, *_: str, query: str) -> list[dict[str, str]]:
+        return self.bindings
+
+    def delete(self, *path: str) -> bool:
+        self.deleted.append(path)
+        return True
+
+
+def test_emptying_deletes_the_ways_of_late_answers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Broker([{"source": "", "properties_key": "replies.w"}, {"source": "reply.host", "properties_key": "k"}])
+    monkeypatch.setattr(emptying, "management", lambda *_: contextlib.nullcontext(api))
+    asks = Link(source="w", target="host", pattern="request")
+    former = (DrainingQueue("lane.a.w", "w"), DrainingQueue("lane.w.a", "a"))
+    emptying.empty(host.layout, Record(LocalBroker(), {asks.name: asks}, former=former), "w")
+    ways, *queues = api.deleted
+    assert ways == ("bindings", "netspace", "e", "reply.host", "q", "replies.w", "k")
+    assert [queue for _, _, queue, _ in queues] == ["lane.a.w", "replies.w"]

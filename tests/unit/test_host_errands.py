@@ -49,6 +49,7 @@ def test_request_comes_back_with_its_way(mine: Errands, door: socket.socket) -> 
     assert mine.begin(WAY, "web", request("a")) == "" and list(mine.done(VERBS)) == []
     there, _ = door.accept()
     asked = json.loads(there.recv(4096))
+    assert 0 < asked.pop("at") <= child_records.now()
     assert asked == {"id": 1, "asker": "web", "verb": "end", "arguments": {"name": "a"}}
     there.send(b'{"id": 1, "answer": {"name": "a"}, "code": "failed", "text": ""}')
     ((way, name, body, result),) = mine.done(VERBS)
@@ -121,7 +122,7 @@ def answered(host: Recorded, verb: str, arguments: object, asker: str = "web") -
     mine = keeper.Keeper.__new__(keeper.Keeper)
     mine._host = lambda _: host  # type: ignore[method-assign,assignment,return-value]
     mine.settle = lambda _: None  # type: ignore[method-assign,assignment,return-value]
-    body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "arguments": arguments})
+    body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "at": 5.0, "arguments": arguments})
     found: dict[str, object] = json.loads(mine.answer(body))
     return found
 
@@ -130,7 +131,7 @@ def test_keeper_answers_each_verb() -> None:
     host, given = Recorded(), {"template": "worker", "name": "w", "values": {"a": 1}}
     row = {"name": "w", "environment": "web-worker-1", "until": 7.0}
     assert answered(host, "spawn", given)["answer"] == row
-    assert host.seen == [("web", "worker", "w", {"a": 1})]
+    assert host.seen == [("web", "worker", "w", {"a": 1}, 5.0)]
     assert answered(host, "children", {})["answer"] == {"children": [{**row, "template": "worker"}]}
     assert answered(host, "spawn", {**given, "template": "large"})["code"] == "template-unknown"
     assert answered(host, "end", {"name": "w"})["code"] == "failed"
@@ -205,7 +206,7 @@ def test_keeper_listens_to_the_peer_alone(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
             peer.connect(str(folder / host_peer.KEEPER))
             peer.settimeout(60)
-            peer.send(b'{"id": 1, "asker": "web", "verb": "children", "arguments": {}}')
+            peer.send(b'{"id": 1, "asker": "web", "verb": "children", "at": 1.0, "arguments": {}}')
             mine._serve()
             if not served:
                 with contextlib.suppress(ConnectionResetError):
@@ -231,7 +232,9 @@ def test_keeper_never_waits_for_a_peer_that_reads_nothing(tmp_path: Path) -> Non
             if mine._way is None:
                 break
             with contextlib.suppress(BlockingIOError):
-                peer.send(b'{"id": 1, "asker": "web", "verb": "children", "arguments": {}}', socket.MSG_DONTWAIT)
+                peer.send(
+                    b'{"id": 1, "asker": "web", "verb": "children", "at": 1.0, "arguments": {}}', socket.MSG_DONTWAIT
+                )
             mine._serve()
         assert mine._way is None, "the connection ends once no answer can be sent"
     mine._door.close()

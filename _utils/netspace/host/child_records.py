@@ -24,6 +24,7 @@ from netspace.supervision.cgroup import payload_cgroup
 
 KIND = "children"
 _MEMBERS = 64
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -39,6 +40,11 @@ class Run(msgspec.Struct, frozen=True):
     def lasts(self) -> bool:
         """Return whether the process still runs."""
         return self.boot == boot() and process.alive(self.pid, self.ticks)
+
+    @property
+    def began(self) -> float:
+        """When the process was started, in seconds since the boot."""
+        return self.ticks / _TICKS
 
     def kill(self) -> None:
         """Kill the process, and so all that runs in its namespace of processes (pid_namespaces(7))."""

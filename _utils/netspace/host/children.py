@@ -8,6 +8,7 @@ attempt finishes what a killed one began.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -48,10 +49,13 @@ class Refused(NetspaceError):
 class Children(Cards):
     """Use cases that start and end children."""
 
-    def spawn(self, parent: str, template: str, name: str, values: Mapping[str, Any]) -> tuple[str, Child]:
+    def spawn(
+        self, parent: str, template: str, name: str, values: Mapping[str, Any], asked: float = math.inf
+    ) -> tuple[str, Child]:
         """Start a child; return its place and its record.
 
         :param name: the name by which the parent calls it.
+        :param asked: when the parent asked, in seconds since the boot. A later run of the parent gets no child.
         :raises Refused: the parent may not have such a child, or the host isn't as declared.
         :raises NetspaceError: it can't be started now. The text is for the host's log, not for the parent.
         """
@@ -60,8 +64,8 @@ class Children(Cards):
             if why := spawns.mistyped(made_of, values):
                 raise Refused("arguments-invalid", why)
             within = record.run_of(self.layout, parent)
-            if within is None:
-                raise Refused("not-available", f"{parent} doesn't run")
+            if within is None or within.began > asked:
+                raise Refused("not-available", f"{parent}: the program that asked has ended")
             places = spawns.places(parent, spec)
             taken = {place: record.read(self.layout, place) for place in record.places(self.layout, _names(places))}
             if any(child is not None and (child.parent, child.name) == (parent, name) for child in taken.values()):
@@ -127,7 +131,12 @@ class Children(Cards):
                 child = record.read(self.layout, place)
                 if why in (record.PARENT_ENDED, record.OVER) and child is not None and child.begun is not None:
                     child.begun.kill()
-            return due, self._finish(due) if due else {}
+            return due, self._finish(due)
+
+    def _end_children(self) -> None:
+        if errors := self._finish(record.places(self.layout, self.environments.names())):
+            told = "; ".join(f"{place}: {error}" for place, error in sorted(errors.items()))
+            raise NetspaceError(f"children can't be ended: {told}; apply again")
 
     # -- parts --------------------------------------------------------------------------
     def _template(self, parent: str, template: str) -> tuple[Environment, Template]:
@@ -171,6 +180,8 @@ class Children(Cards):
 
     def _finish(self, places: Collection[str]) -> dict[str, str]:
         """Stop what runs at these places, make them as declared, and free them; return the errors, by place."""
+        if not places:
+            return {}
         # First: a damaged record, of the place or of the parent, must not keep a child alive.
         errors = self.environments.stop(self.environments.names(places))
         there, _ = self.environments.readable(places)  # an apply reports one that is damaged

@@ -127,13 +127,23 @@ class Converge(Cards):
     def _of_children(self, declared: Collection[Link]) -> list[Problem]:
         """Return why a link that is declared alone can't have a child at one of its ends."""
         ends = {end: link for link in declared for end in (link.source, link.target)}
-        known, _ = self.environments.readable({one for end in ends for one in spawns.possible_parents(end)})
-        specs = {name: record.spec for name, record in known.items()}
         return [
-            Problem(link.name, f"{end} is a child, whose links its template has; leave the link out")
-            for end, link in ends.items()
-            if spawns.parent_of(end, specs.get)
+            Problem(ends[end].name, f"{end} is a child, whose links its template has; leave the link out")
+            for end in self._parents_of(ends)
         ]
+
+    def _names_of_children(self, names: Collection[str]) -> list[Problem]:
+        """Return why environments that are declared alone can't have the names of children."""
+        return [
+            Problem(name, f"is the name of a child of {parent}, which its template makes; choose another name")
+            for name, parent in self._parents_of(names).items()
+        ]
+
+    def _parents_of(self, names: Collection[str]) -> dict[str, str]:
+        """Return the parents of those among these environments that are places for children, as they were applied."""
+        known, _ = self.environments.readable({one for name in names for one in spawns.possible_parents(name)})
+        specs = {name: record.spec for name, record in known.items()}
+        return {name: parent for name in names if (parent := spawns.parent_of(name, specs.get))}
 
     def _links(
         self, broker: Broker, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
@@ -192,9 +202,12 @@ class Converge(Cards):
         :param state: ``running``, ``stopped``, or ``present`` (neither start nor stop them).
         """
         with self._lock(test):
+            taken = [] if whole else self._names_of_children(declared.environments)
+            if taken and not test:
+                raise SpecError(taken)
             given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
             asserted = self._asserted(declared, given, whole, test)
-            attended = asserted.joined(self._attend(test))
+            attended = asserted.joined(self._attend(test)).joined(Result(Plan(notes=[str(one) for one in taken])))
             self._tidy(test)
             if whole:
                 declared = peer.with_links(declared)

@@ -48,11 +48,13 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     :param id: the number by which the peer knows it.
     :param asker: the environment that asks, as the broker authenticated it.
+    :param at: when the peer got the request, in seconds since the boot.
     """
 
     id: int
     asker: spawn.Name
     verb: Verb
+    at: float
     arguments: msgspec.Raw
 
 
@@ -210,7 +212,7 @@ class Keeper:
         if not isinstance(arguments, children.Arguments):
             self.settle(late)  # a place may have become free meanwhile
         if isinstance(arguments, spawn.Arguments):
-            place, child = host.spawn(asked.asker, arguments.template, arguments.name, arguments.values)
+            place, child = host.spawn(asked.asker, arguments.template, arguments.name, arguments.values, asked.at)
             return spawn.Answer(child.name, place, child.until)
         if isinstance(arguments, end.Arguments):
             host.end(asked.asker, arguments.name)
