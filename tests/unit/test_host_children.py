@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -41,11 +42,15 @@ def parent(**templates: Any) -> dict[str, Any]:
     return {"image": "tar:/w.tar", "command": ["/bin/true"], "host": ASK, "spawns": templates}
 
 
-def own_run() -> Run:
-    """Return the run of this process, which lasts."""
-    there = child_records.process.stat(os.getpid())
+def run_of(pid: int) -> Run:
+    """Return the run of a process that lasts."""
+    there = child_records.process.stat(pid)
     assert there is not None
-    return Run(child_records.boot(), os.getpid(), there.ticks)
+    return Run(child_records.boot(), pid, there.ticks)
+
+
+def own_run() -> Run:
+    return run_of(os.getpid())
 
 
 def a_child(name: str = "w", **more: Any) -> Child:
@@ -110,13 +115,11 @@ def test_apply_starts_no_child_that_has_ended(
 
 
 @pytest.fixture
-def asleep() -> Iterator[Run]:
-    """The run of a program that ends only if it is killed."""
+def asleep() -> Iterator[subprocess.Popen[bytes]]:
+    """A program that ends only if it is killed."""
     with subprocess.Popen(["/bin/sleep", "600"]) as made:
-        there = child_records.process.stat(made.pid)
-        assert there is not None
         try:
-            yield Run(child_records.boot(), made.pid, there.ticks)
+            yield made
         finally:
             made.kill()
 
@@ -136,16 +139,16 @@ class Applied:
 
 
 def test_children_end_together_with_their_parent_at_once(
-    host: Host, declared: Declaration, asleep: Run, monkeypatch: pytest.MonkeyPatch
+    host: Host, declared: Declaration, asleep: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied = Applied(host, monkeypatch)
-    child_records.write(host.layout, "web-worker-1", a_child(within=GONE, begun=asleep))
+    child_records.write(host.layout, "web-worker-1", a_child(within=GONE, begun=run_of(asleep.pid)))
     child_records.write(host.layout, "web-worker-2", a_child("x", within=GONE, begun=GONE))
     due, errors = host.finish(child_records.places(host.layout))
     both = {"web-worker-1", "web-worker-2"}
     assert due == dict.fromkeys(both, child_records.PARENT_ENDED) and not errors
     assert applied.stopped == [both] and applied.states == [dict.fromkeys(both, "stopped")]
-    assert os.waitpid(asleep.pid, 0)[1] == 9 and not child_records.places(host.layout)
+    assert asleep.wait(60) == -signal.SIGKILL and not child_records.places(host.layout)
 
 
 def test_damaged_record_keeps_no_child_alive(
