@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from netspace.errors import NetspaceError
 from netspace.host import child_records, keeper
 from netspace.host import children as use_cases
 from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
-from netspace.host.host import Host
 from netspace.host.peer import errands, process, requests
 from netspace.host.peer.errands import Errands, Way
 from netspace.layout import Layout
@@ -49,6 +49,7 @@ def test_request_comes_back_with_its_way(mine: Errands, door: socket.socket) -> 
     assert mine.begin(WAY, "web", request("a")) == "" and list(mine.done(VERBS)) == []
     there, _ = door.accept()
     asked = json.loads(there.recv(4096))
+    assert 0 < asked.pop("at") <= child_records.now()
     assert asked == {"id": 1, "asker": "web", "verb": "end", "arguments": {"name": "a"}}
     there.send(b'{"id": 1, "answer": {"name": "a"}, "code": "failed", "text": ""}')
     ((way, name, body, result),) = mine.done(VERBS)
@@ -107,20 +108,21 @@ class Recorded:
         self.seen.append(given)
         if given[1] == "large":
             raise Refused("template-unknown", "large: web has worker")
-        return "web-worker-1", Child("web", "worker", "w", {}, 7.0, Run("", 1, 1))
+        return "web-worker-1", Child("web", "worker", "w", {}, 7.0, 7.0, Run("", 1, 1))
 
     def end(self, *given: object) -> None:
         self.seen.append(given)
         raise OSError("broken")
 
     def children(self, _: str) -> dict[str, Child]:
-        return {"web-worker-1": Child("web", "worker", "w", {}, 7.0, Run("", 1, 1))}
+        return {"web-worker-1": Child("web", "worker", "w", {}, 7.0, 7.0, Run("", 1, 1))}
 
 
 def answered(host: Recorded, verb: str, arguments: object, asker: str = "web") -> dict[str, object]:
     mine = keeper.Keeper.__new__(keeper.Keeper)
-    mine._host = lambda: host  # type: ignore[method-assign,assignment,return-value]
-    body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "arguments": arguments})
+    mine._host = lambda _: host  # type: ignore[method-assign,assignment,return-value]
+    mine.settle = lambda _: None  # type: ignore[method-assign,assignment,return-value]
+    body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "at": 5.0, "arguments": arguments})
     found: dict[str, object] = json.loads(mine.answer(body))
     return found
 
@@ -129,10 +131,24 @@ def test_keeper_answers_each_verb() -> None:
     host, given = Recorded(), {"template": "worker", "name": "w", "values": {"a": 1}}
     row = {"name": "w", "environment": "web-worker-1", "until": 7.0}
     assert answered(host, "spawn", given)["answer"] == row
-    assert host.seen == [("web", "worker", "w", {"a": 1})]
+    assert host.seen == [("web", "worker", "w", {"a": 1}, 5.0)]
     assert answered(host, "children", {})["answer"] == {"children": [{**row, "template": "worker"}]}
     assert answered(host, "spawn", {**given, "template": "large"})["code"] == "template-unknown"
     assert answered(host, "end", {"name": "w"})["code"] == "failed"
+
+
+def test_error_of_the_host_is_told_to_no_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Recorded()
+
+    def broken(*_: object) -> None:
+        raise NetspaceError("/var/lib/netspace/x.json: remove the file")
+
+    monkeypatch.setattr(host, "end", broken)
+    told = answered(host, "end", {"name": "w"})
+    assert told["code"] == "not-available" and "/var/lib" not in str(told)
+    assert "/var/lib/netspace/x.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,16 +180,17 @@ def test_records_of_children_tell_who_lasts(tmp_path: Path) -> None:
     assert there is not None and not own.lasts()
     own = msgspec.structs.replace(own, ticks=there.ticks)
     assert own.lasts() and not msgspec.structs.replace(own, boot="other").lasts()
-    child = Child("web", "worker", "w", {"a": [1]}, 7.0, own)
+    child = Child("web", "worker", "w", {"a": [1]}, 7.0, 2.0**40, own)
     layout.state.mkdir(parents=True)
     child_records.write(layout, "web-worker-1", child)
-    assert child_records.read(layout, "web-worker-1") == child and child_records.lasting(layout, "web-worker-1") is None
+    assert child_records.read(layout, "web-worker-1") == child
+    assert child_records.due(layout, "web-worker-1") == "its start was interrupted"
     begun = msgspec.structs.replace(child, begun=own)
     child_records.write(layout, "web-worker-1", begun)
-    assert child_records.lasting(layout, "web-worker-1") == begun and child_records.places(layout) == {"web-worker-1"}
+    assert child_records.read(layout, "web-worker-1") == begun and child_records.places(layout) == {"web-worker-1"}
     (layout.records(child_records.KIND) / "web-worker-1.json").write_text("{")
     assert child_records.read(layout, "web-worker-1") is None
-    assert Host(layout).due("web-worker-1") == "its record is damaged"
+    assert child_records.due(layout, "web-worker-1") == "its record is damaged"
     child_records.remove(layout, "web-worker-1")
     assert not layout.records(child_records.KIND).exists()
 
@@ -189,7 +206,7 @@ def test_keeper_listens_to_the_peer_alone(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
             peer.connect(str(folder / host_peer.KEEPER))
             peer.settimeout(60)
-            peer.send(b'{"id": 1, "asker": "web", "verb": "children", "arguments": {}}')
+            peer.send(b'{"id": 1, "asker": "web", "verb": "children", "at": 1.0, "arguments": {}}')
             mine._serve()
             if not served:
                 with contextlib.suppress(ConnectionResetError):
@@ -201,3 +218,23 @@ def test_keeper_listens_to_the_peer_alone(tmp_path: Path) -> None:
             assert peer.recv(4096) == b"" and mine._way is None
         mine._door.close()
     assert use_cases.Refused("too-many", "x").code in requests.CODES
+
+
+def test_keeper_never_waits_for_a_peer_that_reads_nothing(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    host_peer.folder(layout).mkdir(parents=True)
+    mine = keeper.Keeper(layout, os.getuid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.connect(str(host_peer.folder(layout) / host_peer.KEEPER))
+        mine._serve()
+        assert mine._way is not None and not mine._way.getblocking()
+        for _ in range(5000):
+            if mine._way is None:
+                break
+            with contextlib.suppress(BlockingIOError):
+                peer.send(
+                    b'{"id": 1, "asker": "web", "verb": "children", "at": 1.0, "arguments": {}}', socket.MSG_DONTWAIT
+                )
+            mine._serve()
+        assert mine._way is None, "the connection ends once no answer can be sent"
+    mine._door.close()

@@ -103,8 +103,16 @@ class Cards(TrustGate):
     # -- children ---------------------------------------------------------------------
     def _places(self, parent: str) -> list[str]:
         """Return the environments that are places for children of the environment *parent*, as it was applied."""
-        known = self.environments.recorded([parent]).get(parent)
+        known = self.environments.readable([parent])[0].get(parent)  # damaged: an apply reports it
         return [] if known is None else [place.name for place in spawns.places(parent, known.spec)]
+
+    def _without_ended(self, known: Mapping[str, Record]) -> dict[str, Record]:
+        """Return these records without those of children that must end, which would be started again."""
+        ended = {one for one in child_records.places(self.layout, known) if child_records.due(self.layout, one)}
+        return {name: record for name, record in known.items() if name not in ended}
+
+    def _end_children(self) -> None:
+        """End all children, since their keeper is gone (``children``)."""
 
     def _free_places(self, test: bool) -> None:
         """Remove the records of children whose place is gone."""
@@ -180,6 +188,8 @@ class Cards(TrustGate):
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
             result = result.joined(self._peer_service(test, made, wanted, why))
+        if not spawning and not test:
+            self._end_children()
         if not asking and not test and result.ok:  # a run was killed before it removed the folder
             service.forget(self.layout)
         return result
@@ -244,7 +254,7 @@ class Cards(TrustGate):
         """Update the cards of environments whose links were just created or revoked, without a restart."""
         if not names:
             return Result(Plan())
-        known = self.environments.recorded(names)
+        known = self._without_ended(self.environments.recorded(names))
         if not known:
             return Result(Plan())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())

@@ -6,6 +6,11 @@ child is ended, since nobody was told that it runs.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from netspace.supervision.cgroup import payload_cgroup
 
 KIND = "children"
 _MEMBERS = 64
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -35,6 +41,21 @@ class Run(msgspec.Struct, frozen=True):
         """Return whether the process still runs."""
         return self.boot == boot() and process.alive(self.pid, self.ticks)
 
+    @property
+    def began(self) -> float:
+        """When the process was started, in seconds since the boot."""
+        return self.ticks / _TICKS
+
+    def kill(self) -> None:
+        """Kill the process, and so all that runs in its namespace of processes (pid_namespaces(7))."""
+        with contextlib.suppress(OSError):  # it has ended
+            fd = os.pidfd_open(self.pid)
+            try:
+                if self.lasts():
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            finally:
+                os.close(fd)
+
 
 class Child(msgspec.Struct, frozen=True):
     """A child.
@@ -43,7 +64,8 @@ class Child(msgspec.Struct, frozen=True):
     :param template: the name of its template.
     :param name: the name that its parent chose.
     :param values: its values, as the parent gave them, with those of the template.
-    :param until: when its life ends, in seconds since 1970.
+    :param until: when its life ends, in seconds since 1970, as its parent was told.
+    :param ends: the same, in seconds since the boot (:func:`now`). This decides, since the clock of day may be set.
     :param within: the run of its parent that asked for it.
     :param begun: its own run; None: its start isn't done.
     """
@@ -53,6 +75,7 @@ class Child(msgspec.Struct, frozen=True):
     name: str
     values: dict[str, Any]
     until: float
+    ends: float
     within: Run
     begun: Run | None = None
 
@@ -60,6 +83,11 @@ class Child(msgspec.Struct, frozen=True):
 def boot() -> str:
     """Return the kernel's id of this boot (random(4))."""
     return files.read("/proc/sys/kernel/random/boot_id", 64).decode().strip()
+
+
+def now() -> float:
+    """Return the seconds since the boot, those of sleep included (``CLOCK_BOOTTIME``, clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def run_of(layout: Layout, name: str) -> Run | None:
@@ -105,7 +133,40 @@ def remove(layout: Layout, place: str) -> None:
         folder.rmdir()
 
 
-def lasting(layout: Layout, place: str) -> Child | None:
-    """Return the child at a place if its start is done and its parent still runs as it did then; else None."""
+PARENT_ENDED, OVER = "its parent has ended", "its lifetime is over"
+
+
+def due(layout: Layout, place: str) -> str:
+    """Return why the child at a place must end; empty if it may go on. Changes nothing."""
+    from netspace.environment import record as records
+
     child = read(layout, place)
-    return child if child is not None and child.begun is not None and child.within.lasts() else None
+    if child is None:
+        return "its record is damaged"
+    if child.begun is None:
+        return "its start was interrupted"
+    if not child.within.lasts():
+        return PARENT_ENDED
+    if not child.begun.lasts():
+        return "its program has ended"
+    if now() >= child.ends:
+        return OVER
+    path = records.path(layout, child.parent)
+    known = _templates(layout, child.parent, files.stamp(path)) if path.exists() else frozenset()
+    if known is not None and child.template not in known:
+        return "its template is gone"
+    return "" if records.path(layout, place).exists() else "its environment is gone"
+
+
+@functools.lru_cache(maxsize=64)
+def _templates(layout: Layout, parent: str, stamp: tuple[int, int, int]) -> frozenset[str] | None:
+    """Return the templates in the record of an environment, which is read only once while it stays as it is.
+
+    None: the record is damaged, so they aren't known.
+    """
+    from netspace.environment import record as records
+
+    found, damaged = records.read_each(layout, [parent])
+    if damaged:
+        return None
+    return frozenset(found[parent].spec.spawns) if parent in found else frozenset()

@@ -8,20 +8,18 @@ attempt finishes what a killed one began.
 
 from __future__ import annotations
 
-import functools
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
 from netspace.host.cards import Cards, Wanted
 from netspace.host.child_records import Child, Run
-from netspace.layout import Layout
 from netspace.spec import spawns, trust
 from netspace.spec.spawns import Place
 from netspace.spec.types import Environment, Template
@@ -51,22 +49,26 @@ class Refused(NetspaceError):
 class Children(Cards):
     """Use cases that start and end children."""
 
-    def spawn(self, parent: str, template: str, name: str, values: Mapping[str, Any]) -> tuple[str, Child]:
+    def spawn(
+        self, parent: str, template: str, name: str, values: Mapping[str, Any], asked: float = math.inf
+    ) -> tuple[str, Child]:
         """Start a child; return its place and its record.
 
         :param name: the name by which the parent calls it.
-        :raises Refused: the parent may not have such a child, or it can't be started now.
+        :param asked: when the parent asked, in seconds since the boot. A later run of the parent gets no child.
+        :raises Refused: the parent may not have such a child, or the host isn't as declared.
+        :raises NetspaceError: it can't be started now. The text is for the host's log, not for the parent.
         """
         with self._lock(False):
             spec, made_of = self._template(parent, template)
             if why := spawns.mistyped(made_of, values):
                 raise Refused("arguments-invalid", why)
             within = record.run_of(self.layout, parent)
-            if within is None:
-                raise Refused("not-available", f"{parent} doesn't run")
+            if within is None or within.began > asked:
+                raise Refused("not-available", f"{parent}: the program that asked has ended")
             places = spawns.places(parent, spec)
             taken = {place: record.read(self.layout, place) for place in record.places(self.layout, _names(places))}
-            if any(child is not None and child.name == name for child in taken.values()):
+            if any(child is not None and (child.parent, child.name) == (parent, name) for child in taken.values()):
                 raise Refused(
                     "name-in-use", f"{name}: another child of {parent} has this name; choose another, or end it"
                 )
@@ -78,15 +80,15 @@ class Children(Cards):
             ]
             if not free:
                 raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")
-            there = self._startable(free[0], parent, spec, made_of)
-            until = time.time() + made_of.lifetime
-            child = Child(parent, template, name, {**made_of.values, **values}, until, within)
-            record.write(self.layout, free[0].name, child)
+            place, there = self._startable(free, parent, spec, made_of)
+            until, ends = time.time() + made_of.lifetime, record.now() + made_of.lifetime
+            child = Child(parent, template, name, {**made_of.values, **values}, until, ends, within)
+            record.write(self.layout, place, child)
             try:
-                return free[0].name, self._begin(free[0].name, there, child)
+                return place, self._begin(place, there, child)
             except (NetspaceError, OSError) as err:
-                self._finish(free[0].name)
-                raise Refused("not-available", f"{name} can't be started: {err}") from err
+                self._finish([place])
+                raise NetspaceError(f"{place} can't be started: {err}") from err
 
     def end(self, parent: str, name: str) -> None:
         """End a child, and free its place.
@@ -98,50 +100,43 @@ class Children(Cards):
             known = self.environments.recorded([parent]).get(parent)
             for place in [] if known is None else record.places(self.layout, self._places(parent)):
                 child = record.read(self.layout, place)
-                if child is not None and child.name == name:
-                    return self._finish(place)
+                if child is not None and (child.parent, child.name) == (parent, name):
+                    if errors := self._finish([place]):
+                        raise NetspaceError(errors[place])
+                    return
         raise Refused("child-unknown", f"{name}: {parent} has no child of this name")
 
     def children(self, parent: str) -> dict[str, Child]:
         """Return the children of an environment that run, by their places. Changes nothing."""
         found = {}
         for place in sorted(record.places(self.layout, self._places(parent))):
-            child = record.lasting(self.layout, place)
-            if child is not None and child.begun is not None and child.begun.lasts():
+            child = record.read(self.layout, place)
+            if child is not None and child.parent == parent and not record.due(self.layout, place):
                 found[place] = child
         return found
 
-    def due(self, place: str) -> str:
-        """Return why the child at a place must end; empty if it may go on. Changes nothing."""
-        child = record.read(self.layout, place)
-        if child is None:
-            return "its record is damaged"
-        if child.begun is None:
-            return "its start was interrupted"
-        if not child.within.lasts():
-            return f"its parent {child.parent} has ended"
-        if not child.begun.lasts():
-            return "its program has ended"
-        if time.time() >= child.until:
-            return "its lifetime is over"
-        if child.template not in self._templates(child.parent):
-            return "its template is gone"
-        return "" if self.environments.names([place]) else "its environment is gone"
+    def finish(self, places: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """End the children at these places that are due, all together, and free the places.
 
-    def finish(self, place: str) -> None:
-        """End the child at a place if it is due, and free the place.
+        If its parent has ended or its lifetime is over, a child is killed, without the time for its end that its
+        template gives. Else it could decide to live longer.
 
-        :raises NetspaceError: it can't be ended now.
+        :return: why each child was to end, and the errors, by place.
+        :raises NetspaceError: none can be ended now.
         """
         with self._lock(False):
-            if place in record.places(self.layout, [place]) and self.due(place):
-                self._finish(place)
+            taken = record.places(self.layout, places)
+            due = {place: why for place in sorted(taken) if (why := record.due(self.layout, place))}
+            for place, why in due.items():
+                child = record.read(self.layout, place)
+                if why in (record.PARENT_ENDED, record.OVER) and child is not None and child.begun is not None:
+                    child.begun.kill()
+            return due, self._finish(due)
 
-    def _templates(self, parent: str) -> frozenset[str]:
-        from netspace.environment import record as records
-
-        path = records.path(self.layout, parent)
-        return _templates(self.layout, parent, files.stamp(path)) if path.exists() else frozenset()
+    def _end_children(self) -> None:
+        if errors := self._finish(record.places(self.layout, self.environments.names())):
+            told = "; ".join(f"{place}: {error}" for place, error in sorted(errors.items()))
+            raise NetspaceError(f"children can't be ended: {told}; apply again")
 
     # -- parts --------------------------------------------------------------------------
     def _template(self, parent: str, template: str) -> tuple[Environment, Template]:
@@ -152,66 +147,75 @@ class Children(Cards):
             raise Refused("template-unknown", f"{template}: {parent} has {', '.join(sorted(known.spec.spawns))}")
         return known.spec, known.spec.spawns[template]
 
-    def _startable(self, place: Place, parent: str, spec: Environment, template: Template) -> Record:
-        """Return the record of a place, if a child that starts from it gets no more rights than its parent has now.
+    def _startable(self, free: list[Place], parent: str, spec: Environment, template: Template) -> tuple[str, Record]:
+        """Return the first free place whose program may do no more than its parent may now, and the place's record.
 
-        :raises Refused: it would get more, or the host isn't as declared, or lacks trust.
+        :raises Refused: in each it could do more, or the host isn't as declared, or lacks trust.
         """
         from netspace.environment import record as records
 
-        there = self.environments.recorded([place.name]).get(place.name)
-        wanted = records.own(spawns.child(spec, template))
-        if there is None or records.own(_idle(there.spec, template.values)) != wanted:
-            raise Refused("not-available", f"{place.name} isn't as {parent} declares it; the operator must apply again")
-        if wrong := spawns.beyond([place], parent, self._linked().links.values()):
-            name, why = next(iter(wrong.items()))
-            raise Refused("not-available", f"link {name}: {why}; the operator must apply again")
-        if lacking := trust.withheld({place.name: there.spec}, self.trust()):
-            raise Refused("not-available", lacking[place.name])
-        return there
+        wanted, why = records.own(spawns.child(spec, template)), ""
+        for place in free:
+            there = self.environments.readable([place.name])[0].get(place.name)
+            if there is None or records.own(_idle(there.spec, template.values)) != wanted:
+                why = f"{place.name} isn't as {parent} declares it; the operator must apply again"
+            elif wrong := spawns.beyond([place], parent, self._linked().links.values()):
+                name, reason = next(iter(wrong.items()))
+                why = f"link {name}: {reason}; the operator must apply again"
+            elif lacking := trust.withheld({place.name: there.spec}, self.trust()):
+                why = lacking[place.name]
+            else:
+                return place.name, there
+        raise Refused("not-available", why)
 
     def _begin(self, place: str, there: Record, child: Child) -> Child:
         self.links.empty(place)
-        self._become(place, there, msgspec.structs.replace(there.spec, values=child.values, state="running"))
+        spec = msgspec.structs.replace(there.spec, values=child.values, state="running")
+        if errors := self._become({place: msgspec.structs.replace(there, spec=spec)}):
+            raise NetspaceError(errors[place])
         run = record.run_of(self.layout, place) or Run(record.boot(), 0, 0)  # it may have ended already
         begun = msgspec.structs.replace(child, begun=run)
         record.write(self.layout, place, begun)
         return begun
 
-    def _finish(self, place: str) -> None:
-        there = self.environments.recorded([place]).get(place)
-        if there is not None:
-            child = record.read(self.layout, place)
-            parent = None if child is None else self.environments.recorded([child.parent]).get(child.parent)
+    def _finish(self, places: Collection[str]) -> dict[str, str]:
+        """Stop what runs at these places, make them as declared, and free them; return the errors, by place."""
+        if not places:
+            return {}
+        # First: a damaged record, of the place or of the parent, must not keep a child alive.
+        errors = self.environments.stop(self.environments.names(places))
+        there, _ = self.environments.readable(places)  # an apply reports one that is damaged
+        children = {place: child for place in there if (child := record.read(self.layout, place)) is not None}
+        parents, _ = self.environments.readable({child.parent for child in children.values()})
+        idle = {}
+        for place, known in there.items():
+            child = children.get(place)
+            parent = None if child is None else parents.get(child.parent)
             template = None if child is None or parent is None else parent.spec.spawns.get(child.template)
-            self._become(place, there, _idle(there.spec, {} if template is None else template.values))
+            spec = _idle(known.spec, {} if template is None else template.values)
+            idle[place] = msgspec.structs.replace(known, spec=spec)
+        errors = {**errors, **(self._become(idle) if idle else {})}
+        for place in places:
+            if place in errors:
+                continue
             try:
                 self.links.empty(place)  # again at the next start; here, so that nothing is left
             except NetspaceError as err:
                 sys.stderr.write(f"netspace keeper: {place}: its messages stay until the next start: {err}\n")
-        record.remove(self.layout, place)
+            record.remove(self.layout, place)
+        return errors
 
-    def _become(self, place: str, there: Record, spec: Environment) -> None:
-        """Apply one environment with its recorded links.
+    def _become(self, wanted: Mapping[str, Record]) -> dict[str, str]:
+        """Apply environments as these records say, with their recorded links; return the errors, by name.
 
-        :raises NetspaceError: it can't be applied.
+        :raises NetspaceError: none can be applied.
         """
-        links = tuple(link for link in self._linked().links.values() if place in (link.source, link.target))
-        wanted = Wanted(spec, spec.state, there.profile, there.runtime)
-        result = self._run_environments(self._desired({place: wanted}, links, recorded=True), (), False, programs=False)
-        for one in result.failures:
-            raise NetspaceError(one.error)
-        for refusal in result.plan.refusals:
-            raise NetspaceError(refusal.message)
-
-
-@functools.lru_cache(maxsize=64)
-def _templates(layout: Layout, parent: str, stamp: tuple[int, int, int]) -> frozenset[str]:
-    """Return the templates in the record of an environment, which is read only once while it stays as it is."""
-    from netspace.environment import record as records
-
-    found = records.some(layout, [parent]).get(parent)
-    return frozenset() if found is None else frozenset(found.spec.spawns)
+        known = self._linked().links.values()
+        links = tuple(link for link in known if link.source in wanted or link.target in wanted)
+        specs = {name: Wanted(one.spec, one.spec.state, one.profile, one.runtime) for name, one in wanted.items()}
+        result = self._run_environments(self._desired(specs, links, recorded=True), (), False, programs=False)
+        refused = {refusal.name: refusal.message for refusal in result.plan.refusals}
+        return {**refused, **{one.step.name: one.error for one in result.failures}}
 
 
 def _names(places: list[Place]) -> list[str]:

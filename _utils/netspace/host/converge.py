@@ -127,13 +127,23 @@ class Converge(Cards):
     def _of_children(self, declared: Collection[Link]) -> list[Problem]:
         """Return why a link that is declared alone can't have a child at one of its ends."""
         ends = {end: link for link in declared for end in (link.source, link.target)}
-        known, _ = self.environments.readable({one for end in ends for one in spawns.possible_parents(end)})
-        specs = {name: record.spec for name, record in known.items()}
         return [
-            Problem(link.name, f"{end} is a child, whose links its template has; leave the link out")
-            for end, link in ends.items()
-            if spawns.parent_of(end, specs.get)
+            Problem(ends[end].name, f"{end} is a child, whose links its template has; leave the link out")
+            for end in self._parents_of(ends)
         ]
+
+    def _names_of_children(self, names: Collection[str]) -> list[Problem]:
+        """Return why environments that are declared alone can't have the names of children."""
+        return [
+            Problem(name, f"is the name of a child of {parent}, which its template makes; choose another name")
+            for name, parent in self._parents_of(names).items()
+        ]
+
+    def _parents_of(self, names: Collection[str]) -> dict[str, str]:
+        """Return the parents of those among these environments that are places for children, as they were applied."""
+        known, _ = self.environments.readable({one for name in names for one in spawns.possible_parents(name)})
+        specs = {name: record.spec for name, record in known.items()}
+        return {name: parent for name in names if (parent := spawns.parent_of(name, specs.get))}
 
     def _links(
         self, broker: Broker, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
@@ -192,9 +202,12 @@ class Converge(Cards):
         :param state: ``running``, ``stopped``, or ``present`` (neither start nor stop them).
         """
         with self._lock(test):
+            taken = [] if whole else self._names_of_children(declared.environments)
+            if taken and not test:
+                raise SpecError(taken)
             given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
             asserted = self._asserted(declared, given, whole, test)
-            attended = asserted.joined(self._attend(test))
+            attended = asserted.joined(self._attend(test)).joined(Result(Plan(notes=[str(one) for one in taken])))
             self._tidy(test)
             if whole:
                 declared = peer.with_links(declared)
@@ -253,8 +266,8 @@ class Converge(Cards):
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
         """Return the declared environments, where each running child is wanted as it runs, with its own values.
 
-        If a child's template has changed since its start, or if its parent has ended, the child is wanted stopped, as
-        declared.
+        A child whose template isn't as it was at its start, or that must end (``child_records.due``), is wanted as it
+        is declared: stopped.
         """
         from netspace.environment import record as records
 
@@ -262,8 +275,8 @@ class Converge(Cards):
         taken = child_records.places(self.layout) & found.keys()
         there, _ = self.environments.readable(taken) if taken else ({}, {})
         for name in sorted(taken & there.keys()):
-            child, was = child_records.lasting(self.layout, name), there[name].spec
-            if child is None:
+            child, was = child_records.read(self.layout, name), there[name].spec
+            if child is None or child_records.due(self.layout, name):
                 continue
             now = msgspec.structs.replace(found[name], values=child.values, state="running")
             required = trust.requirement(now, declared.attestation)

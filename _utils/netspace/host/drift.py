@@ -49,7 +49,7 @@ class Drift(Cards):
         return self.links.again(self.links.observe())
 
     def _drift_of_environments(self) -> Plan:
-        known = self.environments.recorded()
+        known = self._without_ended(self.environments.recorded())
         if not known:
             return Plan()
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())

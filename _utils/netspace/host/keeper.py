@@ -48,11 +48,13 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     :param id: the number by which the peer knows it.
     :param asker: the environment that asks, as the broker authenticated it.
+    :param at: when the peer got the request, in seconds since the boot.
     """
 
     id: int
     asker: spawn.Name
     verb: Verb
+    at: float
     arguments: msgspec.Raw
 
 
@@ -106,14 +108,17 @@ class Keeper:
             for run, fd in self._watched.items():
                 if run not in self._over_already:  # what couldn't be ended is tried again later
                     poll.register(fd, select.POLLIN)
-            poll.poll(None if due is None else 1000 * max(0.0, due - time.time()) + 1)
+            poll.poll(None if due is None else 1000 * max(0.0, due - record.now()) + 1)
             self._serve()
 
     def _end(self, *_: object) -> None:
         self.over = True
 
     def _serve(self) -> None:
-        """Take a new connection in place of the last one, and answer one request."""
+        """Take a new connection in place of the last one, and answer one request.
+
+        Nothing here waits for the peer. A peer that doesn't read its answers loses the connection.
+        """
         with contextlib.suppress(BlockingIOError):
             way, _ = self._door.accept()
             _, user, _ = struct.unpack(
@@ -121,22 +126,24 @@ class Keeper:
             )
             if user == self._user:
                 self._leave()
+                way.setblocking(False)
                 self._way = way
             else:
                 way.close()
         if self._way is None:
             return
         try:
-            request = self._way.recv(MOST, socket.MSG_DONTWAIT)
-            if request:
-                self.settle()  # a place may have become free meanwhile
-                self._way.send(self.answer(request))
-                return
+            request = self._way.recv(MOST)
         except BlockingIOError:
             return
+        except OSError:
+            request = b""
+        try:
+            if request:
+                self._way.send(self.answer(request))
+                return
         except (OSError, ValueError, RecursionError) as err:
-            sys.stderr.write(f"netspace keeper: the peer's connection ends: {err}\n")
-            sys.stderr.flush()
+            self._say(f"the peer's connection ends: {err}")
         self._leave()
 
     def _leave(self) -> None:
@@ -144,27 +151,37 @@ class Keeper:
             self._way.close()
             self._way = None
 
-    def settle(self) -> float | None:
-        """End the children that are due; return the time of the next look, in seconds since 1970, None: no need."""
+    def settle(self, late: float | None = None) -> float | None:
+        """End the children that are due, all together.
+
+        :param late: when to give up waiting for another run of netspace (``time.monotonic``); None: in 20 s.
+        :return: the time of the next look, in seconds since the boot; None: there is no child.
+        """
         self._over_already.clear()
         places = record.places(self.layout)
         if not places:
             return None
-        host, next_look = self._host(), time.time() + TICK
-        for place in sorted(places):
-            try:
-                if why := host.due(place):
-                    host.finish(place)
-                    sys.stderr.write(f"netspace keeper: {place}: ended: {why}\n")
-                    sys.stderr.flush()
-                elif (child := record.read(self.layout, place)) is not None:
-                    next_look = min(next_look, child.until)
-            except (NetspaceError, OSError) as err:
-                sys.stderr.write(f"netspace keeper: {place}: can't be ended: {err}; tried again\n")
-                sys.stderr.flush()
-                next_look = min(next_look, time.time() + AGAIN)
-                self._over_already |= self._runs(place)
+        due = {place for place in places if record.due(self.layout, place)}
+        lives = [child.ends for place in places - due if (child := record.read(self.layout, place)) is not None]
+        next_look = min([record.now() + TICK, *lives])
+        if not due:
+            return next_look
+        try:
+            ended, errors = self._host(late).finish(due)
+        except (NetspaceError, OSError) as err:
+            ended, errors = {}, dict.fromkeys(due, str(err))
+        for place, why in ended.items():
+            if place not in errors:
+                self._say(f"{place}: ended: {why}")
+        for place, error in errors.items():
+            self._say(f"{place}: can't be ended: {error}; tried again")
+            next_look = min(next_look, record.now() + AGAIN)
+            self._over_already |= self._runs(place)
         return next_look
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"netspace keeper: {text}\n")
+        sys.stderr.flush()
 
     def answer(self, request: bytes) -> bytes:
         """Return the encoded answer to an encoded request.
@@ -180,19 +197,22 @@ class Keeper:
         except (msgspec.MsgspecError, RecursionError) as err:
             return _encoded(Told(asked.id, _NONE, "arguments-invalid", str(err)[:200]))
         except NetspaceError as err:
-            return _encoded(Told(asked.id, _NONE, "not-available", str(err)[:500]))
+            self._say(f"{asked.asker}: {asked.verb}: {err}")  # it may name paths of the host
+            return _encoded(Told(asked.id, _NONE, "not-available", "the host can't do that now; its log says why"))
         except Exception as err:  # a fault costs an answer, not the process
-            sys.stderr.write(f"netspace keeper: {asked.verb}: {type(err).__name__}: {err}\n")
-            sys.stderr.flush()
+            self._say(f"{asked.asker}: {asked.verb}: {type(err).__name__}: {err}")
             return _encoded(Told(asked.id, _NONE, "failed", "the host couldn't answer; its log says why"))
 
     def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:
-        host = self._host()
+        late = time.monotonic() + PATIENCE  # of all that this request waits for
+        host = self._host(late)
         known = host.environments.recorded([asked.asker]).get(asked.asker)
         if known is None or asked.verb not in known.spec.host:
             raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+        if not isinstance(arguments, children.Arguments):
+            self.settle(late)  # a place may have become free meanwhile
         if isinstance(arguments, spawn.Arguments):
-            place, child = host.spawn(asked.asker, arguments.template, arguments.name, arguments.values)
+            place, child = host.spawn(asked.asker, arguments.template, arguments.name, arguments.values, asked.at)
             return spawn.Answer(child.name, place, child.until)
         if isinstance(arguments, end.Arguments):
             host.end(asked.asker, arguments.name)
@@ -203,11 +223,11 @@ class Keeper:
         ]
         return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
 
-    def _host(self) -> Host:
+    def _host(self, late: float | None = None) -> Host:
         from netspace.host.host import Host
 
         host = Host(self.layout)
-        late = time.monotonic() + PATIENCE
+        late = time.monotonic() + PATIENCE if late is None else late
         host.give_up = lambda: self.over or time.monotonic() > late
         return host
 

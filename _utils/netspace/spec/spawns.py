@@ -198,6 +198,7 @@ def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declar
     :param nowhere: the interface of kind ``none``.
     """
     environments, found, problems = dict(declared.environments), dict[str, Link](), list[Problem]()
+    made: dict[str, str] = {}  # the parent of each place
     for parent, spec in declared.environments.items():
         if not spec.spawns or any(wrong(parent, spec)):  # those are reported already
             continue
@@ -207,6 +208,10 @@ def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declar
             if place.name in declared.environments:
                 message = f"{place.name} is the name of a child; give the template or that environment another name"
                 problems.append(Problem(f"{where}:spawns:{place.template}", message))
+            elif place.name in made:
+                message = f"{place.name} is the name of a child of {made[place.name]}, too; rename the template"
+                problems.append(Problem(f"{where}:spawns:{place.template}", message))
+            made.setdefault(place.name, parent)
             environments[place.name] = child(spec, spec.spawns[place.template], nowhere)
         for key, link in links(parent, spec, declared.links):
             problems += [one for one in checks.link(link, f"{where}:{key}") if one not in problems]

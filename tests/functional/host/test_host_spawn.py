@@ -227,7 +227,7 @@ def test_child_ends_with_its_parent_and_its_lifetime(here: dict[str, Any]) -> No
     spawn("worker", "w1")
     os.kill(Host(LAYOUT).environments.list()["web"]["pid"], signal.SIGKILL)  # the supervisor restarts it
     until(lambda: free("web-worker-1"))
-    assert state("web-worker-1") == "stopped" and "its parent web has ended" in log()
+    assert state("web-worker-1") == "stopped" and "its parent has ended" in log()
     until(lambda: state("web") == "running")
     spawn("worker", "w1")
     assert Host(LAYOUT).operations.stop(["web"]) == {"web": ""}

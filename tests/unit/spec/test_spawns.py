@@ -116,6 +116,18 @@ def test_wrong_template_is_refused_with_its_path(change: Change, path: str, mess
     assert any(one.path.endswith(path) and message in one.message for one in found), found
 
 
+@pytest.mark.parametrize("names", [("web", "web-a"), ("web-a", "web")])
+def test_place_of_two_parents_is_refused(names: tuple[str, str]) -> None:
+    data, templates = whole(), {"web": "a-b", "web-a": "b"}
+    one = {"image": "tar:/x.tar", "at_most": 1}
+    data["environments"] = {
+        name: {"image": "tar:/x.tar", "host": ["spawn"], "spawns": {templates[name]: one}} for name in names
+    }
+    data["links"] = []
+    with pytest.raises(SpecError, match=f"web-a-b-1 is the name of a child of {names[0]}, too"):
+        parse.declaration(data)
+
+
 def test_change_of_templates_restarts_no_parent() -> None:
     def print_of(data: dict[str, Any]) -> str:
         from netspace.environment.runtimes import USUAL

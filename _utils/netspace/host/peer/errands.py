@@ -42,6 +42,7 @@ class _Ask(msgspec.Struct, frozen=True):
     id: int
     asker: str
     verb: str
+    at: float
     arguments: msgspec.Raw
 
 
@@ -79,7 +80,9 @@ class Errands:
             return BUSY
         self._last += 1
         arguments = msgspec.Raw(bytes(request.arguments))
-        message = msgspec.json.encode(_Ask(self._last, name, request.verb, arguments))
+        message = msgspec.json.encode(
+            _Ask(self._last, name, request.verb, time.clock_gettime(time.CLOCK_BOOTTIME), arguments)
+        )
         self._waiting[self._last] = (way, name, request.verb)
         self._unsent.append((self._last, message, time.monotonic() + PATIENCE))
         self._send()

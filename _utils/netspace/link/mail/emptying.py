@@ -13,13 +13,22 @@ from netspace.spec.types import Link
 def empty(layout: Layout, record: Record, environment: str) -> None:
     """Delete the messages in the environment's mailbox, in the queues of links to it, and the answers to it.
 
+    Answers that come later find no way to it: the bindings that its program made for them are deleted first.
+
     :raises NetspaceError: the broker can't do that now.
     """
     own = [link for link in record.links.values() if environment in (link.source, link.target)]
     if record.broker is None or not own:
         return
-    queues, place = _queues(names.used(layout, record.broker), own, environment), vhost(layout, record.broker)
+    called, place = names.used(layout, record.broker), vhost(layout, record.broker)
+    queues, replies = _queues(called, own, environment), called.replies(environment)
+    queues |= {former.queue for former in record.former if former.environment == environment}
     with management(layout, record.broker) as api:
+        if replies in queues:
+            columns = "columns=source,properties_key"
+            for one in api.get("queues", place, replies, "bindings", query=columns) or []:
+                if names.environments_of(one["source"], "reply") is not None:
+                    api.delete("bindings", place, "e", one["source"], "q", replies, one["properties_key"])
         for queue in sorted(queues):
             api.delete("queues", place, queue, "contents")
 
