@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -58,6 +59,9 @@ for method, properties, body in channel.consume(replies["queue"], auto_ack=True,
     break
 """
 )
+
+NOTES = re.compile("/broker/|/peer/own/uses.json$")
+"""Files that the broker and the host's peer write when they like."""
 
 
 def declaration(image: Path) -> dict[str, Any]:
@@ -319,7 +323,7 @@ def test_many_spawns_leave_nothing(here: dict[str, Any]) -> None:
         mounts = Path("/proc/self/mountinfo").read_text().count("\n")
         groups = sorted(map(str, Path("/sys/fs/cgroup").rglob("environment-web-small-*")))
         folders = (LAYOUT.state, LAYOUT.run)
-        files = sorted(str(path) for folder in folders for path in folder.rglob("*") if "/broker/" not in str(path))
+        files = sorted(str(path) for folder in folders for path in folder.rglob("*") if not NOTES.search(str(path)))
         namespaces = subprocess.run(["ip", "netns"], capture_output=True, check=True, text=True).stdout
         links = Host(LAYOUT).links
         with links.management(links.recorded_broker()) as api:
