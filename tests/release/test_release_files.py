@@ -93,7 +93,9 @@ def test_sums_name_each_file(dist: Path) -> None:
 def test_fragments_become_a_version_of_the_changelog(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "CHANGELOG.md"):
         shutil.copy(checkout.ROOT / name, tmp_path)
-    shutil.copytree(checkout.ROOT / "changelog.d", tmp_path / "changelog.d")
+    (tmp_path / "changelog.d").mkdir()
+    for name in ("README.md", "template.jinja"):
+        shutil.copy(checkout.ROOT / "changelog.d" / name, tmp_path / "changelog.d")
     (tmp_path / "changelog.d/images.fixed.md").write_text("The newest image is first.\nIt was not.\n")
     (tmp_path / "changelog.d/text.added.md").write_text("An output for text.\n")
     towncrier = checkout.ROOT / ".cache/release-tools/bin/towncrier"
