@@ -195,7 +195,11 @@ def test_next_run_of_a_parent_gets_no_child(host: Host, declared: Declaration, m
     assert host.spawn("web", "worker", "w", {}, own_run().began)[0] == "web-worker-1"
 
 
-def test_environment_alone_has_no_name_of_a_child(host: Host, declared: Declaration) -> None:
+def test_environment_alone_has_no_name_of_a_child(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # If nothing refuses, nothing is made on the host of the tests.
+    monkeypatch.setattr(host, "_asserted", lambda *_: pytest.fail("the name isn't refused"))
     one = parse.declaration({"environments": {"web-worker-1": {"image": "tar:/w.tar"}}})
     with pytest.raises(SpecError, match="web-worker-1: is the name of a child of web"):
         host.converge_environments(one)
