@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, mistakes, never, peer, publish, spawns
+from netspace.spec import checks, extensions, hosts, never, peer, publish, spawns
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -193,7 +193,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
         kind = data.get("kind")
         if any(
             of.__struct_config__.tag == kind and not issubclass(of, Routed)
-            for of in mistakes.members(extensions.interface_kinds())
+            for of in get_args(extensions.interface_kinds())
         ):
             raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
     parsed: Interface = convert(data, extensions.interface_kinds(), path)
@@ -217,6 +217,8 @@ def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
         if name in defaults:
             continue
         if name not in known:
+            from netspace.spec import mistakes
+
             near = mistakes.suggest(str(name), [*defaults, *known])
             problems.append(Problem(f"{path}:{name}", "unknown" + near))
             continue
@@ -296,6 +298,8 @@ def convert(data: Any, of: Any, path: str) -> Any:
         try:
             value = msgspec.convert(rest, of, strict=True, dec_hook=_decode)
         except msgspec.ValidationError as err:
+            from netspace.spec import mistakes  # a declaration without mistakes doesn't need it
+
             problem, keys = mistakes.problem(err, rest, of, path)
             # A key that was left out for its own problem isn't missed as well.
             missed = bool(problems) and str(err).startswith("Object missing required field")
@@ -321,6 +325,8 @@ def _report_unknown(data: Mapping[Any, Any], of: type, path: str, problems: list
     names = [field.encode_name for field in msgspec.structs.fields(of)]
     for key in data:
         if key not in names:
+            from netspace.spec import mistakes
+
             problems.append(Problem(f"{path}:{key}", "unknown" + mistakes.suggest(str(key), names)))
 
 

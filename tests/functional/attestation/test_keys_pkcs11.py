@@ -135,7 +135,7 @@ def test_a_key_that_the_module_would_give_away_is_not_used(module: hsm.Module) -
         domain.generate_keypair(
             mechanism=pkcs11.Mechanism.EC_KEY_PAIR_GEN, store=True, label="loose", private_template=loose
         )
-    with pytest.raises(NetspaceError, match="can be taken out"):
+    with pytest.raises(NetspaceError, match="can be exported"):
         module.load("loose")
 
 
