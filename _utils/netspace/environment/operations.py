@@ -245,7 +245,7 @@ class Operations:
         known, _ = records.read_each(self._layout, names)
         others = {other for record in known.values() for other in record.spec.after}
         others |= {parent for name in names for parent in spawns.possible_parents(name)}
-        before, _ = records.read_each(self._layout, others)
+        before, _ = records.read_each(self._layout, others - known.keys())
         return around(self._layout, self._supervisor, {**before, **known}, names)
 
     def _status(self, name: str) -> Status:

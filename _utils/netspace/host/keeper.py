@@ -121,9 +121,7 @@ class Keeper:
         """
         with contextlib.suppress(BlockingIOError):
             way, _ = self._door.accept()
-            _, user, _ = struct.unpack(
-                "3i", way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            )
+            _, user, _ = _UCRED.unpack(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if user == self._user:
                 self._leave()
                 way.setblocking(False)

@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 CARD = "/run/netspace/environment.json"
 PATIENCE = 30.0  # seconds for one answer
@@ -21,6 +21,7 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END = b"\xce"
 MANDATORY = 1
 _REPLY_TO, _CORRELATION, _MESSAGE = 9, 10, 7  # bits of a header's flags
+_S = TypeVar("_S", bound="_Stream")
 
 
 class ClosedError(ConnectionError):
@@ -102,12 +103,38 @@ def bind(queue: str, exchange: str, key: str, quiet: bool = False) -> bytes:
     return method(1, (50, 20), b"\0\0" + names + bytes([int(quiet)]) + bytes(4))
 
 
-class Connection:
-    """A logged-in connection with one open channel, by AMQP 0-9-1."""
+class _Stream:
+    """A connection by TLS, read by exact sizes."""
 
     def __init__(self) -> None:
         self.stream = secured()
         self._unread = b""
+
+    def __enter__(self: _S) -> _S:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.close()
+
+    def send(self, raw: bytes) -> None:
+        self.stream.sendall(raw)
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._unread) < size:
+            part = self.stream.recv(65536)
+            if not part:
+                raise ClosedError("the connection ended")
+            self._unread += part
+        found, self._unread = self._unread[:size], self._unread[size:]
+        return found
+
+
+class Connection(_Stream):
+    """A logged-in connection with one open channel, by AMQP 0-9-1."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.send(b"AMQP\0\0\x09\x01")
         self.until((10, 10))
         self.send(method(0, (10, 11), bytes(4) + short("EXTERNAL") + bytes(4) + short("en_US")))
@@ -118,16 +145,6 @@ class Connection:
         self.until((10, 41))
         self.open(1)
         self.until((20, 11))
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self.stream.close()
-
-    def send(self, raw: bytes) -> None:
-        self.stream.sendall(raw)
 
     def open(self, channel: int) -> None:
         """Ask for a channel, and don't wait for it."""
@@ -164,15 +181,6 @@ class Connection:
         while len(body) < size:
             body += next(self.frames())[2]
         return tag, _texts(flags, about[14:]), body
-
-    def _exactly(self, size: int) -> bytes:
-        while len(self._unread) < size:
-            part = self.stream.recv(65536)
-            if not part:
-                raise ClosedError("the connection ended")
-            self._unread += part
-        found, self._unread = self._unread[:size], self._unread[size:]
-        return found
 
 
 def _texts(flags: int, raw: bytes) -> dict[int, str]:
@@ -212,12 +220,11 @@ def performative(channel: int, code: int, *fields: bytes, sasl: bool = False) ->
     return struct.pack(">IBBH", len(listed) + 8, 2, int(sasl), channel) + listed
 
 
-class Sessions:
+class Sessions(_Stream):
     """A logged-in connection by AMQP 1.0, without a session."""
 
     def __init__(self) -> None:
-        self.stream = secured()
-        self._unread = b""
+        super().__init__()
         self._hello(3)
         self.send(performative(0, INIT, b"\xa3\x08EXTERNAL", b"\xa0\0", sasl=True))
         self.until(OUTCOME)
@@ -225,16 +232,6 @@ class Sessions:
         host = f"vhost:{card()['broker']['vhost']}".encode()
         self.send(performative(0, OPEN, b"\xa1\x05worst", b"\xa1" + bytes([len(host)]) + host))
         self.until(OPEN)
-
-    def __enter__(self) -> Sessions:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self.stream.close()
-
-    def send(self, raw: bytes) -> None:
-        self.stream.sendall(raw)
 
     def until(self, code: int, times: int = 1) -> None:
         """Read frames until a performative has come so often.
@@ -254,12 +251,3 @@ class Sessions:
         self.send(greeting)
         if self._exactly(8) != greeting:
             raise ClosedError("the broker speaks another version")
-
-    def _exactly(self, size: int) -> bytes:
-        while len(self._unread) < size:
-            part = self.stream.recv(65536)
-            if not part:
-                raise ClosedError("the connection ended")
-            self._unread += part
-        found, self._unread = self._unread[:size], self._unread[size:]
-        return found

@@ -23,11 +23,7 @@ def service(layout: Layout) -> Service:
         name=NAME,
         command=library_copy.command(layout, "peer"),
         description=f"{layout.instance}: answers to the environments' requests to their host",
-        variables={
-            "LANG": "C.UTF-8",
-            "MALLOC_ARENA_MAX": "1",
-            "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
-        },
+        variables=_variables(layout),
         stop_timeout=5.0,
         limits=LIMITS,
         # After a reboot they are written last, once the forwarder's configuration is there.
@@ -41,16 +37,20 @@ def keeper(layout: Layout) -> Service:
         name=KEEPER,
         command=library_copy.command(layout, "keeper"),
         description=f"{layout.instance}: children of environments, which these ask their host for",
-        variables={
-            "LANG": "C.UTF-8",
-            "MALLOC_ARENA_MAX": "1",
-            "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
-        },
+        variables=_variables(layout),
         stop_timeout=20.0,
         until=(host_peer.folder(layout) / told.FILE,),
         limits=KEEPER_LIMITS,
         delegate=True,  # it starts environments as an apply does, so systemd can't confine it
     )
+
+
+def _variables(layout: Layout) -> dict[str, str]:
+    return {
+        "LANG": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "1",
+        "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
+    }
 
 
 def lacking(supervisor: Supervisor, made: Service, wanted: bool) -> tuple[str, dict[str, str | None]] | None:
