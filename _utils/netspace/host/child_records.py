@@ -28,9 +28,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of an environment's program: its oldest process, by the kernel's count, in one boot.
+    """One run of an environment's program, known by the oldest process of that run.
 
-    :param ticks: the start time of the process in clock ticks since the boot.
+    :param boot: the kernel's id of the boot in which it runs.
+    :param ticks: the start time of the process in clock ticks since that boot.
     """
 
     boot: str

@@ -257,7 +257,7 @@ def _encoded(told: Told) -> bytes:
 
 
 def main(layout: Layout) -> int:
-    """Keep children until SIGTERM or SIGINT; return an exit code."""
+    """Run the keeper of children until SIGTERM or SIGINT; return an exit code."""
     import netspace.host.host  # so that the first spawn needn't wait for it
 
     assert netspace.host.host

@@ -1,4 +1,4 @@
-"""Program of the exhaustion audit's environments: it tries what makes a service of the host late, or is the neighbour.
+"""Program that the exhaustion audit runs in its environments: it troubles a service of the host, or measures answers.
 
 It needs only the standard library (Python 3.10 or newer) and ``amqp_frames.py``. Its first argument says what it does:
 
