@@ -68,10 +68,13 @@ def host() -> dict[str, object]:
         "mounts": sorted(f"{fields[4]} {fields[fields.index('-') + 1]}" for fields in mounts),
         "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
         "interfaces": sorted(line.split(":")[1].strip() for line in _run("ip", "-o", "link")),
-        "routes": [
-            *_run("ip", "-4", "route", "show", "table", "all"),
-            *_run("ip", "-6", "route", "show", "table", "all"),
-        ],
+        # Sorted: the kernel lists multicast routes in the order in which their devices came up.
+        "routes": sorted(
+            [
+                *_run("ip", "-4", "route", "show", "table", "all"),
+                *_run("ip", "-6", "route", "show", "table", "all"),
+            ]
+        ),
         "nftables": uncounted("\n".join(_run("nft", "list", "ruleset"))).split("\n"),
         "processes": sorted(processes().values()),
         "cgroups": sorted(cgroups),
