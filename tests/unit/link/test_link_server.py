@@ -44,7 +44,7 @@ def test_data_that_a_server_can_read_are_accepted(tmp_path: Path, version: tuple
 
 def test_data_that_a_server_cannot_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shop@localhost-feature_flags").write_text(OLD)
-    with pytest.raises(NetspaceError, match=rf"^RabbitMQ 4\.3\.6: it can't read the mail in {tmp_path}, .* move the"):
+    with pytest.raises(NetspaceError, match=f"4.3.6: it can't read the mail in {tmp_path}, .* move the"):
         versions.check_data((4, 3, 6), tmp_path, "shop")
 
 

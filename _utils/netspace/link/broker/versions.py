@@ -62,8 +62,8 @@ def check_data(version: tuple[int, ...], data: Path, instance: str) -> None:
     for since, flag in NEEDED.items():
         if version >= since and flag not in flags:
             raise NetspaceError(
-                f"RabbitMQ {_shown(version)}: it can't read the mail in {data}, which an older version wrote, so the "
-                "broker isn't started; install that version again and have the mail read, then move the folder away"
+                f"RabbitMQ {_shown(version)}: it can't read the mail in {data}, which an older version wrote; "
+                "install that version again and have the mail read, or move the folder away"
             )
 
 
