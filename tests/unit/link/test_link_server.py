@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from netspace.errors import NetspaceError
-from netspace.link.broker import versions
+from netspace.layout import Layout
+from netspace.link.broker import first_start, versions
 
 
 def test_newest_installed_server_is_found(tmp_path: Path) -> None:
@@ -46,6 +47,20 @@ def test_data_that_a_server_cannot_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shop@localhost-feature_flags").write_text(OLD)
     with pytest.raises(NetspaceError, match=f"4.3.6: it can't read the mail in {tmp_path}, .* move the"):
         versions.check_data((4, 3, 6), tmp_path, "shop")
+
+
+def test_data_of_an_unfinished_first_start_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such data are deleted before the next start, so it does not matter which version made them."""
+    layout = Layout(instance="shop", root=tmp_path)
+    layout.broker.mkdir(parents=True)
+    first_start.begin(layout)
+    first_start.data(layout).mkdir(parents=True)
+    (first_start.data(layout) / "shop@localhost-feature_flags").write_text(OLD)
+    monkeypatch.setattr(versions, "server", lambda: (4, 3, 6))
+    versions.check_node(layout)
+    first_start.finish(layout)
+    with pytest.raises(NetspaceError, match="can't read the mail"):
+        versions.check_node(layout)
 
 
 @pytest.mark.parametrize("version", [(4, 0, 5), (4, 2, 1), (4, 3, 6)])
