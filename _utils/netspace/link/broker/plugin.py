@@ -13,6 +13,9 @@ closes the connections of the account.
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse methods and frames that are useful only to an attacker, before RabbitMQ handles them.
 
+Messages: RabbitMQ 4.3 orders messages and writes addresses in another way than 4.0; see
+:mod:`netspace.link.broker.messages`.
+
 Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
 size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts
 bytes: its queues free the space after 10 MB.
@@ -43,7 +46,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link.broker import admission, bounds, frames, mapper, refusals, sections
+from netspace.link.broker import admission, bounds, frames, mapper, messages, refusals, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"
@@ -55,7 +58,7 @@ _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
                netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_events, netspace_guard_frames,
-               netspace_guard_mapper, netspace_guard_refusals, netspace_guard_sections]},
+               netspace_guard_mapper, netspace_guard_messages, netspace_guard_refusals, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -337,6 +340,7 @@ def sources() -> Mapping[str, str]:
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
         **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
+        f"{messages.MODULE}.erl": messages.SOURCE,
         f"{refusals.MODULE}.erl": refusals.SOURCE,
         f"{sections.MODULE}.erl": sections.source(admission.DEPTH),
         f"{NAME}_events.erl": _EVENTS,
