@@ -50,8 +50,8 @@ def overview() -> dict[str, Any]:
     """Return this host's environments with their interfaces, the host's links
     and the host's trust.
 
-    ``supervised`` tells whether a supervisor runs, which restarts
-    programs that end.
+    ``supervised`` tells whether each running program has a supervisor,
+    which restarts the program when it ends.
 
     CLI Example:
 
