@@ -75,3 +75,10 @@ def health(layout: Layout, version: str) -> Service:
         stop_timeout=5.0,
         delegate=True,  # it runs crun
     )
+
+
+def unwatched(runs: bool, changed: bool) -> str:
+    """Return why an apply starts or restarts the service that watches health; empty if it doesn't."""
+    if not runs:
+        return "the service that watches its health does not run"
+    return "the service that watches its health is restarted: netspace, or its definition, changed" if changed else ""
