@@ -34,7 +34,7 @@ __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
     (
         *("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"),
-        "teardown",
+        *("teardown", "metrics"),
     ),
     "netspace",
 )
@@ -50,8 +50,8 @@ def overview() -> dict[str, Any]:
     """Return this host's environments with their interfaces, the host's links
     and the host's trust.
 
-    ``supervised`` tells whether a supervisor runs, which restarts
-    programs that end.
+    ``supervised`` tells whether each running program has a supervisor,
+    which restarts the program when it ends.
 
     CLI Example:
 
@@ -179,7 +179,7 @@ def suggest(name: str) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.suggest web
+        salt-call --out=netspace_text netspace.suggest web
 
     name
         The environment.
@@ -284,10 +284,10 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.graph
-        salt-call --out=newline_values_only netspace.graph form=html \\
+        salt-call --out=netspace_text netspace.graph
+        salt-call --out=netspace_text netspace.graph form=html \\
             > reach.html
-        salt-call --out=newline_values_only netspace.graph form=dot \\
+        salt-call --out=netspace_text netspace.graph form=dot \\
             | dot -Tsvg > reach.svg
 
     form
@@ -383,15 +383,16 @@ def metrics(file: str = "") -> str | dict[str, Any]:
     """Return the metrics of this host as OpenMetrics text, or write them for
     node_exporter. Changes nothing else.
 
-    The page :doc:`metrics </metrics>` has all names. The values of
-    labels are names from the declaration or fixed words. No value is a
-    secret.
+    A terminal shows them as a table; ``--out=netspace_text`` shows the
+    text. The page :doc:`metrics </metrics>` has all names. The values
+    of labels are names from the declaration or fixed words. No value is
+    a secret.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only netspace.metrics
+        salt-call --local --out=netspace_text netspace.metrics
         salt '*' netspace.metrics \\
             file=/var/lib/prometheus/node-exporter/netspace.prom
 

@@ -319,7 +319,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only \\
+        salt-call --local --out=netspace_text \\
             netspace_link.authority_request > h1.csr
     """
     from netspace.link.pki import root

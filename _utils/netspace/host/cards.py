@@ -14,6 +14,7 @@ import msgspec
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import child_records, recorded_calls
+from netspace.host.parts import CHANGED
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import peer, spawns, trust
@@ -158,7 +159,13 @@ class Cards(TrustGate):
         if not test and any(map(peer.is_link, self._linked().links.values())):
             self._publish()
 
-    def _peer(self, test: bool, after: Collection[Link], declared: Mapping[str, Environment] | None = None) -> Result:
+    def _peer(
+        self,
+        test: bool,
+        after: Collection[Link],
+        declared: Mapping[str, Environment] | None = None,
+        version: str | None = None,
+    ) -> Result:
         """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
         The keeper of children is started if an environment with such a link has templates of children; else it is
@@ -166,6 +173,7 @@ class Cards(TrustGate):
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
         :param declared: the environments after the change, by name. For other environments, the records count.
+        :param version: the digest of the library's copy that the services shall run; None: that of an apply.
         """
         from netspace.link import host_peer
 
@@ -174,16 +182,15 @@ class Cards(TrustGate):
         # After a reboot, a service that a killed run left out has no folder any more.
         if not (asking or host_peer.folder(self.layout).exists() or self.supervisor.observe(known)):
             return Result(Plan())
-        from netspace import library_copy
         from netspace.host.peer import service
 
-        if asking and not test:
-            library_copy.install(self.layout)
+        if version is None:
+            version = self._library(test, needed=bool(asking))
         self._tell_peer(test)
         spawning = self._spawning(asking, declared or {})
         parts = [
-            (service.service(self.layout), bool(asking), "it answers as host"),
-            (service.keeper(self.layout), spawning, "it starts and ends children"),
+            (service.service(self.layout, version), bool(asking), "it answers as host"),
+            (service.keeper(self.layout, version), spawning, "it starts and ends children"),
         ]
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
@@ -205,6 +212,7 @@ class Cards(TrustGate):
         need = service.lacking(self.supervisor, made, wanted)
         if need is None:
             return Result(Plan())
+        why += CHANGED if need[0] == "restart" else ""
         step = Step("service", self.layout.service(made.name), need[0], {"state": need[1]}, why)
         if test:
             return Result(Plan([step]))
@@ -280,6 +288,7 @@ class Cards(TrustGate):
             {*desired, *remove},
             {one.image for one in desired.values()},
             sized=any(one.sized for one in desired.values()),
+            version=self._library(test),
         )
         if programs:
             observed = self.environments.with_programs(desired, observed, deep=test)

@@ -42,7 +42,7 @@ def families(host: Host) -> list[Family]:
     interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
-        _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
+        _one("netspace_supervisor_up", "Whether the supervisor runs.", _attended(host, statuses)),
         *_states({by[name]: statuses.get(service_name(name)) for name in names}),
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
@@ -57,6 +57,12 @@ def families(host: Host) -> list[Family]:
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:
     return counted(name, "gauge", about, {labels(**by): value})
+
+
+def _attended(host: Host, statuses: Mapping[str, Status]) -> bool | None:
+    """Return whether the supervisor runs; None if it has nothing to do, so that netspace's own ends or never began."""
+    up = host.supervisor.attended()
+    return None if up and all(one.state in ("stopped", "failed") for one in statuses.values()) else up
 
 
 def _runs(status: Status | None) -> bool:

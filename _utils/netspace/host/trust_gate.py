@@ -12,6 +12,9 @@ from netspace.spec import spawns, trust
 from netspace.spec.trust import Trust, TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link
 
+MOST_NAMED = 20
+"""The most things that a note names."""
+
 
 class TrustGate(Parts):
     """Verdicts on declared things: whether the host's present trust permits them."""
@@ -77,8 +80,17 @@ class TrustGate(Parts):
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:
-    """Return *result* with a refusal for each withheld thing, and a note for each other verdict with a comment."""
+    """Return *result* with a refusal for each withheld thing, and a note for each comment of the other verdicts."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
-    notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
+    told: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        if verdict.allowed and verdict.comment:
+            told.setdefault(verdict.comment, []).append(name)
+    notes = [f"{kind}{'s' * (len(names) > 1)} {_listed(names)}: {comment}" for comment, names in told.items()]
     plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])
     return Result(plan, result.outcomes)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

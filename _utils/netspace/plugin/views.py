@@ -16,6 +16,7 @@ from netspace.plugin import (
     fleet_plans,
     fleet_views,
     inspected,
+    metrics_view,
     reachability,
     tables,
     trials,
@@ -45,6 +46,8 @@ def render(data: object, screen: Screen) -> list[str] | None:
     """
     if trials.known(data):
         return trials.lines(data, screen.paint)
+    if isinstance(data, str) and metrics_view.known(data):
+        return metrics_view.lines(data, screen.now, screen.paint)
     if not isinstance(data, Mapping):
         return None
     if not data:
@@ -179,12 +182,17 @@ def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Pa
 
 
 # -- trust ----------------------------------------------------------------------
+def _judge(verifier: object) -> str:
+    """Return a verifier's name; ``nobody`` for a host that was never appraised."""
+    return "nobody yet" if verifier == "none" else text(verifier)
+
+
 def _trust(data: object, screen: Screen) -> list[str]:
     """Return the lines about the trust of the host that was asked."""
     trust = mapping(data)
     expires = tables.until(trust.get("expires"), screen.now)
     ended = tables.number(trust.get("expires")) is not None and not expires.startswith("in ")
-    heading = f"trust {text(trust['level'])}, judged by {text(trust['verifier'])}"
+    heading = f"trust {text(trust['level'])}, judged by {_judge(trust['verifier'])}"
     result = f"; the result {'ended' if ended else 'ends'} {expires}" if expires else ""
     tone: Tone = "bad" if ended or trust["level"] == "L0" else "head"
     lines = tables.sentence(Cell(heading + result, tone), screen.paint)

@@ -145,6 +145,8 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
         assert state["result"] is False
     message = "netspace:environments:web:limits:memroy: unknown; did you mean memory?"
     assert message in states["netspace attestation"]["comment"]
+    assert str(states).count("memroy") == 1, "it is told once; the other states refer to it"
+    assert str(states).count("Nothing done: first solve the problem") == 3
     assert snapshot.settled(before) == before
     done = salt.run("netspace.check")
     assert done.returncode == 1, done
