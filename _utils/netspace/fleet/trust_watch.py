@@ -56,6 +56,12 @@ class Master(Protocol):
         :raises NetspaceError: no minion can be called.
         """
 
+    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+        """Like :meth:`ask`, with other arguments for other minions; no minion waits for another one's answer.
+
+        :param calls: pairs: minions, and the arguments of the call to them. The messages are sent in this order.
+        """
+
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
         """Report a change of trust to the operator, as an event."""
 
@@ -232,18 +238,17 @@ def _told(
     groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
-    for (names, own), minions in groups.items():
-        try:
-            answers = master.ask(minions, REVISE, {"hosts": list(names), "own": own})
-        except NetspaceError as err:
-            failed |= dict.fromkeys(minions, str(err))
-            continue
-        for minion in minions:
-            answer = answers.get(minion, "it did not answer")
-            if answer == []:
-                done[minion] = waiting[minion]
-            else:
-                failed[minion] = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    calls = [(minions, {"hosts": list(names), "own": own}) for (names, own), minions in groups.items()]
+    try:
+        answers = master.ask_at_once(REVISE, calls) if calls else {}
+    except NetspaceError as err:
+        answers = dict.fromkeys(waiting, str(err))
+    for minion in waiting:
+        answer = answers.get(minion, "it did not answer")
+        if answer == []:
+            done[minion] = waiting[minion]
+        else:
+            failed[minion] = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
     if done:
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
@@ -257,8 +262,8 @@ def _groups(
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
     """Return the minions to inform, grouped by message. A message names hosts.
 
-    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first, because a
-    distrusted host may keep the master waiting for its answer.
+    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first: a distrusted
+    host that is under an attacker's control shouldn't know of its cut before they do.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):

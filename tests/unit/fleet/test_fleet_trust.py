@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +49,7 @@ class Master:
         self.looked: list[set[str]] = []
         self.attested: list[set[str]] = []
         self.asked: list[tuple[set[str], list[str], bool]] = []
+        self.rounds: list[int] = []
         self.told: list[tuple[str, str]] = []
         self.error: NetspaceError | None = None
 
@@ -63,8 +64,13 @@ class Master:
         self.results |= {minion: one for minion, one in self.after.items() if minion in minions}
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        raise AssertionError(f"{function} was not expected")
+
+    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
         assert function == trust_watch.REVISE
-        self.asked.append((set(minions), list(arguments["hosts"]), bool(arguments["own"])))
+        self.rounds.append(len(calls))
+        self.asked += [(set(some), list(arguments["hosts"]), bool(arguments["own"])) for some, arguments in calls]
+        minions = [minion for some, _ in calls for minion in some]
         return {minion: self.answers.get(minion, []) for minion in minions if self.answers.get(minion, []) is not None}
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
@@ -313,6 +319,14 @@ def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaratio
     master.answers = {}
     assert trust_watch.look(declared, master)["waiting"] == {}
     assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 5
+
+
+def test_a_host_is_told_at_once_though_a_peer_is_silent(declared: FleetDeclaration, master: Master) -> None:
+    """The bound of a cut is one job of each minion, not one after the other."""
+    master.results["m2"] = FAILED
+    master.answers = {"h1": None}
+    trust_watch.look(declared, master, ["h2"])
+    assert master.rounds == [2] and [minions for minions, _, _ in master.asked] == [{"h1"}, {"m2"}], "peers first"
 
 
 def test_what_a_lying_peer_answers_is_escaped(declared: FleetDeclaration, master: Master) -> None:

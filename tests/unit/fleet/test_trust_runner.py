@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,11 @@ class Scene:
         minions, scene = self.runner._minions(), self
 
         class Minions(type(minions)):  # type: ignore[misc]
-            def ask(
-                self, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
+            def ask_at_once(
+                self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]], timeout: float
             ) -> dict[str, Any]:
-                scene.told.append(set(minions))
-                return {minion: [] for minion in minions}
+                scene.told += [set(minions) for minions, _ in calls]
+                return {minion: [] for minions, _ in calls for minion in minions}
 
         minions.__class__ = Minions
         self.runner._minions = lambda: minions
