@@ -19,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, refusal, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, dates, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     from netspace.spec.types import Declaration
@@ -60,7 +60,7 @@ def overview() -> dict[str, Any]:
         salt '*' netspace.overview
     """
     try:
-        return Host(arguments.layout(__opts__)).overview()
+        return dates.with_texts(Host(arguments.layout(__opts__)).overview())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -129,7 +129,7 @@ def explain(name: str) -> dict[str, Any]:
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
+        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -141,7 +141,8 @@ def refused(name: str) -> dict[str, Any]:
     Returns ``rows``, the oldest first. Each has ``kind`` (``packets``,
     ``messages``, ``system calls`` or ``files``), ``what`` (the access,
     as text), ``count``, ``first`` and ``last`` (seconds since the
-    epoch), ``permitted_now`` (whether the last applied declaration
+    epoch), ``first_at`` and ``last_at`` (the same as ISO 8601),
+    ``permitted_now`` (whether the last applied declaration
     permits the access), and ``why``, if no declaration can permit the
     access. ``not_recorded`` has the reason for each kind that isn't
     recorded.
@@ -158,7 +159,7 @@ def refused(name: str) -> dict[str, Any]:
     from netspace.host import refused as record
 
     try:
-        return record.refused(Host(arguments.layout(__opts__)), name)
+        return dates.with_texts(record.refused(Host(arguments.layout(__opts__)), name))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
