@@ -51,7 +51,9 @@ def overview() -> dict[str, Any]:
     and the host's trust.
 
     ``supervised`` tells whether each running program has a supervisor,
-    which restarts the program when it ends.
+    which restarts the program when it ends. ``not_made`` lists the
+    environments that are declared in pillar, and that no apply has made
+    on this host; only if there are any.
 
     CLI Example:
 
@@ -60,9 +62,13 @@ def overview() -> dict[str, Any]:
         salt '*' netspace.overview
     """
     try:
-        return dates.with_texts(Host(arguments.layout(__opts__)).overview())
+        found = dates.with_texts(Host(arguments.layout(__opts__)).overview())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
+    declared = __pillar__.get("netspace")
+    named = declared.get("environments") if isinstance(declared, dict) else None  # a mistake elsewhere doesn't matter
+    lacking = [name for name in named or () if name not in found["environments"]] if isinstance(named, dict) else []
+    return {**found, "not_made": sorted(map(str, lacking))} if lacking else found
 
 
 def glance() -> dict[str, Any]:
