@@ -19,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, refusal, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, dates, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     from netspace.spec.types import Declaration
@@ -51,7 +51,9 @@ def overview() -> dict[str, Any]:
     and the host's trust.
 
     ``supervised`` tells whether each running program has a supervisor,
-    which restarts the program when it ends.
+    which restarts the program when it ends. ``not_made`` lists the
+    environments that are declared in pillar, and that no apply has made
+    on this host; only if there are any.
 
     CLI Example:
 
@@ -60,9 +62,13 @@ def overview() -> dict[str, Any]:
         salt '*' netspace.overview
     """
     try:
-        return Host(arguments.layout(__opts__)).overview()
+        found = dates.with_texts(Host(arguments.layout(__opts__)).overview())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
+    declared = __pillar__.get("netspace")
+    named = declared.get("environments") if isinstance(declared, dict) else None  # a mistake elsewhere doesn't matter
+    lacking = [name for name in named or () if name not in found["environments"]] if isinstance(named, dict) else []
+    return {**found, "not_made": sorted(map(str, lacking))} if lacking else found
 
 
 def glance() -> dict[str, Any]:
@@ -129,7 +135,7 @@ def explain(name: str) -> dict[str, Any]:
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
+        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -141,7 +147,8 @@ def refused(name: str) -> dict[str, Any]:
     Returns ``rows``, the oldest first. Each has ``kind`` (``packets``,
     ``messages``, ``system calls`` or ``files``), ``what`` (the access,
     as text), ``count``, ``first`` and ``last`` (seconds since the
-    epoch), ``permitted_now`` (whether the last applied declaration
+    epoch), ``first_at`` and ``last_at`` (the same as ISO 8601),
+    ``permitted_now`` (whether the last applied declaration
     permits the access), and ``why``, if no declaration can permit the
     access. ``not_recorded`` has the reason for each kind that isn't
     recorded.
@@ -158,7 +165,7 @@ def refused(name: str) -> dict[str, Any]:
     from netspace.host import refused as record
 
     try:
-        return record.refused(Host(arguments.layout(__opts__)), name)
+        return dates.with_texts(record.refused(Host(arguments.layout(__opts__)), name))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

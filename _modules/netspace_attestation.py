@@ -26,7 +26,7 @@ from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.peer import vouching  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
-from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, refusal, salt_keys  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def status() -> dict[str, Any]:
     - ``verifier``;
     - ``reason``: why the host doesn't have the next level;
     - ``remedy``: how to reach the next level;
-    - ``issued`` and ``expires``: seconds since the epoch;
+    - ``issued`` and ``expires``: seconds since the epoch; ``issued_at``
+      and ``expires_at``: the same as ISO 8601;
     - ``fallback``: true if the configured TPM could not be used;
     - ``tpm``;
     - ``tee``, only if the master judged a confidential guest: the guest
@@ -65,7 +66,7 @@ def status() -> dict[str, Any]:
         salt '*' netspace_attestation.status
     """
     try:
-        return Attestations(arguments.layout(__opts__)).status()
+        return dates.with_texts(Attestations(arguments.layout(__opts__)).status())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

@@ -73,7 +73,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import arguments, master, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, master, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -509,7 +509,7 @@ def hosts() -> dict[str, Any]:
 
         salt-run netspace_attestation.hosts
     """
-    return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar().hosts()})
+    return _answer(lambda: dates.with_texts({record["minion"]: _shown(record) for record in _registrar().hosts()}))
 
 
 def certificate(minion: str) -> dict[str, Any]:
@@ -698,7 +698,7 @@ def ca_status() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_status
     """
-    return _answer(lambda: _registrar().status(time.time()))
+    return _answer(lambda: dates.with_texts(_registrar().status(time.time())))
 
 
 def ca_crl() -> dict[str, Any]:
@@ -818,7 +818,7 @@ def status(target: str = "*") -> dict[str, Any]:
             standing = made.standing(minion, now)
             _announce(made, standing)
             found[minion] = standing.shown(now)
-        return found
+        return dates.with_texts(found)
 
     return _answer(work)
 

@@ -276,6 +276,9 @@ def _overview(data: object, screen: Screen) -> list[str]:
         lines += ["", *_environments(environments, screen, text(trust["level"]))]
     else:
         lines += ["", *tables.sentence(Cell("no environments: nothing was applied on this host", "dim"), screen.paint)]
+    if lacking := [text(one) for one in sequence(found.get("not_made") or [])]:
+        told = f"declared, but not made: {', '.join(lacking)}; netspace.explain {lacking[0]} tells why"
+        lines += tables.sentence(Cell(told, "warn"), screen.paint)
     return [*lines, "", *_links(found["links"], screen)]
 
 

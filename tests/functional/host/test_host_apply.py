@@ -30,6 +30,7 @@ def test_a_test_run_before_anything_lists_everything_and_changes_nothing(salt, i
     assert set(states["netspace interfaces"]["changes"]) == {"orders", "web", "stranger", "host:firewall"}
     assert "web.orders" in states["netspace links"]["changes"]
     assert states["netspace attestation"]["changes"]
+    assert "netspace_supervisor_up" not in salt("netspace.metrics"), "no program needs a supervisor yet"
 
 
 def test_a_declared_host_runs_talks_and_settles(salt, image):

@@ -164,7 +164,7 @@ def test_results_fit_a_terminal(host: Salt, image: Path) -> None:
             ("state.apply", "netspace", "test=True"),
             *(
                 (f"netspace.{name}",)
-                for name in ("glance", "check", "check_host", "diff", "drift", "graph", "overview")
+                for name in ("glance", "check", "check_host", "diff", "drift", "graph", "metrics", "overview")
             ),
             *((f"netspace_environment.{name}", "hungry") for name in ("inspect", "logs")),
             ("netspace_environment.list",),

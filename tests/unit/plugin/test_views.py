@@ -80,6 +80,11 @@ def test_overview_has_trust_environments_and_links() -> None:
     )
 
 
+def test_overview_names_what_is_declared_and_not_made() -> None:
+    told = "  declared, but not made: desk, till; netspace.explain desk tells why"
+    assert told in shown(OVERVIEW | {"not_made": ["desk", "till"]}).splitlines()
+
+
 def test_host_that_was_never_judged_says_so() -> None:
     never = shown(TRUST | {"level": "L0", "verifier": "none", "expires": None})
     assert never.startswith("  trust L0, judged by nobody yet")
