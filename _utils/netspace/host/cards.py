@@ -6,7 +6,7 @@ trust permits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -112,8 +112,14 @@ class Cards(TrustGate):
         ended = {one for one in child_records.places(self.layout, known) if child_records.due(self.layout, one)}
         return {name: record for name, record in known.items() if name not in ended}
 
-    def _end_children(self) -> None:
-        """End all children, since their keeper is gone (``children``)."""
+    def _ended(self, names: Iterable[str]) -> set[str]:
+        """Return which of these are children whose program has ended. Their keeper frees their places."""
+        if not self.layout.records(child_records.KIND).is_dir():
+            return set()
+        return {place for place in child_records.places(self.layout, names) if child_records.ended(self.layout, place)}
+
+    def _end_children(self, keep: Collection[str]) -> None:
+        """End all children except those of the environments in *keep* (``children``)."""
 
     def _free_places(self, test: bool) -> None:
         """Remove the records of children whose place is gone."""
@@ -195,8 +201,9 @@ class Cards(TrustGate):
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
             result = result.joined(self._peer_service(test, made, wanted, why))
-        if not spawning and not test:
-            self._end_children()
+        if not test:
+            # Who may not ask any more can't end them; and without a keeper, nobody ends them in time.
+            self._end_children(asking if spawning else ())
         if not asking and not test and result.ok:  # a run was killed before it removed the folder
             service.forget(self.layout)
         return result
@@ -290,6 +297,9 @@ class Cards(TrustGate):
             sized=any(one.sized for one in desired.values()),
             version=self._library(test),
         )
+        # Only now: a child that ends after it was seen running is not started by this plan.
+        ended = self._ended(name for name, one in desired.items() if one.state == "running")
+        desired = {name: one for name, one in desired.items() if name not in ended}
         if programs:
             observed = self.environments.with_programs(desired, observed, deep=test)
 
