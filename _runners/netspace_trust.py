@@ -115,7 +115,13 @@ class _Master:
     def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
         found = self._run("states", sorted(minions))
         return {
-            minion: HostTrust(str(one["state"]), str(one["code"] or ""), str(one["reason"]))
+            minion: HostTrust(
+                str(one["state"]),
+                str(one["code"] or ""),
+                str(one["reason"]),
+                int(one["level"][1:]),
+                float(one["deadline"] or 0),
+            )
             for minion, one in found.items()
         }
 

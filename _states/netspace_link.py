@@ -138,6 +138,11 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     attestation
         ``{policy, minimum}``: the lowest trust level. Below it, the
         link is withheld.
+
+    attested
+        The lowest trust level of the sender's host, such as ``L3``. The
+        receiver's host refuses the link unless a valid result says that
+        the sender's host has it. Defaults to none.
     """
     test = bool(__opts__["test"])
     try:

@@ -106,8 +106,12 @@ class _Begun:
 
 
 _begun = _Begun()
-_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str]]] = {}
-"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice."""
+_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str], dict[str, set[str]]]] = {}
+"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice.
+
+The last part has, by the minion of each host from which links with ``attested`` lead to other hosts, these hosts'
+minions.
+"""
 
 
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -163,7 +167,12 @@ def judged(declaration: FleetDeclaration) -> Judged:
         found = {minion: host for minion, host in named.items() if host is not None}
         noted = (pillar.get("trust", {}).get("minions", {}) for pillar in wholes.values())
         linked = frozenset(minion for minions in noted for minion in minions.values() if minion not in wholes)
-        known = _known[declaration.trust.path] = now, found, frozenset(wholes), linked
+        senders: dict[str, set[str]] = {}
+        for receiver, pillar in wholes.items():
+            minions = pillar.get("trust", {}).get("minions", {})
+            for host in trust.senders(pillar):
+                senders.setdefault(minions.get(host, ""), set()).add(receiver)
+        known = _known[declaration.trust.path] = now, found, frozenset(wholes), linked, senders
     return Judged(declaration, known[1])
 
 
@@ -191,9 +200,17 @@ def _seen(
                 raise
             before, due, lost = Book(), list(hosts.hosts), True
         states = master.states(due) if due else {}
-        linked = _known[book.path][3]
+        linked, senders = _known[book.path][3:]
         after = trust.decide(
-            before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked, lost=lost
+            before,
+            hosts.hosts,
+            states,
+            time.time(),
+            whole=whole,
+            asked=asked is None,
+            linked=linked,
+            lost=lost,
+            senders=senders,
         )
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
@@ -202,6 +219,10 @@ def _seen(
                 continue  # it is no longer in force, and no slice has links to it
             for peer in concerned(hosts, minion, before, after):
                 wanted.setdefault(peer, []).append(hosts.hosts[minion])
+        for minion in trust.relevelled(before, after):
+            for peer in senders.get(minion, ()):
+                names = wanted.setdefault(peer, [])
+                names += {hosts.hosts[minion]}.difference(names) if minion in hosts.hosts else ()
         after = trust.to_wait(after, wanted)
         if whole:
             after = trust.pruned(after, _known[book.path][2])
@@ -284,11 +305,12 @@ def _exchanged(
     :param changed: the hosts about whose change minions were informed.
     :return: errors, by the runner function that repeats the failed part.
     """
-    distrusted = declaration.trust.read().hosts
+    book = declaration.trust.read()
+    distrusted = book.hosts
     minions = set[str]()
     for minion, host in hosts.hosts.items():
         if host in changed and minion not in distrusted:
-            section = trust.served(hosts.pillar(minion), minion, distrusted)["netspace"]
+            section = trust.served(hosts.pillar(minion), minion, distrusted, book.levels)["netspace"]
             if peers := joining.sealed_peers(section):
                 minions |= {minion, *(hosts.peers(minion)[peer] for peer in peers)}
     if not minions:

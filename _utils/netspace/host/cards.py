@@ -248,9 +248,7 @@ class Cards(TrustGate):
         """
         if not (whole and test):
             return tuple(self._linked().links.values())
-        links, _ = self._possible(
-            declared.broker, self._permitted(declared, self._verdicts(trust.links, declared, test))
-        )
+        links, _ = self._possible(declared.broker, self._permitted(declared, self._link_verdicts(declared, test)))
         return links
 
     def _as_recorded(self, known: Mapping[str, Record], withheld: Collection[str]) -> dict[str, DesiredEnvironment]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -44,6 +46,10 @@ class TrustGate(Parts):
         """Return the recorded environments among *names* that are withheld for lack of trust, with the reasons."""
         known = self.environments.recorded(names)
         return trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+
+    def _link_verdicts(self, declared: Declaration, test: bool) -> Mapping[str, TrustVerdict]:
+        """Return the verdict on each declared link, by its name."""
+        return self._verdicts(functools.partial(trust.links, now=time.time()), declared, test)
 
     def _verdicts(
         self, judge: Callable[[Declaration, Trust], dict[str, TrustVerdict]], declared: Declaration, test: bool

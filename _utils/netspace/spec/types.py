@@ -21,6 +21,8 @@ END = re.compile(rf"{NAME.pattern}(?:@{NAME.pattern})?")
 Policy = Literal["require", "prefer", "off"]
 OnLoss = Literal["stop", "revoke-links", "report"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
+ProvedLevel = Literal["L1", "L2", "L3", "L4", "L5"]
+"""A level that not every host has."""
 Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
 Via = Literal["direct", "buffered"]
@@ -170,6 +172,17 @@ class Requirement(Base, frozen=True):
     on_loss: OnLoss = "stop"
 
 
+class Appraised(Base, frozen=True):
+    """The trust level of another host, as this host's master tells it.
+
+    :param level: the level by the last result of the master's verifier.
+    :param until: the end of the result's validity, in seconds since 1970.
+    """
+
+    level: LevelName
+    until: float
+
+
 class Attestation(Requirement, frozen=True):
     """The host's default requirement, and its settings for attestation.
 
@@ -182,6 +195,8 @@ class Attestation(Requirement, frozen=True):
     :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
     :param verifier_keys: with ``master``: the keys whose attestation results the host accepts (RFC 7638 thumbprints, as
         the master's ``netspace_attestation.jwks`` shows them).
+    :param appraised: the levels of other hosts, by their names in links, for links with ``attested``. **The fleet's
+        master fills this in**, each time when it hands out the pillar.
     """
 
     tpm: str | None = None
@@ -190,6 +205,7 @@ class Attestation(Requirement, frozen=True):
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     verifier: Literal["self", "master"] = "self"
     verifier_keys: tuple[str, ...] = ()
+    appraised: dict[str, Appraised] = msgspec.field(default_factory=dict)
 
 
 MESSAGE_SIZE = Size(1024**2)
@@ -674,6 +690,8 @@ class Link(Base, frozen=True):
     :param to: the receiver: an environment's name, or ``<name>@<host>``.
     :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
     :param attestation: the trust that the link demands; absent: the trust that its two ends demand.
+    :param attested: the lowest level of the sender's host. The receiver's host refuses the link unless a valid result
+        says that the sender's host has this level.
     :param ttl: the most seconds that a message may wait to be read. An older message becomes a dead letter.
     :param length: the most messages that may wait.
     :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
@@ -700,6 +718,7 @@ class Link(Base, frozen=True):
     seal: bool = False
     monitor: bool = False
     attestation: Requirement | None = None
+    attested: ProvedLevel | None = None
     ttl: float | None = None
     length: int | None = None
     full: Full = "reject"

@@ -52,7 +52,14 @@ class Scene:
         }
         self.runner.__salt__ = {
             "netspace_attestation.states": lambda minions: {
-                minion: {"state": self.results[minion], "code": "", "reason": "its last result"} for minion in minions
+                minion: {
+                    "state": self.results[minion],
+                    "code": "",
+                    "reason": "its last result",
+                    "level": "L3",
+                    "deadline": None,
+                }
+                for minion in minions
             },
             "netspace_attestation.attest": self._attest,
         }
