@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -552,3 +554,15 @@ def test_separation_needs_no_time_without_tenants() -> None:
         environments={"a": Environment()}, tenants={"x": Tenant(quota=quota.used(Declaration(), "x"))}
     )
     assert separation.problems(declared, "netspace") == []
+
+
+def test_example_of_the_page_is_accepted(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/tenants.md").read_text()
+    blocks = [textwrap.dedent(one.partition("```")[0]) for one in page.split("```yaml\n")[1:]]
+    operator, part = (yaml.safe_load(one) for one in blocks[:2])
+    tenants = operator["netspace"]["tenants"]
+    (tmp_path / "acme.yaml").write_text(yaml.safe_dump(part))
+    (tmp_path / "umbra.yaml").write_text("")
+    for name in tenants:
+        tenants[name]["include"] = [str(tmp_path / f"{name}.yaml")]
+    assert set(tenant_files.declaration(operator["netspace"]).environments) == {"acme-web", "acme-orders"}
