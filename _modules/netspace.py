@@ -34,7 +34,7 @@ __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
     (
         *("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"),
-        *("teardown", "metrics"),
+        *("teardown", "metrics", "tenants"),
     ),
     "netspace",
 )
@@ -309,6 +309,36 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
     from netspace.host import reach
 
     return _reached(lambda host, wanted: reach.graph(host, form, wanted), declared)
+
+
+def tenants() -> dict[str, Any]:
+    """Return the tenants of ``pillar:netspace``, with their quotas and what
+    they declare. Changes nothing.
+
+    Returns a row for each tenant, by name:
+
+    - ``quota``: for each part of the quota, ``declared`` (the sum of
+      what its environments declare) and ``most`` (the quota), as in a
+      declaration;
+    - ``environments``: those that were applied, and ``running``, the
+      number of those that run;
+    - ``names`` (the names that its environments may have) and
+      ``reaches`` (the tenants that it may reach).
+
+    The page :doc:`tenants </tenants>` has the details.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.tenants
+    """
+    from netspace.host import tenants as view
+
+    try:
+        return view.told(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__))
+    except NetspaceError as err:
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def list_() -> dict[str, dict[str, Any]]:
     - ``problem``: why the environment doesn't run or is unhealthy, if
       the reason is known;
     - ``parent``: the environment that may start this one as its child;
-      only if there is one.
+      only if there is one;
+    - ``tenant``: the tenant to which it belongs; only if there is one.
 
     If the record of an environment is damaged, the row has only the
     values of the environment's service, and ``problem`` has the remedy.

@@ -430,6 +430,8 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
     record = around.known[name]
     if parent := spawns.parent_of(name, lambda one: around.known[one].spec if one in around.known else None):
         row["parent"] = parent
+    if record.spec.tenant is not None:
+        row["tenant"] = record.spec.tenant
     known = current(layout, name, record, status)
     health = ""
     if record.spec.health is not None and status.state in ("running", "starting"):

@@ -110,14 +110,27 @@ def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
         since = tables.age(row.get("since"), screen.now) if row["state"] != "stopped" else ""
         state = [
             Cell(name),
+            Cell(text(row.get("tenant"))),
             Cell(_state(row), tone),
             Cell(text(row.get("health")), tone),
             Cell(text(row.get("restarts"))),
         ]
         more = [Cell(since), Cell(level), Cell(address), Cell("" if address else image)]
         rows.append(Row(rank, [*state, *more], _environment_notes(row, rank)))
-    heads = ("ENVIRONMENT", "STATE", "HEALTH", ">RESTARTS", ">AGE", "LEVEL", "ADDRESS", "IMAGE")
+    heads = ("ENVIRONMENT", "TENANT", "STATE", "HEALTH", ">RESTARTS", ">AGE", "LEVEL", "ADDRESS", "IMAGE")
     return tables.table(heads, rows, screen.paint)
+
+
+def _tenants(data: object, screen: Screen) -> list[str]:
+    rows = []
+    for name, row in _items(data):
+        for key, both in mapping(row["quota"]).items():
+            used = mapping(both)
+            full: Tone = "warn" if used["declared"] == used["most"] and text(used["most"]) != "0" else ""
+            rows.append(
+                Row(0, [Cell(name), Cell(text(key)), Cell(text(used["declared"]), full), Cell(text(used["most"]))])
+            )
+    return tables.table(("TENANT", "OF", ">DECLARED", ">QUOTA"), rows, screen.paint)
 
 
 def _address(interface: object) -> str:
@@ -394,6 +407,7 @@ def _compared(data: object, screen: Screen) -> list[str]:
 
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
     (_rows_have("state", "restarts", "health", "problem"), _environments),
+    (_rows_have("quota", "environments", "running", "reaches"), _tenants),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
     (_rows_have("state", "level", "minimum", "deadline"), _fleet),
     (_rows_have("level", "ek", "enrolled", "expires"), _enrolled),

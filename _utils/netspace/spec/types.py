@@ -630,6 +630,7 @@ class Environment(Base, frozen=True):
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
         environment's card, and change without a restart. **They are no secrets.**
+    :param tenant: the tenant to which the environment belongs. In a tenant's own part, the key can't be given.
     """
 
     image: str = ""
@@ -663,6 +664,7 @@ class Environment(Base, frozen=True):
     values: dict[str, Any] = {}
     offers: tuple[str, ...] = ()
     spawns: dict[str, Template] = {}
+    tenant: str | None = None
 
     @property
     def meant_to_stay(self) -> bool:
@@ -795,6 +797,82 @@ def host_of(end: str) -> str | None:
     return end.partition("@")[2] or None
 
 
+class Quota(Base, frozen=True):
+    """The most that the environments of a tenant may have together, by their declared limits.
+
+    An environment that an update may run twice for a while (with ``health``, and without ``update: {rolling: false}``)
+    counts twice in memory, cpus, pids and disk. A template of children counts ``at_most`` times.
+
+    :param environments: environments, without children.
+    :param memory: bytes.
+    :param cpus: CPU seconds per second.
+    :param pids: processes and threads.
+    :param disk: bytes of writable layers, and of volumes with a size.
+    :param children: children.
+    :param links: links with an end in the tenant, including those of children and those to the host.
+    :param messages: messages that may wait. Each queue counts with the most that it holds: 10,000 for the mailbox of
+        each environment with a link, 10,000 for the answers to each environment that sends requests, and the ``length``
+        of each link that has a queue of its own.
+    :param waiting: bytes of these messages: 64M for a mailbox or a link's own queue, 16M for answers.
+    :param connections: connections through interfaces. An interface counts with its ``connections``, and twice if it
+        has published ports.
+    """
+
+    environments: int
+    memory: Size
+    cpus: float
+    pids: int
+    disk: Size = Size(0)
+    children: int = 0
+    links: int = 0
+    messages: int = 0
+    waiting: Size = Size(0)
+    connections: int = 0
+
+
+class Tenant(Base, frozen=True):
+    """A party whose environments share the host with those of parties that it doesn't trust.
+
+    The operator writes this section, and the tenant writes its own part (``include``). What this section doesn't
+    permit, the part can't have.
+
+    :param quota: the most that its environments may have together.
+    :param names: the names that its environments may have: a whole name, or the beginning of names with ``*`` after it;
+        absent: ``<tenant>-*``. No other environment can have such a name.
+    :param include: the tenant's own files on the host, in YAML or JSON, with the keys ``environments`` and ``links``.
+    :param environments: the same, in place: what pillar has of the tenant's part.
+    :param links: links within the tenant. A link to another tenant must be in the parts of both, with the same values;
+        all other links are the operator's.
+    :param images: the images, templates' images and kernels (``kernel:/srv/acme/app``) that it may name. ``*`` stands
+        for any characters except ``/``. With ``@sha256:<hex>`` after it, only with this ``source_hash``.
+    :param runtimes: the runtimes that it may name; absent: its environments have the host's default.
+    :param seccomp: the profiles that it may name.
+    :param interfaces: the interfaces that it may declare, each with ``kind`` and all other keys that the kind needs.
+        The tenant may add ``allow``, ``rate``, ``connections`` and ``publish``.
+    :param outside: networks and DNS names that its rules (``allow``) may name. A rule for a single address, which may
+        be one of the host's own, needs this very address.
+    :param ports: the ports of the host, or ranges of them, that it may publish (``8080-8089``).
+    :param folders: the host's folders in which the sources of its volumes may be.
+    :param host: the questions that its programs may ask the peer ``host``.
+    :param reaches: the tenants that its environments may reach, directly or through other environments.
+    """
+
+    quota: Quota
+    names: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    environments: dict[str, Environment] = {}
+    links: tuple[Link, ...] = ()
+    images: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    seccomp: tuple[str, ...] = ("strict",)
+    interfaces: tuple[Any, ...] = ()
+    outside: tuple[str, ...] = ()
+    ports: tuple[int | str, ...] = ()
+    folders: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    reaches: tuple[str, ...] = ()
+
+
 class Runtimes(Base, frozen=True):
     """Default runtimes, and the settings of each runtime.
 
@@ -816,6 +894,7 @@ class Declaration(Base, frozen=True):
     :param environments: the isolated programs, by their names.
     :param links: the rights to send messages, the only connections between environments.
     :param never: assertions that one end can't reach another.
+    :param tenants: parties that don't trust each other, by their names, each with its environments.
     """
 
     attestation: Attestation = Attestation()
@@ -825,6 +904,7 @@ class Declaration(Base, frozen=True):
     environments: dict[str, Environment] = {}
     links: tuple[Link, ...] = ()
     never: tuple[Never, ...] = ()
+    tenants: dict[str, Tenant] = {}
 
     @property
     def interfaces(self) -> dict[str, Interface]:
