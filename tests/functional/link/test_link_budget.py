@@ -13,6 +13,7 @@ from pathlib import Path
 import pika
 import pytest
 from support.checkout import ROOT
+from support.links.link_world import World
 from support.waiting import until
 
 from netspace.environment.audit import services
@@ -81,23 +82,23 @@ def test_budget_is_bounded_and_never_slows_who_keeps_it(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def host(standing):
+def linked(standing):
     standing.environment("web", "orders", "audit")
     standing.apply(*LINKS)
     return standing
 
 
 @pytest.fixture(scope="module")
-def cards(host, tmp_path_factory) -> str:
-    return host.write_cards("web", tmp_path_factory.mktemp("cards") / "web")
+def cards(linked, tmp_path_factory) -> str:
+    return linked.write_cards("web", tmp_path_factory.mktemp("cards") / "web")
 
 
-@pytest.fixture(autouse=True)
-def _forgiven(host) -> Iterator[None]:
-    """Forget afterwards what accounts owe, so that no other test waits."""
-    yield
-    host.forgive()
-    host.no_mail()
+@pytest.fixture
+def host(linked) -> Iterator[World]:
+    """The host; what accounts owe is forgotten afterwards, so that no other test waits."""
+    yield linked
+    linked.forgive()
+    linked.no_mail()
 
 
 @contextlib.contextmanager
