@@ -189,8 +189,7 @@ def observe(
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
-    redefined_watch = environment_services.HEALTH in redefined
-    unwatched = environment_services.unwatched(watching(statuses), redefined_watch) if probed else ""
+    unwatched = environment_services.unwatched(watching(statuses), redefined) if probed else ""
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
         found,

@@ -77,8 +77,13 @@ def health(layout: Layout, version: str) -> Service:
     )
 
 
-def unwatched(runs: bool, changed: bool) -> str:
-    """Return why an apply starts or restarts the service that watches health; empty if it doesn't."""
+def unwatched(runs: bool, redefined: Collection[str]) -> str:
+    """Return why an apply starts or restarts the service that watches health; empty if it doesn't.
+
+    :param redefined: the services whose definition has changed.
+    """
     if not runs:
         return "the service that watches its health does not run"
-    return "the service that watches its health is restarted: netspace, or its definition, changed" if changed else ""
+    if HEALTH in redefined:
+        return "the service that watches its health is restarted: netspace, or its definition, changed"
+    return ""
