@@ -2,7 +2,7 @@
 
 Urgent messages: a queue of RabbitMQ 4.0 delivers at most two urgent messages for each one that isn't. A queue of 4.3
 delivers all urgent ones first, so one sender could keep the mail of all others waiting. There, the module gives each
-message the same priority, and the queue keeps the order in which they came.
+message that has a priority the usual one, and the queue keeps the order in which they came.
 
 Addresses for answers: a reader over AMQP 1.0 gets the address of a request that was sent over AMQP 0-9-1. RabbitMQ 4.0
 gives it as the sender wrote it, ``<exchange>/<key>``. RabbitMQ 4.3 takes it for the name of a queue:
@@ -41,7 +41,12 @@ start() ->
         {error, _} -> ok
     end.
 
-intercept(Message, _, incoming, _) -> mc:set_annotation(p, ?USUAL, Message);
+%% A message without a priority stays so: with one, it would have one for its reader, too.
+intercept(Message, _, incoming, _) ->
+    case mc:priority(Message) of
+        undefined -> Message;
+        _ -> mc:set_annotation(p, ?USUAL, Message)
+    end;
 intercept(Message, #{protocol := amqp10}, outgoing, _) when element(2, Message) =:= mc_amqpl ->
     addressed(mc:convert(mc_amqp, Message));
 intercept(Message, _, outgoing, _) -> Message.

@@ -243,7 +243,6 @@ def _acceptable(
     if not all(type(part) is int for part in version) or version > _installed():
         told = ".".join(map(str, version))
         raise NetspaceError(f"{source}: made with RabbitMQ {told:.40}; install that version or a newer one")
-    versions.check_origin(versions.server(), tuple(version), source)
     keys: Any = about.get("names")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise NetspaceError(f"{source}: it lacks the keys for the broker's names; take another backup")
@@ -252,6 +251,7 @@ def _acceptable(
             names.check(layout, keys)
         except NetspaceError as err:
             raise NetspaceError(f"{source}: the keys of its names can't be used; take another backup") from err
+    versions.check_origin(versions.server(), tuple(version), source)
     return keys
 
 
