@@ -22,10 +22,8 @@ def loads(text: str, *, aliases: bool = True) -> object:
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if not aliases and self.check_event(yaml.AliasEvent):
-                line = self.peek_event().start_mark.line + 1
-                raise ValueError(f"line {line}: an alias (*) isn't allowed here; repeat the value")
-            node: yaml.Node | None = super().compose_node(parent, index)
-            return node
+                raise ValueError("an alias (*) isn't allowed here; repeat the value")
+            return super().compose_node(parent, index)
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
             seen = set()

@@ -77,9 +77,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     if data.get("tenants") is not None:
         rights = tenants(data["tenants"], f"{path}:tenants", problems)
         problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
-        reader = parts.Reader(lambda *given: _environments(*given, chosen)[1], _links)
-        own, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
-        links.update(own)
+        reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
+        joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
+        links.update(joined)
 
     asserted = _asserted(data.get("never"), broker, f"{path}:never", problems)
     result = Declaration(

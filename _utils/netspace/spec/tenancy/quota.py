@@ -6,7 +6,7 @@ limits keep a quota together can't exceed it when they run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Set
 
 from netspace.errors import Problem
 from netspace.spec import peer
@@ -34,7 +34,7 @@ def used(declared: Declaration, tenant: str) -> Quota:
     children = sum(template.at_most for spec in own.values() for template in spec.spawns.values())
     every = (*declared.links, *peer.links(own))
     linked = [link for link in every if {link.source, link.target} & own.keys()]
-    messages, waiting = _queues(own, linked)
+    messages, waiting = _queues(own.keys(), linked)
     return Quota(
         environments=len(own) - children,
         memory=Size(sum(instances(spec) * spec.limits.memory for spec in own.values())),
@@ -62,13 +62,12 @@ def _connections(spec: Environment) -> int:
     return its.connections * (2 if getattr(its, "publish", ()) else 1)
 
 
-def _queues(own: Iterable[str], linked: Iterable[Link]) -> tuple[int, int]:
+def _queues(own: Set[str], linked: Collection[Link]) -> tuple[int, int]:
     """Return the most messages that may wait in a tenant's queues, and the most bytes of these messages.
 
     A queue belongs to the tenant whose environment reads it. The queue of requests to the host, and an outbox to
     another host, belong to the sender's.
     """
-    own, linked = set(own), list(linked)
     boxes = {end for link in linked for end in (link.source, link.target)} & own
     asking = {link.source for link in linked if link.pattern == "request"} & own
     messages = len(boxes) * MAILBOX_MESSAGES + len(asking) * REPLIES_MESSAGES
@@ -89,7 +88,7 @@ def exceeded(quota: Quota, use: Quota) -> Iterable[tuple[str, str, str]]:
             yield key, written(now), written(most)
 
 
-def written(value: float) -> str:
+def written(value: float | Size) -> str:
     """Return a number of a quota as a declaration has it."""
     return value.written if isinstance(value, Size) else f"{value:g}" if isinstance(value, float) else str(value)
 
