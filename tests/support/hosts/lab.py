@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,30 +96,22 @@ class Lab:
         return str(found["stdout"] or found["stderr"]).strip()
 
 
-def traces(folder: Path, sandboxes: Iterable[str]) -> list[str]:
-    """Return all that a lab in *folder* could leave on this machine, whatever other labs and tests do meanwhile.
-
-    :param sandboxes: the PIDs of the shells that clean up after the lab's hosts.
-    """
-    names = {f"netspace-sandbox-{pid}" for pid in sandboxes}
-    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.name in names)
-    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET,SOURCE"], ["ps", "-eo", "args"])
-    shown = [subprocess.run(command, capture_output=True, text=True).stdout for command in commands]
-    left = [line for text in shown[2:] for line in text.splitlines() if f"{folder}/" in line]
-    return [*groups, *shown[:2], *left]
+def traces() -> list[str]:
+    """Return all that a lab could leave on this machine."""
+    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
+    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", "lab.d/inside"])
+    return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
 
 
 @contextlib.contextmanager
 def lab(folder: Path) -> Iterator[Lab]:
     """A lab that isn't up yet. After the test it is taken down, and nothing of it may be left."""
-    before, made = traces(folder, ()), Lab(folder, folder.with_name("programs"))
-    sandboxes: list[str] = []
+    before, made = traces(), Lab(folder, folder.with_name("programs"))
     try:
         yield made
     finally:
-        sandboxes = [path.read_text().split()[0] for path in folder.glob("*/pid")]
         made.do("down")
-    assert sandboxes and not made.folder.exists()
+    assert not made.folder.exists()
     with contextlib.suppress(AssertionError):
-        until(lambda: traces(folder, sandboxes) == before)
-    assert traces(folder, sandboxes) == before
+        until(lambda: traces() == before)
+    assert traces() == before
