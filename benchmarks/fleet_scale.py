@@ -37,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Results:
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {minion: [] for minion in minions}
 
-    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+    def ask_at_once(self, function: str, calls: own_answers.Calls) -> dict[str, Any]:
         return {minion: [] for minions, _ in calls for minion in minions}
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None: ...
