@@ -96,7 +96,7 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key not in ("state", "settle", "host", "values", "offers", "spawns")
+            if key not in ("state", "settle", "host", "values", "offers", "spawns", "delegates")
             and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
@@ -160,6 +160,8 @@ def _spec(spec: Environment) -> dict[str, Any]:
     plain: dict[str, Any] = parse.encode(own(spec))
     if not spec.spawns:  # as in records from before there were templates; few environments have any
         del plain["spawns"]
+    if not spec.delegates:
+        del plain["delegates"]
     return plain
 
 

@@ -182,6 +182,7 @@ class _Writer:
             (types.Declaration, "environments"): types.Environment,
             (types.LocalBroker, "hosts"): types.RemoteHost,
             (types.Environment, "spawns"): types.Template,
+            (types.Environment, "delegates"): types.Delegable,
         }
         if (value := mappings.get((owner, key))) is not None:
             place = self.place(inspect.type_info(value))
