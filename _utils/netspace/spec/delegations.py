@@ -17,7 +17,7 @@ import msgspec
 
 from netspace.errors import Problem
 from netspace.spec import checks, spawns
-from netspace.spec.types import NAME, Declaration, Delegable, Environment, Link, host_of
+from netspace.spec.types import NAME, Declaration, Delegable, Environment, Link
 
 VERB = "delegate"
 VERBS = frozenset((VERB, "revoke", "delegations"))
@@ -212,9 +212,7 @@ def expand(declared: Declaration, path: str) -> tuple[Declaration, list[str], li
 
 
 def _bound_wrong(declared: Declaration, holder: str, target: str, own: Link | None) -> Iterator[tuple[str, str]]:
-    if host_of(target) is not None:
-        yield "", "leads to another host; a link within this host alone can be delegated"
-    elif own is None:
+    if own is None:
         yield "", f"{holder} has no link to {target}, and nobody may delegate one to it; leave it out"
     elif spawns.parent_of(target, declared.environments.get):
         yield "", f"{target} is a child, whose links its template has; leave it out"
@@ -223,7 +221,7 @@ def _bound_wrong(declared: Declaration, holder: str, target: str, own: Link | No
 def _receiver_wrong(declared: Declaration, links: Mapping[str, Link], holder: str, to: str, target: str) -> str:
     if to == target:
         return f"{to} is the receiver itself; leave it out"
-    if f"{holder}.{to}" not in links or host_of(to) is not None:
+    if f"{holder}.{to}" not in links:
         return (
             f"{holder} has no link to {to} on this host, so it can't give {to} a right; add the link, or leave it out"
         )
@@ -249,6 +247,9 @@ def wrong(spec: Environment) -> Iterator[tuple[str, str]]:
         yield "delegates", f"{len(spec.delegates)} links; at most {LINKS} can be delegated"
     for target, bound in spec.delegates.items():
         key = f"delegates:{target}"
+        if not isinstance(target, str) or not NAME.fullmatch(target):
+            yield key, f"{target!r:.60} isn't an environment of this host; only links within it can be delegated"
+            continue
         if not 1 <= len(bound.to) <= RECEIVERS:
             yield f"{key}:to", f"{len(bound.to)} environments; expected 1 to {RECEIVERS}"
         for index, to in enumerate(bound.to):

@@ -80,6 +80,11 @@ def _bound(data: dict[str, Any]) -> dict[str, Any]:
         (lambda data: _bound(data).update(to=["orders"]), "orders:to:0", "the receiver itself"),
         (lambda data: _bound(data).update(to=["aid"]), "orders:to:0", "web has no link to aid"),
         (lambda data: _bound(data).update(to=["till@h2"]), "orders:to:0", "can't be an environment's name"),
+        (
+            lambda data: data["environments"]["web"]["delegates"].update({"orders@h2": {"to": ["till"]}}),
+            "delegates:orders@h2",
+            "isn't an environment of this host",
+        ),
         (lambda data: _bound(data).update(at_most=0), "orders:at_most", "out of 1..16"),
         (lambda data: _bound(data).update(lifetime=math.inf), "orders:lifetime", "out of 1..604800"),
         (lambda data: _bound(data).update(lifetime=0), "orders:lifetime", "out of 1..604800"),

@@ -20,7 +20,7 @@ from msgspec import inspect
 from netspace.__main__ import main
 from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
-from netspace.spec import checks, extensions, never, parse, spawns, types
+from netspace.spec import checks, delegations, extensions, never, parse, spawns, types
 from netspace.spec.publish import Publication
 
 ROOT = Path(__file__).parents[3]
@@ -247,8 +247,9 @@ def problems(declaration: Any) -> dict[str, str]:
 
 def of_form(declaration: Any) -> dict[str, str]:
     unchecked = {name: lambda *_, **__: [] for name in CHECKS}
-    form = mock.patch.multiple(spawns, wrong=lambda *_: (), expand=lambda declared, *_: (declared, [], []))
-    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []), form:
+    free: dict[str, Any] = {"wrong": lambda *_: (), "expand": lambda declared, *_: (declared, [], [])}
+    form, more = mock.patch.multiple(spawns, **free), mock.patch.multiple(delegations, **free)
+    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []), form, more:
         return problems(declaration)
 
 
