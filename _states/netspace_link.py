@@ -28,6 +28,7 @@ netspace.refresh(__file__)
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
+from netspace.spec import delegations  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -72,7 +73,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         result = _host().converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err, __running__)
-    links = (link.name for link in wanted.links)
+    links = (link.name for link in delegations.always(wanted))
     return state_return.rows(name, result, "link", links, test=test, most=most)
 
 

@@ -12,7 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace_client import CardError, Child, HostRefused, LinkError, NotDeclared, Offer, Self, Trust, card, host_peer
+from netspace_client import (
+    CardError,
+    Child,
+    Delegation,
+    HostRefused,
+    LinkError,
+    NotDeclared,
+    Offer,
+    Self,
+    Trust,
+    card,
+    host_peer,
+)
 from netspace_client import Mailbox as RealMailbox
 from netspace_client.host_peer import HostPeer
 
@@ -153,3 +165,20 @@ def test_children_are_spawned_listed_and_ended() -> None:
     for wrong in ({}, {"children": 1}, {"children": [1]}, {"children": [{**row, "until": None}]}):
         with pytest.raises(LinkError, match="the host's answer has no"):
             asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).children())  # type: ignore[arg-type]
+
+
+def test_rights_are_delegated_listed_and_revoked() -> None:
+    row = {"link": "shop", "to": "till", "environment": "till", "rate": 2, "size": None, "until": 7}
+    mailbox = Mailbox({"v": 1, "verb": "delegate", "answer": row}, HOST)
+    right = Delegation("shop", "till", "till", 2.0, None, 7.0)
+    assert asyncio.run(HostPeer(mailbox).delegate("shop", "till", rate=2)) == right  # type: ignore[arg-type]
+    assert mailbox.calls[0][1]["arguments"] == {"link": "shop", "to": "till", "rate": 2}
+    listed = Mailbox({"v": 1, "verb": "delegations", "answer": {"delegations": [{**row, "size": 9}]}}, HOST)
+    found = asyncio.run(HostPeer(listed).delegations())  # type: ignore[arg-type]
+    assert [(one.size, one.until) for one in found] == [(9, 7.0)]
+    ended = Mailbox({"v": 1, "verb": "revoke", "answer": {"link": "shop", "to": "till"}}, HOST)
+    asyncio.run(HostPeer(ended).revoke("shop", "till"))  # type: ignore[arg-type]
+    assert ended.calls[0][1] == {"v": 1, "verb": "revoke", "arguments": {"link": "shop", "to": "till"}}
+    for wrong in ({}, {"delegations": 1}, {"delegations": [1]}, {"delegations": [{**row, "until": None}]}):
+        with pytest.raises(LinkError, match="the host's answer has no"):
+            asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).delegations())  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from netspace.fleet.types import (
     Published,
     broker_address,
 )
+from netspace.spec import delegations
 from netspace.spec import parse as spec
 from netspace.spec.reach import Edge
 from netspace.spec.types import Declaration, Interface
@@ -367,7 +368,21 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
         for way in ways
     )
     yield from never.links(ends)
+    yield from never.links(_delegable(declared, parsed))
     yield from never.packets(declared, interfaces)
+
+
+def _delegable(declared: Fleet, parsed: Mapping[str, Declaration]) -> Iterator[tuple[str, str, bool, str]]:
+    """Yield the links that programs may have made, in the form of :func:`never.links`."""
+    for host, one in parsed.items():
+        wanted = delegations.possible(one.environments)
+        for link in one.links if wanted else ():
+            if link.name in wanted:
+                made = wanted[link.name]
+                rule = f"environments:{made.holder}:delegates:{made.target}"
+                file = declared.environments[made.holder].file
+                asks = link.pattern == "request"
+                yield f"{link.source}@{host}", f"{link.target}@{host}", asks, f"{file}: {rule}"
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:

@@ -13,11 +13,11 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.host import child_records, recorded_calls
+from netspace.host import child_records, delegation_records, recorded_calls
 from netspace.host.parts import CHANGED
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
-from netspace.spec import peer, spawns, trust
+from netspace.spec import delegations, peer, spawns, trust
 from netspace.spec.types import Broker, Declaration, Environment, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -128,6 +128,48 @@ class Cards(TrustGate):
         for place in child_records.places(self.layout) - self.environments.names():
             child_records.remove(self.layout, place)
 
+    # -- delegations ----------------------------------------------------------------------
+    def _lapsed(self, after: Collection[Link], environments: Mapping[str, Environment] | None = None) -> set[str]:
+        """Return the delegated links that must end when these links are in force. Changes nothing.
+
+        :param environments: the environments that may delegate; None: as they were applied.
+        """
+        known = delegation_records.names(self.layout)
+        if not known:
+            return set()
+        if environments is None:
+            there = [one for name in known if (one := delegation_records.read(self.layout, name)) is not None]
+            found, _ = self.environments.readable({one.holder for one in there})
+            environments = {name: record.spec for name, record in found.items()}
+        kept = {link.name for link in delegations.standing(environments, after, self._granted())}
+        return known - (kept & delegations.possible(environments).keys())
+
+    def _end_with(self, lapsed: Collection[str], run: Callable[[], Result]) -> Result:
+        """Sever delegated links, then remove them by *run*, then forget their delegations.
+
+        The broker may be down. Then *run* starts it, and what waits on these links is deleted afterwards.
+        """
+        recorded = self._linked().links
+        doomed = [recorded[name] for name in sorted(lapsed) if name in recorded]
+        severed = self._severed(doomed)
+        result = run()
+        if not result.failures and (severed or self._severed(doomed)):
+            delegation_records.remove(self.layout, lapsed)
+        return result
+
+    def _severed(self, doomed: Collection[Link]) -> bool:
+        """Sever links at the broker; return whether that succeeded."""
+        if not doomed:
+            return True
+        try:
+            self.links.sever(doomed)
+        except NetspaceError:
+            return False
+        return True
+
+    def _end_delegations(self) -> None:
+        """End all delegations, since their keeper is gone (``delegations``)."""
+
     # -- the host's own peer ------------------------------------------------------------
     def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
         """Return *wanted*, and why links to the host itself can't be made; empty if they can.
@@ -174,7 +216,7 @@ class Cards(TrustGate):
     ) -> Result:
         """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
-        The keeper of children is started if an environment with such a link has templates of children; else it is
+        The keeper of children is started if an environment with such a link may have children, or delegate; else it is
         removed.
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
@@ -196,7 +238,7 @@ class Cards(TrustGate):
         spawning = self._spawning(asking, declared or {})
         parts = [
             (service.service(self.layout, version), bool(asking), "it answers as host"),
-            (service.keeper(self.layout, version), spawning, "it starts and ends children"),
+            (service.keeper(self.layout, version), spawning, "it starts and ends children, and delegates"),
         ]
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
@@ -204,6 +246,8 @@ class Cards(TrustGate):
         if not test:
             # Who may not ask any more can't end them; and without a keeper, nobody ends them in time.
             self._end_children(asking if spawning else ())
+            if not spawning:
+                self._end_delegations()
         if not asking and not test and result.ok:  # a run was killed before it removed the folder
             service.forget(self.layout)
         return result
@@ -211,7 +255,7 @@ class Cards(TrustGate):
     def _spawning(self, asking: Collection[str], declared: Mapping[str, Environment]) -> bool:
         known, _ = self.environments.readable(set(asking) - declared.keys())
         specs = [declared[name] for name in asking if name in declared] + [one.spec for one in known.values()]
-        return any(spec.spawns for spec in specs)
+        return any(spec.spawns or spec.delegates for spec in specs)
 
     def _peer_service(self, test: bool, made: Service, wanted: bool, why: str) -> Result:
         from netspace.host.peer import service

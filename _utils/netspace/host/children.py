@@ -18,6 +18,7 @@ import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
+from netspace.host import delegation_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.child_records import Child, Run
 from netspace.spec import spawns, trust
@@ -34,6 +35,9 @@ Code = Literal[
     "name-in-use",
     "too-many",
     "child-unknown",
+    "link-unknown",
+    "beyond-right",
+    "delegation-unknown",
     "not-available",
 ]
 
@@ -72,11 +76,15 @@ class Children(Cards):
                 raise Refused(
                     "name-in-use", f"{name}: another child of {parent} has this name; choose another, or end it"
                 )
+            given = {name.partition(".")[0] for name in delegation_records.names(self.layout)}
             free = [
                 place
                 for place in places
-                # An operator may have started a place. What runs there is nobody's child.
-                if place.template == template and place.name not in taken and not record.run_of(self.layout, place.name)
+                # An operator may have started a place. What runs there is nobody's child. And a right that was
+                # delegated to an earlier child must have ended.
+                if place.template == template
+                and place.name not in {*taken, *given}
+                and not record.run_of(self.layout, place.name)
             ]
             if not free:
                 raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")

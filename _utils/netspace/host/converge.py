@@ -12,7 +12,7 @@ from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import checks, peer, spawns, trust
+from netspace.spec import checks, delegations, peer, spawns, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Converge(Cards):
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Create or change the declared links that trust permits, and revoke withheld ones."""
         with self._lock(test):
-            clashes = () if whole else [*self._name_clashes(declared.links), *self._of_children(declared.links)]
+            clashes = () if whole else self._clashes(declared.links)
             if clashes and not test:
                 raise SpecError(clashes)
             asserted = self._asserted(declared, {}, whole, test)
@@ -109,15 +109,42 @@ class Converge(Cards):
             # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
             verdicts = self._link_verdicts(declared, test)
-            result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
+            permitted = self._permitted(declared, verdicts)
+            after = {link.name: link for link in permitted}
+            if not whole:
+                there = self._linked().links.items()
+                after = {**{name: link for name, link in there if name not in verdicts}, **after}
+            lapsed = self._lapsed(after.values(), declared.environments if whole else None)
+
+            def links() -> Result:
+                return self._links(declared.broker, permitted, verdicts.keys() | lapsed, whole, test)
+
+            result = links() if test or not lapsed else self._end_with(lapsed, links)
             result = with_verdicts(result, "link", verdicts)
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
+                ends |= {end for name in lapsed for end in name.split(".")}
                 result = result.joined(self._refresh_cards(ends, test))
                 if not isinstance(declared.broker, LocalBroker):
                     result = result.joined(self._peer(test, ()))
             self._tell_peer(test)
             return attended.joined(result)
+
+    def _clashes(self, declared: Collection[Link]) -> list[Problem]:
+        """Return why links that are declared alone can't be made."""
+        return [*self._name_clashes(declared), *self._of_children(declared), *self._of_delegations(declared)]
+
+    def _of_delegations(self, declared: Collection[Link]) -> list[Problem]:
+        """Return the links that are declared alone, although a program may have its host make them."""
+        senders = {link.source for link in declared}
+        holders = {link.source for link in self._linked().links.values() if link.target in senders}
+        known, _ = self.environments.readable(holders)
+        wanted = delegations.possible({name: record.spec for name, record in known.items()})
+        return [
+            Problem(link.name, f"is delegated by {wanted[link.name].holder}; leave the link out")
+            for link in declared
+            if link.name in wanted
+        ]
 
     def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
         """Return the conflicts between the local names (``as``) of declared links and those of recorded links."""

@@ -17,7 +17,7 @@ import msgspec
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.plugin.explanation import ADVICE
-from netspace.spec import trust
+from netspace.spec import delegations, trust
 from netspace.spec.trust import Trust
 from netspace.spec.types import Declaration, Environment
 from netspace.text import hint
@@ -302,7 +302,8 @@ def _waiting(host: Host, name: str, applied: Environment, spec: Environment, dec
         {link.name: link for link in links if name in (link.source, link.target)}
         for links in (declared.links, host.links.recorded())
     )
-    return (*keys, *sorted(f"link {one}" for one in {*wanted, *made} if wanted.get(one) != made.get(one)))
+    free = delegations.possible(declared.environments).keys()  # those come and go as programs want
+    return (*keys, *sorted(f"link {one}" for one in {*wanted, *made} - free if wanted.get(one) != made.get(one)))
 
 
 def _image(host: Host, spec: Environment | None, state: str | None) -> str:

@@ -11,6 +11,7 @@ Every method holds the instance's lock, except with ``test``, when nothing is wr
 from __future__ import annotations
 
 from netspace.host.children import Children
+from netspace.host.delegations import Delegations
 from netspace.host.drift import Drift
 from netspace.host.planned import Planned
 from netspace.host.preparation import Preparation
@@ -18,7 +19,7 @@ from netspace.host.removal import Removal
 from netspace.host.seals import Seals
 
 
-class Host(Planned, Drift, Removal, Seals, Preparation, Children):
+class Host(Planned, Drift, Removal, Seals, Preparation, Children, Delegations):
     """This host, under one instance's names.
 
     A whole declaration is applied by the four ``converge_*`` methods in their order, each with ``whole=True``, which

@@ -1,11 +1,13 @@
 """The keeper of children: the service with root's rights that starts and ends them (``python -m netspace keeper``).
 
-It exists only while some environment may spawn. Requests come from the host's peer, through a socket file that only the
-peer's user may open. The keeper takes them as those of a peer that may have been taken over: it parses them strictly,
-believes who asks only as far as the peer could ask itself, and decides by the records (``children``).
+It makes and ends delegations, too. It exists only while some environment may spawn or delegate. Requests come from the
+host's peer, through a socket file that only the peer's user may open. The keeper takes them as those of a peer that may
+have been taken over: it parses them strictly, believes who asks only as far as the peer could ask itself, and decides
+by the records (``children``, ``delegations``).
 
-It ends a child when its parent or its program ends, its lifetime is over, or an apply has removed its template. It
-sleeps until one of that happens.
+It ends a child when its parent or its program ends, its lifetime is over, or an apply has removed its template; and a
+delegation when its holder's program ends, its time is over, or its holder may not delegate it any more. It sleeps until
+one of that happens.
 """
 
 from __future__ import annotations
@@ -25,16 +27,19 @@ import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
+from netspace.host import delegation_records
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
-from netspace.host.peer.verbs import children, end, spawn
+from netspace.host.delegation_records import Delegation
+from netspace.host.delegations import Limits
+from netspace.host.peer.verbs import children, delegate, delegations, end, revoke, spawn
 from netspace.layout import Layout
 from netspace.link import host_peer
 
 if TYPE_CHECKING:
     from netspace.host.host import Host
 
-Verb = Literal["spawn", "end", "children"]
+Verb = Literal["spawn", "end", "children", "delegate", "revoke", "delegations"]
 MOST = 32 * 1024
 """The most bytes of a request from the peer."""
 AGAIN, TICK = 2.0, 30.0
@@ -69,7 +74,14 @@ class Told(msgspec.Struct, frozen=True):
 
 _UCRED = struct.Struct("3i")  # unix(7): process, user, group
 _NONE = msgspec.Raw(b"null")
-_MODULES = {"spawn": spawn, "end": end, "children": children}
+_MODULES = {
+    "spawn": spawn,
+    "end": end,
+    "children": children,
+    "delegate": delegate,
+    "revoke": revoke,
+    "delegations": delegations,
+}
 
 
 class Keeper:
@@ -150,12 +162,30 @@ class Keeper:
             self._way = None
 
     def settle(self, late: float | None = None) -> float | None:
-        """End the children that are due, all together.
+        """End the delegations and the children that are due.
 
         :param late: when to give up waiting for another run of netspace (``time.monotonic``); None: in 20 s.
-        :return: the time of the next look, in seconds since the boot; None: there is no child.
+        :return: the time of the next look, in seconds since the boot; None: there is nothing to end.
         """
         self._over_already.clear()
+        looks = [self._settle_delegations(late), self._settle_children(late)]
+        return min((look for look in looks if look is not None), default=None)
+
+    def _settle_delegations(self, late: float | None) -> float | None:
+        names = delegation_records.names(self.layout)
+        if not names:
+            return None
+        ended, errors = self._host(late).settle_delegations() if delegation_records.due(self.layout) else ({}, {})
+        for name, why in ended.items():
+            self._say(f"{name}: can't be ended: {errors[name]}; tried again" if name in errors else f"{name}: {why}")
+        there = {name: delegation_records.read(self.layout, name) for name in names - (ended.keys() - errors.keys())}
+        for name in errors:
+            one = there.get(name)
+            self._over_already |= set() if one is None else one.runs
+        lives = [one.ends for name, one in there.items() if one is not None and name not in errors]
+        return min([record.now() + (AGAIN if errors else TICK), *lives])
+
+    def _settle_children(self, late: float | None) -> float | None:
         places = record.places(self.layout)
         if not places:
             return None
@@ -207,6 +237,16 @@ class Keeper:
         known = host.environments.recorded([asked.asker]).get(asked.asker)
         if known is None or asked.verb not in known.spec.host:
             raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+        if isinstance(arguments, delegate.Arguments):
+            limits = Limits(arguments.rate, arguments.size, arguments.until)
+            made = host.delegate(asked.asker, arguments.link, arguments.to, limits, asked.at)
+            self._say(f"{made.name}: delegated by {made.holder}")
+            return _right((arguments.link, arguments.to), made)
+        if isinstance(arguments, revoke.Arguments):
+            host.revoke(asked.asker, arguments.link, arguments.to)
+            return revoke.Answer(arguments.link, arguments.to)
+        if asked.verb == "delegations":
+            return delegations.Answer(tuple(_right(*one) for one in sorted(host.delegated(asked.asker).items())))
         if not isinstance(arguments, children.Arguments):
             self.settle(late)  # a place may have become free meanwhile
         if isinstance(arguments, spawn.Arguments):
@@ -242,6 +282,9 @@ class Keeper:
         A process that has ended before its descriptor was opened may have left its number to another one.
         """
         runs = {run for place in record.places(self.layout) for run in self._runs(place)}
+        for name in delegation_records.names(self.layout):
+            one = delegation_records.read(self.layout, name)
+            runs |= set() if one is None else one.runs
         for run in self._watched.keys() - runs:
             os.close(self._watched.pop(run))
         lasts = True
@@ -250,6 +293,14 @@ class Keeper:
                 self._watched[run] = os.pidfd_open(run.pid)
             lasts = run.lasts() and lasts
         return lasts
+
+
+def _right(called: tuple[str, str], one: Delegation) -> delegate.Answer:
+    """Return the answer about a delegation.
+
+    :param called: link and peer, as its holder calls them.
+    """
+    return delegate.Answer(*called, one.to, one.rate, one.size, one.until)
 
 
 def _encoded(told: Told) -> bytes:

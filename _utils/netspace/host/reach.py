@@ -14,19 +14,20 @@ import msgspec
 
 from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
-from netspace.spec import never, peer, reach
+from netspace.spec import delegations, never, peer, reach
 from netspace.spec.reach import World
 from netspace.spec.types import Declaration, Interface, Link, Never
 from netspace.text import hint
 
 
 def applied(host: Parts) -> World:
-    """Return the interfaces and links that were applied last."""
+    """Return the interfaces and links that were applied last, with all links that programs may have made."""
     from netspace.interface import record
     from netspace.interface.names import record as answers
 
     # The host reaches everything anyway, and passes nothing on from one environment to another.
     links = tuple(link for link in host.links.recorded() if not peer.is_link(link))
+    links = (*links, *_delegable(host, links))
     names = {*host.environments.names(), *host.interfaces.names()}
     records = record.some(host.layout, names)
     return World(
@@ -38,6 +39,15 @@ def applied(host: Parts) -> World:
         {name: frozenset(one.addresses) for name, one in records.items()},
         answers.networks(host.layout, time.time()),
     )
+
+
+def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
+    """Return the links that programs may have made of these ones, except those that were made."""
+    asking = {link.source for link in host.links.recorded() if peer.is_link(link)}
+    known, _ = host.environments.readable(asking)
+    holders = {name: record.spec for name, record in known.items() if record.spec.delegates}
+    there = {link.name for link in links}
+    return [link for name, link in delegations.widest(holders, links).items() if name not in there]
 
 
 def _world(host: Parts, declared: Declaration | None) -> World:
@@ -59,6 +69,7 @@ def violations(
     there: World = msgspec.structs.replace(applied(host), named={})
     before = set(reach.edges(there))
     every = {link.name: link for link in (*there.links, *links)}
+    every |= {link.name: link for link in _delegable(host, every.values())}
     wanted: World = msgspec.structs.replace(
         there,
         environments=there.environments | interfaces.keys() | {end for link in every.values() for end in link.here},

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 
 from netspace.errors import NetspaceError
-from netspace.host import recorded_calls, trials
+from netspace.host import delegation_records, recorded_calls, trials
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import peer
@@ -65,6 +65,7 @@ class Removal(Cards):
         """
         with self._lock(test):
             names = {*names, *self._handed_on(names)}
+            names |= self._lapsed(self._without(names))
             result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
             ends = {end for name in names for end in name.split(".")}
             result = result.joined(self._refresh_cards(ends, test))
@@ -76,6 +77,13 @@ class Removal(Cards):
         :param purge: also delete parked messages (kept for removed mailboxes) of *owners*.
         :param owners: the mailboxes and links whose parked messages are deleted, by name.
         """
+        lapsed = self._lapsed(self._without(names)) | delegation_records.names(self.layout, names)
+        every = {*names, *lapsed}
+        if test or not lapsed:
+            return self._revoke(every, test, purge, owners)
+        return self._end_with(lapsed, lambda: self._revoke(every, test, purge, owners))
+
+    def _revoke(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str]) -> Result:
         known = self._linked()
         there = set(known.links) & set(names)
         if not there and not (purge and known.parked):
@@ -107,6 +115,7 @@ class Removal(Cards):
             self._tidy(test)
             names = {*names, *(place for one in names for place in self._places(one))}
             theirs = {link.name for link in self._linked().links.values() if _ends(link) & set(names)}
+            theirs |= self._lapsed(self._without(theirs))
             others = {end for name in theirs for end in name.split(".")} - set(names)
             parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
             result = self._remove_links(theirs, test, purge, parked)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
+from netspace.host import delegation_records
 from netspace.host.parts import Parts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import spawns, trust
+from netspace.spec import delegations, spawns, trust
+from netspace.spec.delegations import Granted
 from netspace.spec.trust import Trust, TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link
 
@@ -70,7 +72,8 @@ class TrustGate(Parts):
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
         """Return the links to have: permitted ones, and existing ones whose loss of trust is only reported.
 
-        A child has a link only if its parent has it, too.
+        A child has a link only if its parent has it, too. Of the links that programs may have made, only those
+        are there that a program delegated, and whose holder may still do so.
         """
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
@@ -82,7 +85,15 @@ class TrustGate(Parts):
                 # Take the declared local name: a name grants nothing, and another link may have the recorded one by
                 # now.
                 found.append(msgspec.structs.replace(there[link.name], local=link.local))
-        return spawns.within(declared, tuple(found))
+        return spawns.within(declared, delegations.standing(declared.environments, found, self._granted()))
+
+    def _granted(self) -> dict[str, Granted]:
+        """Return the limits of the delegations that need not end by themselves, by the names of their links."""
+        due = delegation_records.due(self.layout)
+        known = (
+            delegation_records.read(self.layout, name) for name in delegation_records.names(self.layout) - due.keys()
+        )
+        return {one.name: one.granted for one in known if one is not None}
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:

@@ -344,6 +344,15 @@ class Links:
 
         emptying.empty(self.layout, read(self.layout), environment)
 
+    def sever(self, links: Collection[Link]) -> None:
+        """End links at the broker at once, with the messages in their own queues. Their record stays.
+
+        :raises NetspaceError: the broker can't do that now.
+        """
+        from netspace.link import severing
+
+        severing.sever(self.layout, self.recorded_broker(), links)
+
     def purge(self) -> None:
         """Remove the renewer, the forwarder, and our own broker with all its mail.
 

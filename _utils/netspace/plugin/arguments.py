@@ -157,6 +157,11 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
         raise SpecError(
             [Problem(f"{name}:spawns", f"children have links, which one environment alone can't have; {_IN_PILLAR}")]
         )
+    if spec.delegates:
+        remedy = "declare it in the pillar, and apply the pillar (state.apply netspace)"
+        raise SpecError(
+            [Problem(f"{name}:delegates", f"concerns links, which one environment alone can't have; {remedy}")]
+        )
     return _with(pillar, environments={name: spec})
 
 

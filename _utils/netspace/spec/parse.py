@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, never, peer, publish, spawns
+from netspace.spec import checks, delegations, extensions, hosts, never, peer, publish, spawns
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.tenancy import names as tenant_names
 from netspace.spec.tenancy import parts, permissions, quota, separation
@@ -25,6 +25,7 @@ from netspace.spec.types import (
     Broker,
     Cidr,
     Declaration,
+    Delegable,
     Environment,
     HostName,
     Interface,
@@ -95,6 +96,10 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     places = list(links)
     if any(spec.spawns for spec in environments.values()):
         result, more, wrong = spawns.expand(result, path, interface(None))
+        places += more
+        problems += wrong
+    if any(spec.delegates for spec in environments.values()):
+        result, more, wrong = delegations.expand(result, path)
         places += more
         problems += wrong
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
@@ -229,6 +234,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     if parsed is not None:
         problems.extend(checks.environment(parsed, where))
         problems += [Problem(f"{where}:{key}", message) for key, message in spawns.wrong(str(name), parsed)]
+        problems += [Problem(f"{where}:{key}", message) for key, message in delegations.wrong(parsed)]
         if parsed.kernel is not None and parsed_interface is not None:
             kind = extensions.interface_kind(parsed_interface)
             if kind not in ("none", "tap"):
@@ -242,13 +248,15 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
 
 
 def _templates(data: Any, where: str) -> Iterator[Problem]:
-    """Yield the problems of the types in an environment's templates, each with the template's name in its path."""
-    listed = data.get("spawns") if isinstance(data, Mapping) else None
-    for name, value in listed.items() if isinstance(listed, Mapping) else ():
-        try:
-            convert(value, Template, f"{where}:spawns:{name}")
-        except SpecError as err:
-            yield from err.problems
+    """Yield the problems of the types in an environment's templates and delegations, each with its name in its path."""
+    kinds: dict[str, Any] = {"spawns": Template, "delegates": Delegable}
+    for key, kind in kinds.items():
+        listed = data.get(key) if isinstance(data, Mapping) else None
+        for name, value in listed.items() if isinstance(listed, Mapping) else ():
+            try:
+                convert(value, kind, f"{where}:{key}:{name}")
+            except SpecError as err:
+                yield from err.problems
 
 
 def interface(data: Any, path: str = "interface") -> Interface:

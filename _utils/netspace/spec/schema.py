@@ -187,6 +187,7 @@ class _Writer:
             (types.Environment, "spawns"): types.Template,
             (types.Declaration, "tenants"): types.Tenant,
             (types.Tenant, "environments"): types.Environment,
+            (types.Environment, "delegates"): types.Delegable,
         }
         if (value := mappings.get((owner, key))) is not None:
             place = self.place(inspect.type_info(value))

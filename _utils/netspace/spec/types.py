@@ -536,6 +536,27 @@ class Handed(Base, frozen=True):
     length: int | None = None
 
 
+class Delegable(Base, frozen=True):
+    """The rights that a program may make of one of its links for others, when it asks its host to ``delegate``.
+
+    The key is the receiver of the link. The messages of such a right wait in a queue of its own.
+
+    :param to: the environments that may get the right, each a receiver of another link of this environment.
+    :param rate: the most messages per second. Absent: as in the link.
+    :param size: the most bytes of a message's body. Absent: as in the link.
+    :param length: the most messages that may wait. Absent: as in the link, but at most 100.
+    :param at_most: the number of environments that may have the right at once. Absent: all of ``to``.
+    :param lifetime: the most seconds that the right lasts.
+    """
+
+    to: tuple[str, ...]
+    rate: float | None = None
+    size: Size | None = None
+    length: int | None = None
+    at_most: int | None = None
+    lifetime: float = 600.0
+
+
 class Template(Base, frozen=True):
     """A template of children: what a program gets when it asks its host to ``spawn`` one.
 
@@ -626,6 +647,8 @@ class Environment(Base, frozen=True):
         default is none.**
     :param spawns: templates of children that the program may start, by name; needs ``host: [spawn]``. **The default is
         none.**
+    :param delegates: links of which the program may make weaker rights for others, by their receivers; needs ``host:
+        [delegate]``. **The default is none.** Plans, reachability and ``never`` count all that could come of it.
     :param offers: names of services that the environment offers. Environments that may send to it find it by these
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
@@ -664,6 +687,7 @@ class Environment(Base, frozen=True):
     values: dict[str, Any] = {}
     offers: tuple[str, ...] = ()
     spawns: dict[str, Template] = {}
+    delegates: dict[str, Delegable] = {}
     tenant: str | None = None
 
     @property

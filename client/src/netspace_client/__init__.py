@@ -41,7 +41,7 @@ from netspace_client.errors import (
     TooFast,
     Unreachable,
 )
-from netspace_client.host_peer import Child, HostPeer, Offer, Self, Trust
+from netspace_client.host_peer import Child, Delegation, HostPeer, Offer, Self, Trust
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
@@ -54,6 +54,7 @@ __all__ = [
     "CardError",
     "Change",
     "Child",
+    "Delegation",
     "Closed",
     "Confined",
     "ConfinementError",

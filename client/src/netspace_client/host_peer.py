@@ -87,6 +87,26 @@ class Child:
     until: float
 
 
+@dataclass(frozen=True)
+class Delegation:
+    """A right that this environment delegated: a peer may send to the receiver of one of its links.
+
+    :ivar link: the receiver of the messages, as this program calls it.
+    :ivar to: the peer that has the right, as this program calls it.
+    :ivar environment: the peer's name as an environment.
+    :ivar rate: the most messages per second; None: no limit.
+    :ivar size: the most bytes of a message's body; None: no limit.
+    :ivar until: when the right ends, in seconds since 1970.
+    """
+
+    link: str
+    to: str
+    environment: str
+    rate: float | None
+    size: int | None
+    until: float
+
+
 class HostPeer:
     """The host of this environment, as the object ``mailbox.host``."""
 
@@ -194,6 +214,50 @@ class HostPeer:
             raise LinkError("the host's answer has no children")
         return [_child(one) for one in found]
 
+    async def delegate(
+        self,
+        link: str,
+        to: str,
+        *,
+        rate: float | None = None,
+        size: int | None = None,
+        until: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Delegation:
+        """Let a peer send to the receiver of a link of this environment, for some time; return the right.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` has one of the codes ``link-unknown`` (this environment may
+        not delegate this link to this peer), ``beyond-right`` (it may delegate less only), ``name-in-use`` (the peer
+        has the right already), ``too-many``, ``arguments-invalid`` (*until* is over) and ``not-available``.
+
+        After ``Timeout`` the right may be there: :meth:`delegations` tells.
+
+        :param link: the receiver of the link, by the name by which this program sends to it.
+        :param to: the peer, by the name by which this program sends to it.
+        :param rate: the most messages per second. By default as declared.
+        :param size: the most bytes of a message's body. By default as declared.
+        :param until: when the right ends, in seconds since 1970. By default, and at the latest, after the declared
+            lifetime.
+        """
+        given = {"rate": rate, "size": size, "until": until}
+        limits = {key: value for key, value in given.items() if value is not None}
+        return _delegation(await self.ask("delegate", {"link": link, "to": to, **limits}, timeout=timeout))
+
+    async def revoke(self, link: str, to: str, *, timeout: float = TIMEOUT) -> None:
+        """End a right that this environment delegated, and all that was made of it; wait until it is gone.
+
+        What was sent by it and not delivered is deleted. The errors are those of :meth:`ask`; ``HostRefused`` with
+        ``delegation-unknown`` if there is no such right.
+        """
+        await self.ask("revoke", {"link": link, "to": to}, timeout=timeout)
+
+    async def delegations(self, *, timeout: float = TIMEOUT) -> list[Delegation]:
+        """Return the rights that this environment delegated and that still hold, sorted. Errors: see :meth:`ask`."""
+        found = (await self.ask("delegations", timeout=timeout)).get("delegations")
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise LinkError("the host's answer has no delegations")
+        return [_delegation(one) for one in found]
+
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
     ) -> dict[str, Any]:
@@ -251,6 +315,20 @@ def _child(answer: Mapping[str, Any]) -> Child:
     if until is None:
         raise LinkError("the host's answer has no until")
     return Child(_text(answer, "name"), _text(answer, "environment"), until)
+
+
+def _delegation(answer: Mapping[str, Any]) -> Delegation:
+    until, size = _number(answer, "until"), _number(answer, "size")
+    if until is None:
+        raise LinkError("the host's answer has no until")
+    return Delegation(
+        _text(answer, "link"),
+        _text(answer, "to"),
+        _text(answer, "environment"),
+        _number(answer, "rate"),
+        None if size is None else int(size),
+        until,
+    )
 
 
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -64,6 +64,18 @@ def test_a_published_port_of_another_host_is_a_way() -> None:
     assert reasons([], never, environments) == []
 
 
+def test_what_a_program_may_delegate_is_a_way() -> None:
+    bound = {"vault": {"to": ["till"]}}
+    environments = {
+        "web": {"on": "h1", **IMAGE, "host": ["delegate"], "delegates": bound},
+        "till": {"on": "h1", **IMAGE},
+    }
+    links = [{"from": "web", "to": "vault"}, {"from": "web", "to": "till"}]
+    (reason,) = reasons(links, [{"from": "till", "to": "vault"}], environments)
+    assert "till@h1 -> vault@h1: messages, by fleet.yaml: environments:web:delegates:vault" in reason
+    assert reasons(links, [{"from": "vault", "to": "till"}], environments) == []
+
+
 def test_a_host_without_an_address_may_have_any() -> None:
     out = {"direction": "out", "cidr": "203.0.113.0/24", "port": 443}
     environments = {

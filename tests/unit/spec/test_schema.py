@@ -21,7 +21,7 @@ from msgspec import inspect
 from netspace.__main__ import main
 from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
-from netspace.spec import checks, extensions, never, parse, spawns, types
+from netspace.spec import checks, delegations, extensions, never, parse, spawns, types
 from netspace.spec.publish import Publication
 from netspace.spec.tenancy import names, parts, permissions, quota, separation
 
@@ -259,14 +259,15 @@ def problems(declaration: Any) -> dict[str, str]:
 
 def of_form(declaration: Any) -> dict[str, str]:
     unchecked = {name: lambda *_, **__: [] for name in CHECKS}
-    form = mock.patch.multiple(spawns, wrong=lambda *_: (), expand=lambda declared, *_: (declared, [], []))
+    free: dict[str, Any] = {"wrong": lambda *_: (), "expand": lambda declared, *_: (declared, [], [])}
     with contextlib.ExitStack() as stack:
         for module, functions in TENANCY.items():
             stack.enter_context(mock.patch.multiple(module, **{name: lambda *_: [] for name in functions}))
         stack.enter_context(mock.patch.object(parts, "inside", lambda *_: ({}, [])))
         stack.enter_context(mock.patch.multiple(checks, **unchecked))
         stack.enter_context(mock.patch.object(never, "check", lambda *_: []))
-        stack.enter_context(form)
+        stack.enter_context(mock.patch.multiple(spawns, **free))
+        stack.enter_context(mock.patch.multiple(delegations, **free))
         return problems(declaration)
 
 

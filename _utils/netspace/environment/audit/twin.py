@@ -226,7 +226,7 @@ def _make(
     making: Builder, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
 ) -> None:
     layout = making.layout
-    bare = {"env": {}, "init": False, "volumes": (), "interface": None, "host": (), "spawns": {}}
+    bare = {"env": {}, "init": False, "volumes": (), "interface": None, "host": (), "spawns": {}, "delegates": {}}
     spec = msgspec.structs.replace(original.spec, command=("/probe",), **bare)
     twin = msgspec.structs.replace(original, spec=spec, base=base)
     making.assemble(name, twin)

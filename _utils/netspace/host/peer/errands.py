@@ -20,8 +20,8 @@ EACH, ALL = 8, 1024
 LARGEST = 256 * 1024
 PATIENCE = 10.0
 """Seconds for which a request waits for a keeper that doesn't listen, such as one that an apply just started."""
-BUSY = "too many requests about children wait; try again later"
-ABSENT = "the host's keeper of children doesn't run; try again, and ask first which children there are"
+BUSY = "too many requests about children and delegations wait; try again later"
+ABSENT = "the host's keeper of children doesn't run; try again, and ask first which children or delegations there are"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ Code = Literal[
     "name-in-use",
     "too-many",
     "child-unknown",
+    "link-unknown",
+    "beyond-right",
+    "delegation-unknown",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)

@@ -1,0 +1,169 @@
+"""Records of delegations: one file for each link that a program has had its host make, until that link is gone.
+
+The file is written before the link is made, and removed after the link is gone. A delegation that isn't ``made`` is one
+whose making was killed halfway. It is ended, since nobody was told of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from netspace import files
+from netspace.host import child_records
+from netspace.host.child_records import Run
+from netspace.layout import Layout, below
+from netspace.spec.delegations import Granted
+
+KIND = "delegations"
+_DEEPEST = 64
+"""The most delegations that may follow from one another."""
+
+
+class Delegation(msgspec.Struct, frozen=True):
+    """A right that a program delegated.
+
+    :param id: a random text, different for each delegation.
+    :param holder: the environment whose program delegated it.
+    :param to: the environment that has it.
+    :param target: the receiver of its messages.
+    :param until: when it ends, in seconds since 1970, as the holder was told.
+    :param ends: the same, in seconds since the boot. This decides, since the clock of day may be set.
+    :param within: the run of the holder's program that asked for it.
+    :param child: the run of the child that has it; None: who has it isn't a child.
+    :param under: the id of the delegation of which it was made; empty: the holder's link is declared.
+    :param made: whether the link was made.
+    :param revoked: whether the holder has revoked it.
+    """
+
+    id: str
+    holder: str
+    to: str
+    target: str
+    rate: float | None
+    size: int | None
+    length: int | None
+    until: float
+    ends: float
+    within: Run
+    child: Run | None = None
+    under: str = ""
+    made: bool = False
+    revoked: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its link."""
+        return f"{self.to}.{self.target}"
+
+    @property
+    def of(self) -> str:
+        """The name of the link of which it was made."""
+        return f"{self.holder}.{self.target}"
+
+    @property
+    def granted(self) -> Granted:
+        """The limits with which it was delegated."""
+        return Granted(self.holder, self.rate, self.size, self.length)
+
+    @property
+    def runs(self) -> set[Run]:
+        """The runs whose end ends it."""
+        return {self.within} | ({self.child} if self.child is not None else set())
+
+
+def _path(layout: Layout, name: str) -> Path:
+    return below(layout.records(KIND), f"{name}.json")
+
+
+def names(layout: Layout, among: Iterable[str] | None = None) -> set[str]:
+    """Return the names of the links that were delegated."""
+    return files.record_names(layout.records(KIND), among)
+
+
+def read(layout: Layout, name: str) -> Delegation | None:
+    """Return a delegation by the name of its link; None if there is none, or its record is damaged."""
+    try:
+        found = msgspec.json.decode(files.read(_path(layout, name)), type=Delegation)
+    except (OSError, ValueError):
+        return None
+    return found if found.name == name else None
+
+
+def write(layout: Layout, one: Delegation) -> None:
+    """Write the record of a delegation."""
+    files.write(_path(layout, one.name), msgspec.json.encode(one))
+
+
+def remove(layout: Layout, gone: Iterable[str]) -> None:
+    """Remove the records of delegations whose links are gone, and the folder if none is left."""
+    for name in gone:
+        files.remove(_path(layout, name))
+    folder = layout.records(KIND)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def due(layout: Layout) -> dict[str, str]:
+    """Return why delegations must end, by the names of their links. Changes nothing."""
+    known = {name: read(layout, name) for name in names(layout)}
+    found = {name: why for name, one in known.items() if (why := _why(layout, one))}
+    alive = {one.id: one for name, one in known.items() if one is not None and name not in found}
+    for _ in range(_DEEPEST):
+        lost = [one for one in alive.values() if one.under and not _stands_on(one, alive)]
+        if not lost:
+            break
+        for one in lost:
+            found[one.name] = "the right of which it was made has ended"
+            del alive[one.id]
+    else:
+        found |= {one.name: "it was delegated too often" for one in alive.values() if one.under}
+    return found
+
+
+def _stands_on(one: Delegation, alive: Mapping[str, Delegation]) -> bool:
+    above = alive.get(one.under)
+    return above is not None and (above.to, above.target) == (one.holder, one.target)
+
+
+def _why(layout: Layout, one: Delegation | None) -> str:
+    """Return why one delegation must end by itself."""
+    if one is None:
+        return "its record is damaged"
+    if one.revoked:
+        return "it was revoked"
+    if not one.made:
+        return "its making was interrupted"
+    if not one.within.lasts():
+        return "the program that delegated it has ended"
+    if one.child is not None and not one.child.lasts():
+        return "the child that had it has ended"
+    if child_records.now() >= one.ends:
+        return "its time is over"
+    from netspace.environment import record as records
+
+    path = records.path(layout, one.holder)
+    known = _receivers(layout, one.holder, files.stamp(path)) if path.exists() else frozenset()
+    if known is not None and (one.target, one.to) not in known:
+        return "its holder may not delegate it any more"
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _receivers(layout: Layout, holder: str, stamp: tuple[int, int, int]) -> frozenset[tuple[str, str]] | None:
+    """Return the links that an environment may delegate, and to whom. The record is read once while it stays as it is.
+
+    None: the record is damaged, so they aren't known.
+    """
+    from netspace.environment import record as records
+
+    found, damaged = records.read_each(layout, [holder])
+    if damaged:
+        return None
+    if holder not in found:
+        return frozenset()
+    spec = found[holder].spec
+    return frozenset((target, to) for target, bound in spec.delegates.items() for to in bound.to)

@@ -1,0 +1,239 @@
+"""Delegation of rights and its end, from the records of the last apply alone. The caller's claims count for nothing.
+
+A delegation is a link that an apply could have made (``netspace.spec.delegations``). Its record is written before the
+link is made, and removed after the link is gone. So the next attempt finishes what a killed one began.
+
+Its end begins at the broker: the link's exchange is deleted, and the messages that wait, before anything else is done
+and without the lock. So a revocation waits for no apply.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from netspace.errors import NetspaceError
+from netspace.host import child_records
+from netspace.host import delegation_records as record
+from netspace.host.children import Refused
+from netspace.host.converge import Converge
+from netspace.host.delegation_records import Delegation
+from netspace.plan import Result
+from netspace.spec import delegations, peer
+from netspace.spec.types import Environment, Link, Size
+
+
+class Limits(NamedTuple):
+    """Limits that a program asks for; None: as declared.
+
+    :param rate: messages per second.
+    :param size: bytes of a message's body.
+    :param until: the end, in seconds since 1970 by the host's clock.
+    """
+
+    rate: float | None = None
+    size: int | None = None
+    until: float | None = None
+
+
+class Delegations(Converge):
+    """Use cases that make and end delegations."""
+
+    def delegate(self, holder: str, link: str, to: str, limits: Limits, asked: float = math.inf) -> Delegation:
+        """Make a weaker right of a link for a peer; return its record.
+
+        :param link: the receiver of the holder's link, as the holder calls it.
+        :param to: the peer, as the holder calls it.
+        :param asked: when the holder asked, in seconds since the boot. A later run of the holder delegates nothing.
+        :raises Refused: the holder may not delegate that.
+        :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
+        """
+        with self._lock(False):
+            spec = self._holder(holder)
+            own, given = self._called(holder, link), self._called(holder, to)
+            bound = spec.delegates.get(own.target)
+            if bound is None or given.target not in bound.to:
+                raise Refused("link-unknown", f"{holder} may not delegate its link {link} to {to}")
+            within = child_records.run_of(self.layout, holder)
+            if within is None or within.began > asked:
+                raise Refused("not-available", f"{holder}: the program that asked has ended")
+            one = delegations.Possible(holder, given.target, own.target)
+            self._room(one, delegations.at_most(bound))
+            most = delegations.most({holder: spec}, one, own)
+            made = msgspec.structs.replace(
+                most,
+                rate=most.rate if limits.rate is None else limits.rate,
+                size=most.size if limits.size is None else Size(limits.size),
+            )
+            if why := delegations.exceeds(made, most):
+                raise Refused("beyond-right", why.replace("its parent's", "what may be delegated,"))
+            above = record.read(self.layout, own.name)
+            until, ends = self._end(bound.lifetime, limits.until, above)
+            there = Delegation(
+                id=secrets.token_hex(8),
+                holder=holder,
+                to=one.to,
+                target=one.target,
+                rate=made.rate,
+                size=None if made.size is None else int(made.size),
+                length=made.length,
+                until=until,
+                ends=ends,
+                within=within,
+                child=self._child(one.to),
+                under="" if above is None else above.id,
+            )
+            record.write(self.layout, there)
+            try:
+                self._make(made)
+            except (NetspaceError, OSError) as err:
+                self._unmake([one.name])
+                raise NetspaceError(f"{one.name} can't be made: {err}") from err
+            there = msgspec.structs.replace(there, made=True)
+            record.write(self.layout, there)
+            return there
+
+    def revoke(self, holder: str, link: str, to: str) -> None:
+        """End a delegation, and all that was made of it.
+
+        :raises Refused: the holder has delegated no such right.
+        :raises NetspaceError: it can't be ended now.
+        """
+        found = self.delegated(holder).get((link, to))
+        if found is None:
+            raise Refused("delegation-unknown", f"{holder} has delegated no right to {link} to {to}")
+        record.write(self.layout, msgspec.structs.replace(found, revoked=True))
+        _, errors = self.settle_delegations()
+        if found.name in errors:
+            raise NetspaceError(errors[found.name])
+
+    def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
+        """Return the delegations of an environment that hold, by link and peer as its program calls them.
+
+        Changes nothing.
+        """
+        due, called = record.due(self.layout), self._names_of(holder)
+        found = {}
+        for name in sorted(record.names(self.layout) - due.keys()):
+            one = record.read(self.layout, name)
+            if one is not None and one.holder == holder:
+                found[called.get(one.target, one.target), called.get(one.to, one.to)] = one
+        return found
+
+    def settle_delegations(self) -> tuple[dict[str, str], dict[str, str]]:
+        """End the delegations that are due: at the broker first and without the lock, then in the records.
+
+        :return: why each was to end, and the errors, by the names of their links.
+        """
+        due = record.due(self.layout)
+        if not due:
+            return {}, {}
+        known = self._linked().links
+        self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
+        try:
+            with self._lock(False):
+                due = record.due(self.layout)
+                self._unmake(due)
+        except (NetspaceError, OSError) as err:
+            return due, dict.fromkeys(due, str(err))
+        return due, {}
+
+    def _end_delegations(self) -> None:
+        self._unmake(record.names(self.layout))
+
+    # -- parts --------------------------------------------------------------------------
+    def _holder(self, holder: str) -> Environment:
+        known = self.environments.recorded([holder]).get(holder)
+        if known is None or delegations.VERB not in known.spec.host:
+            raise Refused("verb-not-permitted", f"{holder}: its declaration has no host: [{delegations.VERB}]")
+        return known.spec
+
+    def _own(self, holder: str) -> list[Link]:
+        """Return the holder's links in force to other environments of this host."""
+        known = self._linked().links.values()
+        return [link for link in known if link.source == holder and link.to_host is None and not peer.is_link(link)]
+
+    def _called(self, holder: str, name: str) -> Link:
+        """Return the holder's link to the receiver that its program calls *name*."""
+        for link in self._own(holder):
+            if name == (link.local or link.target):
+                return link
+        raise Refused("link-unknown", f"{holder} has no link to {name} now")
+
+    def _names_of(self, holder: str) -> dict[str, str]:
+        return {link.target: link.local or link.target for link in self._own(holder)}
+
+    def _room(self, one: delegations.Possible, most: int) -> None:
+        due = record.due(self.layout)
+        if due:  # they have no more room than they have rights
+            self._unmake(due)
+        there = [found for name in record.names(self.layout) if (found := record.read(self.layout, name)) is not None]
+        if one.name in {found.name for found in there} or one.name in self._linked().links:
+            raise Refused("name-in-use", f"{one.to} has a right to {one.target} already; revoke it first")
+        if sum(found.of == one.of for found in there) >= most:
+            raise Refused("too-many", f"{most} have this right, and no more may at once; revoke one")
+
+    def _end(self, lifetime: float, until: float | None, above: Delegation | None) -> tuple[float, float]:
+        """Return the end of a new delegation, in seconds since 1970 and since the boot."""
+        today, now = time.time(), child_records.now()
+        left = lifetime if until is None else min(lifetime, until - today)
+        if above is not None:
+            left = min(left, above.ends - now)
+        if left <= 0:
+            raise Refused("arguments-invalid", "until: that is over already")
+        return today + left, now + left
+
+    def _child(self, to: str) -> child_records.Run | None:
+        """Return the run of a child that gets a right; None: it isn't a child.
+
+        :raises Refused: it is the place of a child, and there is none now.
+        """
+        if not self._parents_of([to]):
+            return None
+        there = child_records.read(self.layout, to)
+        if there is None or there.begun is None or child_records.due(self.layout, to):
+            raise Refused("not-available", f"{to}: no such child runs")
+        return there.begun
+
+    def _make(self, link: Link) -> None:
+        """Make a link, and tell its two ends."""
+        self.links.sever([link])  # what an interrupted end of an earlier one has left
+        broker = self._linked().broker
+        if broker is None:
+            raise NetspaceError("no links are applied")
+        _checked(self._links(broker, (link,), {link.name}, False, False))
+        _checked(self._refresh_cards({link.source, link.target}, False))
+        self._tell_peer(False)
+
+    def _unmake(self, doomed: Collection[str]) -> None:
+        """End delegations in the records. The caller holds the lock.
+
+        :raises NetspaceError: one can't be ended now.
+        """
+        if not doomed:
+            return
+        names = {*doomed} | self._lapsed([link for name, link in self._linked().links.items() if name not in doomed])
+        there = names & self._linked().links.keys()
+
+        def remove() -> Result:
+            return self._links(self.links.recorded_broker(), (), there, False, False)
+
+        if there:
+            _checked(self._end_with(names, remove))
+        else:
+            record.remove(self.layout, names)
+        if record.names(self.layout, names):
+            raise NetspaceError("the messages that wait can't be deleted now")
+        _checked(self._refresh_cards({end for name in there for end in name.split(".")}, False))
+        self._tell_peer(False)
+
+
+def _checked(result: Result) -> None:
+    refused: Mapping[str, str] = {one.name: one.message for one in result.plan.refusals}
+    if errors := [*refused.values(), *(failure.error for failure in result.failures)]:
+        raise NetspaceError("; ".join(dict.fromkeys(errors)))

@@ -1,0 +1,24 @@
+"""``delegations``: the rights that the asking environment delegated and that still hold.
+
+The peer hands the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from netspace.host.peer.asker import Asker, Later, Nothing
+from netspace.host.peer.verbs import delegate
+
+Arguments = Nothing
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The rights, sorted by receiver and peer."""
+
+    delegations: tuple[delegate.Answer, ...]
+
+
+def answer(asker: Asker, arguments: Nothing) -> Answer:
+    """Leave the request to the keeper of children."""
+    raise Later

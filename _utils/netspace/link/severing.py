@@ -1,0 +1,31 @@
+"""The end of links at the broker, at once: the exchange that their sender writes to, then the messages that wait.
+
+Nothing else is changed, and no lock is needed. A run that removes the links from the record follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from netspace.layout import Layout
+from netspace.link.broker.access import management, vhost
+from netspace.link.topology import names
+from netspace.spec.types import Broker, Link
+
+
+def sever(layout: Layout, broker: Broker, links: Collection[Link]) -> None:
+    """Delete the exchanges of these links, and then their own queues with all messages.
+
+    Without its exchange, no sender can use a link: its channel gets 404.
+
+    :raises NetspaceError: the broker can't do that now.
+    """
+    if not links:
+        return
+    called, place = names.used(layout, broker), vhost(layout, broker)
+    with management(layout, broker) as api:
+        for link in links:
+            api.delete("exchanges", place, called.exchange(link))
+        for link in links:
+            if called.has_lane(link):
+                api.delete("queues", place, called.queue(link))
