@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netspace.environment.container import oci_config, seccomp, seccomp_arguments
 from netspace.host import weaknesses
-from netspace.host.weaknesses import numbers, readings, sockets, users
+from netspace.host.weaknesses import devices, numbers, readings, sockets, users
 from netspace.host.weaknesses.row import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
@@ -46,6 +46,7 @@ GOOD = {
     f"{CPU}/smt/active": "0",
     IOMMU: "",
     GROUP: "",
+    "dev/null": "",
     f"{USB}/usb1/authorized_default": "0",
     f"{USB}/usb2/authorized_default": "2",
     f"{CPU}/vulnerabilities/meltdown": "Mitigation: PTI",
@@ -347,6 +348,18 @@ def test_a_device_reaches_all_memory_without_an_iommu(tmp_path, files, outcome):
     for name in [name for name, content in files.items() if content is None]:
         (tmp_path / name).mkdir(parents=True)
     assert host(tmp_path, {name: one for name, one in files.items() if one is not None})["iommu"].outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "outcome"), [(0o600, 0, "good"), (0o660, 0, "weak"), (0o604, 0, "weak"), (0o600, 7, "weak")]
+)
+def test_an_open_device_of_xen_is_weak(tmp_path, mode, owner, outcome):
+    assert devices.xen({"evtchn": (0o600, 0), "privcmd": (mode, owner)}).outcome == outcome
+    device = tmp_path / "dev/xen/privcmd"
+    device.parent.mkdir(parents=True)
+    device.touch()
+    device.chmod(mode)
+    assert readings.read((), tmp_path).xen == {"privcmd": (mode, os.getuid())}
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_isolation(tmp_path: Path) -> None:
     )
     assert host_facts.facts(root)["netspace"] == {
         "kernel": "6.12.43+deb13-amd64",
+        "hypervisor": "",
         "erofs": True,
         "overlay": True,
         "user_namespaces": True,
@@ -168,6 +169,23 @@ def test_isolation(tmp_path: Path) -> None:
         "veth": None,
         "nftables": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "role"),
+    [
+        ({}, ""),
+        ({"sys/hypervisor/type": "xen\n"}, "xen guest"),
+        ({"sys/hypervisor/type": "xen\n", "proc/xen/capabilities": ""}, "xen guest"),
+        ({"sys/hypervisor/type": "xen\n", "sys/hypervisor/start_flags/initdomain": "0\n"}, "xen guest"),
+        ({"sys/hypervisor/type": "xen\n", "sys/hypervisor/start_flags/initdomain": "1\n"}, "xen dom0"),
+        ({"sys/hypervisor/type": "xen\n", "proc/xen/capabilities": "control_d\n"}, "xen dom0"),
+        ({"proc/xen/capabilities": "control_d\n"}, ""),
+        ({"sys/hypervisor/type": "z/VM Hypervisor\n"}, ""),
+    ],
+)
+def test_a_role_under_xen_is_shown(tmp_path: Path, files: dict, role: str) -> None:
+    assert host_facts.facts(tree(tmp_path, files))["netspace"]["hypervisor"] == role
 
 
 def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:

@@ -177,6 +177,19 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
     }
 
 
+def _hypervisor(root: Path) -> str:
+    """Return the host's role under Xen, ``xen dom0`` or ``xen guest``; under others the name that the kernel shows.
+
+    Sources: Documentation/ABI/stable/sysfs-hypervisor-xen, and xenfs, which is mounted on ``/proc/xen``.
+    """
+    kind = _text(root / "sys/hypervisor/type") or ""
+    if kind != "xen":
+        # "": the kernel names none, which doesn't mean that there is none.
+        return kind if re.fullmatch(r"[a-z0-9_-]{1,20}", kind) else ""
+    first = _text(root / "sys/hypervisor/start_flags/initdomain") == "1"
+    return "xen dom0" if first or "control_d" in (_text(root / "proc/xen/capabilities") or "").split() else "xen guest"
+
+
 def _isolation(root: Path) -> dict[str, Any]:
     """Return the kernel's version, and by name whether it has the features that isolate environments.
 
@@ -200,6 +213,7 @@ def _isolation(root: Path) -> dict[str, Any]:
 
     return {
         "kernel": release,
+        "hypervisor": _hypervisor(root),
         "erofs": True if "erofs" in filesystems else module("erofs"),
         "overlay": True if "overlay" in filesystems else module("overlay"),
         "user_namespaces": _there(root / "proc/self/ns/user") and spaces > 0,

@@ -50,6 +50,7 @@ def rows(seen: Readings) -> list[Row]:
         kernel.lockdown(seen.lockdown),
         devices.iommu(seen),
         devices.usb(seen.usb, seen.virtual),
+        devices.xen(seen.xen),
     ]
     return sorted(found, key=lambda row: _ORDER.index(row.matters))
 

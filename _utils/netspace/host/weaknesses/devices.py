@@ -36,6 +36,27 @@ def iommu(seen: Readings) -> Row:
     )
 
 
+def xen(modes: Mapping[str, tuple[int, int]] | None) -> Row:
+    """Return the row on Xen's devices: whoever opens one acts on the hypervisor as dom0 does.
+
+    Source: the kernel's drivers/xen/privcmd.c, which checks no right beyond that of opening ``/dev/xen/privcmd``.
+
+    :param modes: permission bits and owner of each device, by name; None: unknown.
+    """
+    loose = {name: one for name, one in sorted((modes or {}).items()) if one[0] & 0o077 or one[1] != 0}
+    found = ", ".join(f"/dev/xen/{name}: mode {mode:o}, owner {owner}" for name, (mode, owner) in loose.items())
+    return row(
+        "xen devices",
+        "unknown" if modes is None else "weak" if loose else "good",
+        found or (f"{len(modes)} devices, all root's alone" if modes else "nothing is in /dev/xen"),
+        expected="each device in /dev/xen is root's alone (mode 600), or there is none",
+        matters="local users",
+        why="Whoever opens one of these devices reads and changes the memory of all of Xen's domains, dom0 included.",
+        remedy="chown root:root and chmod 600 these devices, and remove the udev rule that opened them",
+        unseen="list /dev/xen",
+    )
+
+
 def usb(defaults: Mapping[str, Reading], virtual: bool | None) -> Row:
     """Return the row on USB: whether the kernel uses a new device before somebody has authorized it."""
     values = {name: number(reading) for name, reading in sorted(defaults.items())}

@@ -5,9 +5,11 @@ At most a page of a file is read (no file in ``/sys`` is larger), and at most 25
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +51,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     :param iommus: the names in ``/sys/class/iommu``; None if there is no such folder.
     :param iommu_groups: the number of names in ``/sys/kernel/iommu_groups``, at most 256.
     :param usb: the files ``authorized_default`` of USB controllers, by the controller's name.
+    :param xen: permission bits and owner of each device in ``/dev/xen``, by name; empty if there is no such folder;
+        None if ``/dev`` can't be read.
     :param virtual: whether the processor says that this is a virtual machine; None if it is not known.
     """
 
@@ -67,6 +71,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     iommus: Collection[str] | None
     iommu_groups: int
     usb: Mapping[str, Reading]
+    xen: Mapping[str, tuple[int, int]] | None
     virtual: bool | None
 
 
@@ -100,6 +105,7 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
         iommus=tuple(_names(iommu)) if iommu.is_dir() else None,
         iommu_groups=len(_names(root / "sys/kernel/iommu_groups")),
         usb={name: _text(bus / name / "authorized_default") for name in _names(bus) if _USB.fullmatch(name)},
+        xen=_devices(root / "dev/xen") if (root / "dev").is_dir() else None,
         virtual=_virtual(root / "proc/cpuinfo"),
     )
 
@@ -108,6 +114,16 @@ def _virtual(cpuinfo: Path) -> bool | None:
     """Return whether the first processor has the flag ``hypervisor``; None where no flags are told, as on arm64."""
     found = _FLAGS.search(_text(cpuinfo).text)
     return None if found is None else "hypervisor" in found[1].split()
+
+
+def _devices(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the permission bits and the owner of each file in *folder*, by name."""
+    found = {}
+    for name in _names(folder):
+        with contextlib.suppress(OSError):
+            info = os.lstat(folder / name)
+            found[name] = (stat.S_IMODE(info.st_mode), info.st_uid)
+    return found
 
 
 def _text(file: Path) -> Reading:
