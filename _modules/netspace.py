@@ -19,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, refusal, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, dates, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     from netspace.spec.types import Declaration
@@ -34,7 +34,7 @@ __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
     (
         *("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"),
-        "teardown",
+        *("teardown", "metrics", "tenants"),
     ),
     "netspace",
 )
@@ -50,8 +50,10 @@ def overview() -> dict[str, Any]:
     """Return this host's environments with their interfaces, the host's links
     and the host's trust.
 
-    ``supervised`` tells whether a supervisor runs, which restarts
-    programs that end.
+    ``supervised`` tells whether each running program has a supervisor,
+    which restarts the program when it ends. ``not_made`` lists the
+    environments that are declared in pillar, and that no apply has made
+    on this host; only if there are any.
 
     CLI Example:
 
@@ -60,9 +62,13 @@ def overview() -> dict[str, Any]:
         salt '*' netspace.overview
     """
     try:
-        return Host(arguments.layout(__opts__)).overview()
+        found = dates.with_texts(Host(arguments.layout(__opts__)).overview())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
+    declared = __pillar__.get("netspace")
+    named = declared.get("environments") if isinstance(declared, dict) else None  # a mistake elsewhere doesn't matter
+    lacking = [name for name in named or () if name not in found["environments"]] if isinstance(named, dict) else []
+    return {**found, "not_made": sorted(map(str, lacking))} if lacking else found
 
 
 def glance() -> dict[str, Any]:
@@ -129,7 +135,7 @@ def explain(name: str) -> dict[str, Any]:
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
+        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -141,7 +147,8 @@ def refused(name: str) -> dict[str, Any]:
     Returns ``rows``, the oldest first. Each has ``kind`` (``packets``,
     ``messages``, ``system calls`` or ``files``), ``what`` (the access,
     as text), ``count``, ``first`` and ``last`` (seconds since the
-    epoch), ``permitted_now`` (whether the last applied declaration
+    epoch), ``first_at`` and ``last_at`` (the same as ISO 8601),
+    ``permitted_now`` (whether the last applied declaration
     permits the access), and ``why``, if no declaration can permit the
     access. ``not_recorded`` has the reason for each kind that isn't
     recorded.
@@ -158,7 +165,7 @@ def refused(name: str) -> dict[str, Any]:
     from netspace.host import refused as record
 
     try:
-        return record.refused(Host(arguments.layout(__opts__)), name)
+        return dates.with_texts(record.refused(Host(arguments.layout(__opts__)), name))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -179,7 +186,7 @@ def suggest(name: str) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.suggest web
+        salt-call --out=netspace_text netspace.suggest web
 
     name
         The environment.
@@ -284,10 +291,10 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.graph
-        salt-call --out=newline_values_only netspace.graph form=html \\
+        salt-call --out=netspace_text netspace.graph
+        salt-call --out=netspace_text netspace.graph form=html \\
             > reach.html
-        salt-call --out=newline_values_only netspace.graph form=dot \\
+        salt-call --out=netspace_text netspace.graph form=dot \\
             | dot -Tsvg > reach.svg
 
     form
@@ -302,6 +309,36 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
     from netspace.host import reach
 
     return _reached(lambda host, wanted: reach.graph(host, form, wanted), declared)
+
+
+def tenants() -> dict[str, Any]:
+    """Return the tenants of ``pillar:netspace``, with their quotas and what
+    they declare. Changes nothing.
+
+    Returns a row for each tenant, by name:
+
+    - ``quota``: for each part of the quota, ``declared`` (the sum of
+      what its environments declare) and ``most`` (the quota), as in a
+      declaration;
+    - ``environments``: those that were applied, and ``running``, the
+      number of those that run;
+    - ``names`` (the names that its environments may have) and
+      ``reaches`` (the tenants that it may reach).
+
+    The page :doc:`tenants </tenants>` has the details.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.tenants
+    """
+    from netspace.host import tenants as view
+
+    try:
+        return view.told(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__))
+    except NetspaceError as err:
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -383,15 +420,16 @@ def metrics(file: str = "") -> str | dict[str, Any]:
     """Return the metrics of this host as OpenMetrics text, or write them for
     node_exporter. Changes nothing else.
 
-    The page :doc:`metrics </metrics>` has all names. The values of
-    labels are names from the declaration or fixed words. No value is a
-    secret.
+    A terminal shows them as a table; ``--out=netspace_text`` shows the
+    text. The page :doc:`metrics </metrics>` has all names. The values
+    of labels are names from the declaration or fixed words. No value is
+    a secret.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only netspace.metrics
+        salt-call --local --out=netspace_text netspace.metrics
         salt '*' netspace.metrics \\
             file=/var/lib/prometheus/node-exporter/netspace.prom
 

@@ -24,8 +24,9 @@ from netspace.attestation.minion import attester, master_result, self_appraisal,
 from netspace.attestation.minion import host_key as public_key  # noqa: E402
 from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host.peer import vouching  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
-from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, refusal, salt_keys  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def status() -> dict[str, Any]:
     - ``verifier``;
     - ``reason``: why the host doesn't have the next level;
     - ``remedy``: how to reach the next level;
-    - ``issued`` and ``expires``: seconds since the epoch;
+    - ``issued`` and ``expires``: seconds since the epoch; ``issued_at``
+      and ``expires_at``: the same as ISO 8601;
     - ``fallback``: true if the configured TPM could not be used;
     - ``tpm``;
     - ``tee``, only if the master judged a confidential guest: the guest
@@ -64,7 +66,7 @@ def status() -> dict[str, Any]:
         salt '*' netspace_attestation.status
     """
     try:
-        return Attestations(arguments.layout(__opts__)).status()
+        return dates.with_texts(Attestations(arguments.layout(__opts__)).status())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -319,7 +321,8 @@ def forget() -> dict[str, Any]:
 
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """Answer a challenge of the master's verifier with ``{boot,
-    evidence}``.
+    evidence}``; with ``token_key``, too, if the host has a key that
+    signs the tokens of its environments.
 
     The evidence is bound to this minion's id, to the key of the master
     that the minion accepted, to the challenge and to this boot. If the
@@ -342,7 +345,8 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
-        return master_result.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key)
+        key = vouching.key(layout)
+        return master_result.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key, key)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -400,6 +404,7 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
         if chosen["verifier"] != settings.MASTER:
             return {"stored": False, "reason": "attestation:verifier is 'self' here"}
         found = master_result.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
+        vouching.hand_on(layout)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return {"stored": True, "level": f"L{found.level}", "expires": found.expires}

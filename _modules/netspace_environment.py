@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, refusal  # noqa: E402
+from netspace.plugin import apply_progress, arguments, dates, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -93,7 +93,8 @@ def list_() -> dict[str, dict[str, Any]]:
       there is no health check, or the environment doesn't run;
     - ``flapping``: whether the environment ends and is restarted again
       and again;
-    - ``pid``, ``since`` (seconds since the epoch), ``restarts``;
+    - ``pid``, ``since`` (seconds since the epoch), ``since_at`` (the
+      same as ISO 8601), ``restarts``;
     - ``exit``: how the environment last ended; ``oom`` means that it
       was killed for lack of memory;
     - ``oom_kills``: the number of the environment's processes that the
@@ -111,7 +112,8 @@ def list_() -> dict[str, dict[str, Any]]:
     - ``problem``: why the environment doesn't run or is unhealthy, if
       the reason is known;
     - ``parent``: the environment that may start this one as its child;
-      only if there is one.
+      only if there is one;
+    - ``tenant``: the tenant to which it belongs; only if there is one.
 
     If the record of an environment is damaged, the row has only the
     values of the environment's service, and ``problem`` has the remedy.
@@ -122,7 +124,7 @@ def list_() -> dict[str, dict[str, Any]]:
 
         salt '*' netspace_environment.list
     """
-    return _do(lambda operations: operations.list())
+    return dates.with_texts(_do(lambda operations: operations.list()))
 
 
 def inspect(name: str) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def inspect(name: str) -> dict[str, Any]:
     name
         The environment.
     """
-    return _do(lambda operations: operations.inspect(name))
+    return dates.with_texts(_do(lambda operations: operations.inspect(name)))
 
 
 def start(*names: str) -> bool:
@@ -224,7 +226,7 @@ def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[s
         Seconds. Defaults to 60.
     """
     arguments.refuse_others(others)
-    return _do(lambda operations: operations.wait(_names(names), timeout=float(timeout)))
+    return dates.with_texts(_do(lambda operations: operations.wait(_names(names), timeout=float(timeout))))
 
 
 def retry(*names: str) -> bool:

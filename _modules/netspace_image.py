@@ -20,7 +20,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, refusal, state_return  # noqa: E402
+from netspace.plugin import arguments, dates, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -50,9 +50,10 @@ def list_() -> dict[str, dict[str, Any]]:
     it.
 
     Each row, by the ``sha256:`` of the image's file, has ``sources``,
-    ``size`` in bytes, ``built`` (seconds since the epoch), ``used_by``
-    (environments) and ``mounted``. If an environment uses an image
-    whose file is missing, the row has no size.
+    ``size`` in bytes, ``built`` (seconds since the epoch), ``built_at``
+    (the same as ISO 8601), ``used_by`` (environments) and ``mounted``.
+    If an environment uses an image whose file is missing, the row has
+    no size.
 
     CLI Example:
 
@@ -60,7 +61,7 @@ def list_() -> dict[str, dict[str, Any]]:
 
         salt '*' netspace_image.list
     """
-    return _do(lambda host: host.images.list())
+    return dates.with_texts(_do(lambda host: host.images.list()))
 
 
 def inspect(name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.link.mail.dead_letters import LetterFilter, Letters  # noqa: E402
 from netspace.link.reconciler import Links  # noqa: E402
-from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, refusal, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -319,7 +319,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only \\
+        salt-call --local --out=netspace_text \\
             netspace_link.authority_request > h1.csr
     """
     from netspace.link.pki import root
@@ -435,8 +435,9 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
     was delivered 20 times and never accepted. A dead letter is late if
     it waited too long, or if a full queue dropped it as its oldest
     message. Each entry of ``letters`` has ``link``, ``reason``,
-    ``died`` (seconds since 1970), the size in ``bytes``, and the
-    sender's ``message_id`` and ``content_type``. Dead letters are kept
+    ``died`` (seconds since 1970), ``died_at`` (the same as ISO 8601),
+    the size in ``bytes``, and the sender's ``message_id`` and
+    ``content_type``. Dead letters are kept
     for 30 days, or until they are sent again or discarded. Of all
     links' late dead letters together, only the newest 10,000 or 64 MiB
     are kept.
@@ -455,7 +456,7 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
         salt '*' netspace_link.dead_letters limit=5
     """
     try:
-        return Letters(arguments.layout(__opts__)).count(limit, payload)
+        return dates.with_texts(Letters(arguments.layout(__opts__)).count(limit, payload))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

@@ -45,7 +45,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import ear, environment_token, hsm, identity  # noqa: E402
+from netspace.attestation import appraised_token, ear, environment_token, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
 from netspace.attestation.evidence import MAX_PCR, key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import (  # noqa: E402
@@ -73,7 +73,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import arguments, master, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, master, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -235,23 +235,31 @@ def verify_environment(
     evidence: str,
     nonce: str,
     environment: str,
-    key: str,
+    key: str = "",
     host: str = "",
     image: str = "",
     configuration: str = "",
     thumbprint: str = "",
     pcrs: dict[str, str] | None = None,
+    minion: str = "",
+    level: str = "L2",
 ) -> dict[str, Any]:
     """Check the proof that a program got from its host by the verb
     ``attest``.
 
     Returns ``{valid, code, reason, environment, host, boot, image,
-    configuration, started, key, level, pcrs}``. If the proof is
-    refused, ``valid`` is false, and ``code`` and ``reason`` say why.
+    configuration, started, key, level, pcrs, minion, verifier}``. If
+    the proof is refused, ``valid`` is false, and ``code`` and
+    ``reason`` say why.
 
-    ``level`` is always ``L1``, because nothing proves yet that a host's
-    key is in a TPM. For the same reason, ``pcrs`` are only the host's
-    claim.
+    Without ``key``, this master's verifier vouches for the host: the
+    proof must have the verifier's word on it, and the word must agree
+    with the verifier's last result of the host. ``level`` is the
+    host's.
+
+    With ``key``, the host's own key vouches. Then ``level`` is ``L1``,
+    because nothing proves that this key is in a TPM. For the same
+    reason, ``pcrs`` are only the host's claim.
 
     CLI Example:
 
@@ -259,7 +267,7 @@ def verify_environment(
 
         salt-run netspace_attestation.verify_environment \\
             evidence=web.json nonce=bXkgb3duIHF1ZXN0aW9u \\
-            environment=web key=h1.pem
+            environment=web minion=web1 level=L3
 
     evidence
         The file with the proof.
@@ -274,11 +282,11 @@ def verify_environment(
 
     key
         The file with the host's key (PEM), as :func:`host_key` returns
-        it.
+        it. Defaults to none: the verifier vouches for the host.
 
     host
-        The host's name in links, which the proof must have. By default,
-        any name, since the key identifies the host.
+        The host's name in links, which the proof must have. Defaults to
+        any. Without ``key``, it needs ``minion``, too.
 
     image
         Digest of the environment's image (``sha256:...``). Defaults to
@@ -294,7 +302,15 @@ def verify_environment(
 
     pcrs
         The values (hex) that must be quoted, by PCR: ``pcrs='{"7":
-        "65ca..."}'``. Defaults to any.
+        "65ca..."}'``. Only with ``key``. Defaults to any.
+
+    minion
+        The id of the minion on which the environment must run. Not with
+        ``key``. Defaults to any minion of this master.
+
+    level
+        The lowest level that the host must have (L1 to L5). Not with
+        ``key``. Defaults to L2.
     """
 
     def work() -> dict[str, Any]:
@@ -303,11 +319,31 @@ def verify_environment(
             _values(pcrs),
         )
         raw = _read(evidence, environment_token.MOST).decode("utf-8", "replace")
-        found = environment_token.verify(raw, _read(key, 64 * 1024), expected, time.time())
+        if key and minion:
+            raise NetspaceError("key: identifies the host already; leave out key or minion")
+        if key:
+            found = environment_token.verify(raw, _read(key, 64 * 1024), expected, time.time())
+        else:
+            found = _appraised(raw, expected, str(minion) or None, str(level))
         told = {**dataclasses.asdict(found), "pcrs": {str(pcr): value.hex() for pcr, value in found.pcrs.items()}}
         return {"valid": True, "code": "ok", "reason": "", **told}
 
     return _answer(work)
+
+
+def _appraised(
+    raw: str, expected: environment_token.Expected, minion: str | None, level: str
+) -> environment_token.Attested:
+    """Check a proof by the word of this master's verifier on the host, and by the verifier's last result."""
+    if not re.fullmatch("L[1-5]", level):
+        raise NetspaceError(f"level: {level!r:.40}: expected L1 to L5")
+    if expected.pcrs or (expected.host is not None and minion is None):
+        raise NetspaceError("pcrs need the host's key (key=), and host needs key= or minion=")
+    made, now = _fleet(), time.time()
+    found, word = appraised_token.verify(raw, [made.signer.jwk], expected, now, minion=minion, minimum=int(level[1]))
+    standing = made.standing(word.minion, now)
+    appraised_token.check_current(word, standing.record, int(standing.shown(now)["level"][1]))
+    return found
 
 
 def host_key(minion: str, timeout: int = 60) -> dict[str, Any]:
@@ -473,7 +509,7 @@ def hosts() -> dict[str, Any]:
 
         salt-run netspace_attestation.hosts
     """
-    return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar().hosts()})
+    return _answer(lambda: dates.with_texts({record["minion"]: _shown(record) for record in _registrar().hosts()}))
 
 
 def certificate(minion: str) -> dict[str, Any]:
@@ -662,7 +698,7 @@ def ca_status() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_status
     """
-    return _answer(lambda: _registrar().status(time.time()))
+    return _answer(lambda: dates.with_texts(_registrar().status(time.time())))
 
 
 def ca_crl() -> dict[str, Any]:
@@ -782,7 +818,7 @@ def status(target: str = "*") -> dict[str, Any]:
             standing = made.standing(minion, now)
             _announce(made, standing)
             found[minion] = standing.shown(now)
-        return found
+        return dates.with_texts(found)
 
     return _answer(work)
 

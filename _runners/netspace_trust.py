@@ -9,7 +9,7 @@ the links when the master trusts these hosts again, and tells the minions concer
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,13 @@ class _Master:
     def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
         found = self._run("states", sorted(minions))
         return {
-            minion: HostTrust(str(one["state"]), str(one["code"] or ""), str(one["reason"]))
+            minion: HostTrust(
+                str(one["state"]),
+                str(one["code"] or ""),
+                str(one["reason"]),
+                int(one["level"][1:]),
+                float(one["deadline"] or 0),
+            )
             for minion, one in found.items()
         }
 
@@ -126,6 +132,9 @@ class _Master:
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return _minions().ask(minions, function, arguments, self._timeout)
+
+    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+        return _minions().ask_at_once(function, calls, self._timeout)
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
         import salt.utils.event

@@ -16,6 +16,7 @@ is no TPM. Environments and links may demand a level.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_attestation"
+__running__: Mapping[str, Mapping[str, Any]] = {}  # while a state runs, Salt sets it: the results of earlier states
 
 
 def __virtual__() -> str:
@@ -104,5 +106,5 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
         wanted = arguments.whole({"attestation": given} if given else declaration, __pillar__)
         result = _host().converge_attestation(wanted.attestation, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.state(name, result, test=test)

@@ -24,6 +24,7 @@ One environment by itself:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     __salt__: dict[str, Any]
 
 __virtualname__ = "netspace_environment"
+__running__: Mapping[str, Mapping[str, Any]] = {}  # while a state runs, Salt sets it: the results of earlier states
 
 _RESULTS = "netspace_environment.aggregated"
 # Salt's internal keys that every state has, and that are not conditions.
@@ -101,7 +103,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         wanted = declared.whole(declaration, __pillar__)
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     state = state_return.rows(name, result, "environment", wanted.environments, test=test, most=most)
     for each in declared.unaddressable(wanted, __opts__, __pillar__):
         state["comment"] = state_return.told(
@@ -317,7 +319,7 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
     try:
         result = _host().remove_environments({name}, test=test, purge=purge)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return _told(state_return.state(name, result, test=test, only=name))
 
 
@@ -337,7 +339,7 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
                 said = {"state": "stopped"} if state == "stopped" else {}
                 alone = declared.one_environment(each, {**arguments, **said}, __pillar__)
             except NetspaceError as err:
-                results[each] = state_return.failure(each, err)
+                results[each] = state_return.failure(each, err, __running__)
             else:
                 wanted = declared.merged(wanted, alone)
         if wanted is not None:
@@ -347,7 +349,7 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
                 results[each] = state_return.state(each, result, test=test, only=each, others=others)
     except NetspaceError as err:
         for each in batch:
-            results.setdefault(each, state_return.failure(each, err))
+            results.setdefault(each, state_return.failure(each, err, __running__))
     own = results.pop(name)
     _told(own, *results.values())
     if results:

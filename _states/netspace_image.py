@@ -19,6 +19,7 @@ An environment uses the image if its ``image`` is the same text as the ``source`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     __salt__: dict[str, Any]
 
 __virtualname__ = "netspace_image"
+__running__: Mapping[str, Mapping[str, Any]] = {}  # while a state runs, Salt sets it: the results of earlier states
 
 
 def __virtual__() -> str:
@@ -88,7 +90,7 @@ def present(
         wanted = Wanted(name if source is None else str(source), *hashes)
         result = host.converge_images({name: wanted}, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.state(name, result, test=test, only=name)
 
 
@@ -103,5 +105,5 @@ def absent(name: str) -> dict[str, Any]:
     try:
         result = _host().remove_image(name, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.state(name, result, test=test, only=name)

@@ -18,6 +18,7 @@ drops all packets in both directions, except those that match a rule of ``allow`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_interface"
+__running__: Mapping[str, Mapping[str, Any]] = {}  # while a state runs, Salt sets it: the results of earlier states
 
 
 def __virtual__() -> str:
@@ -65,7 +67,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         wanted = arguments.whole(declaration, __pillar__)
         result = _host().converge_interfaces(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.rows(name, result, "interface", wanted.environments, test=test, most=most)
 
 
@@ -107,7 +109,7 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         wanted = arguments.one_interface(name, kwargs, __pillar__)
         result = _host().converge_interfaces(wanted, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.state(name, result, test=test, only=name)
 
 
@@ -126,5 +128,5 @@ def absent(name: str) -> dict[str, Any]:
     try:
         result = _host().remove_interfaces({name}, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return state_return.state(name, result, test=test, only=name)

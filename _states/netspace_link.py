@@ -18,6 +18,7 @@ other connection to each other, and only declared links exist.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_link"
+__running__: Mapping[str, Mapping[str, Any]] = {}  # while a state runs, Salt sets it: the results of earlier states
 
 
 def __virtual__() -> str:
@@ -70,7 +72,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         wanted = arguments.whole(declaration, __pillar__)
         result = _host().converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     links = (link.name for link in delegations.always(wanted))
     return state_return.rows(name, result, "link", links, test=test, most=most)
 
@@ -137,13 +139,18 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     attestation
         ``{policy, minimum}``: the lowest trust level. Below it, the
         link is withheld.
+
+    attested
+        The lowest trust level of the sender's host, such as ``L3``. The
+        receiver's host refuses the link unless a valid result says that
+        the sender's host has it. Defaults to none.
     """
     test = bool(__opts__["test"])
     try:
         wanted = arguments.one_link(name, kwargs, __pillar__)
         result = _host().converge_links(wanted, test=test)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return {**state_return.state(wanted.links[0].name, result, test=test, only=wanted.links[0].name), "name": name}
 
 
@@ -170,5 +177,5 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
         link = arguments.link(name, kwargs, __pillar__)
         result = _host().remove_links({link.name}, test=test, purge=purge)
     except NetspaceError as err:
-        return state_return.failure(name, err)
+        return state_return.failure(name, err, __running__)
     return {**state_return.state(link.name, result, test=test, only=link.name), "name": name}

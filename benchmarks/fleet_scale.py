@@ -93,6 +93,9 @@ class Results:
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {minion: [] for minion in minions}
 
+    def ask_at_once(self, function: str, calls: own_answers.Calls) -> dict[str, Any]:
+        return {minion: [] for minions, _ in calls for minion in minions}
+
     def tell(self, event: str, data: Mapping[str, Any]) -> None: ...
 
 

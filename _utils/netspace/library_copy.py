@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from netspace.errors import MissingError
 from netspace.layout import Layout
@@ -66,28 +67,20 @@ def installed(layout: Layout) -> str:
         return ""
 
 
+def coming(layout: Layout) -> str:
+    """Return the digest that the copy would have after :func:`install`. Changes nothing."""
+    return _compared(layout).digest
+
+
 def install(layout: Layout) -> bool:
     """Make the copy equal to the running library; return whether anything was written."""
-    global _known
     import shutil
 
-    origin = source()
-    if layout.library in origin.parents:
-        return False  # this process runs the copy
     before = installed(layout)
-    there = (layout.library / before / "__main__.py").exists()
-    folders, known = _known
-    if there and known == before and _unchanged(folders):
-        return False
-    files, folders, stamp = _files(str(origin))
-    if there and stamp and _noted(layout, before) == stamp:
-        _known = (folders, before)
-        return False
-    contents = {**_contents(files), "__main__.py": STARTER.format(folders=_folders()).encode()}
-    digest = _digest(contents)
-    _known = (folders, digest)
-    if there and before == digest:
-        _note(layout, digest, stamp)
+    digest, contents, stamp, equal = _compared(layout)
+    if equal:
+        if contents:
+            _note(layout, digest, stamp)
         return False
     layout.library.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = layout.library / f".{digest}.{os.getpid()}"
@@ -114,6 +107,41 @@ def install(layout: Layout) -> bool:
             else:
                 shutil.rmtree(path, ignore_errors=True)
     return True
+
+
+class _Compared(NamedTuple):
+    """The running library, compared with the copy in use.
+
+    :param digest: its digest.
+    :param contents: its files, if they had to be read.
+    :param stamp: the stamps of its files (:func:`_files`), if its files were read.
+    :param equal: whether the copy in use is there, and is equal.
+    """
+
+    digest: str
+    contents: Mapping[str, bytes] = {}
+    stamp: str = ""
+    equal: bool = True
+
+
+def _compared(layout: Layout) -> _Compared:
+    """Compare the running library with the copy in use, and read its files only if their stamps changed."""
+    global _known
+    before, origin = installed(layout), source()
+    if layout.library in origin.parents:
+        return _Compared(before)  # this process runs the copy
+    there = (layout.library / before / "__main__.py").exists()
+    folders, known = _known
+    if there and known == before and _unchanged(folders):
+        return _Compared(before)
+    files, folders, stamp = _files(str(origin))
+    if there and stamp and _noted(layout, before) == stamp:
+        _known = (folders, before)
+        return _Compared(before)
+    contents = {**_contents(files), "__main__.py": STARTER.format(folders=_folders()).encode()}
+    digest = _digest(contents)
+    _known = (folders, digest)
+    return _Compared(digest, contents, stamp, there and digest == before)
 
 
 def remove(layout: Layout) -> None:

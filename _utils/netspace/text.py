@@ -23,6 +23,11 @@ def printable(text: str, kept: str = "", instead: str | None = None) -> str:
     )
 
 
+def one_word(text: str) -> str:
+    """Return *text* as one word of printable ASCII: other characters and blanks are escaped like Python's repr."""
+    return printable(text.encode("ascii", "backslashreplace").decode()).replace(" ", "\\x20")
+
+
 def harmless(text: str) -> str:
     """Return *text* with U+FFFD for each character that controls a terminal or changes the order of characters."""
     return text.translate(_HARMLESS)

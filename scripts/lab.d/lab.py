@@ -157,8 +157,8 @@ def admit(names: Iterable[str]) -> None:
             done = host(name).run(*command)
             if done.returncode == 0:
                 say(f"{name}: its key is accepted by its TPM")
-            elif time.monotonic() > deadline:
-                raise Failed(f"{name}: its key isn't accepted: {(done.stderr or done.stdout).strip()}")
+            elif (why := tpms.refused(name, done.stderr)) or time.monotonic() > deadline:
+                raise Failed(f"{name}: its key isn't accepted: {why or (done.stderr or done.stdout).strip()}")
             else:
                 time.sleep(1)  # the minion may not have shown its key yet, or the master may still start
 
@@ -311,7 +311,7 @@ def wipe(arguments: list[str]) -> int:
                 discard(tpms.folder(home))
                 tpms.make(home, maker)
                 tpms.write_inventory(FOLDER / "master", [FOLDER / other for other in known()], maker)
-        say(f"{name}: another machine from its next start on; delete the old key: lab salt-key -y -d {name}")
+        say(f"{name}: another machine from its next start on; now see docs/lab.md, Replace a host")
     return 0
 
 

@@ -69,6 +69,16 @@ def start(home: Path) -> None:
         subprocess.run([*command, "--tpmstate", f"dir={folder(home) / 'state'}"], stdin=subprocess.DEVNULL, check=True)
 
 
+def refused(name: str, told: str) -> str:
+    """Return why waiting can't help a host whose key isn't accepted; empty if it may be accepted yet.
+
+    :param told: the output of the host's request.
+    """
+    if "[ek-changed]" not in told:
+        return ""
+    return f"another machine had this name; release its TPM: lab salt-run netspace_attestation.release {name}"
+
+
 def write_inventory(master: Path, homes: list[Path], maker: Path) -> None:
     """Write the master's inventory and the maker's certificates, from the hosts' TPMs."""
     roots = master / "tpm-roots"

@@ -7,6 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
+LEFT_OUT = os.environ.get("NETSPACE_LEFT_OUT", "").split(",")
+"""Runtimes that don't work on this host, whatever runs in them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of runtimes that are left out: those with the runtime as a parameter or a mark."""
+    for item in items:
+        parameters = item.nodeid.rpartition("[")[2].rstrip("]").split("-") if "[" in item.nodeid else []
+        marks = [argument for mark in item.iter_markers("runtime") for argument in mark.args]
+        if out := {*parameters, *marks}.intersection(LEFT_OUT):
+            item.add_marker(pytest.mark.skip(f"{', '.join(out)} is left out (NETSPACE_LEFT_OUT)"))
+
 
 @pytest.fixture(autouse=True)
 def devices_stay_the_hosts() -> Iterator[None]:

@@ -137,7 +137,14 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
         assert last["data"]["new"] == state, last
         return float(last["time"])
 
+    def revised(after: str = "") -> list[tuple[str, list[str]]]:
+        """Return the jobs by which minions were told of a change of trust: their ids, and whom each told."""
+        jobs = lab.runner("jobs.list_jobs", "search_function=netspace_link.signed_answer").items()
+        asked = [(job, one["Target"], one["Arguments"][0]["asked"]["function"]) for job, one in sorted(jobs)]
+        return [(job, who) for job, who, function in asked if function == "netspace_trust.revise" and job > after]
+
     assert "orders@h2" in links("h1")
+    former = max((job for job, _ in revised()), default="")
     # Somebody took h2's place: another key answers.
     kept = "/var/lib/netspace/attestation/key"
     lab.do("sh", "h2", "mv", f"{kept}.json", f"{kept}.kept")
@@ -149,6 +156,8 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
     assert not lab.asks("7 figs").startswith("orders@h2")
     until(lambda: lab.salt("h2", "netspace_environment.list")["h2"]["orders"]["state"] == "stopped", patience=120)
     until(lambda: lab.runner("netspace_trust.status", code=1)["waiting"] == {}, patience=120)
+    # The master told each of them once, the peer first, and looked only because of the event: nothing polls.
+    assert [who for _, who in revised(former)] == [["h1"], ["h2"]]
     shown = lab.runner("netspace_trust.status", code=1)["distrusted"]["h2"]
     assert (shown["state"], shown["code"], shown["cut"]) == ("failed", "ak-unknown", ["web@h1.orders"]), shown
 

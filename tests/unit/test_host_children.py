@@ -14,8 +14,10 @@ import msgspec
 import pytest
 
 from netspace.environment import record as records
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
+from netspace.environment.observe import Observed
 from netspace.errors import SpecError
 from netspace.host import child_records
 from netspace.host.child_records import Child, Run
@@ -27,7 +29,7 @@ from netspace.link.mail import emptying
 from netspace.link.record import Record
 from netspace.link.topology.draining import DrainingQueue
 from netspace.plan import Plan, Result
-from netspace.spec import parse, spawns, trust
+from netspace.spec import parse, peer, spawns, trust
 from netspace.spec.types import Declaration, Link, LocalBroker
 
 ASK = ["spawn", "end", "children"]
@@ -185,6 +187,42 @@ def test_children_end_with_their_keeper(host: Host, declared: Declaration, monke
     assert child_records.places(host.layout) == {"web-worker-1"} and not applied.stopped
     host._peer(False, ())
     assert not child_records.places(host.layout) and applied.stopped == [{"web-worker-1"}]
+
+
+def test_parent_that_may_not_ask_any_more_keeps_no_child(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper stays, since another environment may spawn."""
+    other = parse.declaration({"environments": {"other": parent(worker=template())}})
+    recorded(host, other)
+    child_records.write(host.layout, "web-worker-1", a_child())
+    child_records.write(host.layout, "other-worker-1", a_child(parent="other"))
+    applied = Applied(host, monkeypatch)
+    (link,) = peer.links({"other": other.environments["other"]})
+    monkeypatch.setattr(host, "_linked", lambda: Record(broker=LocalBroker(), links={link.name: link}))
+    monkeypatch.setattr(host, "_peer_service", lambda *_: Result(Plan()))
+    monkeypatch.setattr(host, "_tell_peer", lambda _: None)
+    host._peer(False, (link,))
+    assert child_records.places(host.layout) == {"other-worker-1"} and applied.stopped == [{"web-worker-1"}]
+
+
+def test_child_that_ends_during_an_apply_is_not_started(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ran when the apply read its record, and has ended when the apply looks at what runs."""
+    child_records.write(host.layout, "web-worker-1", a_child())
+    wanted = dict.fromkeys(["web-worker-1", "web"], DesiredEnvironment(declared.environments["web"]))
+    planned: list[set[str]] = []
+
+    def observe(*_: object, **__: object) -> Observed:
+        child_records.write(host.layout, "web-worker-1", a_child(begun=GONE))
+        return Observed({}, {}, {}, "")
+
+    monkeypatch.setattr(host.environments, "observe", observe)
+    monkeypatch.setattr(host, "_run", lambda _, desired, *__: planned.append(set(desired)) or Result(Plan()))
+    monkeypatch.setattr("netspace.host.recorded_calls.converge", lambda *_: Result(Plan()))
+    host._run_environments(wanted, (), False, programs=False)
+    assert planned == [{"web"}]
 
 
 def test_next_run_of_a_parent_gets_no_child(host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,7 +361,7 @@ def test_folder_stays_while_the_forwarder_listens_in_it(tmp_path: Path) -> None:
 
 def test_systemd_bounds_the_service(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    lines = unit_file.render(layout, service.service(layout)).splitlines()
+    lines = unit_file.render(layout, service.service(layout, "")).splitlines()
     assert {"MemoryMax=268435456", "CPUQuota=50%", "TasksMax=8"} <= set(lines)
 
 

@@ -61,6 +61,26 @@ def test_an_unchanged_library_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     assert read == [1, 1, 1, 1], "a file of just now may change again, and look the same"
 
 
+def test_what_comes_is_known_without_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, layout = tmp_path / "origin", Layout(root=tmp_path)
+    origin.mkdir()
+    (origin / "a.py").write_text("A = 1")
+    monkeypatch.setattr(library_copy, "source", lambda: origin)
+    first = library_copy.coming(layout)
+    assert not layout.library.exists()
+    library_copy.install(layout)
+    assert library_copy.installed(layout) == first == library_copy.coming(layout)
+    (origin / "b.py").write_text("B = 1")
+    second = library_copy.coming(layout)
+    assert library_copy.installed(layout) == first != second
+    assert library_copy.install(layout)
+    assert library_copy.installed(layout) == second
+    (layout.library / "current" / "__main__.py").unlink()  # a damaged copy is made again
+    assert library_copy.coming(layout) == second
+    assert library_copy.install(layout)
+    assert (layout.library / "current" / "__main__.py").exists()
+
+
 def test_a_changed_one_is_switched_to_and_two_versions_stay(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     library_copy.install(layout)

@@ -138,6 +138,18 @@ def test_problem_of_one_thing_alone_is_told_whole_in_its_row() -> None:
     assert any(row["name"] == "web" and BROKEN in unfolded(row["comment"]) for row in rows)
 
 
+def test_problem_of_several_states_is_told_whole_by_the_first() -> None:
+    tag = "netspace_attestation_|-trust_|-trust_|-required"
+    first = {"trust": {**state_return.failure("trust", "netspace:links: wrong", {}), "__id__": "trust"}}
+    assert first["trust"]["comment"] == "netspace:links: wrong"
+    again = state_return.failure("all", "netspace:links: wrong", {tag: first["trust"]})
+    assert again["result"] is False
+    assert unfolded(again["comment"]) == "Nothing done: first solve the problem that the state 'trust' reports."
+    for earlier in ({tag: {**first["trust"], "result": True}}, {"file_|-a_|-a_|-managed": first["trust"]}):
+        assert state_return.failure("all", "netspace:links: wrong", earlier)["comment"] == "netspace:links: wrong"
+    assert state_return.failure("all", "another", {tag: first["trust"]})["comment"] == "another"
+
+
 @pytest.mark.parametrize("most", [-1, True, "100", None])
 def test_number_of_rows_is_a_number(most: object) -> None:
     assert arguments.rows({}) == arguments.ROWS
@@ -155,7 +167,7 @@ def test_comment_is_no_wider_than_a_terminal_shows_it() -> None:
     returned = [
         state_return.state("all", result, test=False),
         state_return.rows("all", result, "environment", ["web"], test=False, most=9),
-        state_return.failure("all", "netspace:environments: unknown; known here: " + "some, " * 40),
+        state_return.failure("all", "netspace:environments: unknown; known here: " + "some, " * 40, {}),
     ]
     returned += returned[1].pop("sub_state_run")
     for number, one in enumerate(returned):

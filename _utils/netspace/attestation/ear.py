@@ -75,6 +75,10 @@ class AppraisalClaims:
     :param deadline: end of the result's validity at the host, seconds since the epoch.
     :param tee: the confidential guest on which the result rests (kind, measurement, TCB, code); empty if there is no
         guest.
+    :param token_key: thumbprint of the key that signs the tokens of the host's environments; empty if the host has
+        shown none.
+    :param appraisal: the verifier's word on host and key for third parties (``netspace.attestation.host_appraisal``);
+        empty without a key.
     """
 
     minion: str
@@ -89,6 +93,8 @@ class AppraisalClaims:
     version: int
     deadline: float
     tee: Mapping[str, Any] = field(default_factory=dict)
+    token_key: str = ""
+    appraisal: str = ""
 
     @property
     def status(self) -> str:
@@ -171,6 +177,11 @@ def make(key: Signer, told: AppraisalClaims, now: float, software: str) -> str:
                 "netspace_policy_version": told.version,
                 "netspace_deadline": int(told.deadline),
                 **({"netspace_tee": dict(told.tee)} if told.tee else {}),
+                **(
+                    {"netspace_token_key": told.token_key, "netspace_appraisal": told.appraisal}
+                    if told.token_key
+                    else {}
+                ),
             }
         },
     }
@@ -236,6 +247,8 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
             version=_typed(host["netspace_policy_version"], int),
             deadline=_typed(host["netspace_deadline"], int),
             tee=_typed(host.get("netspace_tee", {}), dict),
+            token_key=_typed(host.get("netspace_token_key", ""), str),
+            appraisal=_typed(host.get("netspace_appraisal", ""), str),
         )
     except KeyError as err:
         raise Malformed(f"the result lacks {err.args[0]}") from err

@@ -14,10 +14,14 @@ Token and statement travel in one collection of the RATS Conceptual Messages Wra
     ``application/eat+jwt``: the claims about the environment.
 ``host-key``
     ``application/vnd.netspace.host-key+json``: the host's signed statement about the token's key.
+``appraisal``
+    ``application/vnd.netspace.host-appraisal+jwt``: the word of the fleet's verifier on the host and the token's key
+    (``host_appraisal``), if the verifier knows the key. A collection with this member has a type of its own.
 
-:func:`verify` checks, in this order: the form; the statement's signature by the host's trusted key; the statement's
-    validity; the token's signature; the token's host and boot; the nonce; the token's validity; the asker's
-    expectations. Only :func:`verify` makes an :class:`Attested`. This module uses no file, network, clock or TPM.
+This module checks evidence by the host's own key; ``appraised_token`` checks it by the verifier's word. :func:`verify`
+checks, in this order: the form; the statement's signature by the host's trusted key; the statement's validity; the
+token's signature; the token's host and boot; the nonce; the token's validity; the asker's expectations. Only
+:func:`verify` and ``appraised_token.verify`` make an :class:`Attested`. This module uses no file, network or clock.
 """
 
 from __future__ import annotations
@@ -53,9 +57,12 @@ if TYPE_CHECKING:
 
 PROFILE = "tag:netspace.invalid,2026:environment#1"
 COLLECTION = "tag:netspace.invalid,2026:environment-evidence#1"
+APPRAISED = "tag:netspace.invalid,2026:environment-evidence#2"
+"""The type of a collection with the verifier's word on the host."""
 TOKEN_TYPE, KEY_TYPE = "application/eat+jwt", "application/vnd.netspace.host-key+json"
-EVIDENCE, ENDORSEMENT = 4, 2
-"""The members ``ind`` of a CMW: evidence, and endorsements."""
+APPRAISAL_TYPE = "application/vnd.netspace.host-appraisal+jwt"
+EVIDENCE, ENDORSEMENT, RESULT = 4, 2, 8
+"""The members ``ind`` of a CMW: evidence, endorsements, and attestation results."""
 TYP = "eat+jwt"
 PREFIX = b"netspace-host-key/1\0"
 """Precedes the statement in all that is signed, so that no other use of the host's key can be mistaken for it."""
@@ -71,6 +78,7 @@ BOUND = re.compile(r"[A-Za-z0-9_-]{43}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 Kind = Literal["software", "tpm"]
+Level = Literal["L1", "L2", "L3", "L4", "L5"]
 CLAIMED = "tpm-claimed"
 """Kind of a host's public key that is a TPM's by the host's word alone."""
 
@@ -101,12 +109,16 @@ class Expected:
 class Attested:
     """The claims about an environment that a trusted host signed.
 
-    :param level: always L1. Root of the host could use the software key. For a key that the host says is in its TPM,
-        the master has no proof by a credential.
-    :param pcrs: the PCRs that were quoted, empty if a software key vouches. Their values are only the host's claim.
+    :param host: the host's name in links. Where a verifier vouches, it is only the host's claim: see *minion*.
+    :param level: L1 where the host's own key vouches: root of the host could use the software key, and for a key that
+        the host says is in its TPM there is no proof by a credential. Else the level that the verifier found.
+    :param pcrs: the PCRs that were quoted, empty if a software key or a verifier vouches. Their values are only the
+        host's claim.
     :param started: time when the environment's program was started, in seconds since 1970; None if the host does not
         know it.
     :param key: thumbprint of the key that the environment named as its own. The host doesn't know who has this key.
+    :param minion: the host's name at the verifier; None where no verifier vouches.
+    :param verifier: thumbprint of the verifier's key; None where no verifier vouches.
     """
 
     environment: str
@@ -116,8 +128,10 @@ class Attested:
     configuration: str
     started: float | None
     key: str | None
-    level: Literal["L1"]
+    level: Level
     pcrs: Mapping[int, bytes]
+    minion: str | None = None
+    verifier: str | None = None
 
 
 # -- making ------------------------------------------------------------------------------------------
@@ -171,13 +185,18 @@ def unsigned(kid: str, said: bytes) -> bytes:
     return f"{jose.text(header)}.{jose.text(said)}".encode()
 
 
-def collected(token: str, key: str) -> str:
-    """Return the collection (JSON text) of a token and the signed statement about the token's key."""
-    found = {
-        "__cmwc_t": COLLECTION,
+def collected(token: str, key: str, appraisal: str = "") -> str:
+    """Return the collection (JSON text) of a token and the signed statement about the token's key.
+
+    :param appraisal: the verifier's word on the host; empty: there is none.
+    """
+    found: dict[str, Any] = {
+        "__cmwc_t": APPRAISED if appraisal else COLLECTION,
         "token": [TOKEN_TYPE, jose.text(token.encode()), EVIDENCE],
         "host-key": [KEY_TYPE, jose.text(key.encode()), ENDORSEMENT],
     }
+    if appraisal:
+        found["appraisal"] = [APPRAISAL_TYPE, jose.text(appraisal.encode()), RESULT]
     return _json(found).decode()
 
 
@@ -210,57 +229,70 @@ def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Atteste
         runner ``netspace_attestation.host_key``, which asks for a signed answer.
     :raises Refused: when a check fails; the error's code names the check.
     """
-    token, key = _parts(text)
-    said, pcrs = _vouched_for(key, trusted)
+    token, key, _ = parts(text)
+    said, pcrs = _vouched_for(_object(key, "host-key"), trusted)
     if not said["issued"] - SKEW <= now <= said["expires"]:
         raise HostKeyExpired(f"the token's key is valid from {said['issued']} to {said['expires']}")
-    told = _claims(token, said["key"])
+    told = claims_of(token, said["key"])
     for name in ("host", "boot"):
         if told[f"netspace_{name}"] != said[name]:
             raise TokenElsewhere(f"the token is of another {name} than the statement about its key")
-    if not hmac.compare_digest(told["eat_nonce"].encode(), expected.nonce.encode()):
-        raise TokenReplayed("the token has another nonce than the asker's")
-    if not told["iat"] - SKEW <= now <= told["exp"]:
-        raise TokenExpired(f"the token is valid from {told['iat']} to {told['exp']}")
-    own = told["cnf"]["jkt"] if "cnf" in told else None
-    found = Attested(
-        told["sub"],
-        said["host"],
-        said["boot"],
-        told["netspace_image"],
-        told["netspace_configuration"],
-        told["netspace_started"],
-        own,
-        "L1",
-        pcrs,
-    )
-    for name in ("environment", "host", "image", "configuration", "key"):
-        wanted, is_ = getattr(expected, name), getattr(found, name)
-        if wanted is not None and wanted != is_:
-            raise TokenOther(f"{name}: {is_}; expected {wanted}")
+    found = answered(told, expected, now, Attested(**about(told), level="L1", pcrs=pcrs))
     for pcr, value in sorted(expected.pcrs.items()):
         if pcrs.get(pcr) != value:
             raise TokenOther(f"PCR {pcr}: {pcrs[pcr].hex() if pcr in pcrs else 'not quoted'}; expected {value.hex()}")
     return found
 
 
-def _parts(text: str) -> tuple[str, dict[str, Any]]:
-    """Return a collection's token, and its message with the host's signed statement."""
+def answered(told: Mapping[str, Any], expected: Expected, now: float, found: Attested) -> Attested:
+    """Check that a token answers the asker's question now, and is about what the asker expects; return *found*.
+
+    :param told: the token's claims.
+    :param found: the same claims, with those who vouch for them.
+    """
+    if not hmac.compare_digest(told["eat_nonce"].encode(), expected.nonce.encode()):
+        raise TokenReplayed("the token has another nonce than the asker's")
+    if not told["iat"] - SKEW <= now <= told["exp"]:
+        raise TokenExpired(f"the token is valid from {told['iat']} to {told['exp']}")
+    for name in ("environment", "host", "image", "configuration", "key"):
+        wanted, is_ = getattr(expected, name), getattr(found, name)
+        if wanted is not None and wanted != is_:
+            raise TokenOther(f"{name}: {is_}; expected {wanted}")
+    return found
+
+
+def about(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an :class:`Attested` that a token has."""
+    names = ("host", "boot", "image", "configuration", "started")
+    own = told["cnf"]["jkt"] if "cnf" in told else None
+    return {"environment": told["sub"], "key": own, **{name: told[f"netspace_{name}"] for name in names}}
+
+
+def parts(text: str) -> tuple[str, bytes, str]:
+    """Return a collection's token, its message with the host's signed statement, and the verifier's word on the host.
+
+    The verifier's word is empty if the collection has none. Nothing is checked but the form of the collection.
+
+    :raises Malformed: when the text has another form.
+    """
     if not isinstance(text, str) or len(text) > MOST:
         raise Malformed(f"no collection of at most {MOST} characters")
     found = _object(text, "collection")
-    if set(found) != {"__cmwc_t", "token", "host-key"} or found["__cmwc_t"] != COLLECTION:
+    kinds = {"token": (TOKEN_TYPE, EVIDENCE), "host-key": (KEY_TYPE, ENDORSEMENT)}
+    if found.get("__cmwc_t") == APPRAISED:
+        kinds["appraisal"] = (APPRAISAL_TYPE, RESULT)
+    if set(found) != {"__cmwc_t", *kinds} or found["__cmwc_t"] not in (COLLECTION, APPRAISED):
         raise Malformed(f"collection: expected {COLLECTION} with token and host-key")
-    raw = {}
-    for name, (kind, ind) in {"token": (TOKEN_TYPE, EVIDENCE), "host-key": (KEY_TYPE, ENDORSEMENT)}.items():
+    raw = {"appraisal": b""}
+    for name, (kind, ind) in kinds.items():
         record = found[name]
         if not isinstance(record, list) or len(record) != 3 or record[0] != kind or record[2] is not ind:
             raise Malformed(f"{name}: expected a record of type {kind}")
         raw[name] = _octets(record[1], name)
     try:
-        return raw["token"].decode("ascii"), _object(raw["host-key"], "host-key")
+        return raw["token"].decode("ascii"), raw["host-key"], raw["appraisal"].decode("ascii")
     except UnicodeDecodeError as err:
-        raise Malformed("token: not ASCII") from err
+        raise Malformed("token or appraisal: not ASCII") from err
 
 
 def _trusted(key: bytes) -> EllipticCurvePublicKey | Ed25519PublicKey:
@@ -344,8 +376,12 @@ def _statement(raw: bytes) -> dict[str, Any]:
         raise Malformed(f"statement: {err}") from err
 
 
-def _claims(token: str, key: Mapping[str, str]) -> dict[str, Any]:
-    """Check that *key* signed a token, and return the token's claims."""
+def claims_of(token: str, key: Mapping[str, str]) -> dict[str, Any]:
+    """Check that *key* signed a token, and return the token's claims.
+
+    :raises Malformed: when token or claims have another form.
+    :raises TokenForged: when another key signed, or with another algorithm.
+    """
     try:
         told = jose.opened(token, TYP, [key], MOST_TOKEN)
     except jose.Unreadable as err:

@@ -56,6 +56,8 @@ class Context:
     :param nonce: 16 to 64 random bytes, used once.
     :param environments: head of the log of environments' events; empty if there is no log.
     :param binding: a further value to which the evidence is bound, such as the id of the boot; may be empty.
+    :param key: thumbprint of the key that signs the tokens of the host's environments, for which the host vouches by
+        this evidence; empty: for none.
     """
 
     verifier: str
@@ -64,6 +66,7 @@ class Context:
     nonce: bytes
     environments: bytes = b""
     binding: bytes = b""
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not MIN_NONCE <= len(self.nonce) <= MAX_NONCE:
@@ -83,6 +86,8 @@ class Context:
             self.nonce,
             hashlib.sha256(self.environments).digest(),
             hashlib.sha256(self.binding).digest(),
+            # Verifiers of earlier versions know no such key, so there is a field only if there is a key.
+            *((self.key.encode(),) if self.key else ()),
         )
         return hashlib.sha256(fields).digest()
 

@@ -552,6 +552,79 @@ class TokenOther(Refused):
     remedy = "compare what is expected with what the host runs: its declaration, image and PCRs"
 
 
+class AppraisalMissing(Refused):
+    """Evidence of an environment without a verifier's word on its host, although that was demanded."""
+
+    code = "appraisal-none"
+    remedy = (
+        "let the master attest the host once an environment may ask for proofs, and ask the environment again; "
+        "a host that judges itself has no such word"
+    )
+
+
+class AppraisalForged(Refused):
+    """A verifier's word on a host that no trusted verifier signed, or with another algorithm than ES256."""
+
+    code = "appraisal-signature"
+    remedy = "find out who made it; if the master's verifier has a new key, trust that one (netspace_attestation.jwks)"
+
+
+class AppraisalExpired(Refused):
+    """A verifier's word on a host that has expired or is not valid yet."""
+
+    code = "appraisal-expired"
+    remedy = "let the master attest the host again, compare the clocks, and ask the environment again"
+
+
+class AppraisalLow(Refused):
+    """A verifier's word on a host that gives a lower level than the asker demands."""
+
+    code = "appraisal-level"
+    remedy = "netspace_attestation.explain on the master says why the host has no higher level"
+
+
+class AppraisalElsewhere(Refused):
+    """A verifier's word on another host than the asker expects."""
+
+    code = "appraisal-host"
+    remedy = "find out who sent the evidence of another host"
+
+
+class AppraisalOutdated(Refused):
+    """A verifier's word on a host that the verifier itself has replaced or withdrawn since."""
+
+    code = "appraisal-outdated"
+    remedy = "ask the environment again; if the host was restarted since, the proof is from before the restart"
+
+
+class TokenKeyOther(Refused):
+    """A token by another key than the one that the verifier's word on the host names."""
+
+    code = "token-key"
+    remedy = "find out who made this token; no appraised host vouches for its key"
+
+
+class TokenKeyUnproved(Refused):
+    """A key of tokens that a host showed to its verifier without a proof, for this challenge, that it has the key."""
+
+    code = "token-key-proof"
+    remedy = "find out whose key the host showed as its own"
+
+
+class TokenKeyOld(Refused):
+    """A key of tokens that the host had already in an earlier boot. A genuine host makes a new key in each boot."""
+
+    code = "token-key-boot"
+    remedy = "restart the host; if it happens again, find out what kept the key over a restart"
+
+
+class TokenOtherBoot(Refused):
+    """A token of another boot of the host than the one that the verifier judged."""
+
+    code = "token-boot"
+    remedy = "ask the environment again; if it happens again, find out who put token and appraisal together"
+
+
 class PolicyDowngraded(Refused):
     """A policy whose version is lower than one that was in force before, or a result by such a policy."""
 

@@ -42,6 +42,9 @@ class Result:
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
     :param fallback: whether the host used a software key although a TPM is configured.
     :param tee: the confidential guest on which the level rests, as the master reported it; empty if there is none.
+    :param token_key: thumbprint of the key of environments' tokens that the master's verifier knows to be this host's;
+        empty if there is none.
+    :param appraisal: the verifier's word on this host and that key, for third parties; empty without a key.
     """
 
     level: int
@@ -56,6 +59,8 @@ class Result:
     tpm: Mapping[str, str]
     fallback: bool = False
     tee: Mapping[str, Any] = field(default_factory=dict)
+    token_key: str = ""
+    appraisal: str = ""
 
 
 def path(layout: Layout) -> Path:
@@ -96,8 +101,11 @@ def load(layout: Layout) -> Result | None:
         "tpm": (dict,),
         "fallback": (bool,),
         "tee": (dict,),
+        "token_key": (str,),
+        "appraisal": (str,),
     }
-    record.setdefault("tee", {})  # absent in results of versions before TEEs
+    for name, absent in {"tee": {}, "token_key": "", "appraisal": ""}.items():
+        record.setdefault(name, absent)  # results of earlier versions lack these fields
     version = record.pop("v", None)
     wrong = [
         one.name

@@ -16,7 +16,7 @@ from netspace.index import Index
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "2"  # raise it whenever `of` finds something else in the same record
+_VERSION = "3"  # raise it whenever `of` finds something else in the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -28,6 +28,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     :param promised: bytes that the environment's own file systems may hold.
     :param watched: whether the environment needs the health-watching service.
     :param confined: the AppArmor profile under which the environment starts; empty if it has none.
+    :param tenant: the tenant to which the environment belongs; empty if it belongs to none.
     """
 
     base: int
@@ -36,6 +37,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     promised: int = 0
     watched: bool = False
     confined: str = ""
+    tenant: str = ""
 
 
 def sort(its: Claims) -> str:
@@ -47,7 +49,8 @@ def of(record: Record) -> Claims:
     """Return the claims of an environment."""
     spec = record.spec
     promised = sum(disk_sizes.sizes(spec).values())
-    return Claims(record.base, folders(spec), spec.after, promised, watched(spec), record.confined)
+    whose = spec.tenant or ""
+    return Claims(record.base, folders(spec), spec.after, promised, watched(spec), record.confined, whose)
 
 
 def folders(spec: Environment) -> tuple[str, ...]:

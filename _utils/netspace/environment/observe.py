@@ -89,7 +89,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param mounted: mounts by their target.
     :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
-    :param watched: whether the health-watching service is in its required state.
+    :param unwatched: why the service that watches health is not in its required state; empty if it is.
     :param missing: images that no recorded environment uses and that can't be built, each with the reason.
     :param initless: why environments can't have an init on this host; empty if they can.
     :param others: the claims of all other environments.
@@ -107,7 +107,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     idle: bool = False
     unrecorded: frozenset[str] = frozenset()
     mounted: Mapping[str, mounts.Mount] = msgspec.field(default_factory=dict)
-    watched: bool = True
+    unwatched: str = ""
     now: float = 0.0
     updating: frozenset[str] = frozenset()
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -133,6 +133,7 @@ def observe(
     wanted: Collection[str] = (),
     *,
     sized: bool = True,
+    version: str,
 ) -> Observed:
     """Observe everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
@@ -143,6 +144,7 @@ def observe(
         are read.
     :param wanted: images that may have to be built. :attr:`Observed.missing` gets those of them that can't be built.
     :param sized: whether a desired environment has file systems with a declared size.
+    :param version: the digest of the library's copy that the service of health should run.
     """
     everybody = index.read(sealed=about is not None)
     near = records.some(layout, everybody if about is None else {name for name in about if name in everybody})
@@ -156,7 +158,7 @@ def observe(
     found = {}
     kinds = everybody.examples().values()
     probed = any(its.watched for its in kinds)
-    services = [environment_services.health(layout)] if probed else []
+    services = [environment_services.health(layout, version)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
             services.append(
@@ -187,8 +189,7 @@ def observe(
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
-    runs = watching(statuses) and environment_services.HEALTH not in redefined
-    watched = runs or not probed
+    unwatched = environment_services.unwatched(watching(statuses), redefined) if probed else ""
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
         found,
@@ -201,7 +202,7 @@ def observe(
         not devices(Environment(image="")),
         frozenset(name for name in rootfs.layers(layout, about) if name not in everybody),
         mounted,
-        watched,
+        unwatched,
         time.time(),
         frozenset(records.updating(layout)),
         missing,
@@ -428,6 +429,8 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
     record = around.known[name]
     if parent := spawns.parent_of(name, lambda one: around.known[one].spec if one in around.known else None):
         row["parent"] = parent
+    if record.spec.tenant is not None:
+        row["tenant"] = record.spec.tenant
     known = current(layout, name, record, status)
     health = ""
     if record.spec.health is not None and status.state in ("running", "starting"):

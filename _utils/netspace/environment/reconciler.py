@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from netspace import files
+from netspace import files, library_copy
 from netspace.environment import claims, observe, programs, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
@@ -100,7 +100,12 @@ class Environments:
         return records.read_each(self.layout, names)
 
     def observe(
-        self, about: Collection[str] | None = None, wanted: Collection[str] = (), *, sized: bool = True
+        self,
+        about: Collection[str] | None = None,
+        wanted: Collection[str] = (),
+        *,
+        sized: bool = True,
+        version: str | None = None,
     ) -> Observed:
         """Observe everything once: records, services, mounts, files, image sources. Changes nothing.
 
@@ -108,11 +113,13 @@ class Environments:
         :param wanted: images that may have to be built.
         :param sized: whether a desired environment has file systems with a declared size (``limits:disk``, a volume's
             ``size``).
+        :param version: the digest of the library's copy that the service of health should run; None: the present copy.
         """
         return observe.observe(
             *(self.layout, self.supervisor, self.store, self._index),
             *(self.making.controllers, self.making.devices, about, wanted),
             sized=sized,
+            version=library_copy.installed(self.layout) if version is None else version,
         )
 
     def with_programs(self, desired: Mapping[str, DesiredEnvironment], observed: Observed, *, deep: bool) -> Observed:

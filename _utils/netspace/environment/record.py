@@ -96,7 +96,7 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key not in ("state", "settle", "host", "values", "offers", "spawns", "delegates")
+            if key not in ("state", "settle", "host", "values", "offers", "spawns", "delegates", "tenant")
             and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
@@ -162,6 +162,8 @@ def _spec(spec: Environment) -> dict[str, Any]:
         del plain["spawns"]
     if not spec.delegates:
         del plain["delegates"]
+    if spec.tenant is None:  # likewise
+        del plain["tenant"]
     return plain
 
 

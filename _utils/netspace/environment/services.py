@@ -59,16 +59,31 @@ def service(
     )
 
 
-def health(layout: Layout) -> Service:
-    """Return the definition of the service that watches the health of all environments."""
+def health(layout: Layout, version: str) -> Service:
+    """Return the definition of the service that watches the health of all environments.
+
+    :param version: the digest of the library's copy that the service runs.
+    """
     return Service(
         name=HEALTH,
         description=f"{layout.instance}: the health of environments",
         command=library_copy.command(layout, "health"),
         variables={
             **oci_runtime.VARIABLES,
-            "NETSPACE_LIBRARY": library_copy.installed(layout),
+            "NETSPACE_LIBRARY": version,
         },  # a new library restarts the service
         stop_timeout=5.0,
         delegate=True,  # it runs crun
     )
+
+
+def unwatched(runs: bool, redefined: Collection[str]) -> str:
+    """Return why an apply starts or restarts the service that watches health; empty if it doesn't.
+
+    :param redefined: the services whose definition has changed.
+    """
+    if not runs:
+        return "the service that watches its health does not run"
+    if HEALTH in redefined:
+        return "the service that watches its health is restarted: netspace, or its definition, changed"
+    return ""

@@ -228,6 +228,10 @@ def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list
                     why = f"{entry.target} runs on {target}, which {source} can't reach; declare hosts:{target}:address"
                     problems.append(Problem(entry.file, f"{entry.path}:to", why))
                     continue
+                if target != source and entry.body.get("attested") and not trust.verified(declared, source):
+                    why = f"this master doesn't judge {source}; declare verifier: master for it (attestation)"
+                    problems.append(Problem(entry.file, f"{entry.path}:attested", why))
+                    continue
                 yield _Way(entry, source, target, len(chosen) == 1)
 
 

@@ -134,7 +134,10 @@ class FleetDeclaration:
         return self._trusted(self.given.candidate_slice(generation, minion), minion) or {}
 
     def _trusted(self, whole: dict[str, Any] | None, minion: str) -> dict[str, Any] | None:
-        return None if whole is None else trust.served(whole, minion, self.trust.read().hosts)
+        if whole is None:
+            return None
+        book = self.trust.read()
+        return trust.served(whole, minion, book.hosts, book.levels)
 
     def whole(self, minion: str) -> dict[str, Any] | None:
         """Return one minion's slice in force and the facts from ``trust.noted``; None if it has no slice.

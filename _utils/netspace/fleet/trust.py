@@ -44,6 +44,17 @@ class Distrust(msgspec.Struct, frozen=True):
     since: float
 
 
+class Level(msgspec.Struct, frozen=True):
+    """The level of a host by the verifier's last result.
+
+    :param level: 0 to 5.
+    :param until: the end of the result's validity, seconds since 1970.
+    """
+
+    level: int
+    until: float
+
+
 class Book(msgspec.Struct, frozen=True):
     """The master's record of trust in a fleet.
 
@@ -55,6 +66,7 @@ class Book(msgspec.Struct, frozen=True):
     :param waiting: the minions that haven't confirmed a change yet: by minion, the hosts whose trust changed, each with
         the number of the change.
     :param serial: the number of the last change.
+    :param levels: the levels of hosts from which a link with ``attested`` leads to another host, by minion.
     """
 
     hosts: dict[str, Distrust] = msgspec.field(default_factory=dict)
@@ -64,6 +76,7 @@ class Book(msgspec.Struct, frozen=True):
     waiting: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
     serial: int = 0
     version: Literal[1] = 1
+    levels: dict[str, Level] = msgspec.field(default_factory=dict)
 
 
 class HostTrust(NamedTuple):
@@ -71,11 +84,15 @@ class HostTrust(NamedTuple):
 
     :param state: ``trusted``, or another state of an attested host.
     :param code: the code of a refusal; empty if there is none.
+    :param level: 0 to 5; 0 without a valid result.
+    :param until: the end of the result's validity, seconds since 1970.
     """
 
     state: str
     code: str
     reason: str
+    level: int = 0
+    until: float = 0.0
 
 
 def verified(fleet: Fleet, host: str) -> bool:
@@ -158,9 +175,39 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
     return found
 
 
-def served(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> dict[str, Any]:
-    """Return the pillar that a minion gets: its slice without the links that are cut, and without ``trust``."""
-    section = pillar["netspace"]
+def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the other hosts from which links with ``attested`` lead to the slice's host, each with these levels.
+
+    :param pillar: as for :func:`cut`.
+    """
+    found: dict[str, list[str]] = {}
+    for link in pillar["netspace"].get("links", ()):
+        other = str(link["from"]).partition("@")[2]
+        if other and link.get("attested"):
+            found.setdefault(other, []).append(str(link["attested"]))
+    return found
+
+
+def _told(pillar: Mapping[str, Any], levels: Mapping[str, Level]) -> dict[str, Any]:
+    """Return a slice with the levels of the hosts that its links with ``attested`` come from."""
+    section: dict[str, Any] = pillar["netspace"]
+    minions = pillar.get("trust", {}).get("minions", {})
+    told = {
+        host: {"level": f"L{levels[minion].level}", "until": levels[minion].until}
+        for host in sorted(senders(pillar))
+        if (minion := minions.get(host)) in levels
+    }
+    return {**section, "attestation": {**section.get("attestation", {}), "appraised": told}} if told else section
+
+
+def served(
+    pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust], levels: Mapping[str, Level]
+) -> dict[str, Any]:
+    """Return the pillar that a minion gets: its slice without the links that are cut, and without ``trust``.
+
+    :param levels: the levels of hosts, by minion, for links with ``attested``.
+    """
+    section = _told(pillar, levels)
     gone = cut(pillar, minion, distrusted)
     if not gone:
         return {"netspace": section}
@@ -188,6 +235,7 @@ def decide(
     asked: bool,
     linked: Collection[str] = (),
     lost: bool = False,
+    senders: Collection[str] = (),
 ) -> Book:
     """Return the new book after a check of hosts. Hosts that weren't checked keep their entries.
 
@@ -200,6 +248,7 @@ def decide(
         them stays distrusted.
     :param lost: whether the old book is lost. Since any host may have been cut in it, each host that isn't trusted is
         cut at once.
+    :param senders: minions whose level another host needs to know (``attested``).
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
@@ -223,7 +272,35 @@ def decide(
         elif old is None:
             expiring[minion] = since
     looked = now if whole and expiring else before.looked
-    return msgspec.structs.replace(before, hosts=hosts, expiring=expiring, looked=looked, late=late)
+    levels = _levels(before, hosts, known & set(senders), states)
+    return msgspec.structs.replace(before, hosts=hosts, expiring=expiring, looked=looked, late=late, levels=levels)
+
+
+def _levels(
+    before: Book, distrusted: Mapping[str, Distrust], senders: Collection[str], states: Mapping[str, HostTrust]
+) -> dict[str, Level]:
+    """Return the levels of *senders* after a check.
+
+    A host whose result has expired keeps its level until it counts as distrusted, so that a master that was down ends
+    no link. The receivers' hosts see that the result has expired.
+    """
+    found = {}
+    for minion in sorted(senders):
+        state, old = states.get(minion), before.levels.get(minion)
+        distrust = distrusted.get(minion)
+        if distrust is not None and distrust.kind == "expired":
+            found[minion] = Level(0, 0.0)
+        elif state is not None and (state.state == TRUSTED or state.state in JUDGED):
+            found[minion] = Level(state.level, state.until)
+        elif old is not None:
+            found[minion] = old
+    return found
+
+
+def relevelled(before: Book, after: Book) -> list[str]:
+    """Return the minions whose level changed."""
+    levels = [{minion: one.level for minion, one in book.levels.items()} for book in (before, after)]
+    return sorted(minion for minion in {*levels[0], *levels[1]} if levels[0].get(minion, 0) != levels[1].get(minion, 0))
 
 
 def changed(before: Mapping[str, Distrust], after: Mapping[str, Distrust]) -> list[str]:

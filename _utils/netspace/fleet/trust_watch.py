@@ -56,6 +56,12 @@ class Master(Protocol):
         :raises NetspaceError: no minion can be called.
         """
 
+    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+        """Like :meth:`ask`, with other arguments for other minions; no minion waits for another one's answer.
+
+        :param calls: pairs: minions, and the arguments of the call to them. The messages are sent in this order.
+        """
+
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
         """Report a change of trust to the operator, as an event."""
 
@@ -100,8 +106,12 @@ class _Begun:
 
 
 _begun = _Begun()
-_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str]]] = {}
-"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice."""
+_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str], dict[str, set[str]]]] = {}
+"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice.
+
+The last part has, by the minion of each host from which links with ``attested`` lead to other hosts, these hosts'
+minions.
+"""
 
 
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -157,7 +167,12 @@ def judged(declaration: FleetDeclaration) -> Judged:
         found = {minion: host for minion, host in named.items() if host is not None}
         noted = (pillar.get("trust", {}).get("minions", {}) for pillar in wholes.values())
         linked = frozenset(minion for minions in noted for minion in minions.values() if minion not in wholes)
-        known = _known[declaration.trust.path] = now, found, frozenset(wholes), linked
+        senders: dict[str, set[str]] = {}
+        for receiver, pillar in wholes.items():
+            minions = pillar.get("trust", {}).get("minions", {})
+            for host in trust.senders(pillar):
+                senders.setdefault(minions.get(host, ""), set()).add(receiver)
+        known = _known[declaration.trust.path] = now, found, frozenset(wholes), linked, senders
     return Judged(declaration, known[1])
 
 
@@ -185,9 +200,17 @@ def _seen(
                 raise
             before, due, lost = Book(), list(hosts.hosts), True
         states = master.states(due) if due else {}
-        linked = _known[book.path][3]
+        linked, senders = _known[book.path][3:]
         after = trust.decide(
-            before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked, lost=lost
+            before,
+            hosts.hosts,
+            states,
+            time.time(),
+            whole=whole,
+            asked=asked is None,
+            linked=linked,
+            lost=lost,
+            senders=senders,
         )
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
@@ -196,6 +219,10 @@ def _seen(
                 continue  # it is no longer in force, and no slice has links to it
             for peer in concerned(hosts, minion, before, after):
                 wanted.setdefault(peer, []).append(hosts.hosts[minion])
+        for minion in trust.relevelled(before, after):
+            for peer in senders.get(minion, ()):
+                names = wanted.setdefault(peer, [])
+                names += {hosts.hosts[minion]}.difference(names) if minion in hosts.hosts else ()
         after = trust.to_wait(after, wanted)
         if whole:
             after = trust.pruned(after, _known[book.path][2])
@@ -232,18 +259,17 @@ def _told(
     groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
-    for (names, own), minions in groups.items():
-        try:
-            answers = master.ask(minions, REVISE, {"hosts": list(names), "own": own})
-        except NetspaceError as err:
-            failed |= dict.fromkeys(minions, str(err))
-            continue
-        for minion in minions:
-            answer = answers.get(minion, "it did not answer")
-            if answer == []:
-                done[minion] = waiting[minion]
-            else:
-                failed[minion] = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    calls = [(minions, {"hosts": list(names), "own": own}) for (names, own), minions in groups.items()]
+    try:
+        answers = master.ask_at_once(REVISE, calls) if calls else {}
+    except NetspaceError as err:
+        answers = dict.fromkeys(waiting, str(err))
+    for minion in waiting:
+        answer = answers.get(minion, "it did not answer")
+        if answer == []:
+            done[minion] = waiting[minion]
+        else:
+            failed[minion] = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
     if done:
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
@@ -257,8 +283,8 @@ def _groups(
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
     """Return the minions to inform, grouped by message. A message names hosts.
 
-    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first, because a
-    distrusted host may keep the master waiting for its answer.
+    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first: a distrusted
+    host that is under an attacker's control shouldn't know of its cut before they do.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):
@@ -279,11 +305,12 @@ def _exchanged(
     :param changed: the hosts about whose change minions were informed.
     :return: errors, by the runner function that repeats the failed part.
     """
-    distrusted = declaration.trust.read().hosts
+    book = declaration.trust.read()
+    distrusted = book.hosts
     minions = set[str]()
     for minion, host in hosts.hosts.items():
         if host in changed and minion not in distrusted:
-            section = trust.served(hosts.pillar(minion), minion, distrusted)["netspace"]
+            section = trust.served(hosts.pillar(minion), minion, distrusted, book.levels)["netspace"]
             if peers := joining.sealed_peers(section):
                 minions |= {minion, *(hosts.peers(minion)[peer] for peer in peers)}
     if not minions:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from netspace.layout import Layout
 from netspace.spec.suggest import Refused, Setting
-from netspace.text import printable
+from netspace.text import one_word
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
@@ -52,11 +52,12 @@ def _told(one: Refusal, record: Record) -> Refused:
 
 
 def _quoted(path: str) -> str:
-    """Return a path as one word without control characters.
+    """Return a path as one word of ASCII.
 
-    A program can choose a path that would look like another row of a table.
+    A program can choose a path that would look like another row of a table, or whose letters look like others, are
+    wider than others or are written from right to left.
     """
-    return printable(path).replace(" ", "\\x20")
+    return one_word(path)
 
 
 def _spoken(one: Refusal) -> str:

@@ -6,7 +6,7 @@ trust permits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import child_records, delegation_records, recorded_calls
+from netspace.host.parts import CHANGED
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import delegations, peer, spawns, trust
@@ -111,8 +112,14 @@ class Cards(TrustGate):
         ended = {one for one in child_records.places(self.layout, known) if child_records.due(self.layout, one)}
         return {name: record for name, record in known.items() if name not in ended}
 
-    def _end_children(self) -> None:
-        """End all children, since their keeper is gone (``children``)."""
+    def _ended(self, names: Iterable[str]) -> set[str]:
+        """Return which of these are children whose program has ended. Their keeper frees their places."""
+        if not self.layout.records(child_records.KIND).is_dir():
+            return set()
+        return {place for place in child_records.places(self.layout, names) if child_records.ended(self.layout, place)}
+
+    def _end_children(self, keep: Collection[str]) -> None:
+        """End all children except those of the environments in *keep* (``children``)."""
 
     def _free_places(self, test: bool) -> None:
         """Remove the records of children whose place is gone."""
@@ -200,7 +207,13 @@ class Cards(TrustGate):
         if not test and any(map(peer.is_link, self._linked().links.values())):
             self._publish()
 
-    def _peer(self, test: bool, after: Collection[Link], declared: Mapping[str, Environment] | None = None) -> Result:
+    def _peer(
+        self,
+        test: bool,
+        after: Collection[Link],
+        declared: Mapping[str, Environment] | None = None,
+        version: str | None = None,
+    ) -> Result:
         """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
         The keeper of children is started if an environment with such a link may have children, or delegate; else it is
@@ -208,6 +221,7 @@ class Cards(TrustGate):
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
         :param declared: the environments after the change, by name. For other environments, the records count.
+        :param version: the digest of the library's copy that the services shall run; None: that of an apply.
         """
         from netspace.link import host_peer
 
@@ -216,23 +230,24 @@ class Cards(TrustGate):
         # After a reboot, a service that a killed run left out has no folder any more.
         if not (asking or host_peer.folder(self.layout).exists() or self.supervisor.observe(known)):
             return Result(Plan())
-        from netspace import library_copy
         from netspace.host.peer import service
 
-        if asking and not test:
-            library_copy.install(self.layout)
+        if version is None:
+            version = self._library(test, needed=bool(asking))
         self._tell_peer(test)
         spawning = self._spawning(asking, declared or {})
         parts = [
-            (service.service(self.layout), bool(asking), "it answers as host"),
-            (service.keeper(self.layout), spawning, "it starts and ends children, and delegates"),
+            (service.service(self.layout, version), bool(asking), "it answers as host"),
+            (service.keeper(self.layout, version), spawning, "it starts and ends children, and delegates"),
         ]
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
             result = result.joined(self._peer_service(test, made, wanted, why))
-        if not spawning and not test:
-            self._end_children()
-            self._end_delegations()
+        if not test:
+            # Who may not ask any more can't end them; and without a keeper, nobody ends them in time.
+            self._end_children(asking if spawning else ())
+            if not spawning:
+                self._end_delegations()
         if not asking and not test and result.ok:  # a run was killed before it removed the folder
             service.forget(self.layout)
         return result
@@ -248,6 +263,7 @@ class Cards(TrustGate):
         need = service.lacking(self.supervisor, made, wanted)
         if need is None:
             return Result(Plan())
+        why += CHANGED if need[0] == "restart" else ""
         step = Step("service", self.layout.service(made.name), need[0], {"state": need[1]}, why)
         if test:
             return Result(Plan([step]))
@@ -276,9 +292,7 @@ class Cards(TrustGate):
         """
         if not (whole and test):
             return tuple(self._linked().links.values())
-        links, _ = self._possible(
-            declared.broker, self._permitted(declared, self._verdicts(trust.links, declared, test))
-        )
+        links, _ = self._possible(declared.broker, self._permitted(declared, self._link_verdicts(declared, test)))
         return links
 
     def _as_recorded(self, known: Mapping[str, Record], withheld: Collection[str]) -> dict[str, DesiredEnvironment]:
@@ -323,7 +337,11 @@ class Cards(TrustGate):
             {*desired, *remove},
             {one.image for one in desired.values()},
             sized=any(one.sized for one in desired.values()),
+            version=self._library(test),
         )
+        # Only now: a child that ends after it was seen running is not started by this plan.
+        ended = self._ended(name for name, one in desired.items() if one.state == "running")
+        desired = {name: one for name, one in desired.items() if name not in ended}
         if programs:
             observed = self.environments.with_programs(desired, observed, deep=test)
 

@@ -134,6 +134,12 @@ def remove(layout: Layout, place: str) -> None:
         folder.rmdir()
 
 
+def ended(layout: Layout, place: str) -> bool:
+    """Return whether the program of the child at a place has ended."""
+    child = read(layout, place)
+    return child is not None and child.begun is not None and not child.begun.lasts()
+
+
 PARENT_ENDED, OVER = "its parent has ended", "its lifetime is over"
 
 

@@ -141,8 +141,12 @@ class Children(Cards):
                     child.begun.kill()
             return due, self._finish(due)
 
-    def _end_children(self) -> None:
-        if errors := self._finish(record.places(self.layout, self.environments.names())):
+    def _end_children(self, keep: Collection[str]) -> None:
+        taken = record.places(self.layout)
+        there = self.environments.names(taken) if taken else set()
+        children = {place: record.read(self.layout, place) for place in there}
+        lost = [place for place, child in children.items() if child is None or child.parent not in keep]
+        if errors := self._finish(lost):
             told = "; ".join(f"{place}: {error}" for place, error in sorted(errors.items()))
             raise NetspaceError(f"children can't be ended: {told}; apply again")
 

@@ -108,7 +108,7 @@ class Converge(Cards):
             attended = asserted.joined(self._attend(test))
             # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
-            verdicts = self._verdicts(trust.links, declared, test)
+            verdicts = self._link_verdicts(declared, test)
             permitted = self._permitted(declared, verdicts)
             after = {link.name: link for link in permitted}
             if not whole:
@@ -214,7 +214,7 @@ class Converge(Cards):
         clashes = self._name_clashes(wanted.links)
         if clashes and not test:
             raise SpecError(clashes)
-        verdicts = self._verdicts(trust.links, wanted, test)
+        verdicts = self._link_verdicts(wanted, test)
         broker = self._broker(declared)
         result = self._links(broker, self._permitted(wanted, verdicts), there | verdicts.keys(), False, test)
         result = result.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))

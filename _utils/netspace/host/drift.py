@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from netspace import library_copy
 from netspace.errors import NetspaceError
 from netspace.host.cards import Cards
 from netspace.plan import Plan, Refusal, Result
@@ -31,7 +32,7 @@ class Drift(Cards):
             ("interface", lambda: self.interfaces.again(self.interfaces.observe())),
             ("link", self._drift_of_links),
             ("environment", self._drift_of_environments),
-            ("service", lambda: self._peer(True, self._linked().links.values()).plan),
+            ("service", self._drift_of_peer),
         )
         found = Result(Plan())
         with self._lock(test=True):
@@ -42,6 +43,11 @@ class Drift(Cards):
                     plan = Plan(refusals=[Refusal(kind, "", str(err))])
                 found = found.joined(Result(plan))
         return found.plan
+
+    def _drift_of_peer(self) -> Plan:
+        # A new version of netspace that no apply has brought to the host yet is no drift.
+        version = library_copy.installed(self.layout)
+        return self._peer(True, self._linked().links.values(), version=version).plan
 
     def _drift_of_links(self) -> Plan:
         if not self._linked().links:

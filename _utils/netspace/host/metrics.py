@@ -42,8 +42,9 @@ def families(host: Host) -> list[Family]:
     interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
-        _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
+        _one("netspace_supervisor_up", "Whether the supervisor runs.", _attended(host, statuses)),
         *_states({by[name]: statuses.get(service_name(name)) for name in names}),
+        _tenants(host.layout, by),
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
         *_traffic(host.layout, by, interfaces),
@@ -57,6 +58,12 @@ def families(host: Host) -> list[Family]:
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:
     return counted(name, "gauge", about, {labels(**by): value})
+
+
+def _attended(host: Host, statuses: Mapping[str, Status]) -> bool | None:
+    """Return whether the supervisor runs; None if it has nothing to do, so that netspace's own ends or never began."""
+    up = host.supervisor.attended()
+    return None if up and all(one.state in ("stopped", "failed") for one in statuses.values()) else up
 
 
 def _runs(status: Status | None) -> bool:
@@ -79,6 +86,18 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
     yield Family(f"{name}_oom_kills", "counter", "OOM kills since a start was last requested.", known.keys(), kills)
     since = {key: status.since or None for key, status in known.items()}
     yield counted(f"{name}_state_timestamp_seconds", "gauge", "Time of the last change of state.", since)
+
+
+def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
+    """Return a sample for each environment of a tenant, which joins its other metrics with the tenant."""
+    from netspace.environment import claims
+
+    samples: dict[str, float | None] = {}
+    with contextlib.suppress(NetspaceError):  # a record is damaged, which other metrics and an apply show
+        its = claims.index(layout).read(sealed=True)
+        whose = ((name, known.tenant) for name in names if (known := its.get(name)) is not None)
+        samples = {f'{names[name][:-1]},tenant="{tenant}"}}': 1 for name, tenant in whose if tenant}
+    return counted("netspace_environment_tenant", "gauge", "Always 1; the label has the tenant.", samples)
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from netspace.interface.reconciler import Interfaces
     from netspace.link.reconciler import Links
     from netspace.link.record import Record as LinkRecord
-    from netspace.supervision.service import Supervisor
+    from netspace.supervision.service import Service, Supervisor
 
 Desired = TypeVar("Desired")
 Observed = TypeVar("Observed")
 
 Progress = Callable[[str], None]
 Applied = Callable[[Sequence[Outcome]], None]
+
+
+CHANGED = "; netspace, or its definition, changed"
+"""The reason for the restart of a service of netspace's own."""
 
 
 def _silent(_: str) -> None:
@@ -200,14 +204,12 @@ class Parts:
             if not file.exists():
                 return Result(Plan())
             wanted = self.interfaces.named(others)
-        from netspace import library_copy
         from netspace.interface.names import refresher  # most hosts have no such rule
 
-        if wanted and not test:
-            library_copy.install(self.layout)
+        service = refresher.service(self.layout, self._library(test, needed=wanted))
         status = self.supervisor.observe([refresher.NAME]).get(refresher.NAME)
         old = None if status is None else status.state
-        stale = wanted and bool(self.supervisor.differing([refresher.service(self.layout)]))
+        stale = wanted and bool(self.supervisor.differing([service]))
         if wanted and not stale and old in ("running", "starting"):
             return Result(Plan())
         if not wanted and old is None:
@@ -216,20 +218,21 @@ class Parts:
             return Result(Plan())
         change = {"state": {"old": old, "new": "running" if wanted else None}}
         action = "start" if wanted and not stale else "restart" if wanted else "remove"
-        step = Step("service", self.layout.service(refresher.NAME), action, change, "it looks up names in rules")
+        why = "it looks up names in rules" + (CHANGED if action == "restart" else "")
+        step = Step("service", self.layout.service(refresher.NAME), action, change, why)
         if test:
             return Result(Plan([step]))
         try:
-            self._apply_names(wanted, stale)
+            self._apply_names(service if wanted else None, stale)
         except NetspaceError as err:
             return Result(Plan([step]), [Outcome(step, str(err))])
         return Result(Plan([step]), [Outcome(step)])
 
-    def _apply_names(self, wanted: bool, stale: bool) -> None:
+    def _apply_names(self, wanted: Service | None, stale: bool) -> None:
         from netspace.interface.names import record, refresher
 
         file = record.path(self.layout)
-        if not wanted:
+        if wanted is None:
             raise_any(self.supervisor.remove([refresher.NAME]))
             files.remove(file)
             return
@@ -237,10 +240,27 @@ class Parts:
             record.begin(self.layout)
         if stale:
             raise_any(self.supervisor.stop([refresher.NAME]))
-        self.supervisor.define([refresher.service(self.layout)])
+        self.supervisor.define([wanted])
         raise_any(self.supervisor.start([refresher.NAME]))
 
     # -- upkeep --------------------------------------------------------------------------
+    def _library(self, test: bool, *, needed: bool = False) -> str:
+        """Bring the library's copy on the host up to date, except in a test; return its digest.
+
+        In a test, return the digest that the copy would have. So a dry run knows the services that an apply would
+        restart with a new version. A running supervisor loads the new version; no program notices.
+
+        :param needed: whether to make a copy on a host that has none yet. Without a copy, the result is empty.
+        """
+        from netspace import library_copy
+
+        there = library_copy.installed(self.layout)
+        if test:
+            return library_copy.coming(self.layout) if there else ""
+        if (there or needed) and library_copy.install(self.layout) and there:
+            self.supervisor.attend()
+        return library_copy.installed(self.layout)
+
     def _attend(self, test: bool) -> Result:
         """Start the supervisor if it is down.
 

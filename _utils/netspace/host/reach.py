@@ -127,9 +127,11 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     :param declared: the declaration to draw; None: the state that was applied.
     :raises NetspaceError: there is no such format.
     """
+    from netspace.host import tenants
     from netspace.plugin.graph import rendered
     from netspace.plugin.picture.model import Arrow, Graph, Node, Sort
 
+    whose = tenants.of_environments(host) if declared is None else tenants.declared_of(declared)
     world = _world(host, declared)
     # The name stands for its addresses.
     begun = [edge for edge in reach.edges(world) if not edge.answers and not edge.name]
@@ -141,7 +143,10 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
 
     ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
     arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule, edge.by) for edge in begun]
-    return rendered(form, Graph([Node(end, sort(end)) for end in ends], arrows))
+    nodes = [
+        Node(end, sort(end), f"tenant {whose[end]}" if end in whose else "", team=whose.get(end, "")) for end in ends
+    ]
+    return rendered(form, Graph(nodes, arrows))
 
 
 def _end(world: World, given: object) -> str:

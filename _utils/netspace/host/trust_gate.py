@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -13,6 +15,9 @@ from netspace.spec import delegations, spawns, trust
 from netspace.spec.delegations import Granted
 from netspace.spec.trust import Trust, TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link
+
+MOST_NAMED = 20
+"""The most things that a note names."""
 
 
 class TrustGate(Parts):
@@ -43,6 +48,10 @@ class TrustGate(Parts):
         """Return the recorded environments among *names* that are withheld for lack of trust, with the reasons."""
         known = self.environments.recorded(names)
         return trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+
+    def _link_verdicts(self, declared: Declaration, test: bool) -> Mapping[str, TrustVerdict]:
+        """Return the verdict on each declared link, by its name."""
+        return self._verdicts(functools.partial(trust.links, now=time.time()), declared, test)
 
     def _verdicts(
         self, judge: Callable[[Declaration, Trust], dict[str, TrustVerdict]], declared: Declaration, test: bool
@@ -88,8 +97,17 @@ class TrustGate(Parts):
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:
-    """Return *result* with a refusal for each withheld thing, and a note for each other verdict with a comment."""
+    """Return *result* with a refusal for each withheld thing, and a note for each comment of the other verdicts."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
-    notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
+    told: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        if verdict.allowed and verdict.comment:
+            told.setdefault(verdict.comment, []).append(name)
+    notes = [f"{kind}{'s' * (len(names) > 1)} {_listed(names)}: {comment}" for comment, names in told.items()]
     plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])
     return Result(plan, result.outcomes)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -100,5 +100,7 @@ def plain(link: Link | None) -> dict[str, Any] | None:
     rights: dict[str, Any] = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}
     if link.via != "direct":
         rights["via"] = link.via
+    if link.attested is not None:
+        rights["attested"] = link.attested
     ends = {"from": link.source, "to": link.target, **({} if link.local is None else {"as": link.local})}
     return {**ends, "pattern": link.pattern, **link.bounds, **link.narrowed, **rights}

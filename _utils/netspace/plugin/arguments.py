@@ -1,21 +1,24 @@
-"""Conversion of Salt's arguments, pillar and configuration to typed values. Pure.
+"""Conversion of Salt's arguments, pillar and configuration to typed values. Reads the files of tenants, and no others.
 
 State arguments have the same names as the keys of the declaration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
+from netspace.plugin import tenant_files
 from netspace.spec import checks, hosts, parse, peer
+from netspace.spec.tenancy import names as tenant_names
 from netspace.spec.types import Declaration, Link, LocalBroker, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
 """The parts of ``pillar:netspace`` that also apply to a thing that a state declares alone."""
 
+_IN_PILLAR = "declare it in the pillar, and apply the pillar (state.apply netspace)"
 ROWS = 100
 """The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
 
@@ -129,7 +132,7 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
             "saltutil.refresh_pillar"
         )
         raise SpecError([Problem("netspace", f"nothing is declared: {remedy}")])
-    return parse.declaration(data)
+    return tenant_files.declaration(data)
 
 
 def network(pillar: Mapping[str, Any]) -> Network:
@@ -143,14 +146,16 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
     :raises SpecError: it is invalid.
     """
     _free(name)
+    _no_tenants((name,), pillar)
     settings = _with(pillar)
     spec = parse.environment(name, arguments(kwargs), settings.runtimes)
+    if spec.tenant is not None:
+        raise SpecError([Problem(f"{name}:tenant", f"a quota is for all environments of a tenant; {_IN_PILLAR}")])
     if spec.host and not isinstance(settings.broker, LocalBroker):
         raise SpecError([Problem(f"{name}:host", peer.SHARED)])
     if spec.spawns:
-        remedy = "declare it in the pillar, and apply the pillar (state.apply netspace)"
         raise SpecError(
-            [Problem(f"{name}:spawns", f"children have links, which one environment alone can't have; {remedy}")]
+            [Problem(f"{name}:spawns", f"children have links, which one environment alone can't have; {_IN_PILLAR}")]
         )
     if spec.delegates:
         remedy = "declare it in the pillar, and apply the pillar (state.apply netspace)"
@@ -158,6 +163,26 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
             [Problem(f"{name}:delegates", f"concerns links, which one environment alone can't have; {remedy}")]
         )
     return _with(pillar, environments={name: spec})
+
+
+def _no_tenants(names: Iterable[str], pillar: Mapping[str, Any]) -> None:
+    """Check that none of these names of environments belongs to a tenant of the pillar.
+
+    What a tenant has is checked as a whole.
+
+    :raises SpecError: a name belongs to a tenant, or the pillar's tenants are invalid.
+    """
+    section = pillar.get("netspace")
+    listed = section.get("tenants") if isinstance(section, Mapping) else None
+    if listed is None:
+        return
+    problems: list[Problem] = []
+    tenants = parse.tenants(listed, "netspace:tenants", problems)
+    for name in names:
+        if owner := tenant_names.owner(tenants, name):
+            problems.append(Problem(name, f"this name belongs to the tenant {owner}; {_IN_PILLAR}"))
+    if problems:
+        raise SpecError(problems)
 
 
 def _free(name: str) -> None:
@@ -172,6 +197,7 @@ def _free(name: str) -> None:
 def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """Return a declaration of one interface (of the environment *name*), from state arguments."""
     _free(name)
+    _no_tenants((name,), pillar)
     given = arguments(kwargs) or {"kind": "none"}
     spec = parse.environment(name, {"image": "dir:/", "interface": given})
     return _with(pillar, environments={name: spec})
@@ -181,6 +207,7 @@ def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) ->
     """Return a declaration of one link, from state arguments, or from its name ``<from>.<to>`` alone."""
     declared = _with(pillar)
     parsed = _named(name, kwargs)
+    _no_tenants((parsed.source, parsed.target), pillar)
     found = hosts.local((parsed,), declared.broker)
     problems = hosts.link(found[0] if found else parsed, declared.broker, name)
     problems += [Problem(f"{name}:{key}", message) for key, message in peer.misnamed(parsed)]

@@ -1,11 +1,14 @@
-"""Times in returns that have no table of their own: a date instead of seconds since the epoch. Pure.
+"""Times in returns: as ISO 8601 beside the seconds since the epoch in data, and instead of them on a terminal. Pure.
 
-Only what a terminal shows is changed; the data of a function keep their numbers, which programs compare and subtract.
+Data keep their numbers, since programs compare and subtract them. For each time under a key such as ``since``, they
+also have ``since_at``, the same time as text.
 """
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Collection
+from typing import TypeVar, cast
 
 from netspace.plugin import tables
 
@@ -32,6 +35,48 @@ _FIRST, _END = 10**9, 2**33
 """From 2001 to 2242. A smaller number under such a key is a duration (``deadline``) or a count (``first``)."""
 
 
+BESIDE = "_at"
+"""The end of the key under which the same time is as text."""
+
+T = TypeVar("T")
+
+
+def with_texts(data: T) -> T:
+    """Return *data* with each time under a key of :data:`MOMENTS` also as text with its zone: ``2026-01-31T12:00:00Z``.
+
+    The text's key is that of the number with :data:`BESIDE`, unless *data* has such a key already.
+    """
+    return cast(T, _with_texts(data))
+
+
+def _with_texts(data: object) -> object:
+    if type(data) is list:
+        return [_with_texts(value) for value in data]
+    if type(data) is not dict:
+        return data
+    found: dict[object, object] = {}
+    for key, value in data.items():
+        found[key] = _with_texts(value)
+        if (moment := _moment(key, value)) is not None and f"{key}{BESIDE}" not in data:
+            found[f"{key}{BESIDE}"] = _iso(moment)
+    return found
+
+
+def beside(key: object, data: Collection[object]) -> bool:
+    """Return whether *key* has the text beside a time in *data*, as :func:`with_texts` adds it."""
+    return isinstance(key, str) and key.endswith(BESIDE) and key.removesuffix(BESIDE) in MOMENTS.intersection(data)
+
+
+def _moment(key: object, value: object) -> float | None:
+    """Return the time that *value* is, in seconds since the epoch; None if it isn't a time."""
+    moment = tables.number(value) if isinstance(key, str) and key in MOMENTS else None
+    return moment if moment is not None and _FIRST <= moment < _END else None
+
+
+def _iso(moment: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(int(moment), datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def dated(data: object, now: float) -> object:
     """Return *data* with each time under a key of :data:`MOMENTS` as text: ``2026-01-31T12:00:00Z (3 h ago)``.
 
@@ -39,15 +84,12 @@ def dated(data: object, now: float) -> object:
     :raises RecursionError: *data* is nested too deeply.
     """
     if type(data) is dict:
-        return {key: _value(key, value, now) for key, value in data.items()}
+        return {key: _value(key, value, now) for key, value in data.items() if not beside(key, data)}
     if type(data) is list:
         return [dated(value, now) for value in data]
     return data
 
 
 def _value(key: object, value: object, now: float) -> object:
-    moment = tables.number(value) if isinstance(key, str) and key in MOMENTS else None
-    if moment is None or not _FIRST <= moment < _END:
-        return dated(value, now)
-    shown = datetime.datetime.fromtimestamp(int(moment), datetime.timezone.utc)
-    return f"{shown:%Y-%m-%dT%H:%M:%SZ} ({tables.until(moment, now)})"
+    moment = _moment(key, value)
+    return dated(value, now) if moment is None else f"{_iso(moment)} ({tables.until(moment, now)})"

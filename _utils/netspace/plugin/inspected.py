@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 
-from netspace.plugin import tables
+from netspace.plugin import dates, tables
 from netspace.plugin.tables import Paint, text
 
 _TIMES = frozenset({"since", "built"})
@@ -49,7 +49,7 @@ def _values(found: object, key: str, now: float, depth: int) -> Iterator[tuple[s
     if found is None or (isinstance(found, str | list | tuple | Mapping) and not found):
         return
     if isinstance(found, Mapping):
-        for name in sorted(found, key=text):
+        for name in sorted((one for one in found if not dates.beside(one, found)), key=text):
             yield from _values(found[name], f"{key}:{tables.cut(text(name), 60)}".removeprefix(":"), now, depth - 1)
     elif isinstance(found, list | tuple):
         if any(isinstance(one, Mapping | list | tuple) for one in found):

@@ -91,10 +91,19 @@ class Minions:
         :param timeout: seconds to wait for all answers.
         :raises NetspaceError: Salt can't send the question.
         """
+        return self.ask_at_once(function, [(minions, arguments)], timeout)
+
+    def ask_at_once(self, function: str, calls: own_answers.Calls, timeout: float) -> dict[str, Any]:
+        """Like :meth:`ask`, with other arguments for other minions. No minion waits for another one's answer.
+
+        :param calls: pairs: minions, and the arguments of the call to them. Each minion is in one call. The messages
+            are sent in this order.
+        """
+        minions = [minion for some, _ in calls for minion in some]
         if not minions:
             return {}
         with self._bus(minions, own_answers.MODULE, timeout) as salt_bus:
-            return own_answers.ask(salt_bus, self._identities(), minions, function, arguments, timeout)
+            return own_answers.ask(salt_bus, self._identities(), function, calls, timeout)
 
     def each(self, function: str, calls: Calls, timeout: float, heard: Callable[[str, Any], None]) -> None:
         """Call a function on many minions. No minion waits for another one's answer.

@@ -7,7 +7,7 @@ change twice, the state's ``changes`` name the action for each thing, and the th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from netspace import text
@@ -165,9 +165,20 @@ def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Itera
         yield f"- and {len(steps) - len(listed)} more (see changes)"
 
 
-def failure(name: str, error: NetspaceError | str) -> dict[str, Any]:
-    """Return the result of a state that failed before it changed anything."""
-    return {"name": name, "result": False, "changes": {}, "comment": told(str(error))}
+def failure(name: str, error: NetspaceError | str, earlier: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the result of a state that failed before it changed anything.
+
+    All states of an apply read the same declaration, so a mistake in it makes each of them fail. The first one reports
+    the mistake; the others refer to it.
+
+    :param earlier: the results of the earlier states of this run, by Salt's tags (``__running__``).
+    """
+    comment = told(str(error))
+    for tag, result in earlier.items():
+        if tag.startswith("netspace_") and result.get("result") is False and result.get("comment") == comment:
+            comment = told(f"Nothing done: first solve the problem that the state '{result.get('__id__')}' reports.")
+            break
+    return {"name": name, "result": False, "changes": {}, "comment": comment}
 
 
 def told(*lines: str) -> str:

@@ -16,6 +16,7 @@ from netspace.plugin import (
     fleet_plans,
     fleet_views,
     inspected,
+    metrics_view,
     reachability,
     tables,
     trials,
@@ -45,6 +46,8 @@ def render(data: object, screen: Screen) -> list[str] | None:
     """
     if trials.known(data):
         return trials.lines(data, screen.paint)
+    if isinstance(data, str) and metrics_view.known(data):
+        return metrics_view.lines(data, screen.now, screen.paint)
     if not isinstance(data, Mapping):
         return None
     if not data:
@@ -107,14 +110,27 @@ def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
         since = tables.age(row.get("since"), screen.now) if row["state"] != "stopped" else ""
         state = [
             Cell(name),
+            Cell(text(row.get("tenant"))),
             Cell(_state(row), tone),
             Cell(text(row.get("health")), tone),
             Cell(text(row.get("restarts"))),
         ]
         more = [Cell(since), Cell(level), Cell(address), Cell("" if address else image)]
         rows.append(Row(rank, [*state, *more], _environment_notes(row, rank)))
-    heads = ("ENVIRONMENT", "STATE", "HEALTH", ">RESTARTS", ">AGE", "LEVEL", "ADDRESS", "IMAGE")
+    heads = ("ENVIRONMENT", "TENANT", "STATE", "HEALTH", ">RESTARTS", ">AGE", "LEVEL", "ADDRESS", "IMAGE")
     return tables.table(heads, rows, screen.paint)
+
+
+def _tenants(data: object, screen: Screen) -> list[str]:
+    rows = []
+    for name, row in _items(data):
+        for key, both in mapping(row["quota"]).items():
+            used = mapping(both)
+            full: Tone = "warn" if used["declared"] == used["most"] and text(used["most"]) != "0" else ""
+            rows.append(
+                Row(0, [Cell(name), Cell(text(key)), Cell(text(used["declared"]), full), Cell(text(used["most"]))])
+            )
+    return tables.table(("TENANT", "OF", ">DECLARED", ">QUOTA"), rows, screen.paint)
 
 
 def _address(interface: object) -> str:
@@ -179,12 +195,17 @@ def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Pa
 
 
 # -- trust ----------------------------------------------------------------------
+def _judge(verifier: object) -> str:
+    """Return a verifier's name; ``nobody`` for a host that was never appraised."""
+    return "nobody yet" if verifier == "none" else text(verifier)
+
+
 def _trust(data: object, screen: Screen) -> list[str]:
     """Return the lines about the trust of the host that was asked."""
     trust = mapping(data)
     expires = tables.until(trust.get("expires"), screen.now)
     ended = tables.number(trust.get("expires")) is not None and not expires.startswith("in ")
-    heading = f"trust {text(trust['level'])}, judged by {text(trust['verifier'])}"
+    heading = f"trust {text(trust['level'])}, judged by {_judge(trust['verifier'])}"
     result = f"; the result {'ended' if ended else 'ends'} {expires}" if expires else ""
     tone: Tone = "bad" if ended or trust["level"] == "L0" else "head"
     lines = tables.sentence(Cell(heading + result, tone), screen.paint)
@@ -268,6 +289,9 @@ def _overview(data: object, screen: Screen) -> list[str]:
         lines += ["", *_environments(environments, screen, text(trust["level"]))]
     else:
         lines += ["", *tables.sentence(Cell("no environments: nothing was applied on this host", "dim"), screen.paint)]
+    if lacking := [text(one) for one in sequence(found.get("not_made") or [])]:
+        told = f"declared, but not made: {', '.join(lacking)}; netspace.explain {lacking[0]} tells why"
+        lines += tables.sentence(Cell(told, "warn"), screen.paint)
     return [*lines, "", *_links(found["links"], screen)]
 
 
@@ -383,6 +407,7 @@ def _compared(data: object, screen: Screen) -> list[str]:
 
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
     (_rows_have("state", "restarts", "health", "problem"), _environments),
+    (_rows_have("quota", "environments", "running", "reaches"), _tenants),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
     (_rows_have("state", "level", "minimum", "deadline"), _fleet),
     (_rows_have("level", "ek", "enrolled", "expires"), _enrolled),

@@ -598,6 +598,9 @@ def clashes(
         if not one.durable and isinstance(declared.broker, ClusterBroker):
             why = "a queue in memory is lost with its node of the cluster; leave it out, or use a broker of "
             problems.append(Problem(f"{where}:durable", f"{why}netspace's own"))
+        if one.attested is not None and isinstance(declared.broker, ClusterBroker):
+            why = "needs netspace's own broker: on a broker that hosts share, no host refuses what others send"
+            problems.append(Problem(f"{where}:attested", why))
     every = (*declared.links, *peer.links(declared.environments))
     problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(every).items()]
 

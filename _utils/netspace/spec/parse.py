@@ -15,6 +15,8 @@ import msgspec
 from netspace.errors import Problem, SpecError
 from netspace.spec import checks, delegations, extensions, hosts, never, peer, publish, spawns
 from netspace.spec.publish import Publication, Routed
+from netspace.spec.tenancy import names as tenant_names
+from netspace.spec.tenancy import parts, permissions, quota, separation
 from netspace.spec.types import (
     NAME,
     NAME_RULE,
@@ -35,6 +37,7 @@ from netspace.spec.types import (
     Runtimes,
     Size,
     Template,
+    Tenant,
 )
 
 T = TypeVar("T")
@@ -65,32 +68,19 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     network = part("network", Network, Network())
     chosen = _try(lambda: runtimes(data.get("runtimes"), f"{path}:runtimes"), Runtimes(), problems)
 
-    environments: dict[str, Environment] = {}
-    declared = {} if data.get("environments") is None else data["environments"]
-    if not isinstance(declared, Mapping):
-        problems.append(Problem(f"{path}:environments", f"expected a mapping of names, got {_kind_of(declared)}"))
-        declared = {}
-    for name, value in declared.items():
-        where = f"{path}:environments:{name}"
-        parsed, wrong = _environment(name, value, where, chosen)
-        problems += wrong
-        # Not in _environment: the record of an environment that has had the name for long stays readable.
-        if name == peer.NAME:
-            problems.append(Problem(where, peer.RESERVED))
-        # Keep an environment with problems, so that conflicts with other parts are reported at the same time.
-        if parsed is not None and isinstance(name, str) and NAME.fullmatch(name):
-            environments[name] = parsed
-
+    declared, environments = _environments(data.get("environments"), f"{path}:environments", problems, chosen)
     links: dict[str, Link] = {}
-    listed = [] if data.get("links") is None else data["links"]
-    if not isinstance(listed, (list, tuple)):
-        problems.append(Problem(f"{path}:links", f"expected a list, got {_kind_of(listed)}"))
-        listed = []
-    for index, value in enumerate(listed):
-        where = f"{path}:links:{index}"
-        parsed_link = _try(functools.partial(link, value, where), None, problems)
-        for own in hosts.local((parsed_link,), broker) if parsed_link is not None else ():
+    for where, parsed in _links(data.get("links"), f"{path}:links", problems).items():
+        for own in hosts.local((parsed,), broker):
             links[where] = own
+    rights: dict[str, Tenant] = {}
+    moved: dict[str, str] = {}
+    if data.get("tenants") is not None:
+        rights = tenants(data["tenants"], f"{path}:tenants", problems)
+        problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
+        reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
+        joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
+        links.update(joined)
 
     asserted = _asserted(data.get("never"), broker, f"{path}:never", problems)
     result = Declaration(
@@ -101,6 +91,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         environments=environments,
         links=tuple(links.values()),
         never=tuple(asserted.values()),
+        tenants=rights,
     )
     places = list(links)
     if any(spec.spawns for spec in environments.values()):
@@ -116,9 +107,84 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     problems.extend(checks.clashes(result, path, known=names, places=places))
     problems.extend(checks.whole(result, path, names))
     problems.extend(checks.assertions(result, asserted, names))
+    problems.extend(tenant_names.misplaced(result, path))
+    problems.extend(quota.problems(result, path))
+    problems.extend(separation.problems(result, path))
     if problems:
-        raise SpecError(problems)
+        raise SpecError(parts.placed(problems, f"{path}:environments", moved))
     return result
+
+
+def _environments(
+    data: Any, path: str, problems: list[Problem], usual: Runtimes
+) -> tuple[Mapping[Any, Any], dict[str, Environment]]:
+    """Return the declared mapping of environments (empty if it is none), and the environments that could be parsed."""
+    environments: dict[str, Environment] = {}
+    declared = {} if data is None else data
+    if not isinstance(declared, Mapping):
+        problems.append(Problem(path, f"expected a mapping of names, got {_kind_of(declared)}"))
+        declared = {}
+    for name, value in declared.items():
+        where = f"{path}:{name}"
+        parsed, wrong = _environment(name, value, where, usual)
+        problems += wrong
+        # Not in _environment: the record of an environment that has had the name for long stays readable.
+        if name == peer.NAME:
+            problems.append(Problem(where, peer.RESERVED))
+        # Keep an environment with problems, so that conflicts with other parts are reported at the same time.
+        if parsed is not None and isinstance(name, str) and NAME.fullmatch(name):
+            environments[name] = parsed
+    return declared, environments
+
+
+def _links(listed: Any, path: str, problems: list[Problem]) -> dict[str, Link]:
+    """Return the links that could be parsed, by their paths in the declaration."""
+    if listed is not None and not isinstance(listed, (list, tuple)):
+        problems.append(Problem(path, f"expected a list, got {_kind_of(listed)}"))
+        return {}
+    found = {}
+    for index, value in enumerate(listed or ()):
+        parsed = _try(functools.partial(link, value, f"{path}:{index}"), None, problems)
+        if parsed is not None:
+            found[f"{path}:{index}"] = parsed
+    return found
+
+
+def tenants(data: Any, path: str, problems: list[Problem]) -> dict[str, Tenant]:
+    """Return what the operator permits each tenant, without the tenants' own parts. Add problems to *problems*.
+
+    A tenant whose section is wrong has no permission at all.
+
+    :param data: the section ``tenants``.
+    """
+    if not isinstance(data, Mapping):
+        problems.append(Problem(path, f"expected a mapping of names, got {_kind_of(data)}"))
+        return {}
+    found: dict[str, Tenant] = {}
+    for name, section in data.items():
+        where = f"{path}:{name}"
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append(Problem(where, f"{name!r:.60} can't be a tenant's name: use {NAME_RULE}"))
+            continue
+        own = section
+        if isinstance(section, Mapping):
+            own = {key: value for key, value in section.items() if key not in ("environments", "links")}
+        wrong: list[Problem] = []
+        parsed: Tenant | None = _try(functools.partial(convert, own, Tenant, where), None, wrong)
+        if parsed is not None:
+            kinds = [
+                _try(functools.partial(interface, one, f"{where}:interfaces:{index}"), interface(None), wrong)
+                for index, one in enumerate(parsed.interfaces)
+            ]
+            parsed = msgspec.structs.replace(parsed, interfaces=tuple(kinds))
+            wrong += [Problem(f"{where}:{key}", message) for key, message in permissions.wrong(parsed)]
+            wrong += [Problem(f"{where}:quota:{key}", message) for key, message in quota.unsound(parsed.quota)]
+            found[name] = parsed
+        problems += wrong
+    problems += tenant_names.wrong(found, path)
+    problems += tenant_names.known(found, path)
+    problems += permissions.shared(found, path)
+    return found
 
 
 def _asserted(listed: Any, broker: Broker, path: str, problems: list[Problem]) -> dict[str, Never]:

@@ -172,6 +172,7 @@ def of_links(links: Iterable[Link]) -> Iterator[Edge]:
                 ("sealed", link.seal),
                 ("buffered", link.via == "buffered"),
                 ("in memory", not link.durable),
+                (f"from a host of {link.attested} or higher", link.attested is not None),
             )
             if given
         ]

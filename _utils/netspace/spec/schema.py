@@ -178,11 +178,16 @@ class _Writer:
         if (owner, key) == (types.Environment, "interface"):
             kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
             return self._union([*kinds, inspect.NoneType()])
+        if (owner, key) == (types.Tenant, "interfaces"):
+            kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
+            return {"type": "array", "items": self._union([*kinds, inspect.NoneType()])}
         mappings: Mapping[tuple[type, str], type] = {
             (types.Declaration, "environments"): types.Environment,
             (types.LocalBroker, "hosts"): types.RemoteHost,
             (types.Environment, "spawns"): types.Template,
             (types.Environment, "delegates"): types.Delegable,
+            (types.Declaration, "tenants"): types.Tenant,
+            (types.Tenant, "environments"): types.Environment,
         }
         if (value := mappings.get((owner, key))) is not None:
             place = self.place(inspect.type_info(value))
@@ -203,6 +208,8 @@ def _special_values() -> Mapping[tuple[type, str], Schema]:
         (types.Environment, "runtime"): {"type": ["string", "null"], "enum": [*images, *kernels, None]},
         (types.Environment, "seccomp"): {"type": "string", "anyOf": [{"enum": profiles}, {"pattern": "^file:/"}]},
         (types.Environment, "after"): names,
+        (types.Environment, "tenant"): {**_text(types.NAME.pattern), "type": ["string", "null"]},
+        (types.Tenant, "reaches"): names,
         (types.LocalBroker, "passwords"): names,
         (types.Runtimes, "default"): {"type": "string", "enum": images},
         (types.Runtimes, "kernels"): {"type": "string", "enum": kernels},

@@ -91,6 +91,7 @@ def child(spec: Environment, template: Template, nowhere: Interface | None = Non
         audit=spec.audit,
         host=template.host,
         values=template.values,
+        tenant=spec.tenant,
     )
 
 

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from netspace.text import printable
 
 WIDTH = 80
 MANY = 16
-"""Ports of one peer from which on it is called a scan."""
+"""Ports of one peer, or peers of one port, from which on it is called a scan."""
 # Plain texts that YAML reads as texts. A number or a time begins otherwise; the words are those of YAML 1.1.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -159,11 +160,12 @@ def _runs(numbers: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def risks(part: Allow, host: Collection[str] = (), among: int = 1) -> list[str]:
+def risks(part: Allow, host: Collection[str] = (), among: int = 1, peers: int = 1) -> list[str]:
     """Return the reasons that a rule for one peer is risky; empty if it isn't.
 
     :param host: the host's own addresses, as the environment sees them.
     :param among: the number of this peer's ports in the record. A large number may mean a scan.
+    :param peers: the number of peers with the same refused ports. A large number may mean a scan.
     """
     assert part.cidr is not None
     peer = part.cidr.network[0]
@@ -185,6 +187,8 @@ def risks(part: Allow, host: Collection[str] = (), among: int = 1) -> list[str]:
         found += [text for port, text in _POWERFUL.items() if first <= port <= last and part.direction == "out"]
     if among > MANY:
         found.append(f"{among} ports of this peer were tried: a scan?")
+    if peers > MANY:
+        found.append(f"the same was tried at {peers} peers: a scan?")
     return found
 
 
@@ -218,11 +222,15 @@ def text(
         lines += ["      interface:", f"        kind: {type(interface).__struct_config__.tag}", "        allow:"]
         for rule in interface.allow:
             lines += [*_comment("there now", 10), *_item(_allow(rule), 10)]
+        ports, peers = Counter[str](), Counter[tuple[str, ...]]()
         for rule_ in wanted:
-            among = sum(len(one.seen) for one in wanted if one.part.cidr == rule_.part.cidr)
+            ports[str(rule_.part.cidr)] += len(rule_.seen)
+            peers[_service(rule_.part)] += 1
+        for rule_ in wanted:
+            part = rule_.part
             lines += _comment(_times(rule_.seen), 10)
-            lines += _comment(_risky(risks(rule_.part, host, among)), 10)
-            lines += _item(_allow(rule_.part), 10)
+            lines += _comment(_risky(risks(part, host, ports[str(part.cidr)], peers[_service(part)])), 10)
+            lines += _item(_allow(part), 10)
     if asked:
         lines += ["  links:", *_comment("add these to the links that are there", 4)]
         for one in asked:
@@ -230,6 +238,11 @@ def text(
             lines += [*_comment(_times([one]), 4), *_comment(_risky(["its messages reach another environment"]), 4)]
             lines += _item(_link(one.part), 4)
     return "\n".join([*lines, *_tail(open_), ""])
+
+
+def _service(part: Allow) -> tuple[str, ...]:
+    """Return what is tried at a peer, without the peer."""
+    return part.direction, part.protocol, str(part.port)
 
 
 def _settings(refused: Sequence[Refused]) -> list[str]:
@@ -287,10 +300,11 @@ def _risky(why: Sequence[str]) -> str:
 def _comment(said: str, indent: int) -> list[str]:
     """Return *said* as lines of a YAML comment.
 
-    Control characters are escaped, because programs choose names in the text.
+    Control characters are escaped, because programs choose names in the text. Continuation lines are indented, so that
+    no such name can look like a line of the suggestion itself.
     """
     return textwrap.wrap(
-        printable(said), WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}# "
+        printable(said), WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}#   "
     )
 
 

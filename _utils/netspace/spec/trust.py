@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from netspace.spec.publish import Routed, published
-from netspace.spec.types import Declaration, Environment, Filtered, Interface, OnLoss, Requirement
+from netspace.spec.types import Appraised, Declaration, Environment, Filtered, Interface, Link, OnLoss, Requirement
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -117,13 +117,40 @@ def narrowed(there: Interface, declared: Interface) -> Interface:
     return there
 
 
-def links(declared: Declaration, trust: Trust) -> dict[str, TrustVerdict]:
-    """Return the verdict on each declared link, by the link's name."""
+def attested(link: Link, appraised: Mapping[str, Appraised], trust: Trust, now: float) -> TrustVerdict:
+    """Return the decision whether the sender's host has the level that a link demands of it (``attested``).
+
+    :param appraised: the levels of other hosts, by their names.
+    :param trust: this host's trust, which counts for senders on this host.
+    :param now: seconds since 1970.
+    """
+    if link.attested is None:
+        return TrustVerdict(True)
+    host = link.from_host
+    if host is None:
+        level, has = trust.level, f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
+    elif host not in appraised:
+        level, has = 0, f"this host's master has told no level of {host}"
+    elif not appraised[host].until >= now:
+        level, has = 0, f"the result by which {host} had {appraised[host].level} has expired"
+    else:
+        level, has = int(appraised[host].level[1:]), f"{host} has {appraised[host].level}"
+    if level >= int(link.attested[1:]):
+        return TrustVerdict(True)
+    return TrustVerdict(False, f"the sender's host must have {link.attested} (attested), {has}; the link is withheld")
+
+
+def links(declared: Declaration, trust: Trust, now: float) -> dict[str, TrustVerdict]:
+    """Return the verdict on each declared link, by the link's name.
+
+    :param now: seconds since 1970.
+    """
     ends = environments(declared, trust)
     verdicts = {}
     for link in declared.links:
         own = judge(link.attestation, trust) if link.attestation else TrustVerdict(True)
-        found = [own] if not own.allowed else []
+        sender = attested(link, declared.attestation.appraised, trust, now)
+        found = [one for one in (own, sender) if not one.allowed]
         for end in (link.source, link.target):
             if end in ends and not ends[end].allowed:
                 found.append(TrustVerdict(False, f"its end {end} is withheld: {ends[end].comment}", ends[end].on_loss))

@@ -21,6 +21,8 @@ END = re.compile(rf"{NAME.pattern}(?:@{NAME.pattern})?")
 Policy = Literal["require", "prefer", "off"]
 OnLoss = Literal["stop", "revoke-links", "report"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
+ProvedLevel = Literal["L1", "L2", "L3", "L4", "L5"]
+"""A level that not every host has."""
 Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
 Via = Literal["direct", "buffered"]
@@ -170,6 +172,17 @@ class Requirement(Base, frozen=True):
     on_loss: OnLoss = "stop"
 
 
+class Appraised(Base, frozen=True):
+    """The trust level of another host, as this host's master tells it.
+
+    :param level: the level by the last result of the master's verifier.
+    :param until: the end of the result's validity, in seconds since 1970.
+    """
+
+    level: LevelName
+    until: float
+
+
 class Attestation(Requirement, frozen=True):
     """The host's default requirement, and its settings for attestation.
 
@@ -182,6 +195,8 @@ class Attestation(Requirement, frozen=True):
     :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
     :param verifier_keys: with ``master``: the keys whose attestation results the host accepts (RFC 7638 thumbprints, as
         the master's ``netspace_attestation.jwks`` shows them).
+    :param appraised: the levels of other hosts, by their names in links, for links with ``attested``. **The fleet's
+        master fills this in**, each time when it hands out the pillar.
     """
 
     tpm: str | None = None
@@ -190,6 +205,7 @@ class Attestation(Requirement, frozen=True):
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     verifier: Literal["self", "master"] = "self"
     verifier_keys: tuple[str, ...] = ()
+    appraised: dict[str, Appraised] = msgspec.field(default_factory=dict)
 
 
 MESSAGE_SIZE = Size(1024**2)
@@ -637,6 +653,7 @@ class Environment(Base, frozen=True):
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
         environment's card, and change without a restart. **They are no secrets.**
+    :param tenant: the tenant to which the environment belongs. In a tenant's own part, the key can't be given.
     """
 
     image: str = ""
@@ -671,6 +688,7 @@ class Environment(Base, frozen=True):
     offers: tuple[str, ...] = ()
     spawns: dict[str, Template] = {}
     delegates: dict[str, Delegable] = {}
+    tenant: str | None = None
 
     @property
     def meant_to_stay(self) -> bool:
@@ -698,6 +716,8 @@ class Link(Base, frozen=True):
     :param to: the receiver: an environment's name, or ``<name>@<host>``.
     :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
     :param attestation: the trust that the link demands; absent: the trust that its two ends demand.
+    :param attested: the lowest level of the sender's host. The receiver's host refuses the link unless a valid result
+        says that the sender's host has this level.
     :param ttl: the most seconds that a message may wait to be read. An older message becomes a dead letter.
     :param length: the most messages that may wait.
     :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
@@ -724,6 +744,7 @@ class Link(Base, frozen=True):
     seal: bool = False
     monitor: bool = False
     attestation: Requirement | None = None
+    attested: ProvedLevel | None = None
     ttl: float | None = None
     length: int | None = None
     full: Full = "reject"
@@ -800,6 +821,82 @@ def host_of(end: str) -> str | None:
     return end.partition("@")[2] or None
 
 
+class Quota(Base, frozen=True):
+    """The most that the environments of a tenant may have together, by their declared limits.
+
+    An environment that an update may run twice for a while (with ``health``, and without ``update: {rolling: false}``)
+    counts twice in memory, cpus, pids and disk. A template of children counts ``at_most`` times.
+
+    :param environments: environments, without children.
+    :param memory: bytes.
+    :param cpus: CPU seconds per second.
+    :param pids: processes and threads.
+    :param disk: bytes of writable layers, and of volumes with a size.
+    :param children: children.
+    :param links: links with an end in the tenant, including those of children and those to the host.
+    :param messages: messages that may wait. Each queue counts with the most that it holds: 10,000 for the mailbox of
+        each environment with a link, 10,000 for the answers to each environment that sends requests, and the ``length``
+        of each link that has a queue of its own.
+    :param waiting: bytes of these messages: 64M for a mailbox or a link's own queue, 16M for answers.
+    :param connections: connections through interfaces. An interface counts with its ``connections``, and twice if it
+        has published ports.
+    """
+
+    environments: int
+    memory: Size
+    cpus: float
+    pids: int
+    disk: Size = Size(0)
+    children: int = 0
+    links: int = 0
+    messages: int = 0
+    waiting: Size = Size(0)
+    connections: int = 0
+
+
+class Tenant(Base, frozen=True):
+    """A party whose environments share the host with those of parties that it doesn't trust.
+
+    The operator writes this section, and the tenant writes its own part (``include``). What this section doesn't
+    permit, the part can't have.
+
+    :param quota: the most that its environments may have together.
+    :param names: the names that its environments may have: a whole name, or the beginning of names with ``*`` after it;
+        absent: ``<tenant>-*``. No other environment can have such a name.
+    :param include: the tenant's own files on the host, in YAML or JSON, with the keys ``environments`` and ``links``.
+    :param environments: the same, in place: what pillar has of the tenant's part.
+    :param links: links within the tenant. A link to another tenant must be in the parts of both, with the same values;
+        all other links are the operator's.
+    :param images: the images, templates' images and kernels (``kernel:/srv/acme/app``) that it may name. ``*`` stands
+        for any characters except ``/``. With ``@sha256:<hex>`` after it, only with this ``source_hash``.
+    :param runtimes: the runtimes that it may name; absent: its environments have the host's default.
+    :param seccomp: the profiles that it may name.
+    :param interfaces: the interfaces that it may declare, each with ``kind`` and all other keys that the kind needs.
+        The tenant may add ``allow``, ``rate``, ``connections`` and ``publish``.
+    :param outside: networks and DNS names that its rules (``allow``) may name. A rule for a single address, which may
+        be one of the host's own, needs this very address.
+    :param ports: the ports of the host, or ranges of them, that it may publish (``8080-8089``).
+    :param folders: the host's folders in which the sources of its volumes may be.
+    :param host: the questions that its programs may ask the peer ``host``.
+    :param reaches: the tenants that its environments may reach, directly or through other environments.
+    """
+
+    quota: Quota
+    names: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    environments: dict[str, Environment] = {}
+    links: tuple[Link, ...] = ()
+    images: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    seccomp: tuple[str, ...] = ("strict",)
+    interfaces: tuple[Any, ...] = ()
+    outside: tuple[str, ...] = ()
+    ports: tuple[int | str, ...] = ()
+    folders: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    reaches: tuple[str, ...] = ()
+
+
 class Runtimes(Base, frozen=True):
     """Default runtimes, and the settings of each runtime.
 
@@ -821,6 +918,7 @@ class Declaration(Base, frozen=True):
     :param environments: the isolated programs, by their names.
     :param links: the rights to send messages, the only connections between environments.
     :param never: assertions that one end can't reach another.
+    :param tenants: parties that don't trust each other, by their names, each with its environments.
     """
 
     attestation: Attestation = Attestation()
@@ -830,6 +928,7 @@ class Declaration(Base, frozen=True):
     environments: dict[str, Environment] = {}
     links: tuple[Link, ...] = ()
     never: tuple[Never, ...] = ()
+    tenants: dict[str, Tenant] = {}
 
     @property
     def interfaces(self) -> dict[str, Interface]:

@@ -134,7 +134,7 @@ class Supervisor(Protocol):
         ...
 
     def attend(self) -> None:
-        """Start the supervisor if none is running.
+        """Start the supervisor if none is running. One that runs another version of the library loads the present one.
 
         A started supervisor handles services that ended while no supervisor ran. It starts no further services.
         """

@@ -213,6 +213,7 @@ def test_what_a_killed_launch_left_is_removed_before_a_start_by_hand(host: Host,
     assert host.sh("web", "echo alive") == "alive"
 
 
+@pytest.mark.runtime("runsc")
 def test_limits_that_were_too_narrow_to_start_with_are_not_kept(host: Host) -> None:
     if error := runtimes.look("runsc", {}).error:
         pytest.skip(f"runsc: {error}")

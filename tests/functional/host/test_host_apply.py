@@ -30,6 +30,7 @@ def test_a_test_run_before_anything_lists_everything_and_changes_nothing(salt, i
     assert set(states["netspace interfaces"]["changes"]) == {"orders", "web", "stranger", "host:firewall"}
     assert "web.orders" in states["netspace links"]["changes"]
     assert states["netspace attestation"]["changes"]
+    assert "netspace_supervisor_up" not in salt("netspace.metrics"), "no program needs a supervisor yet"
 
 
 def test_a_declared_host_runs_talks_and_settles(salt, image):
@@ -145,6 +146,8 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
         assert state["result"] is False
     message = "netspace:environments:web:limits:memroy: unknown; did you mean memory?"
     assert message in states["netspace attestation"]["comment"]
+    assert str(states).count("memroy") == 1, "it is told once; the other states refer to it"
+    assert str(states).count("Nothing done: first solve the problem") == 3
     assert snapshot.settled(before) == before
     done = salt.run("netspace.check")
     assert done.returncode == 1, done

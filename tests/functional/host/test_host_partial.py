@@ -74,6 +74,7 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
     assert "absent0" in problems["netspace:environments:stranger:interface"], problems
     (lacking,) = [message for message in problems.values() if "pyton3" in message]
     assert lacking.endswith(f"image tar:{image} has no /usr/bin/pyton3; name a program that it has"), lacking
+    assert salt("netspace.overview")["not_made"] == ["orders", "stranger", "web"]
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is False
     assert "/srv/absent.tar" in tested["netspace environments"]["comment"]

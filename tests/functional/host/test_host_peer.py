@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from support.hosts.whole_host import CLIENT, IDLE, python
 from support.links.link_world import World
 from support.waiting import until
 
+from netspace import library_copy
 from netspace.attestation import environment_token
 from netspace.attestation.environment_token import Expected
 from netspace.attestation.minion import host_key
@@ -433,6 +435,29 @@ def test_restoration_makes_the_files_of_the_peer(here: dict[str, Any]) -> None:
     assert restore.run(LAYOUT) == 0
     until(lambda: host.supervisor.observe([NAME])[NAME].state == "running")
     assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
+
+
+def test_dry_run_foretells_the_restarts_by_a_new_version(
+    here: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade restarts services of netspace's own, and no program. A dry run and a difference list each of them."""
+    before, since, version = pid(), ask("web", WHOAMI)[0]["answer"]["started"], library_copy.installed(LAYOUT)
+    newer = tmp_path / "netspace"
+    shutil.copytree(library_copy.source(), newer, ignore=shutil.ignore_patterns("__pycache__"))
+    (newer / "text.py").write_text((newer / "text.py").read_text() + "# newer\n")
+    monkeypatch.setattr(library_copy, "source", lambda: newer)
+    monkeypatch.setattr(library_copy, "_known", ({}, ""))
+    planned = steps(apply(here, test=True))
+    assert planned == {("service", "netspace-peer", "restart"), ("environment", "spare", "update")}
+    assert steps(Result(Host(LAYOUT).diff(parse.declaration(here)))) == planned
+    assert not Host(LAYOUT).drift().steps, "a version that no apply has brought yet is no drift"
+    assert pid() == before and library_copy.installed(LAYOUT) == version
+    assert steps(apply(here)) == planned
+    assert pid() != before and library_copy.installed(LAYOUT) == library_copy.coming(LAYOUT) != version
+    assert ask("web", WHOAMI)[0]["answer"]["started"] == since
+    assert not steps(apply(here))
+    monkeypatch.undo()
+    assert steps(apply(here, test=True)) == steps(apply(here)) == planned
 
 
 def test_revoked_right_is_gone_and_others_go_on(here: dict[str, Any], image: Path) -> None:

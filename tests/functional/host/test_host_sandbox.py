@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,12 @@ def test_no_other_user_reaches_the_sandbox_s_lock(own: Path) -> None:
     taken = subprocess.run(["flock", "--shared", own / "lock", "true"], user=65534, group=65534, check=False)
     assert taken.returncode != 0
     assert not list(Path("/run/lock").glob("netspace-sandbox*")), "nothing lies where all may write"
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_device_given_away_in_a_sandbox_stays_the_machine_s(stream: int) -> None:
+    """A runtime makes a program's user the owner of its standard streams (fchown)."""
+    program = f"import os; os.fchown({stream}, 7, 7); os._exit(os.stat('/dev/null').st_uid)"
+    null = subprocess.DEVNULL
+    done = subprocess.run([SANDBOX, sys.executable, "-c", program], stdin=null, stdout=null, stderr=null, check=False)
+    assert (done.returncode, os.stat("/dev/null").st_uid) == (7, 0)

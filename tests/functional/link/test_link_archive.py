@@ -14,6 +14,7 @@ from support.links.link_world import World
 from support.sampling import todays
 
 from netspace.errors import NetspaceError
+from netspace.link.broker import versions
 from netspace.link.mail import backup
 from netspace.spec.types import Link
 
@@ -79,7 +80,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     waiting(linked)
     send(linked, b"here")
     pid = linked.supervisor.observe()["broker"].pid
-    about = {"netspace": 1, "instance": linked.layout.instance, "rabbitmq": [4, 0, 0], "names": {}}
+    about = {"netspace": 1, "instance": linked.layout.instance, "rabbitmq": list(versions.server()), "names": {}}
 
     def packed(first: object, *members: tuple[str, bytes]) -> bytes:
         stream = io.BytesIO()

@@ -58,6 +58,7 @@ def cards(host, tmp_path_factory) -> Path:
 def _well(host):
     """Check after each test that the broker has the declared objects, and that no unknown messages are left."""
     yield
+    host.forgive()
     host.no_mail()
     until(lambda: host.plan(*LINKS).steps == [], "the broker has what was declared", patience=PATIENCE)
 

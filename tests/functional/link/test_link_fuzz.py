@@ -67,7 +67,7 @@ def test_the_broker_survives_any_frames_of_an_account(host, record_property):
     pid = host.supervisor.observe()[node.NODE].pid
     signal.alarm(600 + FRAMES // 100)  # a million takes longer than a test may
     vhost = host.links.access().vhost
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+    with host.generous(), concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         runs = [
             pool.submit(amqp_fuzz.run, connect, FRAMES // WORKERS, f"{SEED}.{worker}", names, vhost)
             for worker in range(WORKERS)

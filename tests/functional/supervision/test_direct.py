@@ -615,6 +615,8 @@ def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
     for number in (1, 2):
         assert stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{number}").st_mode)
     assert relay.folder(layout).stat().st_mode & 0o777 == 0o700
+    (made,) = relay.folder(layout).iterdir()
+    assert made.stat().st_mode & 0o777 == 0o622, "the program, who isn't root, may open /dev/stdout"
     assert (log.stat().st_uid, log.stat().st_mode & 0o777) == (0, 0o600)
     assert direct.stop(["a"]) == {}
     assert list(relay.folder(layout).iterdir()) == []

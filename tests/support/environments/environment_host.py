@@ -19,6 +19,7 @@ from netspace.environment.storage import mounts
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan
 from netspace.spec import parse
+from support import checkout
 
 # Ends at once when told to: process 1 of a pid namespace gets no signal that it doesn't catch.
 STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
@@ -116,7 +117,11 @@ class Host:
             self.layout.logs,
         )
         return {
-            "mounts": sorted(target for target in mounts.table() if f"/{own}/" in target and "/images" not in target),
+            "mounts": sorted(
+                target
+                for target in mounts.table()
+                if f"/{own}/" in target and "/images" not in target and not target.startswith(f"{checkout.ROOT}/")
+            ),
             "files": sorted(str(path) for folder in folders for path in folder.rglob("*")),
             "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{own}/*") if path.is_dir()),
             "processes": sorted(

@@ -21,7 +21,7 @@ import pika
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import record
-from netspace.link.broker import admission, node, plugin
+from netspace.link.broker import admission, budget, node, plugin
 from netspace.link.forwarder import haproxy
 from netspace.link.pki import authority, certificates, passwords
 from netspace.link.reconciler import DesiredLinks, Links
@@ -295,6 +295,25 @@ class World:
                 yield
             finally:
                 self.evaluate(f"ok = rabbit_registry:register({interceptor}, {admission.MODULE}).")
+
+    def forgive(self) -> None:
+        """Forget what accounts owe the broker, so that no further test waits for that."""
+        there = f"whereis({budget.MODULE})"
+        self.evaluate(
+            f"Before = {there}, exit(Before, kill), Wait = fun Again() -> case {there} of "
+            "New when is_pid(New), New =/= Before -> ok; _ -> timer:sleep(10), Again() end end, Wait()."
+        )
+
+    @contextlib.contextmanager
+    def generous(self) -> Iterator[None]:
+        """Give accounts a budget that none uses up."""
+        self.evaluate(f"application:set_env({plugin.NAME}, rate, 1000000000).")
+        self.forgive()
+        try:
+            yield
+        finally:
+            self.evaluate(f"application:unset_env({plugin.NAME}, rate).")
+            self.forgive()
 
     def admits(self) -> None:
         """Make sure that the broker has netspace's interceptor, and netspace's modules for AMQP 1.0."""

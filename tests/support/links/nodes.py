@@ -265,6 +265,11 @@ def _certificate(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), False)
     )
-    if issuer is not None:
+    if issuer is None:  # Python 3.13 and newer demand it of an authority (RFC 5280, 4.2.1.3)
+        signs = {"key_cert_sign": True, "crl_sign": True}
+        no = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        usage = x509.KeyUsage(**signs, **dict.fromkeys((*no, "encipher_only", "decipher_only"), False))
+        builder = builder.add_extension(usage, True)
+    else:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
     return builder.sign(by, hashes.SHA256())

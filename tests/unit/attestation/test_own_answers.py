@@ -80,7 +80,7 @@ class Raced(SimulatedBus):
 
 
 def asked(bus: SimulatedBus, *minions: str) -> dict[str, Any]:
-    return own_answers.ask(bus, KNOWN, minions, REQUEST, {"folder": "/etc/netspace/authority"}, 60)
+    return own_answers.ask(bus, KNOWN, REQUEST, [(minions, {"folder": "/etc/netspace/authority"})], 60)
 
 
 def test_what_another_minion_answers_first_is_passed_over() -> None:
@@ -212,10 +212,40 @@ def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
     assert 60 <= bus.now < 62
 
 
+class Several(SimulatedBus):
+    """A bus on which h1 answers late, and no message to ``absent`` can be sent."""
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        assert self.now == 0, "no message waits for an answer to the one before"
+        self.messages += 1
+        if "absent" in minions:
+            raise NetspaceError("the master is busy")
+        for minion in minions:
+            number = arguments["asked"]["arguments"]["number"]
+            self.reply(
+                {"h1": 50, "h2": 1}[minion], Reply("0", minion, told(arguments["asked"], minion, "not this job"))
+            )
+            self.reply(
+                {"h1": 50, "h2": 1}[minion], Reply(str(number), minion, told(arguments["asked"], minion, number))
+            )
+        return Sent(str(self.messages))
+
+
+def test_calls_to_several_minions_are_sent_before_answers_come() -> None:
+    bus, calls = (
+        Several({}),
+        [([minion], {"number": number}) for number, minion in enumerate(("h1", "absent", "h2"), 1)],
+    )
+    found = own_answers.ask(bus, KNOWN, REQUEST, calls, 60)
+    assert str(found.pop("absent")) == "the master is busy" and found == {"h1": 1, "h2": 3} and bus.now == 50
+    with pytest.raises(NetspaceError, match="the master is busy"):
+        own_answers.ask(Several({}), KNOWN, REQUEST, [(["absent"], {"number": 1})], 60)
+
+
 def test_a_minion_of_another_master_is_not_believed() -> None:
     """An answer is refused if this master can't check its signature, as on a master of masters."""
     below = identity.Identities(MASTER, lambda minion: None)
-    found = own_answers.ask(Raced({}), below, ["h1"], REQUEST, {}, 60)
+    found = own_answers.ask(Raced({}), below, REQUEST, [(["h1"], {})], 60)
     assert "a minion of another master" in str(found["h1"])
 
 

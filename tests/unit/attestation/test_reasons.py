@@ -13,6 +13,7 @@ PAGE = checkout.ROOT / "docs/attestation-reasons.md"
 RUNNER = checkout.ROOT / "_runners/netspace_attestation.py"
 TESTS = [path for path in (checkout.ROOT / "tests").glob("**/attestation/test_*.py") if path != Path(__file__)]
 TESTS += [checkout.ROOT / "tests/integration/test_registrar_fleet.py"]
+TESTS += [checkout.ROOT / "tests/support/attestation/appraised_forge.py"]
 
 BASES = (refusals.Refused, refusals.Limited)
 

@@ -317,7 +317,7 @@ def others() -> list[Any]:
 
 @pytest.mark.parametrize("log", others() or [pytest.param(None, marks=pytest.mark.skip("NETSPACE_EVENTLOGS"))])
 def test_terms_judge_the_logs_of_real_machines(log: eventlog.EventLog) -> None:
-    """Each log satisfies its own list, unless PCR 1 has no separator, or an entry to a network, or its order too late."""
+    """Each log satisfies its own list, but for PCR 1 without a separator, entries to a network, and a late order."""
     told = [one for one in log.events if one.type != eventlog.NO_ACTION]
     extended = [Extension(one.digests["sha256"], one) for one in told if one.pcr == 1]
     early = list(tcb_rules.before_separator(extended))

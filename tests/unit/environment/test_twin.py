@@ -11,8 +11,36 @@ from pathlib import Path
 import pytest
 
 from netspace.environment.audit import attempts, interpreter, probe, twin
+from netspace.environment.audit.attempts import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+
+
+@pytest.mark.parametrize(
+    ("flags", "swapped", "own"),
+    [(os.O_RDONLY, False, True), (os.O_RDWR, False, False), (os.O_PATH, False, False), (os.O_RDONLY, True, False)],
+    ids=["reads", "writes", "handle", "another's file"],
+)
+def test_own_file_that_is_only_read_is_no_find(tmp_path: Path, flags: int, swapped: bool, own: bool) -> None:
+    """A descriptor is the environment's own only if it reads the very file that the environment has at that path."""
+    path = tmp_path / "libffi.so.8"
+    path.write_text("own")
+    descriptor = os.open(path, flags)
+    try:
+        if swapped:
+            path.rename(tmp_path / "away")
+            path.write_text("another")
+        assert files._opened_by_itself(descriptor, str(path)) is own
+    finally:
+        os.close(descriptor)
+
+
+def test_descriptor_of_a_folder_is_a_find(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert not files._opened_by_itself(descriptor, str(tmp_path))
+    finally:
+        os.close(descriptor)
 
 
 def test_the_kit_has_all_that_the_probe_imports():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,38 @@ def test_a_pillar_without_the_candidate_is_not_taken_for_it(pillar: Any, message
     with pytest.raises(NetspaceError, match=message):
         own_pillar.fetch({"id": "h1"}, {}, get_pillar, "0" * 16)
     assert asked == [("h1", {"netspace": {"candidate": "0" * 16}})]
+
+
+def test_a_declaration_in_git_counts_from_its_commit_on(master: Master) -> None:
+    pytest.importorskip("git")
+    source = master.folder / "source"
+    git = ["git", "-C", str(source), "-c", "user.name=n", "-c", "user.email=n@example.org"]
+
+    def commit(what: str, *more: list[str]) -> None:
+        for words in (*more, ["add", "-A"], ["commit", "-q", "-m", what]):
+            subprocess.run([*git, *words], check=True, capture_output=True)
+
+    def environments(minion: str) -> set[str]:
+        return set(master.pillar(minion)["netspace"]["environments"])
+
+    source.mkdir()
+    (master.folder / "fleet").rename(source / "fleet")
+    commit("both", ["init", "-q", "-b", "master"])
+    master.opts |= {
+        "fileserver_backend": ["gitfs"],
+        "gitfs_remotes": [f"file://{source}"],
+        "gitfs_provider": "gitpython",
+    }
+    server = salt.fileserver.Fileserver(master.opts)
+    server.update()
+    assert environments("h1") == {"web"} and environments("h2") == {"orders"}
+    shop = source / "fleet/shop.yaml"
+    shop.write_text(SHOP.replace("links:", "  till:   {on: h1, image: tar:salt://images/shop.tar}\nlinks:"))
+    assert environments("h1") == {"web"}, "what isn't committed counts for nothing"
+    commit("till")
+    server.update()
+    assert environments("h1") == {"web", "till"}
+    shop.write_text(SHOP.replace("to: orders", "to: order"))
+    commit("broken")
+    server.update()
+    assert environments("h1") == {"web", "till"}, "the last good one"

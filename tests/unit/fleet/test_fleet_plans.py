@@ -155,3 +155,15 @@ def test_an_outcome_tells_what_failed_and_what_was_left_out() -> None:
     assert found == plans.Applied(False, 1, 0, "start environment web: no memory; link a.b: no trust")
     with pytest.raises(NetspaceError, match="isn't an apply's result"):
         plans.told_outcome({"applied": "yes"})
+
+
+def test_plan_does_not_depend_on_when_levels_of_other_hosts_end() -> None:
+    def planned(*refusals: Refusal, **attestation: Any) -> str:
+        return plans.host_plan("h1", {"links": [], **attestation}, Plan([], list(refusals))).digest
+
+    told = [{"appraised": {"h2": {"level": level, "until": until}}} for level, until in (("L3", 1.0), ("L2", 2.0))]
+    assert len({planned(attestation=one) for one in told} | {planned()}) == 1
+    judged = [{"verifier": "master", **one} for one in ({}, *told)]
+    assert len({planned(attestation=one) for one in judged}) == 1
+    assert planned(attestation=judged[0]) != planned()
+    assert planned(Refusal("link", "a@h2.b", "h2 has L2"), attestation=told[1]) != planned(attestation=told[1])

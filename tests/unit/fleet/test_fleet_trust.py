@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -49,6 +50,7 @@ class Master:
         self.looked: list[set[str]] = []
         self.attested: list[set[str]] = []
         self.asked: list[tuple[set[str], list[str], bool]] = []
+        self.rounds: list[int] = []
         self.told: list[tuple[str, str]] = []
         self.error: NetspaceError | None = None
 
@@ -63,8 +65,13 @@ class Master:
         self.results |= {minion: one for minion, one in self.after.items() if minion in minions}
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        raise AssertionError(f"{function} was not expected")
+
+    def ask_at_once(self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
         assert function == trust_watch.REVISE
-        self.asked.append((set(minions), list(arguments["hosts"]), bool(arguments["own"])))
+        self.rounds.append(len(calls))
+        self.asked += [(set(some), list(arguments["hosts"]), bool(arguments["own"])) for some, arguments in calls]
+        minions = [minion for some, _ in calls for minion in some]
         return {minion: self.answers.get(minion, []) for minion in minions if self.answers.get(minion, []) is not None}
 
     def tell(self, event: str, data: Mapping[str, Any]) -> None:
@@ -115,7 +122,7 @@ def test_a_distrusted_host_is_cut_and_restored(declared: FleetDeclaration, maste
     master.results["m2"] = FAILED
     found = trust_watch.look(declared, master, ["m2"])
     lost = found["distrusted"]["h2"]
-    assert (lost["kind"], lost["state"], lost["code"], lost["reason"]) == ("judged", *FAILED)
+    assert (lost["kind"], lost["state"], lost["code"], lost["reason"]) == ("judged", *FAILED[:3])
     assert (lost["minion"], lost["cut"], lost["reported"], found["waiting"]) == ("m2", ["web@h1.db"], [], {})
     assert peers(declared) == ["h3"] and peers(declared, "m2") == []
     assert master.asked == [({"h1"}, ["h2"], False), ({"m2"}, ["h2"], True)]
@@ -315,6 +322,14 @@ def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaratio
     assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 5
 
 
+def test_a_host_is_told_at_once_though_a_peer_is_silent(declared: FleetDeclaration, master: Master) -> None:
+    """The bound of a cut is one job of each minion, not one after the other."""
+    master.results["m2"] = FAILED
+    master.answers = {"h1": None}
+    trust_watch.look(declared, master, ["h2"])
+    assert master.rounds == [2] and [minions for minions, _, _ in master.asked] == [{"h1"}, {"m2"}], "peers first"
+
+
 def test_what_a_lying_peer_answers_is_escaped(declared: FleetDeclaration, master: Master) -> None:
     master.results["m2"] = FAILED
     master.answers = {"h1": ["\x1b[2J\u202eall is well\n"], "m2": NetspaceError("\x1b]0;" + "x" * 5000)}
@@ -415,14 +430,14 @@ def test_a_cut_leaves_what_other_hosts_have(data: dict[str, Any], draws: st.Data
     for host in lost:
         without = leaving.without(without, host)
     for host, whole in compiled.slices.items():
-        served = trust.served(whole, host, distrusted)["netspace"]
+        served = trust.served(whole, host, distrusted, {})["netspace"]
         expected = dict(without[host])
         if host in lost:  # it keeps its name and its key, so that it can be restored
             expected["broker"] = {**whole["netspace"]["broker"], **expected["broker"]}
             for key in ("listen", "hosts"):
                 expected["broker"].pop(key, None)
         assert served == expected
-        assert trust.served(whole, host, {})["netspace"] == whole["netspace"]
+        assert trust.served(whole, host, {}, {})["netspace"] == whole["netspace"]
 
 
 def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, master: Master, tmp_path: Path) -> None:
@@ -448,3 +463,91 @@ def test_distrust_outlasts_a_slice_that_goes_first(linked: bool) -> None:
     book = Book(hosts={"m2": Distrust("judged", "failed", "", "its boot log differs", 1.0)})
     after = trust.decide(book, [], {}, 2.0, whole=True, asked=True, linked=["m2"] if linked else [])
     assert ("m2" in after.hosts) is linked
+
+
+# -- links that demand a level of the sender's host --------------------------------------------
+ATTESTED = {**FLEET, "links": [{"from": "web", "to": "db", "attested": "L3"}, {"from": "web", "to": "log"}]}
+
+
+def levelled(level: int, until: float = 5000.0, state: str = "trusted") -> HostTrust:
+    return HostTrust(state, "", "why", level, until)
+
+
+def told(declared: FleetDeclaration, minion: str) -> Any:
+    section = (declared.answer(minion).pillar or {})["netspace"]
+    return section["attestation"].get("appraised")
+
+
+def test_receivers_host_is_told_the_level_of_the_senders(tmp_path: Path, master: Master) -> None:
+    declared = made(tmp_path, ATTESTED)
+    assert told(declared, "m2") is None, "nobody has looked yet"
+    master.results["h1"] = levelled(3)
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L3", "until": 5000.0}}
+    assert [told(declared, minion) for minion in ("h1", "h3")] == [None, None], "they need no level of another host"
+    assert [link.get("attested") for link in (declared.answer("m2").pillar or {})["netspace"]["links"]] == ["L3"]
+    assert master.asked == [({"m2"}, ["h1"], False)], "the receiver alone"
+    # The result is renewed: there is nothing to do, and the next pillar has the new end.
+    master.results["h1"] = levelled(3, 9000.0)
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L3", "until": 9000.0}} and len(master.asked) == 1
+    # A lower level, by which the host is still trusted: the receiver revises its link.
+    master.results["h1"] = levelled(2, 9000.0)
+    found = trust_watch.look(declared, master, ["h1"])
+    assert found["distrusted"] == {} and told(declared, "m2")["h1"]["level"] == "L2"
+    assert master.asked[1:] == [({"m2"}, ["h1"], False)]
+    master.results["h1"] = levelled(4, 9000.0)
+    trust_watch.look(declared, master, ["h1"])
+    assert told(declared, "m2")["h1"]["level"] == "L4" and len(master.asked) == 3
+
+
+def test_receiver_that_is_away_is_told_the_level_again(tmp_path: Path, master: Master) -> None:
+    declared = made(tmp_path, ATTESTED)
+    master.results["h1"], master.answers["m2"] = levelled(3), None
+    assert set(trust_watch.look(declared, master)["waiting"]) == {"m2"}
+    master.answers["m2"] = []
+    assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 2
+
+
+def test_level_of_a_silent_host_ends_with_its_distrust(tmp_path: Path, master: Master, clock: list[float]) -> None:
+    declared = made(tmp_path, {**ATTESTED, "defaults": {"attestation": JUDGED, "on_expiry": "report"}})
+    master.results["h1"] = levelled(3, clock[0] + 10)
+    trust_watch.look(declared, master)
+    master.results["h1"] = levelled(0, clock[0] + 10, "stale")
+    until = told(declared, "m2")["h1"]["until"]
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L3", "until": until}}, "the receiver sees that it has expired"
+    clock[0] += trust.GRACE + 1
+    trust_watch.look(declared, master)
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L0", "until": 0.0}}
+    assert "web@h1.db" in [trust.named(link) for link in (declared.answer("m2").pillar or {})["netspace"]["links"]]
+
+
+def test_level_of_a_refused_host_is_told_where_its_links_stay(tmp_path: Path, master: Master) -> None:
+    declared = made(tmp_path, {**ATTESTED, "defaults": {"attestation": JUDGED, "on_distrust": "report"}})
+    master.results["h1"] = levelled(3)
+    trust_watch.look(declared, master)
+    master.results["h1"] = levelled(0, 0.0, "failed")
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L0", "until": 0.0}}
+
+
+def test_attested_link_from_a_host_that_nobody_judges_is_refused(tmp_path: Path) -> None:
+    hosts = {**FLEET["hosts"], "h1": {"address": "198.51.100.1", "attestation": {"verifier": "self"}}}
+    declared = made(tmp_path, FLEET)
+    write(tmp_path, {**ATTESTED, "hosts": hosts})
+    alarm = declared.apply()
+    assert alarm is not None and "links:0:attested" in str(alarm) and "doesn't judge h1" in str(alarm), alarm
+
+
+def test_book_of_an_earlier_version_has_no_levels(tmp_path: Path, master: Master) -> None:
+    declared = made(tmp_path, ATTESTED)
+    master.results["h1"] = levelled(3)
+    trust_watch.look(declared, master)
+    raw = msgspec.json.decode(declared.trust.path.read_bytes())
+    assert raw.pop("levels") == {"h1": {"level": 3, "until": 5000.0}}
+    declared.trust.path.write_bytes(msgspec.json.encode(raw))
+    assert told(declared, "m2") is None
+    trust_watch.look(declared, master)
+    assert told(declared, "m2") == {"h1": {"level": "L3", "until": 5000.0}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,14 @@ class Scene:
         }
         self.runner.__salt__ = {
             "netspace_attestation.states": lambda minions: {
-                minion: {"state": self.results[minion], "code": "", "reason": "its last result"} for minion in minions
+                minion: {
+                    "state": self.results[minion],
+                    "code": "",
+                    "reason": "its last result",
+                    "level": "L3",
+                    "deadline": None,
+                }
+                for minion in minions
             },
             "netspace_attestation.attest": self._attest,
         }
@@ -60,11 +67,11 @@ class Scene:
         minions, scene = self.runner._minions(), self
 
         class Minions(type(minions)):  # type: ignore[misc]
-            def ask(
-                self, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
+            def ask_at_once(
+                self, function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]], timeout: float
             ) -> dict[str, Any]:
-                scene.told.append(set(minions))
-                return {minion: [] for minion in minions}
+                scene.told += [set(minions) for minions, _ in calls]
+                return {minion: [] for minions, _ in calls for minion in minions}
 
         minions.__class__ = Minions
         self.runner._minions = lambda: minions

@@ -34,6 +34,7 @@ from support.returns import (
     VOLUMES,
 )
 
+from netspace import openmetrics
 from netspace.plugin import tables, views
 
 SCREEN = views.Screen(NOW, tables.plain)
@@ -77,6 +78,44 @@ def test_overview_has_trust_environments_and_links() -> None:
         "  2 dead letters: netspace_link.dead_letters shows them\n"
         "  mail without a link is kept for gone"
     )
+
+
+def test_overview_names_what_is_declared_and_not_made() -> None:
+    told = "  declared, but not made: desk, till; netspace.explain desk tells why"
+    assert told in shown(OVERVIEW | {"not_made": ["desk", "till"]}).splitlines()
+
+
+def test_host_that_was_never_judged_says_so() -> None:
+    never = shown(TRUST | {"level": "L0", "verifier": "none", "expires": None})
+    assert never.startswith("  trust L0, judged by nobody yet")
+
+
+WEB = openmetrics.labels(environment="web")
+METRICS = [
+    openmetrics.counted("netspace_environment_memory_bytes", "gauge", "it", {WEB: 4096}),
+    openmetrics.counted("netspace_environment_cpu_seconds", "counter", "it", {WEB: 0.16216}),
+    openmetrics.counted("netspace_link_sent", "counter", "it", {openmetrics.labels(**{"from": "web", "to": 'a"b'}): 7}),
+    openmetrics.counted("netspace_trust_expiry_timestamp_seconds", "gauge", "it", {"": NOW + 7300}),
+    openmetrics.counted("netspace_mailbox_oldest_timestamp_seconds", "gauge", "it", {WEB: NOW - 90}),
+]
+
+
+def test_metrics_have_units_and_ages() -> None:
+    assert shown(openmetrics.text(METRICS)).splitlines() == [
+        "  METRIC                            OF           VALUE",
+        "  environment_memory_bytes          web          4 KiB",
+        "  environment_cpu_seconds_total     web        0.162 s",
+        '  link_sent_total                   web a"b          7',
+        "  trust_expiry_timestamp_seconds                in 2 h",
+        "  mailbox_oldest_timestamp_seconds  web      1 min ago",
+    ]
+
+
+@pytest.mark.parametrize("bad", ["netspace_x{a=b} 1", "other 1", 'netspace_x{a="b"} 1 2', "netspace_x 1e999999\x1b"])
+def test_text_that_only_looks_like_metrics_is_refused(bad: str) -> None:
+    with pytest.raises(views.MALFORMED):
+        views.render(openmetrics.text(METRICS).replace("# EOF", f"{bad}\n# EOF"), SCREEN)
+    assert views.render("# HELP netspace_x", SCREEN) is None
 
 
 def test_interfaces_name_the_changed_one_first() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import checkout
 from support.returns import NOW, RETURNS
 
-from netspace.plugin import dates, tables, views
+from netspace.plugin import dates, inspected, tables, views
 
 SCREEN = views.Screen(NOW, tables.plain)
 _names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True) | st.just("a" * 64)
@@ -59,6 +59,20 @@ DAY = 86400
 )
 def test_times_without_a_table_are_dates(data: object, shown: object) -> None:
     assert dates.dated(data, MOMENT) == shown
+
+
+def test_data_have_each_time_as_text_beside_its_number() -> None:
+    data = {"since": MOMENT, "rows": [{"first": MOMENT + 0.9, "deadline": 600}], "x": {"last": None, "built": MOMENT}}
+    text = "2026-11-30T00:53:20Z"
+    found = dates.with_texts(data)
+    assert found == {
+        "since": MOMENT,
+        "since_at": text,
+        "rows": [{"first": MOMENT + 0.9, "first_at": text, "deadline": 600}],
+        "x": {"last": None, "built": MOMENT, "built_at": text},
+    }
+    assert dates.dated(found, MOMENT) == dates.dated(data, MOMENT), "a terminal shows each time once"
+    assert inspected.lines(found, MOMENT, tables.plain) == inspected.lines(data, MOMENT, tables.plain)
 
 
 def test_return_without_a_table_has_dates() -> None:

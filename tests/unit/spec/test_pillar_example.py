@@ -21,6 +21,7 @@ EXAMPLE = Path(__file__).parents[3] / "pillar.example"
 # Keys that stand in another form of what they belong to, or that only one of two forms may have.
 ELSEWHERE = {
     types.LocalBroker: {"listen"},  # a broker that others reach takes no passwords
+    types.Tenant: {"include"},  # only a command on the host reads the files
     types.Runtimes: {"settings"},  # each runtime's stand under its name
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import string
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
 from netspace.spec import checks, delegations, extensions, never, parse, spawns, types
 from netspace.spec.publish import Publication
+from netspace.spec.tenancy import names, parts, permissions, quota, separation
 
 ROOT = Path(__file__).parents[3]
 Validator = jsonschema.Draft202012Validator
@@ -190,6 +192,8 @@ def structs(of: inspect.StructType) -> st.SearchStrategy[dict[str, Any]]:
     }
     if of.cls is types.Runtimes:
         fields.update({name: settings_of(name) for name in extensions.runtimes()})
+    if of.cls is types.Tenant:  # what it holds is tried in its other place
+        fields.update(environments=st.just({}) | st.just({"web": WEB}), links=st.just([{"from": "a", "to": "b"}]))
     needed = {field.encode_name for field in of.fields if field.required} | {"image"} & set(fields)
     needed |= {"cidr"} if of.cls is types.Allow else set()
     required = {key: value for key, value in fields.items() if key in needed}
@@ -230,6 +234,14 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 PARSE = parse.declaration  # as it is, before conftest.py has its results validated
 CHECKS = ("environment", "interface", "link", "runtimes", "runtime_settings", "under", "clashes", "whole", "assertions")
 """The functions of ``checks`` that the parser calls. What they and ``never.check`` find is no matter of form."""
+TENANCY: dict[Any, tuple[str, ...]] = {
+    names: ("wrong", "known", "misplaced"),
+    permissions: ("wrong", "shared"),
+    parts: ("permitted", "owned", "unread"),
+    quota: ("unsound", "problems"),
+    separation: ("problems",),
+}
+"""Likewise, of the checks of tenants."""
 
 
 def problems(declaration: Any) -> dict[str, str]:
@@ -248,15 +260,21 @@ def problems(declaration: Any) -> dict[str, str]:
 def of_form(declaration: Any) -> dict[str, str]:
     unchecked = {name: lambda *_, **__: [] for name in CHECKS}
     free: dict[str, Any] = {"wrong": lambda *_: (), "expand": lambda declared, *_: (declared, [], [])}
-    form, more = mock.patch.multiple(spawns, **free), mock.patch.multiple(delegations, **free)
-    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []), form, more:
+    with contextlib.ExitStack() as stack:
+        for module, functions in TENANCY.items():
+            stack.enter_context(mock.patch.multiple(module, **{name: lambda *_: [] for name in functions}))
+        stack.enter_context(mock.patch.object(parts, "inside", lambda *_: ({}, [])))
+        stack.enter_context(mock.patch.multiple(checks, **unchecked))
+        stack.enter_context(mock.patch.object(never, "check", lambda *_: []))
+        stack.enter_context(mock.patch.multiple(spawns, **free))
+        stack.enter_context(mock.patch.multiple(delegations, **free))
         return problems(declaration)
 
 
 def near(path: str) -> str:
     """Return a path in msgspec's form, without the keys of a mapping within a struct."""
     steps = path.split(":")
-    mappings = ("hosts", "env", *(["links"] if "spawns" in steps else []))
+    mappings = ("hosts", "env", "appraised", *(["links"] if "spawns" in steps else []))
     return ":".join(step for before, step in zip(["", *steps], steps, strict=False) if before not in mappings)
 
 

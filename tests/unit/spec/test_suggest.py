@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from netspace.spec import parse, suggest
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.record import Record
+from netspace.environment.refusals import reading
+from netspace.host import called
+from netspace.host import refused as work
+from netspace.link.broker import refusals as broker
+from netspace.spec import checks, parse, suggest
 from netspace.spec.suggest import Refused
 from netspace.spec.types import Allow, Cidr, Link
 
@@ -124,6 +135,82 @@ def test_name_that_a_program_chose_ends_no_comment(end: str) -> None:
     text = suggest.text("web", VETH, (), [Refused("messages", name, 1, NOW, NOW, why="no link permits it")], {})
     assert yaml.safe_load(text) is None
     assert all(line.startswith("# ") and line.isprintable() for line in text.splitlines())
+
+
+class Told(NamedTuple):
+    """Refusals that a program caused, with the texts that it chose, and the lines that would permit them."""
+
+    refused: list[Refused]
+    rules: set[tuple[object, ...]]
+    settings: set[str]
+
+
+def caused(paths: Sequence[bytes], names: Sequence[str], packets: Sequence[Allow]) -> Told:
+    """Return the refusals of a program that opens these paths, and sends to these exchanges and peers."""
+    spec = parse.environment("web", {"image": "dir:/srv/web", "audit": True, "read_only": True})
+    about = Record(spec, "running", 1, Image("", "", Defaults()), "", "")
+    said = [path.decode("utf-8", "backslashreplace") for path in paths]
+    opens = [reading.Refusal("kernel", "openat", (0,) * 6, path, errno.EROFS, 1, NOW, NOW, True) for path in said]
+    files = [called._told(one, about) for one in opens]
+    plain = [re.sub(r"[^ -~]", "?", name) for name in names]  # as the broker's plugin writes them
+    sends = [f"operation basic.publish caused a channel exception not_found: no exchange '{name}'" for name in plain]
+    times = {"times": 1, "first": NOW, "last": NOW}
+    kept = broker.decoded({"value": {f"{text} in vhost 'v'"[:240]: times for text in sends}})
+    return Told(
+        [*files, *(work._message("web", one, {"web", "orders"}) for one in kept), *map(seen, packets)],
+        {(one.direction, str(one.cidr), one.protocol, one.port) for one in packets},
+        {one.part.key for one in files if isinstance(one.part, suggest.Setting)},
+    )
+
+
+def opened(text: str) -> tuple[set[tuple[object, ...]], set[str], list[Any]]:
+    """Return what a suggestion permits: each port of each rule, the other settings, and the links."""
+    found = (yaml.safe_load(text) or {}).get("netspace", {})
+    assert found.keys() <= {"environments", "links"}
+    web = found.get("environments", {"web": {}})["web"]
+    rules = set()
+    for rule in web.get("interface", {}).get("allow", [])[1:]:
+        assert rule.keys() <= {"direction", "cidr", "protocol", "port"}
+        first, last = checks.ports(rule["port"]) if "port" in rule else (None, None)
+        for port in [None] if first is None else range(first, last + 1):
+            rules.add((rule["direction"], f"{ipaddress.ip_network(rule['cidr'])}", rule["protocol"], port))
+    return rules, web.keys() - {"interface"}, found.get("links", [])
+
+
+LURES = st.sampled_from(
+    [
+        *("' in vhost 'v", "'\nnetspace: {links: []}", "# RISKY: ", ": once, 2026-11-30", "seccomp: standard", "\x85"),
+        *("link.web.orders", "\x1b[2J", "\u202e", "\u5bbd" * 90, "\u0301" * 90, "\u05d0", "x" * 300, " " * 90, "- {}"),
+    ]
+)
+CHOSEN = st.lists(LURES | st.text(max_size=20), max_size=6).map("".join)
+OPENED = CHOSEN.map(lambda text: text.encode("utf-8", "surrogatepass")[:127]) | st.binary(max_size=127)
+OURS = ("web was", "web: nothing", "openat", "basic.publish:", "RISKY:", "once,", "there now", "add these", "No line")
+
+
+@settings(max_examples=50)
+@given(st.lists(OPENED, max_size=4), st.lists(CHOSEN, max_size=4), st.lists(PARTS, max_size=4, unique=True))
+def test_attacker_gets_no_more_suggested_than_was_refused(
+    paths: list[bytes], names: list[str], packets: list[Allow]
+) -> None:
+    """A program chooses all texts. No line permits more than was refused, and no text looks like a line of ours."""
+    told = caused(paths, names, packets)
+    text = suggest.text("web", VETH, {"10.203.0.1"}, told.refused, {})
+    assert text.isascii() and all(line.isprintable() and len(line) <= suggest.WIDTH for line in text.splitlines())
+    assert opened(text)[:2] == (told.rules, told.settings)
+    links = opened(text)[2]
+    assert links in ([], [{"from": "web", "to": "orders", "pattern": "send"}])
+    assert not links or any("link.web.orders" in name for name in names)
+    for line in text.splitlines():  # the program's texts are words within our lines; only continuations begin with them
+        _, sign, said = line.partition("# ")
+        counted = re.match(r"(and )?\d+ (times|more)", said)
+        assert not sign or said.startswith(("  ", *OURS)) or counted, line
+
+
+def test_scan_of_many_peers_is_marked() -> None:
+    peers = [seen(part("out", f"1.1.1.{last}", port=80)) for last in range(1, 31)]
+    assert "the same was tried at 30 peers: a scan?" in suggest.text("web", VETH, (), peers, {})
+    assert "a scan?" not in suggest.text("web", VETH, (), peers[:16], {})
 
 
 WORDS = [

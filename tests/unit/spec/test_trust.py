@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netspace.errors import SpecError
 from netspace.spec import parse, trust
 from netspace.spec.trust import Trust
 from netspace.spec.types import Requirement
@@ -49,12 +50,12 @@ def test_only_what_demands_more_is_withheld_and_its_links_with_it():
         "other": True,
         "vault": False,
     }
-    assert {name: verdict.allowed for name, verdict in trust.links(declared, here).items()} == {
+    assert {name: verdict.allowed for name, verdict in trust.links(declared, here, 0).items()} == {
         "plain.vault": False,
         "plain.other": True,
         "other.plain": False,
     }
-    assert "vault" in trust.links(declared, here)["plain.vault"].comment
+    assert "vault" in trust.links(declared, here, 0)["plain.vault"].comment
 
 
 def test_what_is_declared_to_be_stopped_is_refused_nothing_and_the_trust_it_lacks_is_still_told():
@@ -100,7 +101,7 @@ def test_a_link_stays_only_where_all_that_lost_trust_merely_report(own, source, 
             "links": [{"from": "a", "to": "b", **required(own)}],
         }
     )
-    verdict = trust.links(declared, Trust(1, "self", "why"))["a.b"]
+    verdict = trust.links(declared, Trust(1, "self", "why"), 0)["a.b"]
     assert (verdict.allowed, verdict.on_loss) == (False, expected)
 
 
@@ -129,3 +130,58 @@ def test_the_interface_of_what_is_withheld_only_gets_less():
     assert trust.narrowed(veth(22), none) == none
     assert trust.narrowed(none, veth(22)) == none
     assert trust.narrowed(veth(22), other) == veth()
+
+
+TOLD = {"h1": {"level": "L3", "until": 1000.0}, "h3": {"level": "L5", "until": float("nan")}}
+
+
+@pytest.mark.parametrize(
+    ("source", "attested", "level", "now", "why"),
+    [
+        ("web@h1", "L3", 0, 1000, ""),
+        ("web@h1", "L2", 0, 0, ""),
+        ("web@h1", "L4", 5, 0, "h1 has L3"),
+        ("web@h1", "L1", 5, 1000.5, "the result by which h1 had L3 has expired"),
+        ("web@h2", "L1", 5, 0, "this host's master has told no level of h2"),
+        ("web@h3", "L1", 5, 0, "has expired"),
+        ("web", "L2", 2, 0, ""),
+        ("web", "L3", 2, 0, "this host has L2 (why; verifier: master)"),
+        ("web", None, 0, 0, ""),
+    ],
+)
+def test_attested_link_needs_the_level_of_its_senders_host(source, attested, level, now, why):
+    hosts = {name: {"trust_domain": f"{name}.example.org"} for name in ("h1", "h2", "h3")}
+    declared = parse.declaration(
+        {
+            "attestation": {"appraised": TOLD},
+            "broker": {
+                "kind": "local",
+                "host": "h9",
+                "trust_domain": "h9.example.org",
+                "authority": "/etc/a",
+                "listen": "198.51.100.9:5671",
+                "names_key": "/etc/n",
+                "hosts": hosts,
+            },
+            "environments": {"web": {"image": "tar:/x"}, "db": {"image": "tar:/x"}},
+            "links": [{"from": source, "to": "db", **({"attested": attested} if attested else {})}],
+        }
+    )
+    verdict = trust.links(declared, Trust(level, "master", "why"), now)[declared.links[0].name]
+    assert verdict.allowed is not bool(why) and verdict.on_loss == "stop"
+    assert why in verdict.comment and ("attested" in verdict.comment) is bool(why)
+
+
+def test_attested_needs_a_broker_of_netspaces_own():
+    shared = {"kind": "cluster", "url": "amqps://a.example.org", "management": "https://a.example.org"}
+    section = {
+        "broker": {**shared, "credentials": "/etc/c"},
+        "environments": {"web": {"image": "tar:/x"}, "db": {"image": "tar:/x"}},
+        "links": [{"from": "web", "to": "db", "attested": "L3"}],
+    }
+    with pytest.raises(SpecError, match="links:0:attested: needs netspace's own broker"):
+        parse.declaration(section)
+    with pytest.raises(SpecError, match="attested"):
+        parse.declaration(
+            {**section, "broker": {"kind": "local"}, "links": [{"from": "web", "to": "db", "attested": "L0"}]}
+        )

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.attestation import ear, identity
+from netspace.attestation import ear, host_appraisal, identity, token_key
 from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.fleet import groups, origin, result_fields, results
@@ -40,7 +40,7 @@ from netspace.attestation.fleet.results import Results, Store
 from netspace.attestation.identity import Identities
 from netspace.attestation.learning import policy as learning
 from netspace.attestation.policy.policy import Policy
-from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey, WrongSaltKey
+from netspace.attestation.refusals import Malformed, Refused, TokenKeyOld, UnknownAttestationKey, WrongSaltKey
 from netspace.attestation.registrar.host_record import bound_key, key_of
 from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tee import appraisal as tees
@@ -140,10 +140,11 @@ class Fleet:
         minion, before = asked.minion, self.results.record(asked.minion)
         host = self.registrar.host(minion)
         # The result names the boot even if the evidence is refused: the host accepts only a result of this boot.
-        boot, evidence = _boot(answer), None
+        boot, evidence, key_shown = _boot(answer), None, None
         kept = result_fields.of_refused(before, host)
         try:
-            boot, evidence, context = self._own(asked, answer, host)
+            boot, evidence, context, key_shown = self._own(asked, answer, host)
+            _check_new(key_shown, boot, before)
             if host is None:
                 found = self._by_software(minion, evidence, context)
                 base = found.level
@@ -167,8 +168,10 @@ class Fleet:
             worth, told_tee = tees.weighed(evidence, context, section, self._trust, worth, now)
             level, code, reason, remedy = worth.level, worth.code, worth.reason, worth.remedy
             kept.update(result_fields.of_verified(found, boot, base, told_tee, before, now))
+            if key_shown is not None:
+                kept["token_key"] = [key_shown.thumbprint, boot]
         except Refused as err:
-            level, code, reason, remedy = 0, err.code, str(err), err.remedy
+            level, code, reason, remedy, key_shown = 0, err.code, str(err), err.remedy, None
         reason = printable(reason, "\n", REPLACEMENT)
         if level and evidence is not None:
             kept["log"], kept["systemd"] = self.results.keep_logs(asked, evidence, before)
@@ -189,6 +192,8 @@ class Fleet:
             version,
             until,
             kept["tee"],
+            "" if key_shown is None else key_shown.thumbprint,
+            "" if key_shown is None else self._word(asked, level, boot, key_shown, version, (now, until)),
         )
         record = {
             "v": results.VERSION,
@@ -209,8 +214,17 @@ class Fleet:
         self.results.save(record)
         return record
 
-    def _own(self, asked: Asked, answer: Any, host: dict[str, Any] | None) -> tuple[str, Evidence, Context]:
-        """Return the boot, the evidence and the context of an answer that a key of the host signed.
+    def _word(
+        self, asked: Asked, level: int, boot: str, key: token_key.Shown, version: int, times: tuple[float, float]
+    ) -> str:
+        """Return the verifier's word for third parties on a host and its key of tokens."""
+        policy = (asked.group.name, version)
+        return host_appraisal.make(self.signer, asked.minion, level, boot, key.jwk, policy, *times)
+
+    def _own(
+        self, asked: Asked, answer: Any, host: dict[str, Any] | None
+    ) -> tuple[str, Evidence, Context, token_key.Shown | None]:
+        """Return boot, evidence, context and key of tokens (if any) of an answer that a key of the host signed.
 
         :raises Refused: when the host's Salt key signed the answer, but the evidence is refused.
         :raises NotEnrolled: when the host's Salt key signed the answer, but the host has a TPM and is not enrolled.
@@ -218,13 +232,18 @@ class Fleet:
         :raises LogLost: when the answer names a boot log that the master no longer has.
         """
         try:
-            boot, evidence = _answer(answer)
-            context = Context(self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode())
+            boot, evidence, key = _answer(answer)
+            thumbprint = "" if key is None else key.thumbprint
+            context = Context(
+                self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode(), key=thumbprint
+            )
             if host is not None:
                 quotes.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
             else:
                 self._check_software(asked, answer, evidence, context)
-            return boot, self.results.with_log(asked, evidence), context
+            if key is not None:
+                token_key.check(key, context)
+            return boot, self.results.with_log(asked, evidence), context, key
         except NotEnrolled as err:
             if not self._signed(asked, answer):
                 raise origin.Unproved(str(err)) from err
@@ -389,13 +408,24 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
     }
 
 
-def _answer(data: Any) -> tuple[str, Evidence]:
-    if not isinstance(data, Mapping) or set(data) - {identity.FIELD} != {"boot", "evidence"}:
+def _check_new(key: token_key.Shown | None, boot: str, before: Mapping[str, Any] | None) -> None:
+    """Check that a host's key of tokens was not its key in the boot before.
+
+    :raises TokenKeyOld: when it was. Somebody has kept the key, which a genuine host has in memory only.
+    """
+    last = None if before is None else before.get("token_key")
+    if key is not None and last and last[0] == key.thumbprint and last[1] != boot:
+        raise TokenKeyOld("the host's key of tokens is that of an earlier boot")
+
+
+def _answer(data: Any) -> tuple[str, Evidence, token_key.Shown | None]:
+    if not isinstance(data, Mapping) or set(data) - {identity.FIELD, token_key.FIELD} != {"boot", "evidence"}:
         raise Malformed("answer: expected boot and evidence")
     boot = _boot(data)
     if not boot:
         raise Malformed("answer: boot: expected the id of a boot")
-    return boot, parse_evidence(data["evidence"])
+    key = token_key.parse(data[token_key.FIELD]) if token_key.FIELD in data else None
+    return boot, parse_evidence(data["evidence"]), key
 
 
 def _boot(data: Any) -> str:

@@ -9,7 +9,7 @@ and goes on waiting for the genuine answer. Minions sign errors, too.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from netspace.attestation import identity
@@ -46,40 +46,49 @@ MAX_PROBLEM = 1000
 NONCE = 32  # bytes
 
 
-def ask(
-    bus: Bus,
-    identities: identity.Identities,
-    minions: Collection[str],
-    function: str,
-    arguments: Mapping[str, Any],
-    timeout: float,
-) -> dict[str, Any]:
-    """Send one call to minions, and return the proved answers that arrive within *timeout* seconds.
+Calls = Sequence[tuple[Collection[str], Mapping[str, Any]]]
+"""Calls of one function: pairs of minions, and the arguments of the call to them."""
 
-    Salt's own call isn't used, because it waits as long as a minion reports that its job still runs. One minion could
-    delay all others.
+
+def ask(bus: Bus, identities: identity.Identities, function: str, calls: Calls, timeout: float) -> dict[str, Any]:
+    """Send all calls to their minions, and return the proved answers that arrive within *timeout* seconds.
+
+    No call waits for the answers to another one. Salt's own call isn't used, because it waits as long as a minion
+    reports that its job still runs. One minion could delay all others.
 
     :param function: one of :data:`SIGNED`.
-    :return: by minion: the answer, or a ``NetspaceError`` if the minion failed or only unproved answers came in its
-        name.
+    :param calls: each minion is in one call. The messages are sent in this order.
+    :return: by minion: the answer, or a ``NetspaceError`` if the call couldn't be sent, if the minion failed, or if
+        only unproved answers came in its name.
+    :raises NetspaceError: the first call can't be sent.
     """
-    asked = call(function, arguments)
-    sent = bus.send(minions, FUNCTION, {"asked": asked})
-    waiting, found = set(minions) - sent.unknown, dict[str, Any]()
+    waiting: dict[tuple[str, str], Mapping[str, Any]] = {}
+    found = dict[str, Any]()
+    for number, (minions, arguments) in enumerate(calls):
+        asked = call(function, arguments)
+        try:
+            sent = bus.send(minions, FUNCTION, {"asked": asked})
+        except NetspaceError as err:
+            if number == 0:
+                raise
+            found |= dict.fromkeys(minions, err)
+            continue
+        waiting |= {(sent.job, minion): asked for minion in minions if minion not in sent.unknown}
     unproved: dict[str, str] = {}
     last = bus.clock() + timeout
     while waiting and bus.clock() < last:
         reply = bus.receive(last - bus.clock())
-        if reply is None or reply.job != sent.job or reply.minion not in waiting:
+        if reply is None or (reply.job, reply.minion) not in waiting:
             continue
         try:
-            found[reply.minion] = _own(identities, asked, reply)
+            found[reply.minion] = _own(identities, waiting[reply.job, reply.minion], reply)
         except Refused as err:
             unproved[reply.minion] = reply.problem or str(err)
             continue
-        waiting.discard(reply.minion)
-    for minion in waiting & set(unproved):
-        found[minion] = _nobody(minion, unproved[minion])
+        del waiting[reply.job, reply.minion]
+    for _, minion in waiting:
+        if minion in unproved:
+            found[minion] = _nobody(minion, unproved[minion])
     return found
 
 

@@ -52,6 +52,8 @@ def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None)
         "seen": "",
         "firmware": None,
         "good": None,
+        # An attacker must not make the verifier forget the boot of a key by evidence that is refused.
+        "token_key": None if before is None else before.get("token_key"),
     }
     if before is not None and host is not None and same_tpm(before, host):
         # Refused evidence must not erase the TPM's last clock.

@@ -17,10 +17,10 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netspace import files, jose
-from netspace.attestation import ear, identity, result
+from netspace.attestation import ear, identity, result, token_key
 from netspace.attestation.evidence import PART, Context, Evidence, from_hex
 from netspace.attestation.evidence import period as read_period
 from netspace.attestation.minion import attester, self_appraisal, settings
@@ -28,6 +28,9 @@ from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 WAITING = "answer.json"
 
@@ -39,6 +42,7 @@ def answer(
     master: str,
     challenge: Any,
     salt_key: Callable[[], bytes] | None = None,
+    signing: EllipticCurvePrivateKey | None = None,
 ) -> dict[str, Any]:
     """Answer a challenge, record the challenge, and return ``{boot, evidence}``.
 
@@ -48,6 +52,7 @@ def answer(
     :param chosen: settings from :func:`netspace.attestation.minion.settings.of`.
     :param master: fingerprint of the master key that this minion trusts.
     :param salt_key: returns the minion's Salt key (PEM), which signs the answer if the challenge asks for a signature.
+    :param signing: the key of environments' tokens, for which the evidence vouches; None: there is none.
     :raises NetspaceError: when the challenge is malformed, or the configured TPM can't be used.
     """
     session, nonce, pcrs, first, known, period = _challenge(challenge)
@@ -56,11 +61,14 @@ def answer(
         raise NetspaceError("the id of this boot can't be read: /proc is not mounted")
     if first is not None and attester.measurement_list(layout.root) is None:
         first = None  # the verifier also judges evidence without a list
-    context = Context(master, minion, session, nonce, binding=boot.encode())
+    thumbprint = "" if signing is None else jose.thumbprint(jose.jwk(signing.public_key()))
+    context = Context(master, minion, session, nonce, binding=boot.encode(), key=thumbprint)
     made = _without_log(self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
     if "tee" in challenge:
         made = attester.with_tee(made, layout.root, context)
     whole: dict[str, Any] = {"boot": boot, "evidence": made.wire()}
+    if signing is not None:
+        whole[token_key.FIELD] = token_key.shown(signing, context)
     if "salt" in challenge and salt_key is not None:
         told = {**identity.digest(whole), **identity.exchange(session, nonce)}
         whole[identity.FIELD] = identity.sign(salt_key(), identity.statement(identity.ANSWER, master, minion, told))
@@ -135,6 +143,8 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             sources=settings.sources(layout, chosen),
             tpm={},
             tee=told.tee,
+            token_key=told.token_key,
+            appraisal=told.appraisal,
         )
         result.save(layout, made)
         files.remove(_folder(layout) / WAITING)

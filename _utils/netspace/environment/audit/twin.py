@@ -44,7 +44,7 @@ INSIDE = "/run/netspace-audit"
 # Modules that the programs import, and codecs that Python itself loads for them.
 MODULES = (
     *("__future__", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource", "select"),
-    *("signal", "socket", "struct", "sys", "threading", "time", "dataclasses", "itertools"),
+    *("signal", "socket", "stat", "struct", "sys", "threading", "time", "dataclasses", "itertools"),
     *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
 )
 PROGRAMS = ("probe.py", "exhaust.py")

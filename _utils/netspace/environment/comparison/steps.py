@@ -104,7 +104,7 @@ def compare(
         failed=record.failed if same and not build else None,
         rolling=roll,
     )
-    unwatched = not observed.watched and claims.watched(want.spec)
+    unwatched = observed.unwatched if claims.watched(want.spec) else ""
 
     # A run was killed after it had started the environment, before it removed the halt mark.
     unnoted = seen.halted and runs and want.state == "running" and not stop
@@ -123,7 +123,7 @@ def compare(
     if trial:
         reasons.append("its last update is still on trial")
     if unwatched:
-        reasons.append("the service that watches its health does not run as it should")
+        reasons.append(unwatched)
     if stop and reread and not assemble:
         reasons.append("a kernel reads its files only when it starts")
     if not seen.namespace:

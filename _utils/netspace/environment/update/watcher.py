@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netspace import library_copy
 from netspace.environment import services as environment_services
 from netspace.environment.health import record as verdict
 from netspace.environment.update import rollout
@@ -19,7 +20,7 @@ def ensure(layout: Layout, supervisor: Supervisor, needed: bool) -> None:
     """
     there = supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
     if needed:
-        own = environment_services.health(layout)
+        own = environment_services.health(layout, library_copy.installed(layout))
         changed = supervisor.differing([own])
         supervisor.define([own])
         if changed and there is not None:

@@ -102,13 +102,26 @@ def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
     steps = [Change(one.kind, one.name, one.action, _plain(one.changes), one.reason) for one in plan.steps]
     withheld = tuple(Withheld(one.kind, one.name, one.message[:4096]) for one in plan.refusals)
     cut = tuple(msgspec.structs.replace(one, name=one.name[:4096], reason=one.reason[:4096]) for one in steps)
-    hashed = hashlib.sha256(encoded(declared)).hexdigest()
+    hashed = hashlib.sha256(encoded(_lasting(declared))).hexdigest()
     digest = hashlib.sha256(encoded((minion, hashed, cut, withheld))).hexdigest()
     found = HostPlan(digest, hashed, cut, withheld)
     if len(msgspec.json.encode(found)) <= MAX_ANSWER:
         return found
     brief = tuple(msgspec.structs.replace(one, changes={}) for one in cut)
     return HostPlan(digest, hashed, brief, withheld, True)
+
+
+def _lasting(declared: Any) -> Any:
+    """Return a declaration without the levels of other hosts, which the master fills in anew after each attestation.
+
+    A level that matters shows in a plan: by a link that is withheld, made or revoked.
+    """
+    attestation = declared.get("attestation") if isinstance(declared, Mapping) else None
+    if not isinstance(attestation, Mapping) or "appraised" not in attestation:
+        return declared
+    left = {key: value for key, value in attestation.items() if key != "appraised"}
+    rest = {key: value for key, value in declared.items() if key != "attestation"}
+    return {**rest, "attestation": left} if left else rest
 
 
 def plain(found: HostPlan) -> dict[str, Any]:

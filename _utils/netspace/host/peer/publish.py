@@ -86,7 +86,9 @@ def _with_key(layout: Layout, known: Told) -> Told:
         before = msgspec.json.decode((host_peer.folder(layout) / told.FILE).read_bytes(), type=Told).vouched
     except (OSError, ValueError):
         before = None
-    return msgspec.structs.replace(known, vouched=vouching.ensure(layout, known.host, before))
+    vouched = vouching.ensure(layout, known.host, before)
+    vouching.hand_on(layout)
+    return msgspec.structs.replace(known, vouched=vouched)
 
 
 def _targets(peers: Mapping[str, Iterable[Link]]) -> set[str]:

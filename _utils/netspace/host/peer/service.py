@@ -17,13 +17,16 @@ KEEPER_LIMITS = {"memory": 512 * 1024 * 1024, "cpus": 1.0}
 """The bounds that systemd sets: an environment that asks without end takes no more of the host than that."""
 
 
-def service(layout: Layout) -> Service:
-    """Return the definition of the service that answers the environments."""
+def service(layout: Layout, version: str) -> Service:
+    """Return the definition of the service that answers the environments.
+
+    :param version: the digest of the library's copy that the service runs.
+    """
     return Service(
         name=NAME,
         command=library_copy.command(layout, "peer"),
         description=f"{layout.instance}: answers to the environments' requests to their host",
-        variables=_variables(layout),
+        variables=_variables(version),
         stop_timeout=5.0,
         limits=LIMITS,
         # After a reboot they are written last, once the forwarder's configuration is there.
@@ -31,13 +34,16 @@ def service(layout: Layout) -> Service:
     )
 
 
-def keeper(layout: Layout) -> Service:
-    """Return the definition of the service that starts and ends children for the peer (``netspace.host.keeper``)."""
+def keeper(layout: Layout, version: str) -> Service:
+    """Return the definition of the service that starts and ends children for the peer (``netspace.host.keeper``).
+
+    :param version: the digest of the library's copy that the service runs.
+    """
     return Service(
         name=KEEPER,
         command=library_copy.command(layout, "keeper"),
         description=f"{layout.instance}: children of environments, which these ask their host for",
-        variables=_variables(layout),
+        variables=_variables(version),
         stop_timeout=20.0,
         until=(host_peer.folder(layout) / told.FILE,),
         limits=KEEPER_LIMITS,
@@ -45,11 +51,11 @@ def keeper(layout: Layout) -> Service:
     )
 
 
-def _variables(layout: Layout) -> dict[str, str]:
+def _variables(version: str) -> dict[str, str]:
     return {
         "LANG": "C.UTF-8",
         "MALLOC_ARENA_MAX": "1",
-        "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
+        "NETSPACE_LIBRARY": version,  # a new library restarts the service
     }
 
 

@@ -15,6 +15,8 @@ CARD = "card.json"
 """The peer's own card, in the form of an environment's (``docs/environment-json.md``)."""
 KEY = "token-key.der"
 """The private key of environments' tokens."""
+APPRAISAL = "appraisal.json"
+"""The word of the fleet's verifier on this host and the tokens' key; absent: there is none."""
 VERSION = 1
 MOST = 64 * 1024 * 1024
 
@@ -100,6 +102,21 @@ class Vouched(msgspec.Struct, frozen=True):
     tried: float = 0.0
 
 
+class Appraisal(msgspec.Struct, frozen=True):
+    """The word of the fleet's verifier on this host, for those who check a token.
+
+    :param kid: thumbprint of the tokens' key that it names.
+    :param boot: the kernel's id of the boot that was judged.
+    :param until: when it expires, in seconds since 1970.
+    :param word: the signed word (``netspace.attestation.host_appraisal``).
+    """
+
+    kid: str
+    boot: str
+    until: float
+    word: str
+
+
 class Told(msgspec.Struct, frozen=True):
     """All facts that the peer answers with.
 
@@ -175,6 +192,15 @@ def key() -> bytes:
     :raises OSError: there is no such key.
     """
     return _file(KEY)
+
+
+def appraisal(vouched: Vouched, now: float) -> str:
+    """Return the verifier's word on this host and the tokens' key; empty if there is none that holds now."""
+    try:
+        found = msgspec.json.decode(_file(APPRAISAL), type=Appraisal)
+    except (OSError, ValueError):
+        return ""
+    return found.word if (found.kid, found.boot) == (vouched.kid, vouched.boot) and now < found.until else ""
 
 
 def _file(name: str) -> bytes:

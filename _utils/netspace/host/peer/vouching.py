@@ -11,16 +11,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from netspace import files, jose
-from netspace.attestation import environment_token, result
+from netspace.attestation import environment_token, host_appraisal, result
 from netspace.errors import NetspaceError
-from netspace.host.peer.told import KEY, Vouched
+from netspace.host.peer.told import APPRAISAL, KEY, Appraisal, Vouched
 from netspace.layout import Layout
 from netspace.link import host_peer
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _AGAIN = environment_token.KEY_LIFETIME / 2
 _PAUSE = 60.0
@@ -71,8 +74,36 @@ def _present(layout: Layout) -> bytes:
 
 
 def forget(layout: Layout) -> None:
-    """Delete the tokens' key."""
+    """Delete the tokens' key, and the verifier's word on it."""
     files.remove(host_peer.folder(layout) / KEY)
+    files.remove(host_peer.folder(layout) / APPRAISAL)
+
+
+def hand_on(layout: Layout) -> None:
+    """Give the peer the word of the fleet's verifier on this host, from the last accepted result.
+
+    Nothing is done if there is no key of tokens. An outdated word is no danger: the peer compares key, boot and time.
+
+    :raises StateError: the recorded result is damaged.
+    """
+    folder = host_peer.folder(layout)
+    if not (folder / KEY).exists():
+        return
+    # An apply and the call that accepts a result may both do this. The last one reads the last result.
+    with files.locked(folder / f"{APPRAISAL}.lock"):
+        last = result.load(layout)
+        if last is None or not last.appraisal:
+            files.remove(folder / APPRAISAL)
+            return
+        until = min(last.expires, last.issued + host_appraisal.LONGEST)
+        raw = msgspec.json.encode(Appraisal(last.token_key, last.boot, until, last.appraisal))
+        files.write(folder / APPRAISAL, raw, mode=0o640, owner=(0, host_peer.ids(layout)))
+
+
+def key(layout: Layout) -> EllipticCurvePrivateKey | None:
+    """Return the tokens' key, for which the host vouches to its verifier; None if there is no usable key."""
+    raw = _present(layout)
+    return _parsed(raw) if raw else None
 
 
 def _key(layout: Layout) -> dict[str, str]:
@@ -81,13 +112,22 @@ def _key(layout: Layout) -> dict[str, str]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     path = host_peer.folder(layout) / KEY
-    try:
-        key = serialization.load_der_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+    key = _parsed(_present(layout))
+    if key is None:
         key = ec.generate_private_key(ec.SECP256R1())
         encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
         raw = key.private_bytes(encoding, form, serialization.NoEncryption())
         files.write(path, raw, mode=0o640, owner=(0, host_peer.ids(layout)))
     return jose.jwk(key.public_key())
+
+
+def _parsed(raw: bytes) -> EllipticCurvePrivateKey | None:
+    """Return the key in *raw* (DER); None if there is no key on P-256."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        found = serialization.load_der_private_key(raw, None)
+    except (ValueError, TypeError):
+        return None
+    return found if isinstance(found, ec.EllipticCurvePrivateKey) and isinstance(found.curve, ec.SECP256R1) else None

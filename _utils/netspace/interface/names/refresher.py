@@ -42,13 +42,16 @@ OF_ENVIRONMENT, OF_OWNER, OF_SILENT = 4, 2, 4
 Ask = Callable[[str, str, Path], dict[str, float]]
 
 
-def service(layout: Layout) -> Service:
-    """Return the definition of the service that looks up names."""
+def service(layout: Layout, version: str) -> Service:
+    """Return the definition of the service that looks up names.
+
+    :param version: the digest of the library's copy that the service runs.
+    """
     return Service(
         name=NAME,
         description=f"{layout.instance}: the addresses of names in rules",
         command=library_copy.command(layout, "names"),
-        variables={"NETSPACE_LIBRARY": library_copy.installed(layout)},  # a new library restarts the service
+        variables={"NETSPACE_LIBRARY": version},  # a new library restarts the service
         stop_timeout=5.0,
     )
 

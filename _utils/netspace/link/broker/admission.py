@@ -11,6 +11,8 @@ is refused with 406. RabbitMQ then checks permissions as usual.
 A message that RabbitMQ can't convert for a reader over AMQP 1.0 is also refused with 406: it would end that reader's
 session, and return to the queue.
 
+What a method costs other processes is added to the account's budget (:mod:`netspace.link.broker.budget`).
+
 The interceptor applies to all accounts except those that manage the broker, and except the broker's own shovels, which
 use no account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.
 """
@@ -61,15 +63,32 @@ applies_to() -> ['basic.publish', 'basic.consume', 'basic.get', 'queue.declare',
                  'exchange.declare', 'exchange.bind'].
 
 init(Channel) ->
-    #user{tags = Tags, authz_backends = Backends} = rabbit_channel:get_user(Channel),
+    #user{username = Name, tags = Tags, authz_backends = Backends} = rabbit_channel:get_user(Channel),
     %% A shovel's own end is no connection but a call from within, by a user without a name that may do all.
     case lists:member(administrator, Tags) orelse lists:keymember(rabbit_auth_backend_dummy, 1, Backends) of
         true -> host;
-        false -> environment
+        false ->
+            netspace_guard_budget:charge(Name, netspace_guard_budget:price(channel)),
+            Name
     end.
 
 intercept(Method, Content, host) -> {Method, Content};
-intercept(Method, Content, environment) -> admitted(Method, Content).
+intercept(Method, Content, Name) ->
+    netspace_guard_budget:add(price(element(1, Method))),
+    try admitted(Method, Content)
+    catch exit:Refused ->
+        netspace_guard_budget:charge(Name, netspace_guard_budget:price(refused)),
+        exit(Refused)
+    end.
+
+%% Of what costs other processes more than the channel's own.
+price('basic.publish') -> netspace_guard_budget:price(message);
+price('queue.bind') -> netspace_guard_budget:price(binding);
+price('queue.unbind') -> netspace_guard_budget:price(binding);
+price('basic.ack') -> 0;
+price('channel.close') -> 0;
+price('channel.close_ok') -> 0;
+price(_) -> netspace_guard_budget:price(method).
 
 %% -- what there is, each with its names and arguments ---------------------------
 admitted(Method = #'basic.publish'{exchange = Exchange}, Content) ->

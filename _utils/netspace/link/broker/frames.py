@@ -133,6 +133,7 @@ parse(Bytes) ->
                 refuse(<<"amqp:decode-error">>, "a frame of more than 8192 bytes before its message"),
             Parsed = {{described, _, Value}, _} = netspace_guard_parser:parse(Bytes),
             admitted(Code, Value),
+            netspace_guard_budget:add(price(Code)),
             Parsed
     end.
 
@@ -170,9 +171,16 @@ behind(Bytes, Levels, Parts) ->
     end.
 
 handle_request(Request, VHost, User, Connection, Rights) ->
+    netspace_guard_budget:add(netspace_guard_budget:price(binding)),
     netspace_guard_sections:bounded(Request),
     requested([{Code, Value} || {described, {ulong, Code}, Value} <- netspace_guard_parser:parse_many(Request, [])]),
     netspace_guard_management:handle_request(Request, VHost, User, Connection, Rights).
+
+%% What a frame costs other processes than the reader.
+price(16#11) -> netspace_guard_budget:price(channel);
+price(16#12) -> netspace_guard_budget:price(binding);
+price(16#14) -> netspace_guard_budget:price(message);
+price(_) -> 0.
 
 %% -- frames -----------------------------------------------------------------------------
 admitted(Code, {list, Fields}) when Code >= 16#10, Code =< 16#18; Code =:= 16#41 ->

@@ -350,7 +350,7 @@ def start(
     from netspace.link.broker import versions  # not needed where no broker is started
 
     available()
-    versions.check(versions.server())
+    versions.check_node(layout)
     status = supervisor.observe([NODE]).get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)

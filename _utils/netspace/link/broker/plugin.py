@@ -13,6 +13,12 @@ closes the connections of the account.
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse methods and frames that are useful only to an attacker, before RabbitMQ handles them.
 
+Messages: RabbitMQ 4.3 orders messages and writes addresses in another way than 4.0; see
+:mod:`netspace.link.broker.messages`.
+
+Work: :mod:`netspace.link.broker.budget` reads slowly from an account that has the broker work too much, and makes an
+account wait whose connections were closed.
+
 Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
 size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts
 bytes: its queues free the space after 10 MB.
@@ -43,7 +49,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link.broker import admission, bounds, frames, mapper, refusals, sections
+from netspace.link.broker import admission, bounds, budget, frames, mapper, messages, refusals, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"
@@ -52,10 +58,11 @@ ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
 _APPLICATION = """{application, netspace_guard, [
-    {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
+    {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard, netspace_guard_budget]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
-               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_events, netspace_guard_frames,
-               netspace_guard_mapper, netspace_guard_refusals, netspace_guard_sections]},
+               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_budget, netspace_guard_events,
+               netspace_guard_frames, netspace_guard_mapper, netspace_guard_messages, netspace_guard_refusals,
+               netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -67,6 +74,9 @@ _EVENTS = r"""%% Written by netspace: tells the guard what accounts bind, and of
 
 init(Guard) -> {ok, Guard}.
 
+handle_event({event, connection_created, Made, _, _}, Guard) ->
+    netspace_guard_budget:charge(proplists:get_value(user, Made), netspace_guard_budget:price(connection)),
+    {ok, Guard};
 handle_event({event, Type, Made, _, _}, Guard)
         when Type =:= binding_created; Type =:= queue_created; Type =:= user_deleted ->
     Guard ! {Type, Made},
@@ -81,6 +91,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -behaviour(application).
 -behaviour(gen_server).
 -export([start/2, stop/1, init/1, handle_call/3, handle_cast/2, handle_info/2, plain/2]).
+-export([ancestors/1, connections/0, is_environment/1]).
 
 -define(INTERVAL, 100).           % ms between two looks
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
@@ -93,7 +104,8 @@ stop(_) -> ok.
 
 init(supervisor) ->
     Guard = #{id => guard, start => {gen_server, start_link, [{local, ?MODULE}, ?MODULE, guard, []]}},
-    {ok, {#{intensity => 10, period => 10}, [Guard]}};
+    Budget = #{id => budget, start => {netspace_guard_budget, start_link, []}},
+    {ok, {#{intensity => 10, period => 10}, [Budget, Guard]}};
 init(guard) ->
     process_flag(priority, high),
     %% Least milliseconds and entries between two snapshots of a queue; the most entries.
@@ -287,6 +299,7 @@ cut(User, Why, Queues, State = #{ending := Ending, told := Told}) ->
         [] -> State;
         Chosen ->
             logger:log(warning, "netspace: ~ts is cut off: it ~ts", [User, Why], #{domain => [rabbitmq]}),
+            netspace_guard_budget:closed(User, [Reader || {Reader, _} <- Chosen]),
             Guard = self(),
             [spawn(fun() -> close(Reader, Name, Why), empty(Queues), Guard ! {ended, Reader} end)
              || {Reader, Name} <- Chosen],
@@ -336,7 +349,9 @@ def sources() -> Mapping[str, str]:
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
+        f"{budget.MODULE}.erl": budget.source(),
         **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
+        f"{messages.MODULE}.erl": messages.SOURCE,
         f"{refusals.MODULE}.erl": refusals.SOURCE,
         f"{sections.MODULE}.erl": sections.source(admission.DEPTH),
         f"{NAME}_events.erl": _EVENTS,

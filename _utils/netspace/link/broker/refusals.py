@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-from netspace.text import printable
+from netspace.text import one_word, printable
 
 MODULE = "netspace_guard_refusals"
 MOST = 32
@@ -121,13 +121,22 @@ def decoded(value: Any) -> list[Refusal]:
             continue
         said = _SAID.fullmatch(text)
         if said is None:
-            what, exchange = ("others: too many to be told apart" if text == OTHERS else text), ""
+            what, exchange = ("others: too many to be told apart" if text == OTHERS else _quoted(text)), ""
         else:
-            what = f"{said[1]}: {_KNOWN.sub('', said[3])} ({said[2]})"
+            what = f"{said[1]}: {_quoted(_KNOWN.sub('', said[3]))} ({said[2]})"
             wanted = _EXCHANGE.match(said[3]) if said[1] == "basic.publish" else None
             exchange = "" if wanted is None else wanted["name"]
-        found.append(Refusal(printable(what)[:_LONG], printable(exchange), int(times), float(first), float(last)))
+        found.append(Refusal(what[:_LONG], printable(exchange), int(times), float(first), float(last)))
     return sorted(found, key=lambda one: (one.first, one.what))
+
+
+def _quoted(what: str) -> str:
+    """Return a text of the broker without blanks in the names that it quotes.
+
+    An account chooses these names. So they can't look like another text of the broker, or of netspace.
+    """
+    own, quote, chosen = what.partition("'")
+    return printable(own) + quote + one_word(chosen)
 
 
 def total(value: Any) -> int:

@@ -251,6 +251,7 @@ def _acceptable(
             names.check(layout, keys)
         except NetspaceError as err:
             raise NetspaceError(f"{source}: the keys of its names can't be used; take another backup") from err
+    versions.check_origin(versions.server(), tuple(version), source)
     return keys
 
 

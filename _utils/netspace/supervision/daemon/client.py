@@ -142,7 +142,7 @@ class DaemonSupervisor:
         return all(trace is None or trace.state in definitions.AT_REST for trace in traces)
 
     def attend(self) -> None:
-        if not self.attended():
+        if presence.running(self.layout) or not self.attended():
             self._ask("hello", ())
 
     def resume(self) -> None:

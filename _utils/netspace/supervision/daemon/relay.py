@@ -62,6 +62,9 @@ class Relay:
         self.end(unit)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.mkfifo(path, 0o600)
+        # A program opens its own output again, as /dev/stdout. Some runtimes make it the pipe's owner, not crun 1.28.
+        # Nobody else gets there: the folder is root's.
+        path.chmod(0o622)
         own = logs.open_log(unit.log)
         try:
             os.fchown(own, os.geteuid(), os.getegid())  # earlier versions made the program its owner

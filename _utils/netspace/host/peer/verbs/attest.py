@@ -33,14 +33,15 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True):
     """The proof.
 
-    :param evidence: a collection (CMW) of token and host's statement, as JSON text. The program passes it on unchanged.
+    :param evidence: a collection (CMW) of the token, the host's statement about its key and, if there is one, the word
+        of the fleet's verifier on the host; as JSON text. The program passes it on unchanged.
     """
 
     evidence: str
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Return the token for one request, with the host's statement about the token's key.
+    """Return the token for one request, with what the host and the fleet's verifier say about the token's key.
 
     :raises Refused: the host has no signed statement.
     """
@@ -58,4 +59,4 @@ def answer(asker: Asker, arguments: Arguments) -> Answer:
     claims = environment_token.claims(about, arguments.nonce, asker.now, arguments.key)
     unsigned = environment_token.unsigned(vouched.kid, claims)
     token = f"{unsigned.decode()}.{jose.text(signing.es256(told.key(), unsigned))}"
-    return Answer(environment_token.collected(token, vouched.message))
+    return Answer(environment_token.collected(token, vouched.message, told.appraisal(vouched, asker.now)))

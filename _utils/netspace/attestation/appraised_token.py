@@ -1,0 +1,96 @@
+"""Check of an environment's token by the word of the fleet's verifier, so that the token has the host's level.
+
+The host shows the key of its tokens to the verifier, bound to its quote (``token_key``). The verifier signs which host
+has that key in which boot, and the host's level (``host_appraisal``). This word travels with each token.
+
+:func:`verify` checks, in this order: the form; the word's signature by a trusted verifier, its form and validity; level
+and host; that the token is by the key that the word names; the token's signature; the token's boot; the nonce; the
+token's validity; the asker's expectations. The host's own statement about its key (``host-key``) isn't needed, so it
+isn't looked at. This module uses no file, network, clock or TPM.
+
+The level holds for the moment of the appraisal. If the host is restarted later, or loses its level, the word goes on
+until it expires. :func:`check_current` compares it with what the verifier knows now; only the verifier itself can do
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from netspace import jose
+from netspace.attestation import environment_token, host_appraisal
+from netspace.attestation.environment_token import Attested, Expected, Level
+from netspace.attestation.host_appraisal import Appraised
+from netspace.attestation.refusals import (
+    AppraisalElsewhere,
+    AppraisalLow,
+    AppraisalMissing,
+    AppraisalOutdated,
+    Malformed,
+    TokenKeyOther,
+    TokenOtherBoot,
+)
+
+
+def verify(
+    text: str,
+    verifiers: Collection[Mapping[str, str]],
+    expected: Expected,
+    now: float,
+    *,
+    minion: str | None,
+    minimum: int,
+) -> tuple[Attested, Appraised]:
+    """Check a collection, and return the claims about the environment, and the verifier's word on its host.
+
+    :param text: the collection.
+    :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
+    :param expected: without PCRs, which the verifier has judged. Its *host* is only the host's claim, so it needs
+        *minion*.
+    :param minion: the host's name at the verifier; None: any host of the fleet is good.
+    :param minimum: the lowest level, 1 to 5.
+    :raises Refused: when a check fails; the error's code names the check.
+    :raises ValueError: when PCRs are expected, or a host's name in links without a minion.
+    """
+    if expected.pcrs or (expected.host is not None and minion is None):
+        raise ValueError("a verifier vouches for no PCRs, and for a host's name in links only with the minion's name")
+    token, _, word = environment_token.parts(text)
+    if not word:
+        raise AppraisalMissing("the evidence has no verifier's word on the host")
+    told = host_appraisal.check(word, verifiers, now)
+    if told.level < minimum:
+        raise AppraisalLow(f"the host has L{told.level}; expected L{minimum} at least")
+    if minion is not None and told.minion != minion:
+        raise AppraisalElsewhere(f"the appraisal is of {told.minion:.80}; expected {minion}")
+    if _signer(token) != jose.thumbprint(told.key):
+        raise TokenKeyOther("the token is by another key than the one for which the appraised host vouches")
+    claims = environment_token.claims_of(token, told.key)
+    if claims["netspace_boot"] != told.boot:
+        raise TokenOtherBoot("the token is of another boot than the one that the verifier judged")
+    about = environment_token.about(claims)
+    level = cast("Level", f"L{told.level}")
+    found = Attested(**about, level=level, pcrs={}, minion=told.minion, verifier=told.verifier)
+    return environment_token.answered(claims, expected, now, found), told
+
+
+def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int) -> None:
+    """Check that a verifier's word on a host is still what the verifier says of this host.
+
+    :param record: the verifier's last result of this host.
+    :param level: the host's present level at the verifier: 0 if its result has expired, or if it was revoked.
+    :raises AppraisalOutdated: when the host was restarted, has another key of tokens, or has a lower level.
+    """
+    key = None if record is None else record.get("token_key")
+    if record is None or not key or key[0] != jose.thumbprint(told.key) or record["boot"] != told.boot:
+        raise AppraisalOutdated("the verifier has judged another boot, or another key, of this host since")
+    if level < told.level:
+        raise AppraisalOutdated(f"the host has L{level} now, and had L{told.level}")
+
+
+def _signer(token: str) -> str:
+    """Return the thumbprint of the key by which a token says that it is signed."""
+    try:
+        return str(jose.unchecked(token)[0].get("kid"))
+    except (jose.Unreadable, UnicodeEncodeError) as err:
+        raise Malformed(f"token: {err}") from err

@@ -1,0 +1,193 @@
+"""An environment that has the broker work too much is read slowly; it loses nothing, and others notice nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+from support.checkout import ROOT
+from support.links.link_world import World
+from support.waiting import until
+
+from netspace.environment.audit import services
+from netspace.link.broker import budget, plugin
+from netspace.spec.types import Link
+
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="audit", target="orders")
+LINKS = (ASK, TELL)
+PATIENCE = 60.0
+
+# Random sequences of milliseconds and of what was spent in them, from a seed; an error is a badmatch.
+PROPERTIES = """
+B = netspace_guard_budget,
+Rate = B:rate(4),
+true = Rate =:= 2 * B:rate(1) andalso B:rate(1) =:= B:rate(2),
+{Most, Least} = {Rate * @BURST@, -Rate * @DEBT@},
+rand:seed(exsss, @SEED@),
+Ran = fun() -> rand:uniform(200) end,
+%% Whatever is spent: the balance has its bounds, and a debt is paid off in the time of the largest one.
+lists:foldl(fun(_, Before) ->
+    After = B:balance(Before, Ran(), rand:uniform(Rate * 400) - Rate * 20, Rate),
+    true = After =< Most andalso After >= Least,
+    true = B:balance(After, @DEBT@, 0, Rate) >= 0,
+    After
+end, Most, lists:seq(1, 5000)),
+%% Who spends no more than the rate never waits, however it is spread.
+lists:foldl(fun(_, Before) ->
+    Passed = Ran(),
+    After = B:balance(Before, Passed, rand:uniform(Rate * Passed), Rate),
+    true = After >= 0,
+    After
+end, Most, lists:seq(1, 5000)),
+%% Who always spends all that he may has the rate in the end, and once what he may save up.
+{Time, Spent, _} = lists:foldl(fun(_, {Sum, All, Before}) ->
+    Passed = Ran(),
+    Used = case Before >= 0 of true -> rand:uniform(Rate * 100); false -> 0 end,
+    {Sum + Passed, All + Used, B:balance(Before, Passed, Used, Rate)}
+end, {0, 0, Most}, lists:seq(1, 5000)),
+true = Spent =< Rate * (Time + @BURST@ + 100),
+Pauses = [B:pause(Times) || Times <- lists:seq(1, 100)],
+[1000, 2000, 4000 | _] = Pauses,
+true = lists:sort(Pauses) =:= Pauses andalso lists:max(Pauses) =:= 1000 * @LONGEST@,
+true = B:price(message) < 0,
+io:format("kept"),
+init:stop().
+"""
+
+
+def test_budget_is_bounded_and_never_slows_who_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / f"{budget.MODULE}.erl").write_text(budget.source())
+    subprocess.run([str(plugin.COMPILER), f"{budget.MODULE}.erl"], cwd=tmp_path, check=True)
+    program = PROPERTIES
+    values = {"BURST": budget.BURST, "DEBT": budget.DEBT, "LONGEST": budget.LONGEST, "SEED": 1}
+    for name, value in values.items():
+        program = program.replace(f"@{name}@", str(value))
+    program = re.sub(r"%%.*", "", program)
+    done = subprocess.run(
+        ["erl", "-noshell", "-pa", str(tmp_path), "-eval", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "kept", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def linked(standing):
+    standing.environment("web", "orders", "audit")
+    standing.apply(*LINKS)
+    return standing
+
+
+@pytest.fixture(scope="module")
+def cards(linked, tmp_path_factory) -> str:
+    return linked.write_cards("web", tmp_path_factory.mktemp("cards") / "web")
+
+
+@pytest.fixture
+def host(linked) -> Iterator[World]:
+    """The host; what accounts owe is forgotten afterwards, so that no other test waits."""
+    yield linked
+    linked.forgive()
+    linked.no_mail()
+
+
+@contextlib.contextmanager
+def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have *web* do its worst in a way of the audit's program."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "_utils")}
+    command = [*host.place("web", cards), sys.executable, services.__file__, "worst", way]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def held(host) -> int:
+    """Return how many processes are suspended."""
+    state = f"#{{held := Held}} = sys:get_state({budget.MODULE})"
+    suspended = "length([One || One <- maps:keys(Held), {status, suspended} =:= process_info(One, status)])"
+    return int(host.evaluate(f"{state}, {suspended}."))
+
+
+def account(host, name: str, what: str) -> str:
+    """Return what the module knows of an environment's account."""
+    user = host.card(name)["broker"]["username"]
+    find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
+    return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}), {find}.")
+
+
+@pytest.mark.root
+@pytest.mark.exhaustion
+@pytest.mark.parametrize("way", ["consumers", "channels", "frames", "sessions"])
+def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
+    with worst(host, cards, way):
+        until(lambda: held(host) > 0, f"{way}: nobody is slowed", patience=PATIENCE)
+        with host.client("audit") as channel:
+            for _ in range(20):
+                channel.basic_publish(host.n("link.audit.orders"), "", b"well", mandatory=True)
+        assert account(host, "audit", "told") == "0", "the neighbour was slowed"
+        assert account(host, "web", "told") != "0", "the log names who is slowed"
+    until(lambda: held(host) == 0, "who does nothing more waits no longer", patience=PATIENCE)
+    with host.client("web") as channel:
+        channel.basic_publish(host.n("link.web.orders"), "", b"well", mandatory=True)
+
+
+@pytest.mark.root
+def test_fast_sender_is_not_slowed(host):
+    """20,000 small messages, which nobody reads until they are there, leave the budget as it was."""
+    with contextlib.closing(host.connect("audit")) as connection:
+        channel = connection.channel()
+        for _ in range(20_000):
+            channel.basic_publish(host.n("link.audit.orders"), "", b"x" * 64)
+        connection.process_data_events(0)
+        channel.queue_declare(host.n("mailbox.orders"), passive=True)
+        assert account(host, "audit", "told") == "0"
+
+
+@pytest.mark.root
+@pytest.mark.revocation
+def test_revocation_reaches_a_sender_that_is_slowed(host, cards):
+    user = host.card("web")["broker"]["username"]
+    # As long as the longest pause: only a request reaches it meanwhile.
+    host.evaluate(f'[{budget.MODULE}:closed(<<"{user}">>, []) || _ <- lists:seq(1, 10)].')
+    with contextlib.closing(host.connect("audit")):
+        connection = host.connect("web")
+        until(lambda: held(host) > 0, patience=PATIENCE)
+        host.apply(TELL)
+        try:
+            with pytest.raises(pika.exceptions.AMQPError):
+                while True:
+                    connection.process_data_events(1.0)
+        finally:
+            host.apply(*LINKS)
+
+
+@pytest.mark.root
+def test_who_was_cut_off_waits_longer_each_time(host):
+    user = host.card("web")["broker"]["username"]
+    waits = []
+    for _ in range(3):
+        host.evaluate(f'{budget.MODULE}:closed(<<"{user}">>, []).')
+        waits.append(int(account(host, "web", "until")) - int(account(host, "web", "cut")))
+    assert waits == [1000, 2000, 4000]
+    with host.client("web") as channel:  # it waits, and is served
+        channel.basic_publish(host.n("link.web.orders"), "", b"well", mandatory=True)
+
+
+@pytest.mark.root
+def test_end_of_the_module_frees_who_is_slowed(host, cards):
+    with worst(host, cards, "frames"):
+        until(lambda: held(host) > 0, patience=PATIENCE)
+        host.forgive()
+        until(lambda: held(host) > 0, "a new one goes on", patience=PATIENCE)
