@@ -60,7 +60,7 @@ def judged(layout: Layout, level: int, **changed: Any) -> None:
     result.save(layout, Result(level, "master", "why", "", issued=now, settings={}, sources="", tpm={}, **given))
 
 
-def test_receiver_refuses_a_sender_whose_host_lost_its_level(layout: Layout) -> None:
+def test_level_of_a_senders_host_decides_on_its_links(layout: Layout) -> None:
     now = time.time()
     for level, until, why in (
         ("L3", now + 60, ""),
@@ -74,7 +74,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(layout: Layout) -> 
     assert found == {"db.log"} and "told no level of h1" in told, "this host itself was never appraised"
 
 
-def test_attested_link_is_lost_and_restored_with_the_level(layout: Layout) -> None:
+def test_own_level_decides_on_attested_links_from_here(layout: Layout) -> None:
     own = {"log.db", "log.web@h1"}
     judged(layout, 2)
     assert kept(layout, {})[0] == {*own, "db.log"}

@@ -6,6 +6,8 @@ Root of a host, or of another one, can't give a level to a token by any other ke
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -107,7 +109,10 @@ def fleet(tmp_path: Path, make_tpm: Callable, factory: Factory, other_factory: F
     runner._salt_key = lambda minion: runner_bus.SALT_PUBLIC
     runner._fleet().registrar.ca.init(time.time() - 86400)
     makers_ = {"web1": factory, "web2": other_factory}
-    hosts = tuple(Host(name, Layout(instance=name), runner, make_tpm(maker).tcti) for name, maker in makers_.items())
+    hosts = tuple(
+        Host(name, Layout(f"{name}{secrets.token_hex(4)}"), runner, make_tpm(maker).tcti)
+        for name, maker in makers_.items()
+    )
     for one in hosts:
         host_peer.ensure(one.layout)
         one.enrol(makers_[one.name].roots)
@@ -116,6 +121,8 @@ def fleet(tmp_path: Path, make_tpm: Callable, factory: Factory, other_factory: F
         kind = Attestations(one.layout)
         kind.apply(kind.plan(Attestation(), kind.observe(), {"host"}).steps)
         host_peer.remove(one.layout)
+        for path in (one.layout.state, one.layout.run, one.layout.logs):  # these are on this machine's disk
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def by_runner(asked: Host, folder: Path, text: str, /, **keys: Any) -> dict[str, Any]:

@@ -106,6 +106,28 @@ def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image,
     assert listed["vault"]["state"] == "stopped" and listed["plain"]["state"] == "running"
 
 
+def test_attested_link_is_lost_and_restored_with_the_level(salt, image, tpm):
+    def declared(**host):
+        made = vault(image, policy="prefer", minimum="L1", **host)
+        del made["environments"]["vault"]["attestation"]
+        made["links"][0]["attested"] = "L2"
+        return made
+
+    all_true(salt.apply(declared(tpm=tpm)))
+    said = salt("netspace.can", "plain", "vault")
+    assert said["can"] is True and [one["what"] for one in said["rules"]] == ["messages, from a host of L2 or higher"]
+    assert salt("netspace_link.list")["links"]["plain.vault"]["attested"] == "L2"
+    assert [state["changes"] for state in salt.apply(declared(tpm=tpm)).values()] == [{}] * 4
+    pids = {name: one["pid"] for name, one in salt("netspace_environment.list").items()}
+
+    lost = salt.apply(declared())["netspace links"]
+    assert lost["result"] is False and "the sender's host must have L2 (attested), this host has L1" in lost["comment"]
+    assert salt("netspace_link.list")["links"] == {} and salt("netspace.can", "plain", "vault")["can"] is False
+    all_true(salt.apply(declared(tpm=tpm)))
+    assert set(salt("netspace_link.list")["links"]) == {"plain.vault"}
+    assert {name: one["pid"] for name, one in salt("netspace_environment.list").items()} == pids, "nothing is restarted"
+
+
 @pytest.mark.parametrize("on_loss", todays(["revoke-links", "report"], 2))
 def test_what_runs_goes_on_where_the_loss_says_so_and_regaining_restores(salt, image, tpm, on_loss):
     def declared(**host):

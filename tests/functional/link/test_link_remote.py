@@ -24,12 +24,13 @@ from support.links.programs import Program, tell
 from support.links.streams import Stream
 from support.waiting import until
 
+from netspace.host.host import Host
 from netspace.link.broker import access, node
 from netspace.link.forwarder import process
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.authority import Issuer
 from netspace.link.topology import pair_keys, spiffe
-from netspace.spec.types import Link
+from netspace.spec.types import Appraised, Attestation, Declaration, Link
 from netspace_client import Change, LinkError, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
 
 pytestmark = pytest.mark.root
@@ -296,6 +297,45 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
         again = channel.connection.channel()  # its other link there goes on, over the same connection
         again.confirm_delivery()
         again.basic_publish(ways["audit@h2"], "", b"3", mandatory=True)
+
+
+def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
+    """The level of h1 falls, expires, is unknown: h2 revokes the link that demands it, and restores it."""
+    h1, h2, _ = linked
+    ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
+    wanted = h2.local(msgspec.structs.replace(ASK, attested="L3"), TELL, BACK)
+    now = time.time()
+
+    def apply(**told: Any) -> str:
+        """Apply the links, with what the master tells of h1; return why a link is refused."""
+        levels = {"h1": Appraised(**told)} if told else {}
+        declared = Declaration(broker=h2.broker, links=wanted, attestation=Attestation(appraised=levels))
+        with h2.here():
+            result = Host(h2.layout).converge_links(declared, whole=True)
+        assert not result.plan.steps or all(not one.error for one in result.outcomes), result
+        assert {one.name for one in result.plan.refusals} <= {"web@h1.orders"}
+        return "".join(one.message for one in result.plan.refusals)
+
+    def sent() -> bool:
+        with h1.client("web", to="orders@h2") as channel:
+            try:
+                channel.basic_publish(ways["orders@h2"], "", b"1", mandatory=True)
+            except pika.exceptions.AMQPError:
+                return False
+            return True
+
+    assert apply(level="L3", until=now + 3600) == "" and sent()
+    assert not h2.plan(*wanted).steps
+    for told, why in (
+        ({"level": "L2", "until": now + 3600}, "h1 has L2"),
+        ({"level": "L5", "until": now - 1}, "has expired"),
+        ({}, "has told no level of h1"),
+    ):
+        assert why in apply(**told) and h2.links.names() == {"web@h1.audit", "orders.web@h1"}
+        assert not sent()
+        assert apply(level="L4", until=now + 3600) == "" and sent()
+    with h2.here():
+        assert h2.links.list()["links"]["web@h1.orders"]["attested"] == "L3"
 
 
 @pytest.mark.revocation
