@@ -202,6 +202,16 @@ WEB = "tenants:acme:environments:acme-web"
         (lambda data: _acme(data).update(runtimes=["x"]), "tenants:acme:runtimes:0", "no runtime"),
         (lambda data: _acme(data).update(seccomp=["x"]), "tenants:acme:seccomp:0", "not a profile"),
         (lambda data: _acme(data).update(outside=["x"]), "tenants:acme:outside:0", "expected a network"),
+        (
+            lambda data: _web(data).update(delegates={"umbra-x": {"to": ["acme-db"]}}),
+            f"{WEB}:delegates:umbra-x",
+            "no environment of the tenant",
+        ),
+        (
+            lambda data: _web(data).update(delegates={"acme-db": {"to": ["umbra-x"]}}),
+            f"{WEB}:delegates:acme-db:to:0",
+            "no environment of the tenant",
+        ),
         (lambda data: _acme(data).update(ports=[0]), "tenants:acme:ports:0", "expected a port"),
         (lambda data: _acme(data).update(folders=["/etc"]), "tenants:acme:folders:0", "host's own"),
         (lambda data: _acme(data).update(host=["x"]), "tenants:acme:host:0", "can be asked for"),

@@ -150,11 +150,21 @@ def permitted(
             continue
         for key, message in permissions.beyond(spec, tenants[spec.tenant], usual):
             yield Problem(f"{path}:{one}:{key}", message)
-        for index, other in enumerate(spec.after):
+        for key, other in _named(spec):
             its = environments.get(other)
             if other not in known and (its is None or its.tenant != spec.tenant):
                 text = f"{other!r:.60} is no environment of the tenant {spec.tenant}; leave it out"
-                yield Problem(f"{path}:{one}:after:{index}", text)
+                yield Problem(f"{path}:{one}:{key}", text)
+
+
+def _named(spec: Environment) -> Iterator[tuple[str, str]]:
+    """Yield the environments that an environment names outside of links: (key, name)."""
+    for index, other in enumerate(spec.after):
+        yield f"after:{index}", other
+    for target, bound in spec.delegates.items():
+        yield f"delegates:{target}", target
+        for index, other in enumerate(bound.to):
+            yield f"delegates:{target}:to:{index}", other
 
 
 def inside(tenants: Mapping[str, Part]) -> tuple[dict[str, Link], list[Problem]]:
