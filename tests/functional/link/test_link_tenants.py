@@ -1,12 +1,15 @@
-"""Two tenants at a real broker: neither touches the other's queues."""
+"""Two tenants at a real broker: neither touches the other's queues, whose bounds are those that a quota counts."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from pika.exceptions import AMQPError
 from support.links.mail import read, send
 
 from netspace.spec import parse
+from netspace.spec.tenancy import quota
 from netspace.spec.types import Declaration
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
@@ -67,3 +70,26 @@ def test_tenant_touches_no_queue_of_another_tenant(host):
     assert done == []
     assert read(host, "umbra-db", 1) == [("umbra-web", b"secret")]
     assert read(host, "acme-db", 1) == [("acme-web", b"own")]
+
+
+def test_queues_have_the_bounds_that_the_quota_counts(host):
+    found = declared()
+    with host.api() as api:
+        names = [one["name"] for one in api.get("queues", "netspace", query="columns=name")]
+        queues = [api.get("queues", "netspace", name) for name in names]
+        rules = api.get("policies", "netspace")
+    for tenant in found.tenants:
+        messages = waiting = 0
+        for queue in queues:
+            # mailbox.<environment>, replies.<environment>, and lane.<sender>.<receiver>, which the receiver reads
+            kind, *ends = queue["name"].split(".")
+            reader = ends[1] if kind == "lane" else ends[0] if kind in ("mailbox", "replies") else ""
+            if found.environments.get(reader) is None or found.environments[reader].tenant != tenant:
+                continue
+            kinds = ("queues", f"{queue['type']}_queues")
+            fitting = [one for one in rules if one["apply-to"] in kinds and re.search(one["pattern"], queue["name"])]
+            policy = max(fitting, key=lambda one: one["priority"])["definition"]
+            messages += min(policy["max-length"], queue["arguments"].get("x-max-length", policy["max-length"]))
+            waiting += policy["max-length-bytes"]
+        used = quota.used(found, tenant)
+        assert (messages, waiting) == (used.messages, used.waiting), [queue["name"] for queue in queues]
