@@ -285,7 +285,7 @@ def hold(data: dict[str, Any], chance: Any) -> None:
 
 def tried(examples: int) -> None:
     test = given(worlds(), st.randoms(use_true_random=False))(hold)
-    settings(max_examples=examples, deadline=None, phases=(Phase.generate,), database=None)(test)()
+    settings(max_examples=examples, deadline=None, phases=(Phase.generate,), database=None, derandomize=True)(test)()
 
 
 def test_nobody_has_more_than_was_given() -> None:
@@ -299,7 +299,7 @@ def test_property_finds_a_check_that_is_left_out(check: str, monkeypatch: pytest
     none: dict[str, Any] = {
         "exceeds": lambda *_: "",
         "_receiver_wrong": lambda *_: "",
-        "_least": lambda first, second: first if second is None else second,
+        "_least": lambda *_: None,
         "standing": lambda _, permitted, __: permitted,
     }
     monkeypatch.setattr(delegations, check, none[check])
