@@ -208,6 +208,16 @@ BASES = {
         "h1": {"rows": [], "measured": None, "note": "nothing is measured: this host has sent no genuine quote"},
     }
 }  # fmt: skip
+TENANTS = {
+    "acme": {
+        "environments": ["acme-web", "acme-orders"], "running": 1, "reaches": ["umbra"],
+        "quota": {
+            "environments": {"declared": 2, "most": 2}, "memory": {"declared": "512M", "most": "2G"},
+            "cpus": {"declared": 0.5, "most": 2.0},
+        },
+    },
+    "umbra": {"environments": [], "running": 0, "reaches": [], "quota": {"links": {"declared": 0, "most": 0}}},
+}  # fmt: skip
 INSPECTED_ENVIRONMENT = {
     "spec": {"image": "tar:/srv/web.tar", "limits": {"memory": 268435456, "disk": None}, "after": ["orders"]},
     "layer": "/var/lib/netspace/layers/web", "netns": "web", "state": "running", "since": NOW - 60,
@@ -249,6 +259,7 @@ RETURNS: list[dict[str, Any]] = [
     HEALTH,
     TRIED,
     BASES,
+    TENANTS,
     INSPECTED_ENVIRONMENT,
     INSPECTED_IMAGE,
     INSPECTED_INTERFACE,

@@ -380,7 +380,9 @@ def _done(data: object, screen: Screen) -> list[str]:
     """Return the lines that show the result of a function that works like a state. Its comment lists all changes."""
     found = mapping(data)
     tone: Tone = "bad" if found["result"] is False else ""
-    lines = [text(line) for line in str(found["comment"]).splitlines()]
+    if not isinstance(found["comment"], str):
+        raise TypeError("comment: expected a text")
+    lines = [text(line) for line in found["comment"].splitlines()]
     return [screen.paint(one, tone) for line in lines for one in tables.narrow(f"  {line}").splitlines()]
 
 
