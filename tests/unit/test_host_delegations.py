@@ -185,6 +185,19 @@ def test_revocation_severs_what_was_made_of_it(world: World) -> None:
     assert not {"till.orders", "aid.orders"} & world.links.keys()
 
 
+def test_right_ends_when_its_holder_may_not_ask_any_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper stays, since another environment may delegate."""
+    monkeypatch.setattr(Host, "_peer_service", lambda *_: Result(Plan()))
+    monkeypatch.setattr(Host, "_library", lambda *_, **__: "")
+    world.delegate("web", "orders", "till")
+    Host(world.layout)._peer(False, ())
+    assert "till.orders" in world.links, "its holder may ask"
+    (asks,) = (link.name for link in peer.links({"web": world.declared.environments["web"]}))
+    world.without(asks)
+    Host(world.layout)._peer(False, ())
+    assert "till.orders" not in world.links and not delegation_records.names(world.layout)
+
+
 def test_right_is_not_forgotten_while_the_broker_is_down(world: World) -> None:
     world.delegate("web", "orders", "till")
     world.broker = False

@@ -167,8 +167,8 @@ class Cards(TrustGate):
             return False
         return True
 
-    def _end_delegations(self) -> None:
-        """End all delegations, since their keeper is gone (``delegations``)."""
+    def _end_delegations(self, keep: Collection[str]) -> None:
+        """End all delegations except those of the environments in *keep* (``delegations``)."""
 
     # -- the host's own peer ------------------------------------------------------------
     def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
@@ -246,8 +246,7 @@ class Cards(TrustGate):
         if not test:
             # Who may not ask any more can't end them; and without a keeper, nobody ends them in time.
             self._end_children(asking if spawning else ())
-            if not spawning:
-                self._end_delegations()
+            self._end_delegations(asking if spawning else ())
         if not asking and not test and result.ok:  # a run was killed before it removed the folder
             service.forget(self.layout)
         return result

@@ -143,8 +143,9 @@ class Delegations(Converge):
             return due, dict.fromkeys(due, str(err))
         return due, {}
 
-    def _end_delegations(self) -> None:
-        self._unmake(record.names(self.layout))
+    def _end_delegations(self, keep: Collection[str]) -> None:
+        there = {name: record.read(self.layout, name) for name in record.names(self.layout)}
+        self._unmake({name for name, one in there.items() if one is None or one.holder not in keep})
 
     # -- parts --------------------------------------------------------------------------
     def _holder(self, holder: str) -> Environment:
