@@ -509,7 +509,7 @@ def hosts() -> dict[str, Any]:
 
         salt-run netspace_attestation.hosts
     """
-    return _answer(lambda: dates.with_texts({record["minion"]: _shown(record) for record in _registrar().hosts()}))
+    return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar().hosts()})
 
 
 def certificate(minion: str) -> dict[str, Any]:
@@ -1549,18 +1549,9 @@ def _master() -> str:
 
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "minion": record["minion"],
-        "level": f"L{record['level']}",
-        "reason": record["reason"],
-        "ek": record["ek"],
-        "template": record["template"],
-        "tpm": record["tpm"],
-        "pseudonym": record["pseudonym"],
-        "serial": record["serial"],
-        "enrolled": record["enrolled"],
-        "expires": record["expires"],
-    }
+    keys = ("reason", "ek", "template", "tpm", "pseudonym", "serial", "enrolled", "expires")
+    found = {"minion": record["minion"], "level": f"L{record['level']}", **{key: record[key] for key in keys}}
+    return dates.with_texts(found)
 
 
 def _valid(found: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-LEFT_OUT = os.environ.get("NETSPACE_LEFT_OUT", "").split(",")
+LEFT_OUT = {one for one in os.environ.get("NETSPACE_LEFT_OUT", "").split(",") if one}
 """Runtimes that don't work on this host, whatever runs in them."""
 
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
-from netspace.plugin import tenant_files
 from netspace.spec import checks, hosts, parse, peer
-from netspace.spec.tenancy import names as tenant_names
 from netspace.spec.types import Declaration, Link, LocalBroker, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
@@ -132,6 +130,10 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
             "saltutil.refresh_pillar"
         )
         raise SpecError([Problem("netspace", f"nothing is declared: {remedy}")])
+    if not isinstance(data, Mapping) or data.get("tenants") is None:
+        return parse.declaration(data)
+    from netspace.plugin import tenant_files  # most hosts have no tenants, and each command would import it
+
     return tenant_files.declaration(data)
 
 
@@ -176,6 +178,8 @@ def _no_tenants(names: Iterable[str], pillar: Mapping[str, Any]) -> None:
     listed = section.get("tenants") if isinstance(section, Mapping) else None
     if listed is None:
         return
+    from netspace.spec.tenancy import names as tenant_names
+
     problems: list[Problem] = []
     tenants = parse.tenants(listed, "netspace:tenants", problems)
     for name in names:

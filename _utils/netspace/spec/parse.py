@@ -15,8 +15,6 @@ import msgspec
 from netspace.errors import Problem, SpecError
 from netspace.spec import checks, delegations, extensions, hosts, never, peer, publish, spawns
 from netspace.spec.publish import Publication, Routed
-from netspace.spec.tenancy import names as tenant_names
-from netspace.spec.tenancy import parts, permissions, quota, separation
 from netspace.spec.types import (
     NAME,
     NAME_RULE,
@@ -76,6 +74,8 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     rights: dict[str, Tenant] = {}
     moved: dict[str, str] = {}
     if data.get("tenants") is not None:
+        from netspace.spec.tenancy import parts  # most hosts have no tenants, and each command would import it
+
         rights = tenants(data["tenants"], f"{path}:tenants", problems)
         problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
         reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
@@ -107,12 +107,22 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     problems.extend(checks.clashes(result, path, known=names, places=places))
     problems.extend(checks.whole(result, path, names))
     problems.extend(checks.assertions(result, asserted, names))
-    problems.extend(tenant_names.misplaced(result, path))
-    problems.extend(quota.problems(result, path))
-    problems.extend(separation.problems(result, path))
+    if data.get("tenants") is not None or any(spec.tenant is not None for spec in result.environments.values()):
+        problems = _of_tenants(result, path, problems, moved)
     if problems:
-        raise SpecError(parts.placed(problems, f"{path}:environments", moved))
+        raise SpecError(problems)
     return result
+
+
+def _of_tenants(declared: Declaration, path: str, problems: list[Problem], moved: Mapping[str, str]) -> list[Problem]:
+    """Return *problems* and those of tenants, with the real paths of tenants' environments.
+
+    :param moved: the real paths, by the environments' names.
+    """
+    from netspace.spec.tenancy import names, parts, quota, separation
+
+    found = [*problems, *names.misplaced(declared, path), *quota.problems(declared, path)]
+    return parts.placed([*found, *separation.problems(declared, path)], f"{path}:environments", moved)
 
 
 def _environments(
@@ -157,6 +167,8 @@ def tenants(data: Any, path: str, problems: list[Problem]) -> dict[str, Tenant]:
 
     :param data: the section ``tenants``.
     """
+    from netspace.spec.tenancy import names, permissions, quota
+
     if not isinstance(data, Mapping):
         problems.append(Problem(path, f"expected a mapping of names, got {_kind_of(data)}"))
         return {}
@@ -181,8 +193,8 @@ def tenants(data: Any, path: str, problems: list[Problem]) -> dict[str, Tenant]:
             wrong += [Problem(f"{where}:quota:{key}", message) for key, message in quota.unsound(parsed.quota)]
             found[name] = parsed
         problems += wrong
-    problems += tenant_names.wrong(found, path)
-    problems += tenant_names.known(found, path)
+    problems += names.wrong(found, path)
+    problems += names.known(found, path)
     problems += permissions.shared(found, path)
     return found
 
