@@ -46,7 +46,7 @@ def test_files_by_turns_each_run_on_one_of_the_days() -> None:
     assert all((ROOT / file).exists() for file in files)
     left_out = [parts.of_another_day(folders, day) for day in range(len(parts.FILES))]
     assert all(sorted({*files} - {*left}) == sorted(turn) for left, turn in zip(left_out, parts.FILES, strict=True))
-    whole = (parts.PARTS["integration"]["integration"], parts.PARTS["functional"]["host"])
+    whole = [parts.PARTS["integration"]["integration"], *(parts.PARTS["functional"][one] for one in ("host", "links"))]
     commands = [parts.command(paths, left_out[0]) for paths in whole]
     assert [file for file in files if any(taken(file, command) for command in commands)] == list(parts.FILES[0])
     assert parts.of_another_day(folders, None) == parts.of_another_day(["integration"], 1) == []
