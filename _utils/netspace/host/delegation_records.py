@@ -16,7 +16,7 @@ from netspace import files
 from netspace.host import child_records
 from netspace.host.child_records import Run
 from netspace.layout import Layout, below
-from netspace.spec.delegations import Granted
+from netspace.spec.delegations import Granted, Possible
 
 KIND = "delegations"
 _DEEPEST = 64
@@ -55,14 +55,19 @@ class Delegation(msgspec.Struct, frozen=True):
     revoked: bool = False
 
     @property
+    def possible(self) -> Possible:
+        """The link that was declared for it."""
+        return Possible(self.holder, self.to, self.target)
+
+    @property
     def name(self) -> str:
         """The name of its link."""
-        return f"{self.to}.{self.target}"
+        return self.possible.name
 
     @property
     def of(self) -> str:
         """The name of the link of which it was made."""
-        return f"{self.holder}.{self.target}"
+        return self.possible.of
 
     @property
     def granted(self) -> Granted:
