@@ -176,7 +176,7 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
 
 
 def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the other hosts from which links with ``attested`` lead to the slice's host, each with these levels.
+    """Return the hosts from which links with ``attested`` lead to the slice's host, with the levels that they demand.
 
     :param pillar: as for :func:`cut`.
     """

@@ -71,7 +71,7 @@ class Delegations(Converge):
                 size=most.size if limits.size is None else Size(limits.size),
             )
             if why := delegations.exceeds(made, most):
-                raise Refused("beyond-right", why.replace("its parent's", "what may be delegated,"))
+                raise Refused("beyond-right", why)
             above = record.read(self.layout, own.name)
             until, ends = self._end(bound.lifetime, limits.until, above)
             there = Delegation(

@@ -166,7 +166,7 @@ def exceeds(link: Link, own: Link | None) -> str:
 
     :param own: what may be delegated; None: nothing.
     """
-    return spawns.exceeds(link, own)
+    return spawns.exceeds(link, own, "what may be delegated,")
 
 
 def expand(declared: Declaration, path: str) -> tuple[Declaration, list[str], list[Problem]]:

@@ -119,26 +119,27 @@ def _narrowed(link: Link, handed: Handed, source: str) -> Link:
     return msgspec.structs.replace(link, source=source, monitor=False, **given)
 
 
-def exceeds(link: Link, own: Link | None) -> str:
+def exceeds(link: Link, own: Link | None, whose: str = "its parent's") -> str:
     """Return why a child's link would be more than its parent's link to the same receiver; empty if it isn't.
 
     :param own: the parent's link; None: it has none.
+    :param whose: the words for *own* in the answer.
     """
     if own is None:
         return "its parent has no such link"
     for key in ("rate", "size", "length", "ttl"):
         mine, most = getattr(link, key), getattr(own, key)
         if most is not None and (mine is None or mine > most):
-            return f"{key} is beyond its parent's {most:g}"
-    same = ("pattern", "seal", "attestation", "full", "content_type", "via")
+            return f"{key} is beyond {whose} {most:g}"
+    same = ("pattern", "seal", "attestation", "attested", "full", "content_type", "via")
     differing = [key for key in same if getattr(link, key) != getattr(own, key)]
     if link.monitor and not own.monitor:
         differing.append("monitor")
     if own.local != link.local and link.local is not None:
         differing.append("as")
     if differing:
-        return f"{differing[0]} is not its parent's"
-    return "its messages would be kept when the broker ends, its parent's aren't" if link.durable > own.durable else ""
+        return f"{differing[0]} is not {whose}"
+    return f"its messages would be kept when the broker ends, {whose} aren't" if link.durable > own.durable else ""
 
 
 def beyond(children: Collection[Place], parent: str, every: Collection[Link]) -> dict[str, str]:

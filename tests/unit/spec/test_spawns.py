@@ -260,3 +260,9 @@ def test_property_finds_a_check_that_is_taken_out(check: str, monkeypatch: pytes
     monkeypatch.setattr(spawns, check, none[check])
     with pytest.raises(AssertionError):
         tried(2000)  # it ends with the first violation
+
+
+def test_child_keeps_no_link_whose_parent_must_prove_more() -> None:
+    """A single state gives the parent's link a level; the child's link was made before."""
+    own = Link(source="web", target="orders", attested="L3")
+    assert spawns.exceeds(Link(source="web-worker-1", target="orders"), own) == "attested is not its parent's"
