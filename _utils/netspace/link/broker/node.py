@@ -70,11 +70,12 @@ own=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins)
 export RABBITMQ_PLUGINS_DIR="${{own##* }}:{plugins}"
 """
 
-# Milliseconds until RabbitMQ tries again to move a dead letter to a full queue; and log entries until a queue frees
-# its log (see ``plugin``).
+# Milliseconds until RabbitMQ tries again to move a dead letter to a full queue; log entries until a queue of 4.0 frees
+# its log (see ``plugin``); bytes of the log of all queues, whose setting in rabbitmq.conf 4.3 doesn't use for them.
 _ADVANCED = f"""[{{rabbit, [
     {{dead_letter_worker_publisher_confirm_timeout, 10000}},
-    {{quorum_min_checkpoint_interval, {plugin.ENTRIES}}}
+    {{quorum_min_checkpoint_interval, {plugin.ENTRIES}}},
+    {{quorum_wal_max_size_bytes, {plugin.WAL}}}
 ]}}].
 """
 
@@ -155,7 +156,7 @@ log.file.rotation.size = 10485760
 log.file.rotation.count = 3
 vm_memory_high_watermark.relative = 0.4
 disk_free_limit.absolute = 200MB
-raft.wal_max_size_bytes = 67108864
+raft.wal_max_size_bytes = {plugin.WAL}
 raft.segment_max_entries = {plugin.ENTRIES}
 handshake_timeout = 10000
 channel_max = 64

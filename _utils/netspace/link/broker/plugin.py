@@ -56,6 +56,8 @@ NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
 ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
+WAL = 64 * 1024**2
+"""Bytes of the log that all quorum queues share, before their messages go to files of their own."""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard, netspace_guard_budget]},
@@ -110,6 +112,8 @@ init(guard) ->
     process_flag(priority, high),
     %% Least milliseconds and entries between two snapshots of a queue; the most entries.
     persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    %% RabbitMQ 4.3: least milliseconds, and bytes that were read; it takes no fewer than two million.
+    persistent_term:put(quorum_queue_snapshot_config, {100, 2000000}),
     _ = logger:add_primary_filter(netspace_guard, {fun ?MODULE:plain/2, []}),
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
