@@ -19,9 +19,7 @@ Messages: RabbitMQ 4.3 orders messages and writes addresses in another way than 
 Work: :mod:`netspace.link.broker.budget` reads slowly from an account that has the broker work too much, and makes an
 account wait whose connections were closed.
 
-Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
-size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts
-bytes: its queues free the space after 10 MB.
+Disk: :mod:`netspace.link.broker.disk` has durable queues free the disk space of messages that were read.
 
 Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
@@ -49,20 +47,18 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link.broker import admission, bounds, budget, frames, mapper, messages, refusals, sections
+from netspace.link.broker import admission, bounds, budget, disk, frames, mapper, messages, refusals, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
-ENTRIES = 64
-"""Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard, netspace_guard_budget]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
-               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_budget, netspace_guard_events,
-               netspace_guard_frames, netspace_guard_mapper, netspace_guard_messages, netspace_guard_refusals,
-               netspace_guard_sections]},
+               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_budget, netspace_guard_disk,
+               netspace_guard_events, netspace_guard_frames, netspace_guard_mapper, netspace_guard_messages,
+               netspace_guard_refusals, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -108,12 +104,12 @@ init(supervisor) ->
     {ok, {#{intensity => 10, period => 10}, [Budget, Guard]}};
 init(guard) ->
     process_flag(priority, high),
-    %% Least milliseconds and entries between two snapshots of a queue; the most entries.
-    persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    netspace_guard_disk:set(),
     _ = logger:add_primary_filter(netspace_guard, {fun ?MODULE:plain/2, []}),
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
+    self() ! {compact, #{}},
     {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
@@ -140,6 +136,9 @@ handle_info({elect, Left}, State) ->
         Orphans when Orphans > 0, Left > 1 -> erlang:send_after(1000, self(), {elect, Left - 1});
         _ -> ok
     end,
+    {noreply, State};
+handle_info({compact, Asked}, State) ->
+    erlang:send_after(1000, self(), {compact, netspace_guard_disk:compact(Asked)}),
     {noreply, State};
 handle_info({ended, Reader}, State = #{ending := Ending}) ->
     {noreply, State#{ending := maps:remove(Reader, Ending)}};
@@ -344,12 +343,13 @@ tell(State) -> State.
 
 def sources() -> Mapping[str, str]:
     """Return the plugin's source files, by name."""
-    filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
+    filled = _GUARD.replace("@ANSWERS@", str(ANSWERS))
     return {
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
         f"{budget.MODULE}.erl": budget.source(),
+        f"{disk.MODULE}.erl": disk.source(),
         **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
         f"{messages.MODULE}.erl": messages.SOURCE,
         f"{refusals.MODULE}.erl": refusals.SOURCE,
