@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from config import ROOT
 from processes import Failed, child, launch, remembered
+from tpms import TCTI
 
 PATIENCE = 120.0  # seconds for what takes one or two on a machine that has nothing else to do
 
@@ -24,6 +25,11 @@ class Host:
     :ivar home: the host's folder, named like the host: configuration, log, disk.
     :ivar daemon: ``salt-master`` or ``salt-minion``.
     """
+
+    shares_kernel = True
+    """Whether the host is a set of namespaces on this machine."""
+    tcti = TCTI
+    """Where a program on the host finds its TPM."""
 
     def __init__(self, home: Path, daemon: str) -> None:
         self.home = home
