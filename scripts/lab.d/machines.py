@@ -37,7 +37,11 @@ DISKS = "disk"
 """A machine's folder for what survives a power failure."""
 LISTENS = "Server listening on"
 """sshd's words on the console, once the operator's shell is there."""
-STAGES = ((machine_image.CONNECTED, "its services start"), (LISTENS, "it is booted"))
+STAGES = (
+    ("BdsDxe: starting", "its kernel starts"),
+    (machine_image.CONNECTED, "its services start"),
+    (LISTENS, "it is booted"),
+)
 PROGRAMS = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen", "mkfs.erofs", "git")
 
 
@@ -195,7 +199,7 @@ class Machine(Host):
     # -- boot --------------------------------------------------------------------------
     def stage(self) -> str:
         """Return how far the machine's boot has come, in words."""
-        said, reached = self._console(), "its firmware runs" if not self._console() else "its kernel starts"
+        said, reached = self._console(), "its firmware runs"
         for mark, words in STAGES:
             reached = words if mark in said else reached
         return reached

@@ -49,7 +49,8 @@ class Switch:
             time.sleep(0.01)
         if not works(*self._inside, "ip", "link", "show", "dev", BRIDGE):
             run(*self._inside, "ip", "link", "add", BRIDGE, "type", "bridge", "mcast_snooping", "0")
-        run(*self._inside, "ip", "link", "set", "dev", BRIDGE, "up")
+        for device in (BRIDGE, "lo"):  # machines' shells listen at lo
+            run(*self._inside, "ip", "link", "set", "dev", device, "up")
         if not works(*self._inside, "nft", "list", "table", "bridge", "lab"):
             run(*self._inside, "nft", "-f", "-", text=TABLE)
 
