@@ -17,6 +17,8 @@ DEVICE = "device:/dev/tpmrm0"
 """The TPM of a host that is a machine."""
 TPM_ROOTS = "/etc/tpm-roots"
 """Where a machine finds the certificates of the TPMs' maker."""
+PCRS = (*range(10), 11, 12)
+"""PCRs with what a machine boots, up to the kernel's command line and the files that the boot loader reads."""
 MOST = 200
 """Hosts of a lab at most: addresses of one /24."""
 
@@ -117,12 +119,13 @@ def write_minion(home: Path) -> None:
     _write(home, "minion", minion(home.name))
 
 
-def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None) -> None:
+def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None, *, machines: bool) -> None:
     """Write the configuration of the master.
 
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
     :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
     :param others: the hosts without a TPM, if some hosts have one; None: no host has a TPM.
+    :param machines: whether the hosts are machines, which measure their boot.
     """
     reactor = home / "trust.sls"
     reactor.write_text(REACTOR)
@@ -142,7 +145,7 @@ def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None
             "folder": str(home / "attestation"),
             "timeout": 60,
             "jitter": 0,
-            "groups": [{"name": "default", "minimum": "L1"}],
+            "groups": [{"name": "default", "minimum": "L1", **({"pcrs": PCRS} if machines else {})}],
             **({} if others is None else {"inventory": str(home / "tpms"), "roots": str(home / "tpm-roots")}),
         },
         "reactor": [{"netspace/attestation/*/*": [str(reactor)]}],

@@ -50,6 +50,10 @@ class Host:
         first = child(child(top)) if top else 0
         return first if first and _apart(first) and (self.home / "ready").exists() else 0
 
+    def state(self) -> str:
+        """Return whether the host is on, in words."""
+        return "on" if self.init() else "off"
+
     def start(self, lock: int) -> None:
         """Start the host, and wait until its network can be connected.
 

@@ -166,7 +166,7 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: i
     if maker.exists():
         others = [home.name for home in homes if not tpms.folder(home).exists()]
         tpms.write_inventory(FOLDER / "master", homes, maker)
-    config.write_master(FOLDER / "master", SERVED, FLEET, others)
+    config.write_master(FOLDER / "master", SERVED, FLEET, others, machines=MACHINES.exists())
     for home in homes:
         config.write_minion(home)
     names = {"localhost": "127.0.0.1", "ip6-localhost": "::1", "master": MASTER, **addresses}
@@ -221,7 +221,7 @@ def status(arguments: list[str]) -> int:
     addresses = {"master": MASTER, **known()}
     width = max(map(len, addresses))
     for name, address in addresses.items():
-        say(f"{name:{width}}  {address:15}  {'on' if host(name).init() else 'off'}")
+        say(f"{name:{width}}  {address:15}  {host(name).state()}")
     names = {address: name for name, address in addresses.items()}
     for one, other in sorted(Switch(FOLDER).cuts()):
         if one < other:

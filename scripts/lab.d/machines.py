@@ -135,13 +135,25 @@ class Machine(Host):
         super().__init__(home, "salt-minion")
 
     def init(self) -> int:
-        """Return QEMU's PID; 0 if the machine is off."""
-        return self.sandbox()
+        """Return QEMU's PID; 0 if the machine is off, or its cable isn't there yet."""
+        pid = self.sandbox()
+        return pid if pid and self._plugged() else 0
+
+    def state(self) -> str:
+        return "off" if not self.sandbox() else "on" if self.booted() else f"on: {self.stage()}"
 
     def start(self, lock: int) -> None:
         """Switch the machine on, and wait until its cable ends at the switch. It boots after that."""
-        if self.sandbox():
-            return
+        launched = None if self.sandbox() else self._launch(lock)
+        deadline = time.monotonic() + PATIENCE
+        while not self._plugged():
+            ended = not self.sandbox() and (launched is None or launched.poll() is not None)
+            if ended or time.monotonic() > deadline:
+                said = (self.home / "qemu.log").read_text(errors="replace").strip()[-500:]
+                raise Failed(f"{self.name}: QEMU did not start: {said}")
+            time.sleep(0.05)
+
+    def _launch(self, lock: int) -> subprocess.Popen[bytes]:
         self._end_tpm()
         disks, made = self.home / DISKS, machine_image.build()
         disks.mkdir(mode=0o700, exist_ok=True)
@@ -158,13 +170,7 @@ class Machine(Host):
         inside = ["nsenter", f"--target={self._switch()}", "--net", "--", "env", f"--chdir={self.home}"]
         with (self.home / "qemu.log").open("wb") as output:
             command = command_line(self.home, made, number, native=accelerated())
-            launched = launch(self.home / "pid", [*inside, *command], lock, output)
-        deadline = time.monotonic() + PATIENCE
-        while not self._plugged():
-            if launched.poll() is not None or time.monotonic() > deadline:
-                said = (self.home / "qemu.log").read_text(errors="replace").strip()[-500:]
-                raise Failed(f"{self.name}: QEMU did not start: {said}")
-            time.sleep(0.05)
+            return launch(self.home / "pid", [*inside, *command], lock, output)
 
     def _plugged(self) -> bool:
         """Return whether the machine's cable ends at the switch."""

@@ -53,7 +53,9 @@ def test_hosts_are_machines_with_secure_boot(lab: Lab) -> None:
 def test_a_machine_reaches_the_labs_hosts_alone(lab: Lab) -> None:
     # What QEMU itself listens at is the only service beside the lab's hosts: the way to the operator's shell.
     port = 22000 + int((lab.folder / "h1/number").read_text())
-    said = lab.do("sh", "h1", "python3", "-c", REACHES, "198.51.100.254:4505", f"169.254.77.2:{port}", "169.254.77.3:53")
+    said = lab.do(
+        "sh", "h1", "python3", "-c", REACHES, "198.51.100.254:4505", f"169.254.77.2:{port}", "169.254.77.3:53"
+    )
     assert said.split() == ["198.51.100.254:4505"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -110,6 +111,27 @@ def test_disk_has_the_machines_own_files_and_keys(lab: SimpleNamespace, home: Pa
     minion = json.loads(own["etc/salt/minion"][1])
     assert minion["id"] == "h2" and minion["states_dirs"] == ["/srv/netspace/_states"]
     assert str(checkout.ROOT) not in own["etc/salt/minion"][1].decode()
+
+
+def test_stage_of_a_boot_is_read_from_the_console(lab: SimpleNamespace, home: Path) -> None:
+    machine, seen = lab.machines.Machine(home), []
+    assert machine.state() == "off"
+    lab.processes.remember(home / "pid", os.getpid())
+    for said in (
+        "",
+        "BdsDxe: starting Boot0001\n",
+        f"{lab.machine_image.CONNECTED}\n",
+        "Server listening on 1 port 22.",
+    ):
+        with (home / "console").open("a") as console:
+            console.write(said)
+        seen.append(machine.state())
+    assert seen == ["on: its firmware runs", "on: its kernel starts", "on: its services start", "on"]
+    lab.machines.await_boot([machine])
+    (home / "console").write_text("")
+    (home / "pid").unlink()
+    with pytest.raises(lab.processes.Failed, match="h2: it went off while it booted"):
+        lab.machines.await_boot([machine])
 
 
 def test_network_of_a_machine_with_ipv6(lab: SimpleNamespace) -> None:
