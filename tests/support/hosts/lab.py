@@ -99,12 +99,8 @@ class Lab:
 def traces() -> list[str]:
     """Return all that a lab could leave on this machine."""
     groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
-    commands = (
-        ["ip", "netns"],
-        ["ip", "-o", "link"],
-        ["findmnt", "-rno", "TARGET"],
-        ["pgrep", "-f", "lab.d/inside|ifname=h1,|dir=tpm.state"],
-    )
+    ours = "lab.d/inside|ifname=h1,|dir=tpm/state"  # namespaces, machines, and machines' TPMs
+    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", ours])
     return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
 
 
