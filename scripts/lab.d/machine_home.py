@@ -1,6 +1,6 @@
-"""What is a machine's own: its name, addresses, keys and its minion's configuration, on a small disk.
+"""Small disk with a machine's own files: its name, addresses and keys, and its minion's configuration.
 
-The disk is written each time the machine is switched on. Its content is a tar archive.
+It is written each time the machine is switched on. Its content is a tar archive.
 """
 
 from __future__ import annotations
