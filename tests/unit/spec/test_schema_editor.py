@@ -96,7 +96,7 @@ KNOWN_BY_CHECK_ALONE = {
         r"expected (ADDRESS|an? |sha256|the )|can't |is not a thumbprint|is nothing that the host can be asked for"
     ),
     "a reference to another part of the declaration": (
-        r"there is no |is not in broker:hosts|has no (mailbox|effect|link to|delegate)|may delegate|is beyond|of a child"
+        r"there is no |is not in broker:hosts|has no (mailbox|effect|link to|delegate)|may delegate|is beyond"
     ),
     "an empty list or mapping, where something is needed": r"missing; give|give either",
     "what is another tenant's, or more than a tenant's quota": r"\btenants?\b|have names in common",
