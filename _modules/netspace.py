@@ -90,7 +90,7 @@ def glance() -> dict[str, Any]:
     from netspace.host import glance as work
 
     try:
-        return work.glance(Host(arguments.layout(__opts__)))
+        return dates.with_texts(work.glance(Host(arguments.layout(__opts__))))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -208,7 +208,8 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
     :raises CommandExecutionError: when the query fails.
     """
     try:
-        return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return dates.with_texts(answer(Host(arguments.layout(__opts__)), wanted))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

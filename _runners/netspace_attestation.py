@@ -73,7 +73,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import arguments, dates, master, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, master, salt_keys, tables  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -698,7 +698,7 @@ def ca_status() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_status
     """
-    return _answer(lambda: dates.with_texts(_registrar().status(time.time())))
+    return _answer(lambda: _registrar().status(time.time()))
 
 
 def ca_crl() -> dict[str, Any]:
@@ -818,7 +818,7 @@ def status(target: str = "*") -> dict[str, Any]:
             standing = made.standing(minion, now)
             _announce(made, standing)
             found[minion] = standing.shown(now)
-        return dates.with_texts(found)
+        return found
 
     return _answer(work)
 
@@ -969,16 +969,18 @@ def explain(minion: str) -> dict[str, Any]:
             "state": f"{standing.state}, {shown['level']} (asked for: {shown['minimum']} or more)",
             "why": standing.reason,
             "to raise it": standing.remedy or "nothing: there is no next level",
-            "last evidence": "none" if record is None else f"{_when(record['issued'])}, {shown['age']} s ago",
-            "counts until": "-" if record is None else _when(shown["deadline"]),
+            "last evidence": "none"
+            if record is None
+            else f"{dates.text(record['issued'])}, {tables.age(record['issued'], now)} ago",
+            "counts until": "-" if record is None else dates.text(shown["deadline"]),
             "group": f"{standing.group.name}; its policy: {in_force}",
             "judged by": "-"
             if record is None
             else f"version {record['version']}"
             if record["version"]
             else "no policy",
-            "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {_when(host['enrolled'])}",
-            "certificate": "-" if host is None else f"until {_when(host['expires'])}",
+            "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {dates.text(host['enrolled'])}",
+            "certificate": "-" if host is None else f"until {dates.text(host['expires'])}",
             "tee": shown["tee"] or "none is known",
         }
 
@@ -1449,10 +1451,6 @@ def _some(lines: list[str]) -> list[str]:
     return lines if more <= 0 else [*lines[:MAX_SHOWN], f"... and {more} lines more: 'file' has all of the policy"]
 
 
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
-
-
 class _Store:
     """A store of records in ``salt.cache``: localfs, or the driver that the master's ``cache`` names (redis, ...)."""
 
@@ -1550,8 +1548,7 @@ def _master() -> str:
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
     keys = ("reason", "ek", "template", "tpm", "pseudonym", "serial", "enrolled", "expires")
-    found = {"minion": record["minion"], "level": f"L{record['level']}", **{key: record[key] for key in keys}}
-    return dates.with_texts(found)
+    return {"minion": record["minion"], "level": f"L{record['level']}", **{key: record[key] for key in keys}}
 
 
 def _valid(found: Mapping[str, Any]) -> bool:
@@ -1566,7 +1563,7 @@ def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any
     runner raises.
     """
     try:
-        found = work()
+        found = dates.with_texts(work())
         passed = good(found)
     except Refused as err:
         found = {"valid": False, "code": err.code, "reason": err.args[0], "remedy": err.remedy}

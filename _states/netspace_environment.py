@@ -33,7 +33,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, state_return  # noqa: E402
+from netspace.plugin import apply_progress, failure_log, state_return  # noqa: E402
 from netspace.plugin import arguments as declared  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
@@ -109,6 +109,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         state["comment"] = state_return.told(
             state["comment"], f"environment {each}: target: {declared.addressable(__opts__)}"
         )
+    failure_log.tell(state)
     return _told(state)
 
 

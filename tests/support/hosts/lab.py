@@ -14,6 +14,7 @@ from typing import Any
 from support import checkout
 from support.hosts import salt_forks
 from support.hosts.whole_host import unfolded
+from support.returns import times_without_text
 from support.waiting import until
 
 LAB = checkout.ROOT / "scripts/lab"
@@ -60,6 +61,7 @@ class Lab:
     def salt(self, target: str, *arguments: str) -> dict[str, Any]:
         printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
         answer: dict[str, Any] = json.loads(printed)
+        assert not list(times_without_text(arguments[0], answer)), arguments
         return answer
 
     def answering(self) -> set[str]:
@@ -77,6 +79,7 @@ class Lab:
     def runner(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         printed = self.do("salt-run", "--out=json", *arguments, code=code)
         answer: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+        assert not list(times_without_text(arguments[0], answer)), arguments
         return answer
 
     def apply(self) -> int:
