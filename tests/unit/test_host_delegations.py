@@ -219,6 +219,22 @@ def test_damaged_record_is_no_right(world: World) -> None:
     assert world.settle() == {"aid.orders": "its record is damaged"}, "it is another's"
 
 
+@pytest.mark.parametrize("end", ["time", "program", "revocation"])
+def test_right_that_ended_meanwhile_is_not_handed_on(world: World, end: str) -> None:
+    """The request waited for the lock, for example of an apply, while the right ended that it is about."""
+    world.delegate("web", "orders", "till")
+    made = delegation_records.read(world.layout, "till.orders")
+    assert made is not None
+    if end == "time":
+        world.now += 61
+    elif end == "program":
+        world.restart("web")
+    else:
+        delegation_records.write(world.layout, msgspec.structs.replace(made, revoked=True))
+    refused("link-unknown", lambda: world.delegate("till", "orders", "aid"))
+    assert not {"till.orders", "aid.orders"} & world.links.keys() and not delegation_records.names(world.layout)
+
+
 def test_right_of_a_child_ends_with_the_child(world: World) -> None:
     refused("not-available", lambda: world.delegate("web", "orders", "web-w-1"))
     run = world.runs["web-w-1"]

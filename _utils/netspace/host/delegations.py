@@ -54,6 +54,8 @@ class Delegations(Converge):
         :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
         with self._lock(False):
+            # What ended while this waited for the lock is gone first: nothing is made of it, and it takes no room.
+            self._unmake(record.due(self.layout))
             spec = self._holder(holder)
             own, given = self._called(holder, link), self._called(holder, to)
             bound = spec.delegates.get(own.target)
@@ -170,9 +172,6 @@ class Delegations(Converge):
         return {link.target: link.local or link.target for link in self._own(holder)}
 
     def _room(self, one: delegations.Possible, most: int) -> None:
-        due = record.due(self.layout)
-        if due:  # they have no more room than they have rights
-            self._unmake(due)
         there = [found for name in record.names(self.layout) if (found := record.read(self.layout, name)) is not None]
         if one.name in {found.name for found in there} or one.name in self._linked().links:
             raise Refused("name-in-use", f"{one.to} has a right to {one.target} already; revoke it first")
