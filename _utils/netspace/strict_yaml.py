@@ -25,10 +25,12 @@ def loads(text: str, *, most: int | None = None) -> object:
         raise MissingError("PyYAML, which reads YAML,", remedy) from err
 
     class Loader(yaml.SafeLoader):
-        def construct_scalar(self, node: yaml.ScalarNode) -> object:
-            if node.tag in _NUMBERS and len(node.value) > _LONGEST:  # Python reads a long one slowly, or can't write it
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+            # A long one is read slowly, or can't be written again.
+            if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST:
                 raise ValueError(f"line {node.start_mark.line + 1}: a number of more than {_LONGEST} characters")
-            return super().construct_scalar(node)
+            text: str = super().construct_scalar(node)
+            return text
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
             seen = set()

@@ -106,13 +106,39 @@ class Delegations(Converge):
         :raises Refused: the holder has delegated no such right.
         :raises NetspaceError: it can't be ended now.
         """
+        self.end_revocation(self.begin_revocation(holder, link, to))
+
+    def begin_revocation(self, holder: str, link: str, to: str) -> str:
+        """End a delegation at the broker, without the lock; return the name of its link, for :meth:`end_revocation`.
+
+        :raises Refused: the holder has delegated no such right.
+        """
         found = self.delegated(holder).get((link, to))
         if found is None:
             raise Refused("delegation-unknown", f"{holder} has delegated no right to {link} to {to}")
         record.write(self.layout, msgspec.structs.replace(found, revoked=True))
+        self.sever_due()
+        return found.name
+
+    def end_revocation(self, name: str) -> None:
+        """End a delegation whose revocation was begun, in the records.
+
+        :raises NetspaceError: it can't be ended now.
+        """
         _, errors = self.settle_delegations()
-        if found.name in errors:
-            raise NetspaceError(errors[found.name])
+        if name in errors:
+            raise NetspaceError(errors[name])
+
+    def sever_due(self, but: Collection[str] = ()) -> set[str]:
+        """End the delegations that are due at the broker, without the lock; return the names of their links.
+
+        :param but: names of links for which this was done already.
+        """
+        due = record.due(self.layout).keys() - set(but)
+        if due:
+            known = self._linked().links
+            self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
+        return due
 
     def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
         """Return the delegations of an environment that hold, by link and peer as its program calls them.
@@ -132,11 +158,10 @@ class Delegations(Converge):
 
         :return: why each was to end, and the errors, by the names of their links.
         """
+        self.sever_due()
         due = record.due(self.layout)
         if not due:
             return {}, {}
-        known = self._linked().links
-        self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
         try:
             with self._lock(False):
                 due = record.due(self.layout)
