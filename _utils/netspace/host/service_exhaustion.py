@@ -66,6 +66,7 @@ WAYS: dict[str, Way] = {
     "forwarder: handshakes": _by_link("handshakes"),
     "broker: frames before a login": _by_link("strangers"),
     "broker: messages": _by_link("messages"),
+    "broker: small messages": _by_link("small"),
     "broker: transactions": _by_link("transactions"),
     "broker: unfinished messages": _by_link("unfinished"),
     "broker: channels": _by_link("channels"),

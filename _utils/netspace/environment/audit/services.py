@@ -112,6 +112,14 @@ def messages() -> Iterator[int]:
             yield 1
 
 
+def small() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        many = amqp.message(_exchange(), "", bytes(64)) * 100
+        while True:
+            connection.send(many)
+            yield 100
+
+
 def transactions() -> Iterator[int]:
     with amqp.Connection() as connection:
         connection.send(amqp.method(1, (90, 10)))
@@ -233,7 +241,7 @@ def lines() -> Iterator[int]:
 WAYS: dict[str, Callable[[], Iterator[int]]] = {
     way.__name__: way
     for way in (
-        *(connections, handshakes, strangers, messages, transactions, unfinished, channels, brief, consumers),
+        *(connections, handshakes, strangers, messages, small, transactions, unfinished, channels, brief, consumers),
         *(bindings, questions, sessions, frames, lines),
     )
 }
