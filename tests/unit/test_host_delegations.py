@@ -309,7 +309,7 @@ def told(end: socket.socket) -> tuple[int, str]:
 
 
 def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
-    """What another environment asks for waits for an apply. Meanwhile the revoked right is gone at the broker."""
+    """Another environment's request waits for an apply. Meanwhile the revoked right is gone at the broker."""
     mine, end = kept
     world.delegate("web", "orders", "till")
     world.severed.clear()

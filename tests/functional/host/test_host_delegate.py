@@ -197,7 +197,7 @@ def test_right_ends_with_its_time_and_its_maker(here: dict[str, Any]) -> None:
 
 
 def test_right_that_ends_while_a_request_waits_is_not_handed_on(here: dict[str, Any]) -> None:
-    """What *till* asks for waits for an apply, and meanwhile its own right ends."""
+    """A request of *till* waits for an apply, and meanwhile its own right ends."""
     delegate(until=time.time() + 6)
     with ThreadPoolExecutor(1) as pool:
         with Host(LAYOUT)._lock(False):

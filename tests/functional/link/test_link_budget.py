@@ -182,7 +182,7 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
 @pytest.mark.root
 @pytest.mark.parametrize("refused", [False, True])
 def test_channel_that_ends_at_once_is_charged(host, refused):
-    """What it did, and what its methods cost, isn't forgotten if nobody looks at it meanwhile."""
+    """Its own reductions and the prices of its methods aren't forgotten if nobody looks at it meanwhile."""
     user, times = host.card("web")["broker"]["username"], 50
     with contextlib.closing(host.connect("web")) as connection:
         host.evaluate(f"sys:suspend({budget.MODULE}), ets:delete_all_objects({budget.MODULE}).")
