@@ -163,19 +163,11 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
             channel.basic_publish(host.n("link.audit.orders"), "", b"well", mandatory=True)
     told = log(host).count(ended)
     with contextlib.closing(host.connect("web")), contextlib.closing(host.connect("audit")):
-        # All that a connection has used that has just logged in, with its own processes and those of TLS.
-        used = [
-            int(text)
-            for text in re.findall(
-                r"\d+",
-                host.evaluate(
-                    "[lists:sum([N || {_, N} <- lists:append([erlang:process_info(P, [reductions]) || P <- "
-                    "maps:keys(Seen)])]) || #{seen := Seen} <- maps:values(maps:get(connections, "
-                    f"sys:get_state({budget.MODULE})))]."
-                ),
-            )
-        ]
-        print(f"reductions until a login: {used}, of {budget.LOGIN}")
+        # All that each connection has used, with its own processes and those of TLS.
+        tops = "{_, Reader, _} <- netspace_guard:connections(), Top <- netspace_guard:ancestors(Reader)"
+        spent = f"[Used || {tops}, {{_, Used}} <- {budget.MODULE}:stranger(Top)]"
+        used = [int(number) for number in re.findall(r"\d+", host.evaluate(f"{spent}."))]
+    assert len(used) >= 2 and 0 < min(used) < budget.LOGIN / 2, f"of {used}, one has just logged in"
     assert log(host).count(ended) == told, "who logs in is not ended"
 
 

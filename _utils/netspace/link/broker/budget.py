@@ -54,7 +54,7 @@ SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work t
 -module(netspace_guard_budget).
 -behaviour(gen_server).
 -export([start_link/0, init/1, handle_call/3, handle_cast/2, handle_info/2]).
--export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, pause/1, rate/1, price/1]).
+-export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, pause/1, rate/1, price/1, stranger/1]).
 
 -define(LOOK, 50).              % ms between two looks
 -define(IDLE, 15000).           % reductions of the whole broker in a ms, below which nobody is looked at
@@ -205,12 +205,12 @@ strangers(Readers) ->
          exit(Reader, kill)
      end || Top <- tops(), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
 
-%% The supervisors of all connections to the broker, including those that haven't logged in.
+%% The supervisors of all connections to the broker, including those that haven't logged in. No process is asked: one
+%% that is busy with a flood may answer late.
 tops() ->
-    try [Top || {Ref, _} <- ranch_server:get_listener_sups(), Top <- ranch:procs(Ref, connections),
-                {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})]]
-    catch _:_ -> []  % a listener begins or ends
-    end.
+    [Top || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
+            Top <- Links, is_pid(Top),
+            {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})]].
 
 %% The reader below a connection's supervisor, and what the connection has used.
 stranger(Top) ->
