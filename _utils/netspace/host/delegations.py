@@ -54,6 +54,8 @@ class Delegations(Converge):
         :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
         with self._lock(False):
+            # What ended while this waited for the lock is gone first: nothing is made of it, and it takes no room.
+            self._unmake(record.due(self.layout))
             spec = self._holder(holder)
             own, given = self._called(holder, link), self._called(holder, to)
             bound = spec.delegates.get(own.target)
@@ -104,13 +106,39 @@ class Delegations(Converge):
         :raises Refused: the holder has delegated no such right.
         :raises NetspaceError: it can't be ended now.
         """
+        self.end_revocation(self.begin_revocation(holder, link, to))
+
+    def begin_revocation(self, holder: str, link: str, to: str) -> str:
+        """End a delegation at the broker, without the lock; return the name of its link, for :meth:`end_revocation`.
+
+        :raises Refused: the holder has delegated no such right.
+        """
         found = self.delegated(holder).get((link, to))
         if found is None:
             raise Refused("delegation-unknown", f"{holder} has delegated no right to {link} to {to}")
         record.write(self.layout, msgspec.structs.replace(found, revoked=True))
+        self.sever_due()
+        return found.name
+
+    def end_revocation(self, name: str) -> None:
+        """End a delegation whose revocation was begun, in the records.
+
+        :raises NetspaceError: it can't be ended now.
+        """
         _, errors = self.settle_delegations()
-        if found.name in errors:
-            raise NetspaceError(errors[found.name])
+        if name in errors:
+            raise NetspaceError(errors[name])
+
+    def sever_due(self, but: Collection[str] = ()) -> set[str]:
+        """End the delegations that are due at the broker, without the lock; return the names of their links.
+
+        :param but: names of links for which this was done already.
+        """
+        due = record.due(self.layout).keys() - set(but)
+        if due:
+            known = self._linked().links
+            self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
+        return due
 
     def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
         """Return the delegations of an environment that hold, by link and peer as its program calls them.
@@ -130,11 +158,10 @@ class Delegations(Converge):
 
         :return: why each was to end, and the errors, by the names of their links.
         """
+        self.sever_due()
         due = record.due(self.layout)
         if not due:
             return {}, {}
-        known = self._linked().links
-        self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
         try:
             with self._lock(False):
                 due = record.due(self.layout)
@@ -170,9 +197,6 @@ class Delegations(Converge):
         return {link.target: link.local or link.target for link in self._own(holder)}
 
     def _room(self, one: delegations.Possible, most: int) -> None:
-        due = record.due(self.layout)
-        if due:  # they have no more room than they have rights
-            self._unmake(due)
         there = [found for name in record.names(self.layout) if (found := record.read(self.layout, name)) is not None]
         if one.name in {found.name for found in there} or one.name in self._linked().links:
             raise Refused("name-in-use", f"{one.to} has a right to {one.target} already; revoke it first")

@@ -64,10 +64,13 @@ def _by_link(way: str) -> Way:
 WAYS: dict[str, Way] = {
     "forwarder: connections": _by_link("connections"),
     "forwarder: handshakes": _by_link("handshakes"),
+    "broker: frames before a login": _by_link("strangers"),
     "broker: messages": _by_link("messages"),
+    "broker: small messages": _by_link("small"),
     "broker: transactions": _by_link("transactions"),
     "broker: unfinished messages": _by_link("unfinished"),
     "broker: channels": _by_link("channels"),
+    "broker: channels that end at once": _by_link("brief"),
     "broker: consumers": _by_link("consumers"),
     "broker: bindings": _by_link("bindings"),
     "broker: questions": _by_link("questions"),

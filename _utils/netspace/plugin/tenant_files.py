@@ -17,6 +17,8 @@ from netspace.text import printable
 
 MOST = 256 * 1024
 """The most bytes of a file."""
+MOST_VALUES = 10_000
+"""The most values of a file: names, texts, numbers, lists and mappings. Each command reads all of them."""
 MOST_FILES = 32
 """The most files of a tenant."""
 _KEYS = ("environments", "links")
@@ -105,7 +107,9 @@ def _part(file: str) -> dict[str, Any]:
     try:
         text = content.decode()
         form = "JSON" if text.lstrip()[:1] == "{" else "YAML"
-        document = strict_json.loads(text) if form == "JSON" else strict_yaml.loads(text, aliases=False)
+        document = strict_json.loads(text) if form == "JSON" else strict_yaml.loads(text, most=MOST_VALUES)
+        if _values(document) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values; split the file")
     except UnicodeDecodeError as err:
         raise ValueError("not encoded in UTF-8; save it in this encoding") from err
     except ValueError as err:
@@ -122,6 +126,19 @@ def _part(file: str) -> dict[str, Any]:
     if not isinstance(environments, Mapping) or not isinstance(links, list):
         raise ValueError("expected environments: a mapping of names, and links: a list")
     return {"environments": environments, "links": links}
+
+
+def _values(document: object) -> int:
+    """Return how many values a document has, until there are too many."""
+    count, waiting = 0, [document]
+    while waiting and count <= MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    return count
 
 
 def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:

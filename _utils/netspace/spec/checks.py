@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import graphlib
 import ipaddress
-import math
 import re
 import urllib.parse
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -784,11 +783,11 @@ def quoted(target: str) -> str:
 
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:
-    if not (math.isfinite(value) and least <= value <= most):
+    if not least <= value <= most:  # NaN is in no range; an int may be larger than any float
         if isinstance(value, (Size, Rate)):
             told = [type(value)(one).written for one in (value, least, most)]
         else:
-            told = [str(one) for one in (value, least, most)]
+            told = [f"{one!s:.40}" for one in (value, least, most)]
         in_bytes = isinstance(value, Size) and told[0].isdigit() and least <= value * 1024**2 <= most
         remedy = f"; a number alone is bytes: write {int(value)}M" if in_bytes else ""
         problems.append(Problem(path, f"{told[0]} is out of {told[1]}..{told[2]}{remedy}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -507,6 +508,24 @@ def test_file_of_a_tenant_is_its_part(tmp_path: Path) -> None:
         (b"\xff", "", "UTF-8"),
         ("[" * 5000, "", "no YAML"),
         ("!!python/object/apply:os.system [id]", "", "no YAML"),
+        # What ends PyYAML by an error that isn't its own
+        *((f"environments: {text}", "", "no YAML") for text in ("!!int ''", "!!bool x", "!!timestamp x", "!!map [a]")),
+        (f"environments: {{a: 1{':59' * 9000}.5}}", "", "no YAML"),
+        (f"environments: {{a: 0x{'f' * 5000}}}", "", "a number of more than"),
+        (
+            PART.replace("read_only: true", f"limits: {{pids: 1{'0' * 90}}}"),
+            ":environments:acme-web:limits:pids",
+            "out of",
+        ),
+        *(
+            (json.dumps({"environments": {"acme-web": {"image": "tar:/srv/acme/x.tar", **own}}}), where, "out of")
+            for own, where in (
+                ({"limits": {"pids": 10**400}}, ":environments:acme-web:limits:pids"),
+                ({"health": {"exec": ["/x"], "retries": -(10**400)}}, ":environments:acme-web:health:retries"),
+            )
+        ),
+        (f"environments: {{a: [{'1,' * tenant_files.MOST_VALUES}]}}", "", "more than 10000 values"),
+        (f'{{"environments": {{"a": [{"1," * tenant_files.MOST_VALUES}1]}}}}', "", "more than 10000 values"),
         ("- 1", "", "expected a mapping"),
         ("environments: []", "", "expected environments"),
         (

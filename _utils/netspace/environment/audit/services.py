@@ -40,6 +40,7 @@ HELD = 200  # connections that one process keeps, at most
 REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
 CONSUMERS = 200  # of a channel, at a time
+BRIEF = 40  # consumers of a channel, one after the other, until it closes
 TELL = 0.5  # seconds between two lines
 MOST = 600.0  # seconds: so that an audit that was killed doesn't leave this for ever
 LINE = b"x" * 999 + b"\n"
@@ -111,6 +112,14 @@ def messages() -> Iterator[int]:
             yield 1
 
 
+def small() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        many = amqp.message(_exchange(), "", bytes(64)) * 100
+        while True:
+            connection.send(many)
+            yield 100
+
+
 def transactions() -> Iterator[int]:
     with amqp.Connection() as connection:
         connection.send(amqp.method(1, (90, 10)))
@@ -146,6 +155,33 @@ def channels() -> Iterator[int]:
             for _ in numbers:
                 connection.until((20, 41))
             yield len(numbers)
+
+
+def brief() -> Iterator[int]:
+    """Channels that work, and end before anybody looks at them."""
+    mailbox = amqp.card()["mailbox"]
+    with amqp.Connection() as connection:
+        numbers = range(2, min(connection.channels, 8) + 1)
+        ended = {number: amqp.method(number, (60, 30), amqp.short("x") + b"\x01") for number in numbers}
+        while True:
+            for number in numbers:
+                connection.open(number)
+            for number in numbers:
+                pair = amqp.consume(mailbox, "x", quiet=True, channel=number) + ended[number]
+                connection.send(pair * BRIEF + amqp.method(number, (20, 40), bytes(7)))
+            for _ in numbers:
+                connection.until((20, 41))
+            yield len(numbers)
+
+
+def strangers() -> Iterator[int]:
+    """Frames on a connection that never logs in, and so has no account."""
+    with amqp.secured() as stream:
+        stream.sendall(b"AMQP\0\0\x09\x01")
+        many = amqp.frame(amqp.HEARTBEAT, 0, b"") * 1000
+        while True:
+            stream.sendall(many)
+            yield 1000
 
 
 def consumers() -> Iterator[int]:
@@ -205,8 +241,8 @@ def lines() -> Iterator[int]:
 WAYS: dict[str, Callable[[], Iterator[int]]] = {
     way.__name__: way
     for way in (
-        *(connections, handshakes, messages, transactions, unfinished, channels, consumers, bindings, questions),
-        *(sessions, frames, lines),
+        *(connections, handshakes, strangers, messages, small, transactions, unfinished, channels, brief, consumers),
+        *(bindings, questions, sessions, frames, lines),
     )
 }
 

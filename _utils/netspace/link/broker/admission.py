@@ -68,26 +68,31 @@ init(Channel) ->
     case lists:member(administrator, Tags) orelse lists:keymember(rabbit_auth_backend_dummy, 1, Backends) of
         true -> host;
         false ->
+            netspace_guard_budget:began(),
             netspace_guard_budget:charge(Name, netspace_guard_budget:price(channel)),
             Name
     end.
 
 intercept(Method, Content, host) -> {Method, Content};
 intercept(Method, Content, Name) ->
-    netspace_guard_budget:add(price(element(1, Method))),
+    spend(element(1, Method), Name),
     try admitted(Method, Content)
     catch exit:Refused ->
         netspace_guard_budget:charge(Name, netspace_guard_budget:price(refused)),
         exit(Refused)
     end.
 
+%% What is returned for a message is added up. It is forgotten if the channel ends before the next look.
+spend('basic.publish', _) -> netspace_guard_budget:add(price('basic.publish'));
+spend('basic.ack', _) -> ok;
+spend('channel.close', Name) -> netspace_guard_budget:ended(Name);
+spend('channel.close_ok', Name) -> netspace_guard_budget:ended(Name);  % after a refusal
+spend(Method, Name) -> netspace_guard_budget:charge(Name, price(Method)).
+
 %% Of what costs other processes more than the channel's own.
 price('basic.publish') -> netspace_guard_budget:price(message);
 price('queue.bind') -> netspace_guard_budget:price(binding);
 price('queue.unbind') -> netspace_guard_budget:price(binding);
-price('basic.ack') -> 0;
-price('channel.close') -> 0;
-price('channel.close_ok') -> 0;
 price(_) -> netspace_guard_budget:price(method).
 
 %% -- what there is, each with its names and arguments ---------------------------

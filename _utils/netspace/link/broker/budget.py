@@ -10,6 +10,12 @@ again. TCP then makes the account wait. Nothing is lost or refused.
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
 
+A channel may end before anybody looks at it. So a price is charged at once, and a channel that closes soon after it was
+opened, or that RabbitMQ refused something, tells what it used itself.
+
+A connection has no account before its login. Until then, it may use as much as a login needs (``LOGIN``); one that
+uses more is ended.
+
 An account whose connections the guard has closed waits too, once it is back: a second, and twice as long each time, up
 to about a minute. Ten minutes after the last time this begins anew.
 
@@ -29,11 +35,14 @@ RATE = 7_500
 """Reductions per millisecond and processor that an account may use; at least for two processors."""
 BURST, DEBT = 3_000, 20_000
 """Milliseconds of the rate that an account may save up, and that it may owe at most."""
+LOGIN = 3_000_000
+"""Reductions that a connection may use before its login."""
 LONGEST = 64
 """Seconds that an account waits at most after its connections were closed."""
 PRICES = {
     "connection": 1_800_000,  # as much as it may do unseen before it closes it
     "channel": 50_000,
+    "session": 400_000,  # as a channel, with what it may do unseen before it ends: it can't tell that itself
     "refused": 50_000,
     "method": 5_000,
     "binding": 20_000,
@@ -45,7 +54,7 @@ SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work t
 -module(netspace_guard_budget).
 -behaviour(gen_server).
 -export([start_link/0, init/1, handle_call/3, handle_cast/2, handle_info/2]).
--export([charge/2, add/1, closed/2, balance/4, pause/1, rate/1, price/1]).
+-export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, pause/1, rate/1, price/1, stranger/1]).
 
 -define(LOOK, 50).              % ms between two looks
 -define(IDLE, 15000).           % reductions of the whole broker in a ms, below which nobody is looked at
@@ -58,6 +67,7 @@ SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work t
 -define(TOLD, 60000).           % ms between two lines of the log about one account
 -define(WAITING, 3000).         % reductions for a message that waits for a process
 -define(ADDED, netspace_guard_added).
+-define(BEGAN, netspace_guard_began).
 
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
@@ -95,6 +105,21 @@ charge(User, Reductions) ->
 %% next look, it is forgotten.
 add(Reductions) ->
     put(?ADDED, case get(?ADDED) of undefined -> Reductions; Before -> Before + Reductions end).
+
+%% The calling process is a channel that begins.
+began() -> put(?BEGAN, now_ms()).
+
+%% The calling process is a channel that ends, perhaps before it was looked at: then it charges what it used itself.
+ended(User) ->
+    {reductions, Own} = process_info(self(), reductions),
+    case get(?BEGAN) of
+        Began when is_integer(Began) ->
+            case now_ms() - Began < ?LOOK * ?SELDOM of
+                true -> charge(User, Own);
+                false -> 0
+            end;
+        undefined -> 0
+    end.
 
 closed(User, Readers) -> gen_server:cast(?MODULE, {closed, User, Readers}).
 
@@ -165,10 +190,33 @@ told(_, Account, _) -> Account.
 known(Charged, State = #{kinds := Before, look := Look}) ->
     Kinds = case Look rem ?SELDOM of 0 -> #{}; _ -> Before end,  % an account that was deleted is nobody's
     All = netspace_guard:connections(),
+    strangers([Reader || {_, Reader, _} <- All]),
     Named = Charged ++ [User || {User, _, _} <- All],
     Found = maps:from_list([{User, maps:get(User, Kinds, unknown)} || User <- Named]),
     New = maps:map(fun(User, unknown) -> netspace_guard:is_environment(User); (_, Kind) -> Kind end, Found),
     {maps:from_list([{Reader, User} || {User, Reader, _} <- All, maps:get(User, New)]), State#{kinds := New}}.
+
+%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in.
+strangers(Readers) ->
+    Known = maps:from_keys([Top || Reader <- Readers, Top <- lists:sublist(netspace_guard:ancestors(Reader), 1)], true),
+    [begin
+         logger:log(warning, "netspace: a connection is ended: it has the broker do too much before its login",
+                    #{domain => [rabbitmq]}),
+         exit(Reader, kill)
+     end || Top <- tops(), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
+
+%% The supervisors of all connections to the broker, including those that haven't logged in. No process is asked: one
+%% that is busy with a flood may answer late.
+tops() ->
+    [Top || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
+            Top <- Links, is_pid(Top),
+            {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})]].
+
+%% The reader below a connection's supervisor, and what the connection has used.
+stranger(Top) ->
+    Below = tree([Top], [Top], #{}),
+    [{Reader, lists:sum([element(1, used(One)) || One <- Below ++ tls(Reader)])}
+     || Reader <- Below, made_by(Reader) =:= rabbit_reader].
 
 %% What is known of each connection now, and what each account used since the look before.
 counted(Users, Charged, #{connections := Before, look := Look}) ->
@@ -286,7 +334,7 @@ breath(State) -> State.
 def source() -> str:
     """Return the module's source in Erlang."""
     prices = ";\n".join(f"price({what}) -> {reductions}" for what, reductions in PRICES.items()) + "."
-    filled = {"PRICES": prices, "RATE": RATE, "BURST": BURST, "DEBT": DEBT, "LONGEST": LONGEST}
+    filled = {"PRICES": prices, "LOGIN": LOGIN, "RATE": RATE, "BURST": BURST, "DEBT": DEBT, "LONGEST": LONGEST}
     text = SOURCE
     for name, value in filled.items():
         text = text.replace(f"@{name}@", str(value))

@@ -93,6 +93,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
+-define(LISTED, 100).             % reductions for each binding that is counted
 -define(WAITING, 1000).           % what waits for the guard when it is told of no more refusals
 
 start(_, _) -> supervisor:start_link(?MODULE, supervisor).
@@ -279,8 +280,12 @@ size_of(Process) ->
 
 %% -- bindings ------------------------------------------------------------------
 bound(Made = #{user_who_performed_action := User}, State) ->
-    case is_environment(User) andalso
-        length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's own
+    Count = case is_environment(User) of
+        true -> length(rabbit_binding:list_for_destination(destination(Made)));
+        false -> 0
+    end,
+    netspace_guard_budget:charge(User, Count * ?LISTED),  % the guard works for it
+    case Count > @ANSWERS@ + 1 of  % one is the queue's own
         true -> cut(User, <<"binds more than @ANSWERS@ answers">>, [], undo(Made, State));
         false -> State
     end.
