@@ -1,16 +1,17 @@
-"""Check of an environment's token by the word of the fleet's verifier, so that the token has the host's level.
+"""Check of an environment's token by a host appraisal: the fleet's verifier gives the host's level and token key.
 
-The host shows the key of its tokens to the verifier, bound to its quote (``token_key``). The verifier signs which host
-has that key in which boot, and the host's level (``host_appraisal``). This word travels with each token.
+The host shows its token key to the verifier, bound to its quote (``token_key``). The verifier signs a statement: which
+host has this key in which boot, and the host's level (``host_appraisal``). The host sends this host appraisal with each
+token.
 
-:func:`verify` checks, in this order: the form; the word's signature by a trusted verifier, its form and validity; level
-and host; that the token is by the key that the word names; the token's signature; the token's boot; the nonce; the
-token's validity; the asker's expectations. The host's own statement about its key (``host-key``) isn't needed, so it
-isn't looked at. This module uses no file, network, clock or TPM.
+:func:`verify` checks, in this order: the form; the host appraisal's signature by a trusted verifier, its form and
+validity; level and host; that the host appraisal names the token's key; the token's signature; the token's boot; the
+nonce; the token's validity; the asker's expectations. The host's own statement about its key (``host-key``) isn't
+needed, so it isn't looked at. This module uses no file, network, clock or TPM.
 
-The level holds for the moment of the appraisal. If the host is restarted later, or loses its level, the word goes on
-until it expires. :func:`check_current` compares it with what the verifier knows now; only the verifier itself can do
-that.
+The level is that of the moment of the appraisal. If the host is restarted or loses its level later, the host appraisal
+stays valid until it expires. :func:`check_current` compares it with the verifier's present records, so only the
+verifier itself can call this function.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def verify(
     minion: str | None,
     minimum: int,
 ) -> tuple[Attested, Appraised]:
-    """Check a collection, and return the claims about the environment, and the verifier's word on its host.
+    """Check a collection; return the claims about the environment, and the content of the host appraisal.
 
     :param text: the collection.
     :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
@@ -75,7 +76,7 @@ def verify(
 
 
 def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int) -> None:
-    """Check that a verifier's word on a host is still what the verifier says of this host.
+    """Check that a host appraisal still agrees with the verifier's present records of the host.
 
     :param record: the verifier's last result of this host.
     :param level: the host's present level at the verifier: 0 if its result has expired, or if it was revoked.
@@ -89,7 +90,7 @@ def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int)
 
 
 def _signer(token: str) -> str:
-    """Return the thumbprint of the key by which a token says that it is signed."""
+    """Return the thumbprint of the signing key that a token names in its header. The claim is not checked."""
     try:
         return str(jose.unchecked(token)[0].get("kid"))
     except (jose.Unreadable, UnicodeEncodeError) as err:

@@ -1,8 +1,8 @@
 """Table of a host's base below its kernel: what the boot log proves, what the host tells, and the policy's terms.
 
 A measured row comes from a boot log that leads to the quoted PCRs, and only digests with a known meaning count (as in
-``verifier.tcb_rules``). A told row comes from the grain ``netspace_tcb``, which another host made: each value is
-checked, and a value of another form is shown as ``unreadable``. Pure.
+``verifier.tcb_rules``). A told row comes from the grain ``netspace_tcb``, which the host sent and which isn't trusted:
+a value of an unexpected form is shown as ``unreadable``. Pure.
 """
 
 from __future__ import annotations
