@@ -95,12 +95,11 @@ class Trust(NamedTuple):
     """A host's trust level, and its source.
 
     :param level: ``L0`` to ``L5``; empty: nobody has reported a level.
-    :param mark: the rating of the level for a display: ``well``, ``odd`` or ``bad``, or ``unknown``.
-    :param by: the source of the level: the master's verifier, the host, or nobody.
-    :param why: the reason for the level.
-    :param state: the verifier's state, as in ``netspace_attestation.status``; empty if the host stated the level.
-    :param evidence: the time of the evidence, in seconds since 1970.
-    :param remedy: steps by which an operator can raise the level.
+    :param mark: the rating of the level, by which a display chooses a colour: ``well``, ``odd``, ``bad`` or
+    ``unknown``. :param by: the source of the level: the master's verifier, the host, or nobody. :param why: the reason
+    for the level. :param state: the verifier's state, as in ``netspace_attestation.status``; empty if the host stated
+    the level. :param evidence: the time of the evidence, in seconds since 1970. :param remedy: steps by which an
+    operator can raise the level.
     """
 
     level: str
