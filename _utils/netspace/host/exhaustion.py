@@ -68,7 +68,7 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The audit's result for one pool, one storm (a load that makes others wait), or one way to trouble a service."""
+    """The audit's result for one pool, one storm (a load that makes others wait), or one attack on a service."""
 
     name: str
     group: Literal["pools", "waiting", "services"]

@@ -1,4 +1,4 @@
-"""Short state of the host, which a master gathers from a whole fleet. Changes nothing."""
+"""Short report on the host's state. A master gathers these reports from a whole fleet. Changes nothing."""
 
 from __future__ import annotations
 
