@@ -376,7 +376,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     counts = {
         kind: len([row for row in rows if row["outcome"] == kind]) for kind in ("refused", "succeeded", "skipped")
     }
-    verdict = "ISOLATION IS BROKEN" if succeeded else "all that could be tried was refused"
+    verdict = "ISOLATION IS BROKEN" if succeeded else "all attempts were refused"
     comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return {"comment": comment, **counts, "rows": succeeded}
 
@@ -481,7 +481,7 @@ def exhaust(
         __context__["retcode"] = 2
     if not summary:
         return rows
-    verdict = "OTHERS GO SHORT" if counts["leak"] else "nobody else went short"
+    verdict = "OTHERS GO SHORT" if counts["leak"] else "nobody else lacked resources"
     comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return {"comment": comment, **counts, "rows": [row for row in rows if row["outcome"] in ("leak", "open", "slow")]}
 

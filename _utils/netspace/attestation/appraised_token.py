@@ -55,17 +55,19 @@ def verify(
     :raises ValueError: when PCRs are expected, or a host's name in links without a minion.
     """
     if expected.pcrs or (expected.host is not None and minion is None):
-        raise ValueError("a verifier vouches for no PCRs, and for a host's name in links only with the minion's name")
+        raise ValueError(
+            "a verifier doesn't vouch for PCRs, and for a host's name in links only with the minion's name"
+        )
     token, _, word = environment_token.parts(text)
     if not word:
-        raise AppraisalMissing("the evidence has no verifier's word on the host")
+        raise AppraisalMissing("the evidence has no host appraisal")
     told = host_appraisal.check(word, verifiers, now)
     if told.level < minimum:
         raise AppraisalLow(f"the host has L{told.level}; expected L{minimum} at least")
     if minion is not None and told.minion != minion:
         raise AppraisalElsewhere(f"the appraisal is of {told.minion:.80}; expected {minion}")
     if _signer(token) != jose.thumbprint(told.key):
-        raise TokenKeyOther("the token is by another key than the one for which the appraised host vouches")
+        raise TokenKeyOther("the token's key is not the key that the host appraisal names")
     claims = environment_token.claims_of(token, told.key)
     if claims["netspace_boot"] != told.boot:
         raise TokenOtherBoot("the token is of another boot than the one that the verifier judged")
@@ -84,7 +86,7 @@ def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int)
     """
     key = None if record is None else record.get("token_key")
     if record is None or not key or key[0] != jose.thumbprint(told.key) or record["boot"] != told.boot:
-        raise AppraisalOutdated("the verifier has judged another boot, or another key, of this host since")
+        raise AppraisalOutdated("since then, the verifier has judged another boot or another token key of this host")
     if level < told.level:
         raise AppraisalOutdated(f"the host has L{level} now, and had L{told.level}")
 

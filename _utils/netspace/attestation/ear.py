@@ -78,7 +78,7 @@ class AppraisalClaims:
     :param token_key: thumbprint of the key that signs the tokens of the host's environments; empty if the host has
         shown none.
     :param appraisal: statement on host and key for third parties (``netspace.attestation.host_appraisal``); empty
-    without a key.
+        without a key.
     """
 
     minion: str

@@ -111,8 +111,9 @@ class Attested:
     """The claims about an environment that a trusted host signed.
 
     :param host: the host's name in links. If a verifier vouches, this name is only the host's claim; *minion* has the
-    name that the verifier knows. :param level: the level that the verifier found. If only the host's own key vouches,
-    the level is L1: root of the host can use a software key, and no credential proves that another key is in a TPM.
+        name that the verifier knows.
+    :param level: the level that the verifier found. If only the host's own key vouches, the level is L1: root of the
+        host can use a software key, and no credential proves that another key is in a TPM.
     :param pcrs: the PCRs that were quoted, empty if a software key or a verifier vouches. Their values are only the
         host's claim.
     :param started: time when the environment's program was started, in seconds since 1970; None if the host does not

@@ -108,9 +108,9 @@ def check(token: Any, keys: Collection[Mapping[str, str]], now: float) -> Apprai
     if any(type(told[name]) is not int for name in _NUMBERS) or not 1 <= told["netspace_level"] <= 5:
         raise Malformed("appraisal: a claim is no whole number, or the level is not 1 to 5")
     if not 0 < told["exp"] - told["iat"] <= LONGEST:
-        raise Malformed(f"appraisal: valid for no time, or for more than {LONGEST} s")
+        raise Malformed(f"appraisal: not valid at any time, or for more than {LONGEST} s")
     if not isinstance(told["cnf"], dict) or set(told["cnf"]) != {"jwk"}:
-        raise Malformed("appraisal: cnf: expected the key of tokens")
+        raise Malformed("appraisal: cnf: expected the token key")
     try:
         key = jose.parse_jwk(told["cnf"]["jwk"])
     except jose.Unreadable as err:

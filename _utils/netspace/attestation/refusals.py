@@ -275,9 +275,8 @@ class ToldOnly(Limited):
 
     code = "tcb-told"
     remedy = (
-        "take the term out of the policy's section tcb, and watch it by netspace_attestation.tcb; lockdown and usb "
-        "are proved with L5, where kernels and command_lines are proved, and each of command_lines is a whole line "
-        "that says it"
+        "remove the term from the policy's section tcb, and watch its value by netspace_attestation.tcb. Only lockdown "
+        "and usb can be proved: at L5, by a policy with kernels and command_lines, each a whole line with the setting"
     )
 
 
@@ -558,7 +557,7 @@ class AppraisalMissing(Refused):
     code = "appraisal-none"
     remedy = (
         "let the master attest the host once an environment may ask for proofs, and ask the environment again; "
-        "a host that judges itself has no such word"
+        "a host that judges itself has no such statement"
     )
 
 

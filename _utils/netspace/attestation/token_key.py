@@ -89,4 +89,4 @@ def check(one: Shown, context: Context) -> None:
     try:
         key.verify(utils.encode_dss_signature(first, second), _PREFIX + context.qualifying(), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as err:
-        raise TokenKeyUnproved("the key of tokens that the host showed did not sign this challenge") from err
+        raise TokenKeyUnproved("the token key that the host showed did not sign this challenge") from err

@@ -24,7 +24,7 @@ GRACE = 300.0
 """Seconds for which a host whose result has expired is asked again before it counts as distrusted."""
 TRUSTED = "trusted"
 JUDGED = frozenset({"failed", "degraded", "revoked"})
-"""States (:mod:`netspace.attestation.fleet.host_state`) that follow from evidence, or from an operator's word."""
+"""States (:mod:`netspace.attestation.fleet.host_state`) that follow from evidence or from an operator's decision."""
 MAX_REASON = 1000
 
 

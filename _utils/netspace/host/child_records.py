@@ -68,8 +68,9 @@ class Child(msgspec.Struct, frozen=True):
     :param values: its values, as the parent gave them, with those of the template.
     :param until: the end of its lifetime, in seconds since 1970, as in the answer to its parent.
     :param ends: the same in seconds since the boot (:func:`now`). Only this value is enforced, because somebody may set
-    the wall clock. :param within: the run of its parent's program that requested it. :param begun: its own run; None:
-    its start isn't complete.
+        the wall clock.
+    :param within: the run of its parent's program that requested it.
+    :param begun: its own run; None: its start isn't complete.
     """
 
     parent: str

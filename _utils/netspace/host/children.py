@@ -60,9 +60,9 @@ class Children(Cards):
 
         :param name: the name by which the parent calls it.
         :param asked: the time of the parent's request, in seconds since the boot. If the parent's program was started
-        after this time, the request is refused. :raises Refused: the parent may not have such a child, or the host
-        differs from the declaration. :raises NetspaceError: it can't be started now. The text is for the host's log,
-        not for the parent.
+            after this time, the request is refused.
+        :raises Refused: the parent may not have such a child, or the host differs from the declaration.
+        :raises NetspaceError: it can't be started now. The text is for the host's log, not for the parent.
         """
         with self._lock(False):
             spec, made_of = self._template(parent, template)
@@ -164,7 +164,7 @@ class Children(Cards):
         """Return the first free place whose rights don't exceed the parent's present rights, and the place's record.
 
         :raises Refused: the rights of each free place exceed the parent's, the host differs from the declaration, or it
-        lacks trust.
+            lacks trust.
         """
         from netspace.environment import record as records
 

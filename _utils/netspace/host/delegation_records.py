@@ -32,10 +32,13 @@ class Delegation(msgspec.Struct, frozen=True):
     :param target: the receiver of its messages.
     :param until: its end in seconds since 1970, as in the answer to the holder.
     :param ends: the same in seconds since the boot. Only this value is enforced, because somebody may set the wall
-    clock. :param within: the run of the holder's program that requested it. :param child: the run of the child in *to*;
-    None: *to* is not a place for children. :param under: the id of the delegation from which the holder has its own
-    right; empty: the holder's link is declared. :param made: whether the link was made. :param revoked: whether the
-    holder has revoked it.
+        clock.
+    :param within: the run of the holder's program that requested it.
+    :param child: the run of the child in *to*; None: *to* is not a place for children.
+    :param under: the id of the delegation from which the holder has its own right; empty: the holder's link is
+        declared.
+    :param made: whether the link was made.
+    :param revoked: whether the holder has revoked it.
     """
 
     id: str

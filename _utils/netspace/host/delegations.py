@@ -51,8 +51,9 @@ class Delegations(Converge):
         :param link: the receiver of the holder's link, as the holder calls it.
         :param to: the peer, as the holder calls it.
         :param asked: the time of the holder's request, in seconds since the boot. If the holder's program was started
-        after this time, the request is refused. :raises Refused: the holder may not delegate that. :raises
-        NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
+            after this time, the request is refused.
+        :raises Refused: the holder may not delegate that.
+        :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
         with self._lock(False):
             spec = self._holder(holder)

@@ -110,7 +110,7 @@ def judge(
     outcome: Outcome = "leak" if found else "held" if ended or paid or spared else "open"
     if not root.before and not neighbour.before and not taken:
         outcome = "skipped"
-        found = ["nobody gets any here"]
+        found = ["nobody gets any on this host"]
     return Row(
         name=name,
         group="pools",

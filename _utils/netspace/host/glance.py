@@ -74,7 +74,7 @@ def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]
         try:
             rows = [one for one in record.refused(host, name)["rows"] if not one["permitted_now"]]
         except NetspaceError as err:
-            problems.append(f"what {name} was refused: {err}"[:PROSE])
+            problems.append(f"refusals of {name}: {err}"[:PROSE])
             continue
         told[name] = _newest(rows)
     return {name: rows for name, rows in told.items() if rows}

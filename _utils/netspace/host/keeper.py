@@ -165,7 +165,8 @@ class Keeper:
         """End the delegations and the children that are due.
 
         :param late: the time (``time.monotonic``) until which it waits for another run of netspace; None: 20 s from
-        now. :return: the time of the next look, in seconds since the boot; None: there is nothing to end.
+            now.
+        :return: the time of the next look, in seconds since the boot; None: there is nothing to end.
         """
         self._over_already.clear()
         looks = [self._settle_delegations(late), self._settle_children(late)]

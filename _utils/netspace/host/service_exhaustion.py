@@ -107,7 +107,7 @@ def judge(
         name=name,
         group="services",
         outcome="leak" if wrong else "slow" if slow else "held",
-        detail="; ".join([f"did it {taken} times", told, *wrong]),
+        detail="; ".join([f"succeeded {taken} times", told, *wrong]),
         taken=taken,
         seconds={what: [round(alone[what], 6), round(meanwhile[what], 6)] for what in goals},
     )
@@ -132,7 +132,8 @@ def exhaust(host: Host, name: str, only: Collection[str] | None = None) -> list[
     :param name: the environment whose limits and hardening the temporary environments get.
     :param only: names in :data:`WAYS`, the attacks to try; None: all.
     :return: a row for each attack. An attack that needs a broker is ``skipped`` on a host without netspace's own
-    broker. :raises NetspaceError: when there is no such environment, or the temporary ones can't be made.
+        broker.
+    :raises NetspaceError: when there is no such environment, or the temporary ones can't be made.
     """
     from netspace.host.trial_environments import Trial
 
@@ -213,7 +214,7 @@ class _Stage:
             ended = [service for service, pid in self._services().items() if before.get(service, pid) != pid]
             trial.remove(*made)
         failed = [f"{one} failed" for one in self._failed if one not in failed_before]
-        return judge(name, taken, alone, meanwhile, [*failed, *(f"the {one} began again" for one in ended)])
+        return judge(name, taken, alone, meanwhile, [*failed, *(f"the {one} was restarted" for one in ended)])
 
     @contextlib.contextmanager
     def _operator(self, way: Way) -> Iterator[None]:

@@ -62,7 +62,7 @@ class TrustGate(Parts):
             best = Trust(5, "none", "")
             unsure = judge(declared, known)
             return {
-                name: TrustVerdict(verdict.allowed, "depends on the trust level that the host will be found to have")
+                name: TrustVerdict(verdict.allowed, "depends on the result of the coming appraisal")
                 if unsure[name].comment
                 else verdict
                 for name, verdict in judge(declared, best).items()

@@ -54,15 +54,22 @@ class Observed:
     :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: the key from which names derive is still to be made.
     :param unnamed: why the desired names can't be computed (*names* then has the recorded names); empty if they are
-    computed. :param drained: draining queues that are empty. :param emptied: recorded owners of parked mail whose mail
-    is gone. :param now: the time of the observation, in seconds since 1970. :param passwords: the passwords of
-    environments' accounts. :param installed: whether our node's files match the recorded broker. :param forwarder: the
-    status of the forwarder's service. :param silent: why the forwarder forwards nothing, though its process runs; empty
-    if it forwards. :param config: the forwarder's configuration. :param namespaces: the inode numbers of the
-    environments' network namespaces. :param keys: the keys for sealed links, by environment. :param others: the keys
-    and names of other hosts, for sealed links to and from them. :param identities: the authority and the certificates
-    it issued. :param renewer: the status of the renewer's service. :param pid: the process id of our own node; 0: it
-    doesn't run. :param loopback: the state of the table that keeps local users from our own node's ports.
+        computed.
+    :param drained: draining queues that are empty.
+    :param emptied: recorded owners of parked mail whose mail is gone.
+    :param now: the time of the observation, in seconds since 1970.
+    :param passwords: the passwords of environments' accounts.
+    :param installed: whether our node's files match the recorded broker.
+    :param forwarder: the status of the forwarder's service.
+    :param silent: why the forwarder forwards nothing, though its process runs; empty if it forwards.
+    :param config: the forwarder's configuration.
+    :param namespaces: the inode numbers of the environments' network namespaces.
+    :param keys: the keys for sealed links, by environment.
+    :param others: the keys and names of other hosts, for sealed links to and from them.
+    :param identities: the authority and the certificates it issued.
+    :param renewer: the status of the renewer's service.
+    :param pid: the process id of our own node; 0: it doesn't run.
+    :param loopback: the state of the table that keeps local users from our own node's ports.
     """
 
     record: Record = field(default_factory=Record)
@@ -374,7 +381,7 @@ def _key_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
         keys = observed.keys.get(name, ())
         if name not in wanted:
             stay = seals.awaited(keys, observed.now)
-            changes[name] = {"old": "keys", "new": "kept for what other hosts sealed" if stay else None}
+            changes[name] = {"old": "keys", "new": "kept for messages that other hosts have sealed" if stay else None}
         elif reason := seals.due(keys, observed.now, promises.get(name)):
             changes[name] = {"old": reason if keys else None, "new": "keys"}
     return changes

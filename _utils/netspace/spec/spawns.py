@@ -240,7 +240,7 @@ def _links_wrong(parent: str, spec: Environment, every: Collection[Link]) -> Ite
                 known = ", ".join(sorted(one for one in own if host_of(one) is None)) or "none"
                 yield key, f"{parent} has no link to {target}, so its children can't; it has links to: {known}"
             elif why := exceeds(_narrowed(own[target], handed, parent), own[target]):
-                yield key, f"{why}; give less, or leave it out"
+                yield key, f"{why}; lower it, or leave it out"
 
 
 def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
@@ -274,7 +274,8 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
             if verb in VERBS:
                 yield f"{key}:host:{index}", f"{verb}: a child has no children; leave it out"
             elif verb not in spec.host:
-                yield f"{key}:host:{index}", f"{verb}: its parent may not ask that, so it can't either; leave it out"
+                why = "its parent may not send this request, so a child can't either; leave it out"
+                yield f"{key}:host:{index}", f"{verb}: {why}"
         inner = checks.environment(child(spec, template), "")
         yield from ((f"{key}{one.path}", one.message) for one in inner if _own(one.path))
 

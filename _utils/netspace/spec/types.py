@@ -574,11 +574,12 @@ class Template(Base, frozen=True):
     :param stop_timeout: seconds between SIGTERM and SIGKILL, at most 10.
     :param init: whether process 1 is a small init from the host.
     :param host: the requests that a child may send to the peer ``host``: only those that its parent may send, and none
-    about children. :param links: the parent's links that a child gets, too, by their receivers; each may have lower
-    limits. :param to_parent: the link from a child to its parent; absent: none. :param from_parent: the link from the
-    parent to a child; absent: none. :param values: the values of a child, by name. The request ``spawn`` may replace
-    them by values of the same types. :param at_most: the number of children that may run at once. **Each has its place
-    on the host even while it doesn't
+        about children.
+    :param links: the parent's links that a child gets, too, by their receivers; each may have lower limits.
+    :param to_parent: the link from a child to its parent; absent: none.
+    :param from_parent: the link from the parent to a child; absent: none.
+    :param values: the values of a child, by name. The request ``spawn`` may replace them by values of the same types.
+    :param at_most: the number of children that may run at once. **Each has its place on the host even while it doesn't
         run**: a network namespace, a record, and the queues of its links.
     :param lifetime: seconds after which a child is ended.
     """
@@ -643,13 +644,13 @@ class Environment(Base, frozen=True):
         still refused. ``netspace.refused`` shows the record, and ``netspace.suggest`` shows a declaration that would
         permit them.
     :param host: the requests that the program may send to the peer ``host``: ``whoami``, ``values``, ``who``. **The
-    default is none.** :param spawns: templates of children that the program may start, by name; needs ``host:
-    [spawn]``. **The default is
+        default is none.**
+    :param spawns: templates of children that the program may start, by name; needs ``host: [spawn]``. **The default is
         none.**
     :param delegates: links from which the program may give weaker rights to others, by the links' receivers; needs
-    ``host: [delegate]``. **The default is none.** Plans, reachability and ``never`` count every right that could be
-    given. :param offers: names of services that the environment offers. Environments that may send to it find it by
-    these
+        ``host: [delegate]``. **The default is none.** Plans, reachability and ``never`` count every right that could be
+        given.
+    :param offers: names of services that the environment offers. Environments that may send to it find it by these
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
         environment's card, and change without a restart. **They are no secrets.**
@@ -717,9 +718,10 @@ class Link(Base, frozen=True):
     :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
     :param attestation: the trust that the link demands; absent: the trust that its two ends demand.
     :param attested: the lowest permitted trust level of the sender's host. The receiver's host refuses the link if no
-    valid result gives the sender's host this level. :param ttl: the most seconds that a message may wait to be read. An
-    older message becomes a dead letter. :param length: the most messages that may wait. :param full: the effect of a
-    message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
+        valid result gives the sender's host this level.
+    :param ttl: the most seconds that a message may wait to be read. An older message becomes a dead letter.
+    :param length: the most messages that may wait.
+    :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
         oldest message becomes a dead letter.
     :param durable: ``false``: messages wait in the broker's memory, which is faster. **If the broker ends, waiting
         messages are lost, also confirmed ones.**
@@ -806,7 +808,7 @@ class Never(Base, frozen=True):
     :param to: the end that must not be reached.
     :param by: ``messages`` or ``packets``: only this way is forbidden; absent: both are forbidden.
     :param flow: true: the assertion also forbids that data reach *to* in answers, or through other environments of this
-    host, whose programs could forward the data.
+        host, whose programs could forward the data.
     """
 
     source: str = msgspec.field(name="from")
@@ -834,9 +836,8 @@ class Quota(Base, frozen=True):
     :param children: children.
     :param links: links with an end in the tenant, including those of children and those to the host.
     :param messages: messages that may wait. Each queue counts with the greatest number that it can hold: 10,000 for the
-    mailbox of
-        each environment with a link, 10,000 for the answers to each environment that sends requests, and the ``length``
-        of each link that has a queue of its own.
+        mailbox of each environment with a link, 10,000 for the answers to each environment that sends requests, and the
+        ``length`` of each link that has a queue of its own.
     :param waiting: bytes of these messages: 64M for a mailbox or a link's own queue, 16M for answers.
     :param connections: connections through interfaces. An interface counts with its ``connections``, and twice if it
         has published ports.
@@ -868,16 +869,17 @@ class Tenant(Base, frozen=True):
     :param links: links within the tenant. A link to another tenant must be in the parts of both, with the same values;
         all other links are the operator's.
     :param images: the images (also of templates) and kernels (``kernel:/srv/acme/app``) that it may name. ``*`` stands
-    for any characters except ``/``. With ``@sha256:<hex>`` at the end, the tenant must give this ``source_hash``.
-    :param runtimes: the runtimes that it may name; absent: its environments have the host's default. :param seccomp:
-    the profiles that it may name. :param interfaces: the interfaces that it may declare, each with ``kind`` and all
-    other keys that the kind needs.
+        for any characters except ``/``. With ``@sha256:<hex>`` at the end, the tenant must give this ``source_hash``.
+    :param runtimes: the runtimes that it may name; absent: its environments have the host's default.
+    :param seccomp: the profiles that it may name.
+    :param interfaces: the interfaces that it may declare, each with ``kind`` and all other keys that the kind needs.
         The tenant may add ``allow``, ``rate``, ``connections`` and ``publish``.
     :param outside: networks and DNS names that its rules (``allow``) may name. A rule for a single address is permitted
-    only if this address itself is listed, because it could be one of the host's own. :param ports: the ports of the
-    host, or ranges of them, that it may publish (``8080-8089``). :param folders: the host's folders in which the
-    sources of its volumes may be. :param host: the requests that its programs may send to the peer ``host``. :param
-    reaches: the tenants that its environments may reach, directly or through other environments.
+        only if this address itself is listed, because it could be one of the host's own.
+    :param ports: the ports of the host, or ranges of them, that it may publish (``8080-8089``).
+    :param folders: the host's folders in which the sources of its volumes may be.
+    :param host: the requests that its programs may send to the peer ``host``.
+    :param reaches: the tenants that its environments may reach, directly or through other environments.
     """
 
     quota: Quota

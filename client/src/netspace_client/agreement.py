@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 WRAP, ENCRYPT = "ECDH-ES+A256KW", "A256GCM"
 TYPE = "netspace-seal"
 MESSAGES = 32
-"""Messages of a session. A thief of the sender's memory can read at most so many later messages."""
+"""Messages of a session. A copy of the sender's memory opens at most this number of later messages."""
 SECONDS = 5.0
-"""Seconds after which a session ends. A thief of the sender's memory can read for so long what is sealed later."""
+"""Seconds after which a session ends. A copy of the sender's memory opens only messages sealed within this time."""
 RECEIVERS = 256
 """Keys of receivers with which a program has sessions at the same time."""
 EACH, SENDERS = 16, 256

@@ -412,11 +412,11 @@ def _check_new(key: token_key.Shown | None, boot: str, before: Mapping[str, Any]
     """Check that a host made a new token key in this boot.
 
     :raises TokenKeyOld: when the host had this key already in the boot before. A genuine host keeps the key only in
-    memory, so somebody has copied it.
+        memory, so somebody has copied it.
     """
     last = None if before is None else before.get("token_key")
     if key is not None and last and last[0] == key.thumbprint and last[1] != boot:
-        raise TokenKeyOld("the host's key of tokens is that of an earlier boot")
+        raise TokenKeyOld("the host showed the token key of an earlier boot")
 
 
 def _answer(data: Any) -> tuple[str, Evidence, token_key.Shown | None]:

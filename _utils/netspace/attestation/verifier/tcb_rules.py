@@ -52,7 +52,7 @@ def check_told(policy: Boot, proved: Collection[int]) -> None:
     """
     found = told(policy, proved)
     if found:
-        raise ToldOnly(f"nothing but the host's word says whether these terms hold: {', '.join(found)}")
+        raise ToldOnly(f"only the host's own claim supports these terms: {', '.join(found)}")
 
 
 def check_spoken(policy: Boot) -> None:
@@ -62,7 +62,7 @@ def check_spoken(policy: Boot) -> None:
     """
     found = policy.tcb.given(SPOKEN) if policy.tcb is not None else ()
     if found:
-        raise ToldOnly(f"no list of IMA shows that root did not add the command line later: {', '.join(found)}")
+        raise ToldOnly(f"without an IMA list, root may have added the command line after the boot: {', '.join(found)}")
 
 
 def told(policy: Boot, proved: Collection[int] | None = None) -> list[str]:

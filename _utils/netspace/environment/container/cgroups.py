@@ -150,9 +150,9 @@ class Group:
 
     :param path: the cgroup's path from the root of each hierarchy.
     :param unit: whether the cgroup's parent is a systemd unit, which has the same limits except io. A lower limit of
-    the parent would limit the environment, and systemd applies a changed unit file only later. So this class changes
-    the limits of both cgroups. systemd rounds the CPU limit, so a difference in it is ignored. :param lacks: limits
-    that the creator of the cgroup does not set; only ``sockets`` counts.
+        the parent would limit the environment, and systemd applies a changed unit file only later. So this class
+        changes the limits of both cgroups. systemd rounds the CPU limit, so a difference in it is ignored.
+    :param lacks: limits that the creator of the cgroup does not set; only ``sockets`` counts.
     """
 
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:

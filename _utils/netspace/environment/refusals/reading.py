@@ -14,7 +14,7 @@ from netspace.layout import Layout
 
 # The packet filter answers these with EPERM when it drops a packet, and counts the packet itself.
 _PACKETS = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
-_UNCOUNTED = "nothing counts them in the kernel; apply again, which tells why"
+_UNCOUNTED = "the program that counts them isn't in the kernel; apply again, and the result has the reason"
 
 By = Literal["profile", "kernel", "rest"]
 

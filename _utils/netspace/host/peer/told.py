@@ -16,7 +16,7 @@ CARD = "card.json"
 KEY = "token-key.der"
 """The private key of environments' tokens."""
 APPRAISAL = "appraisal.json"
-"""The word of the fleet's verifier on this host and the tokens' key; absent: there is none."""
+"""The signed host appraisal, which names the token key; absent: there is none."""
 VERSION = 1
 MOST = 64 * 1024 * 1024
 

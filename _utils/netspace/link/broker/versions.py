@@ -63,7 +63,7 @@ def check_data(version: tuple[int, ...], data: Path, instance: str) -> None:
         if version >= since and flag not in flags:
             raise NetspaceError(
                 f"RabbitMQ {_shown(version)}: it can't read the mail in {data}, which an older version wrote; "
-                "install that version again and have the mail read, or move the folder away"
+                "install that version again until the mail is read, or move the folder away"
             )
 
 

@@ -62,7 +62,7 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
     for index, verb in enumerate(tenant.host):
         if verb not in extensions.host_verbs():
             known = ", ".join(extensions.host_verbs())
-            yield f"host:{index}", f"{verb!r:.60} is nothing that the host can be asked for; choose from {known}"
+            yield f"host:{index}", f"{verb!r:.60} is no request that the host answers; choose from {known}"
     for index, file in enumerate(tenant.include):
         if not clean(file) or file in tenant.include[:index]:
             yield f"include:{index}", f"{file!r:.100}: expected the absolute path of a file, which no other entry names"
@@ -129,7 +129,10 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
         yield "limits:disk", "missing; a tenant's environment has a limit on its disk, or read_only: true"
     for index, verb in enumerate(spec.host):  # a child may ask no more than its parent
         if verb not in tenant.host:
-            yield f"host:{index}", f"{verb!r:.60}: the tenant may not ask that; it may ask: {_listed(tenant.host)}"
+            yield (
+                f"host:{index}",
+                f"{verb!r:.60}: the tenant may not request that; it may request: {_listed(tenant.host)}",
+            )
     if spec.stop_timeout > STOP_TIMEOUT:
         yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are possible for a tenant"
     if spec.settle > SETTLE:
@@ -147,7 +150,7 @@ def _root(spec: Environment | Template, tenant: Tenant, where: str) -> Iterator[
     text = spec.image if kernel is None else f"kernel:{kernel}"
     if not any(matches(one, text, spec.source_hash or "") for one in tenant.images):
         key = "image" if kernel is None else "kernel"
-        yield f"{where}{key}", f"{text!r:.200} is none of the tenant's images; it may name: {_listed(tenant.images)}"
+        yield f"{where}{key}", f"{text!r:.200} isn't an image of the tenant; it may name: {_listed(tenant.images)}"
 
 
 def _interface(spec: Interface | None, tenant: Tenant) -> Iterator[tuple[str, str]]:

@@ -33,8 +33,8 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True):
     """The proof.
 
-    :param evidence: a collection (CMW), as JSON text. It contains the token, the host's statement about the token's key
-    and, if there is one, the statement of the fleet's verifier on the host. The program passes it on unchanged.
+    :param evidence: a collection (CMW), as JSON text. It contains the token, the host's statement about the token key
+        and, if there is one, the host appraisal by the fleet's verifier. The program passes it on unchanged.
     """
 
     evidence: str
