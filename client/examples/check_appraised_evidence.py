@@ -1,9 +1,9 @@
 """Check the proof of where a program runs, by the appraisal of its host by the fleet's verifier, without netspace.
 
 The script needs only Python and the package cryptography. NONCE is the random value that the checker has sent, a new
-one for each check. The file with the verifiers' keys is what ``salt-run netspace_attestation.jwks --out json`` shows. The
-host appraisal says which host has the token key in which boot, and the level of that host. A host of L1 has its key in
-a file; one of L2 or above has a TPM or is a confidential guest. The level is that of the last appraisal: if the host
+one for each check. The file with the verifiers' keys is what ``salt-run netspace_attestation.jwks --out json`` shows.
+The host appraisal says which host has the token key in which boot, and the level of that host. A host of L1 has its key
+in a file; one of L2 or above has a TPM or is a confidential guest. The level is that of the last appraisal: if the host
 was restarted or has lost its level since then, the script notices it only when the host appraisal expires.
 
 usage: check_appraised_evidence.py --verifiers jwks.json --nonce NONCE --environment web [--minion web1] [--level L3]

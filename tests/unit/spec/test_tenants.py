@@ -116,9 +116,9 @@ WEB = "tenants:acme:environments:acme-web"
     ("change", "path", "message"),
     [
         (lambda data: _web(data).update(image="tar:/srv/umbra/x.tar"), f"{WEB}:image", "isn't an image of the tenant"),
-        (lambda data: _web(data).update(image="tar:/srv/acme/../umbra/x.tar"), f"{WEB}:image", "an image of the tenant"),
-        (lambda data: _web(data).update(image="tar:/srv/acme/sub/x.tar"), f"{WEB}:image", "an image of the tenant"),
-        (lambda data: _web(data).update(image="oci:/srv/images/shop:1"), f"{WEB}:image", "an image of the tenant"),
+        (lambda data: _web(data).update(image="tar:/srv/acme/../umbra/x.tar"), f"{WEB}:image", "image of the tenant"),
+        (lambda data: _web(data).update(image="tar:/srv/acme/sub/x.tar"), f"{WEB}:image", "image of the tenant"),
+        (lambda data: _web(data).update(image="oci:/srv/images/shop:1"), f"{WEB}:image", "image of the tenant"),
         (lambda data: _web(data).update(runtime="runc"), f"{WEB}:runtime", "leave it out"),
         (lambda data: _web(data).update(seccomp="standard"), f"{WEB}:seccomp", "it may name: strict"),
         (lambda data: _web(data).update(apparmor="off"), f"{WEB}:apparmor", "can't switch it off"),
