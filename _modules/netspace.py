@@ -313,14 +313,14 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
 
 def tenants() -> dict[str, Any]:
-    """Return the tenants of ``pillar:netspace``, with their quotas and what
-    they declare. Changes nothing.
+    """Return the tenants of ``pillar:netspace`` with their quotas, and the
+    use of these quotas. Changes nothing.
 
     Returns a row for each tenant, by name:
 
-    - ``quota``: for each part of the quota, ``declared`` (the sum of
-      what its environments declare) and ``most`` (the quota), as in a
-      declaration;
+    - ``quota``: for each resource, ``declared`` (the sum of the limits
+      that its environments declare) and ``most`` (the quota), written
+      as in a declaration;
     - ``environments``: those that were applied, and ``running``, the
       number of those that run;
     - ``names`` (the names that its environments may have) and

@@ -253,9 +253,9 @@ def verify_environment(
     ``reason`` say why.
 
     Without ``key``, this master's verifier vouches for the host: the
-    proof must have the verifier's word on it, and the word must agree
-    with the verifier's last result of the host. ``level`` is the
-    host's.
+    proof must contain the verifier's signed statement on the host, and
+    the statement must agree with the verifier's last result of the
+    host. ``level`` is the host's level.
 
     With ``key``, the host's own key vouches. Then ``level`` is ``L1``,
     because nothing proves that this key is in a TPM. For the same
@@ -334,7 +334,7 @@ def verify_environment(
 def _appraised(
     raw: str, expected: environment_token.Expected, minion: str | None, level: str
 ) -> environment_token.Attested:
-    """Check a proof by the word of this master's verifier on the host, and by the verifier's last result."""
+    """Check a proof by its host appraisal, which must agree with the verifier's last result of the host."""
     if not re.fullmatch("L[1-5]", level):
         raise NetspaceError(f"level: {level!r:.40}: expected L1 to L5")
     if expected.pcrs or (expected.host is not None and minion is None):
@@ -993,11 +993,11 @@ def tcb(minion: str = "*") -> dict[str, Any]:
 
     A fact is *measured in PCR n* if the host's last boot log leads to
     the quoted value, and if the digest has a known meaning. Everything
-    else is *told by the host*: root there can make it say anything. The
-    host's word comes from its grain ``netspace_tcb`` in the master's
-    cache, so the host is not asked. ``term`` is the policy's term for
-    the part, ``holds`` whether the fact satisfies the term. **A term
-    that holds by the host's word gives no level.**
+    else is *told by the host*: root of the host can give any value.
+    These values come from the host's grain ``netspace_tcb`` in the
+    master's cache, so the host is not asked. ``term`` is the policy's
+    term for the part, ``holds`` whether the fact satisfies the term.
+    **A term that only the host's claim satisfies gives no level.**
 
     ``tcb_of`` has the hosts: ``rows`` (``part``, ``value``, ``source``,
     ``term``, ``holds``), ``measured`` (the time of the evidence; None

@@ -219,11 +219,12 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         before this one is started.
 
     update
-        ``{rolling: true, deadline: 60, rollback: true}``: how an
-        environment with a health check is changed. If two instances can
-        run at the same time, the new one is started beside the old one.
-        If the new instance isn't healthy within the deadline (seconds),
-        netspace rolls the change back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: the way in
+        which an environment with a health check is updated. If two
+        instances can run at the same time, the new one is started
+        beside the old one. If the new instance isn't healthy within the
+        deadline (seconds), netspace rolls the change back, and this
+        state fails.
 
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default,

@@ -144,8 +144,8 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
     attested
         The lowest trust level of the sender's host, such as ``L3``. The
-        receiver's host refuses the link unless a valid result says that
-        the sender's host has it. Defaults to none.
+        receiver's host refuses the link if no valid result gives the
+        sender's host this level. Defaults to none.
     """
     test = bool(__opts__["test"])
     try:

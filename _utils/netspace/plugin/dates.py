@@ -70,7 +70,7 @@ def _with_texts(data: object) -> object:
 
 
 def beside(key: object, data: Collection[object]) -> bool:
-    """Return whether *key* has the text beside a time in *data*, as :func:`with_texts` adds it."""
+    """Return whether *key* is a text that :func:`with_texts` added to *data* beside a time."""
     return (
         isinstance(key, str)
         and key.endswith(BESIDE)

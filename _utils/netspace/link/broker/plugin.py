@@ -3,8 +3,8 @@
 Memory: without any permission, an account can make the broker keep unbounded data for it. Examples are messages in a
 transaction that is never committed, a message that never ends, and messages that the account doesn't read. RabbitMQ's
 only reaction is the memory alarm, which stops all clients. So a process in the plugin (the *guard*) looks at the memory
-in use ten times a second. From half of the alarm's threshold on, it closes the connections of the account that hold the
-most memory.
+in use ten times a second. If more than half of the alarm's threshold is in use, it closes the connections of the
+account that uses the most memory.
 
 Bindings: an environment that sends requests binds its queue for answers under keys of its choice, and RabbitMQ doesn't
 limit their number. After 1,000 bindings (``objects.ANSWERS``), the plugin deletes each further binding at once, and
@@ -13,11 +13,10 @@ closes the connections of the account.
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse methods and frames that are useful only to an attacker, before RabbitMQ handles them.
 
-Messages: RabbitMQ 4.3 orders messages and writes addresses in another way than 4.0; see
-:mod:`netspace.link.broker.messages`.
+Messages: :mod:`netspace.link.broker.messages` makes RabbitMQ 4.3 order messages and write addresses as 4.0 does.
 
-Work: :mod:`netspace.link.broker.budget` reads slowly from an account that has the broker work too much, and makes an
-account wait whose connections were closed.
+Work: :mod:`netspace.link.broker.budget` reads slowly from an account that costs the broker too much processor time, and
+delays new connections of an account whose connections the guard has closed.
 
 Disk: :mod:`netspace.link.broker.disk` has durable queues free the disk space of messages that were read.
 
