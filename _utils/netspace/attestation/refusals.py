@@ -366,7 +366,7 @@ class NoList(Limited):
 
 
 class ListGap(Limited):
-    """Lines of a measurement list that don't begin after the last line that the verifier judged."""
+    """A part of a measurement list that doesn't begin right after the last line that the verifier judged."""
 
     code = "ima-gap"
     remedy = "ask for the list from line 0: the host was restarted, or the policy changed"

@@ -36,7 +36,7 @@ TIME = 2**33
 JSON = 4 * 1024**2
 """Bytes of an OCI index, manifest or configuration."""
 LOOKUPS = 1_000_000
-"""Symbolic links that may be followed to find where members belong."""
+"""The most symbolic links that are followed to find the folder of an archive's member."""
 DICTIONARY = 128 * 1024**2
 """Bytes of memory that a compressed stream may ask for."""
 

@@ -27,7 +27,7 @@ class Unchanged(Exception):
 
 
 class Later(Exception):
-    """The answer needs root's rights. The keeper of children gives it (``netspace.host.keeper``)."""
+    """The answer needs root's rights, so the keeper of children answers (``netspace.host.keeper``)."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
     """Return which of *environments* the forwarder doesn't serve, each with the reason and the remedy."""
     left = set(environments).difference(process.served(process.current(layout)))
     there = process.namespaces(layout, left)
-    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
+    why = {
+        True: "a program in it has taken its port for the broker; end that program",
+        False: "it has no network namespace",
+    }
     return {name: f"{why[name in there]}; apply again" for name in sorted(left)}
 
 
