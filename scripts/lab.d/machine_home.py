@@ -69,6 +69,9 @@ def minion(name: str) -> dict[str, object]:
     return {
         **config.plugins(Path(machine_image.CHECKOUT), Path(machine_image.TREE)),
         **config.minion(name),
+        # Where QEMU translates, each look at the schedule costs.
+        "loop_interval": 5,
+        "master_alive_interval": 30,
         "log_level_logfile": "quiet",
         "enable_fqdns_grains": False,
         "enable_gpu_grains": False,

@@ -149,8 +149,14 @@ def recipe() -> Recipe:
 
 
 def build() -> Image:
-    """Return the image; build it if it is missing."""
-    return image.build(recipe())
+    """Return the image; build it if it is missing.
+
+    :raises Failed: a tool failed, or a package can't be fetched.
+    """
+    try:
+        return image.build(recipe())
+    except RuntimeError as err:
+        raise Failed(f"up: --vm: the machines' image can't be built: {err}") from err
 
 
 def furnish(root: Path) -> None:

@@ -29,6 +29,8 @@ from vmlab.flavours import Flavour
 
 MEMORY = 1024
 """MiB of a machine."""
+OVERHEAD = 512
+"""MiB that QEMU itself takes beside, most of it for translated code."""
 RESERVE = 1024
 """MiB that the master and this machine's own programs keep."""
 SLOW = 8
@@ -62,7 +64,7 @@ def too_little(machines: int, available: int) -> str:
 
     :param available: free memory in MiB.
     """
-    needed = machines * MEMORY + RESERVE
+    needed = machines * (MEMORY + OVERHEAD) + RESERVE
     if needed <= available:
         return ""
     return f"{machines} machines need {needed} MiB of memory, and {available} MiB are free; declare fewer hosts"
