@@ -127,15 +127,16 @@ def explain(name: str) -> dict[str, Any]:
         The environment.
     """
     from netspace.host import explain as explanation
+    from netspace.plugin.fileserver import SaltFiles
 
-    wanted, invalid = None, ""
+    host, wanted, invalid = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)), None, ""
     try:
         if "netspace" in __pillar__:
             wanted = arguments.whole(None, __pillar__)
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
+        return dates.with_texts(explanation.explain(host, name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

@@ -68,6 +68,7 @@ class Facts(NamedTuple):
     :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
     :param withheld: why it is withheld for lack of trust; empty if it isn't.
     :param image_problem: why its image can't be built now; empty if it can.
+    :param impossible: why this host refuses to make it; empty if it doesn't.
     :param waiting: the keys of its declaration in the pillar that differ from what was applied.
     :param taken_back: why its last update was taken back; empty if it wasn't.
     :param after: the environments that it waits for, and whether each is ready.
@@ -86,6 +87,7 @@ class Facts(NamedTuple):
     row: Mapping[str, Any] = {}
     withheld: str = ""
     image_problem: str = ""
+    impossible: str = ""
     waiting: Sequence[str] = ()
     taken_back: str = ""
     after: Mapping[str, bool] = {}
@@ -116,6 +118,8 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
     if spec is None:
         if row.get("problem"):
             yield Finding("record-damaged", "error", str(row["problem"]), APPLY)
+        elif facts.impossible and not _off(facts):
+            yield Finding("impossible", "error", facts.impossible, APPLY)
         elif _off(facts) or not (facts.withheld or facts.image_problem):
             yield Finding("not-applied", "error", "it is declared, but was not applied", APPLY)
         return
@@ -256,14 +260,17 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     if record is not None and spec is not None and declared is not None:
         waiting = _waiting(host, name, record.spec, spec, declared)
     links, problems = _links(host, name)
+    withheld = _withheld(record.spec if record is not None else spec, declared, level)
+    image_problem = _image(host, spec, "" if "image" in waiting else row.get("state"))
     facts = Facts(
         name=name,
         declared=spec,
         applied=None if record is None else record.spec,
         wanted="" if record is None else record.state,
         row=row,
-        withheld=_withheld(record.spec if record is not None else spec, declared, level),
-        image_problem=_image(host, spec, "" if "image" in waiting else row.get("state")),
+        withheld=withheld,
+        image_problem=image_problem,
+        impossible="" if row or withheld or image_problem else _impossible(host, name, declared),
         waiting=waiting,
         taken_back="" if record is None or record.failed is None else record.failed.reason,
         after={} if record is None else _after(host, record.spec, around),
@@ -283,6 +290,19 @@ def _withheld(spec: Environment | None, declared: Declaration | None, level: Tru
     default = declared.attestation if declared is not None else Declaration().attestation
     verdict = trust.judge(trust.requirement(spec, default), level)
     return "" if verdict.allowed else verdict.comment
+
+
+def _impossible(host: Host, name: str, declared: Declaration | None) -> str:
+    """Return why this host refuses to make an environment that isn't applied; empty if it doesn't."""
+    if declared is None or name not in declared.environments:
+        return ""
+    try:
+        problems = host.check(declared)
+    except NetspaceError as err:
+        return str(err)
+    path = f"netspace:environments:{name}"
+    found = [one for one in problems if f"{one.path}:".startswith(f"{path}:")]
+    return "; ".join(f"{one.path.removeprefix(path).strip(':')}: {one.message}".removeprefix(": ") for one in found)
 
 
 def _waiting(host: Host, name: str, applied: Environment, spec: Environment, declared: Declaration) -> tuple[str, ...]:

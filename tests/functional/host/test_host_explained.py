@@ -100,6 +100,15 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
     assert first(explained(host, "later")) == ("not-applied", "state.apply netspace")
 
 
+def test_explain_tells_why_a_host_refuses(host: Salt, image: Path) -> None:
+    """The program isn't in the image. An apply refuses it, so nothing was made that could be looked at."""
+    environments = {"lost": {"image": f"tar:{image}", "command": ["/usr/bin/till"], "limits": {"memory": "64M"}}}
+    with declared(host, {"environments": environments}):
+        lost = explained(host, "lost")
+    assert first(lost) == ("impossible", "state.apply netspace")
+    assert "has no /usr/bin/till; name a program that it has" in lost["findings"][0]["text"], lost
+
+
 def test_explain_tells_a_declared_stop_as_declared(host: Salt) -> None:
     quiet = explained(host, "quiet")
     assert [(one["code"], one["severity"]) for one in quiet["findings"]] == [("declared-stopped", "note")]
