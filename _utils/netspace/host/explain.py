@@ -227,8 +227,7 @@ def _parts(facts: Facts) -> Iterator[Finding]:
         yield Finding("cut-off", "warning", text, _log(facts.name))
     for name, reasons in facts.dead.items():
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        text = f"dead letters of {name}: {told}"
-        yield Finding("dead-letters", "warning", text, "netspace_link.dead_letters")
+        yield Finding("dead-letters", "warning", f"dead letters of {name}: {told}", "netspace_link.dead_letters")
     if facts.refused:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.refused.items()))
         yield Finding("refused", "note", f"it was refused {told}", f"netspace.suggest {facts.name}")
@@ -246,7 +245,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     known, damaged = host.environments.readable()
     spec = None if declared is None else declared.environments.get(name)
     if name not in known and name not in damaged and spec is None:
-        everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
+        everyone = {*known, *damaged, *(() if declared is None else declared.environments)}
         unread = "; the declaration in pillar has mistakes: netspace.check" if invalid else ""
         raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}{unread}")
     record = known.get(name)
@@ -254,13 +253,12 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     row: Mapping[str, Any] = {}
     if record is not None or name in damaged:
         row = observe.describe(host.layout, name, around, damaged.get(name, ""))
-    level = host.trust()
-    refused = _refused(host, name) if record is not None else None
+    level, refused = host.trust(), _refused(host, name) if record is not None else None
     waiting: tuple[str, ...] = ()
     if record is not None and spec is not None and declared is not None:
         waiting = _waiting(host, name, record.spec, spec, declared)
     links, problems = _links(host, name)
-    withheld = _withheld(record.spec if record is not None else spec, declared, level)
+    withheld = _withheld(spec if record is None else record.spec, declared, level)
     image_problem = _image(host, spec, "" if "image" in waiting else row.get("state"))
     facts = Facts(
         name=name,
@@ -270,7 +268,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         row=row,
         withheld=withheld,
         image_problem=image_problem,
-        impossible="" if row or withheld or image_problem else _impossible(host, name, declared),
+        impossible="" if row or declared is None or withheld or image_problem else host.refuses(declared, name),
         waiting=waiting,
         taken_back="" if record is None or record.failed is None else record.failed.reason,
         after={} if record is None else _after(host, record.spec, around),
@@ -290,19 +288,6 @@ def _withheld(spec: Environment | None, declared: Declaration | None, level: Tru
     default = declared.attestation if declared is not None else Declaration().attestation
     verdict = trust.judge(trust.requirement(spec, default), level)
     return "" if verdict.allowed else verdict.comment
-
-
-def _impossible(host: Host, name: str, declared: Declaration | None) -> str:
-    """Return why this host refuses to make an environment that isn't applied; empty if it doesn't."""
-    if declared is None or name not in declared.environments:
-        return ""
-    try:
-        problems = host.check(declared)
-    except NetspaceError as err:
-        return str(err)
-    path = f"netspace:environments:{name}"
-    found = [one for one in problems if f"{one.path}:".startswith(f"{path}:")]
-    return "; ".join(f"{one.path.removeprefix(path).strip(':')}: {one.message}".removeprefix(": ") for one in found)
 
 
 def _waiting(host: Host, name: str, applied: Environment, spec: Environment, declared: Declaration) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
         words = table.read().split(b"\n", 2)[-1].split()
     if len(words) % _WORDS:
         return
-    rows = {names[name]: row for row, name in enumerate(map(ends.get, words[::_WORDS])) if name in names}
+    rows = {names[name]: row for row, name in enumerate(map(ends.get, words[::_WORDS])) if name and name in names}
     for key, (column, about) in _DEV.items():
         counts = words[1 + column :: _WORDS]
         values = [int(counts[row]) for row in rows.values()]
