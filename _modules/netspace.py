@@ -225,7 +225,9 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     it, the reasons for messages and for packets), and ``through`` (if
     no rule allows it directly, the steps of the shortest path through
     other environments). Each rule has ``by``, ``rule`` (its path in the
-    declaration) and ``what`` (the traffic that it allows). The page
+    declaration), ``what`` (the traffic that it allows) and, if it was
+    applied, ``since`` (when its link was made, or when its interface
+    was last changed). The page
     :doc:`reachability </reachability>` has the details.
 
     CLI Example:
