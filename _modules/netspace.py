@@ -127,15 +127,16 @@ def explain(name: str) -> dict[str, Any]:
         The environment.
     """
     from netspace.host import explain as explanation
+    from netspace.plugin.fileserver import SaltFiles
 
-    wanted, invalid = None, ""
+    host, wanted, invalid = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)), None, ""
     try:
         if "netspace" in __pillar__:
             wanted = arguments.whole(None, __pillar__)
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
+        return dates.with_texts(explanation.explain(host, name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -224,7 +225,9 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     it, the reasons for messages and for packets), and ``through`` (if
     no rule allows it directly, the steps of the shortest path through
     other environments). Each rule has ``by``, ``rule`` (its path in the
-    declaration) and ``what`` (the traffic that it allows). The page
+    declaration), ``what`` (the traffic that it allows) and, if it was
+    applied, ``since`` (when its link was made, or when its interface
+    was last changed). The page
     :doc:`reachability </reachability>` has the details.
 
     CLI Example:

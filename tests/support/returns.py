@@ -108,7 +108,8 @@ TAKEN = EDGE | {
     "rule": "netspace:environments:web:interface:publish:0",
 }  # fmt: skip
 ANSWER = {
-    "summary": "web can reach orders", "from": "web", "to": "orders", "can": True, "answers": False, "rules": [EDGE],
+    "summary": "web can reach orders", "from": "web", "to": "orders", "can": True, "answers": False,
+    "rules": [EDGE | {"since": NOW - 3600 * 3}],
     "why_not": {"packets": "orders has no interface"}, "through": [],
 }  # fmt: skip
 INDIRECT = ANSWER | {

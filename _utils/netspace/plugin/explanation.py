@@ -33,6 +33,7 @@ ADVICE: Mapping[str, str] = {
     "frozen": "an apply continues it",
     "host-unreachable": "see whether that host and its broker run",
     "image-missing": "put the image where the declaration says, and apply",
+    "impossible": "correct the declaration or the image, and apply",
     "interface-differs": "an apply repairs it",
     "interface-missing": "an apply makes it again",
     "link-down": "an apply repairs what this host can",
