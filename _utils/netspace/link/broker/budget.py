@@ -190,27 +190,30 @@ told(_, Account, _) -> Account.
 known(Charged, State = #{kinds := Before, look := Look}) ->
     Kinds = case Look rem ?SELDOM of 0 -> #{}; _ -> Before end,  % an account that was deleted is nobody's
     All = netspace_guard:connections(),
-    strangers([Reader || {_, Reader, _} <- All]),
+    strangers([Reader || {_, Reader, _} <- All], maps:get(connections, State)),
     Named = Charged ++ [User || {User, _, _} <- All],
     Found = maps:from_list([{User, maps:get(User, Kinds, unknown)} || User <- Named]),
     New = maps:map(fun(User, unknown) -> netspace_guard:is_environment(User); (_, Kind) -> Kind end, Found),
     {maps:from_list([{Reader, User} || {User, Reader, _} <- All, maps:get(User, New)]), State#{kinds := New}}.
 
-%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in.
-strangers(Readers) ->
-    Known = maps:from_keys([Top || Reader <- Readers, Top <- lists:sublist(netspace_guard:ancestors(Reader), 1)], true),
+%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in. No process
+%% is asked for its connections: one that is busy with a flood may answer late.
+strangers(Readers, Connections) ->
+    Known = maps:from_keys([Top || Reader <- Readers, Top <- top(Reader, Connections)], true),
     [begin
          logger:log(warning, "netspace: a connection is ended: it has the broker do too much before its login",
                     #{domain => [rabbitmq]}),
          exit(Reader, kill)
-     end || Top <- tops(), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
+     end || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
+            Top <- Links, is_pid(Top), not is_map_key(Top, Known),
+            {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})],
+            {Reader, Used} <- stranger(Top), Used > @LOGIN@].
 
-%% The supervisors of all connections to the broker, including those that haven't logged in. No process is asked: one
-%% that is busy with a flood may answer late.
-tops() ->
-    [Top || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
-            Top <- Links, is_pid(Top),
-            {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})]].
+top(Reader, Connections) ->
+    case Connections of
+        #{Reader := #{top := Top}} -> Top;
+        _ -> lists:sublist(netspace_guard:ancestors(Reader), 1)
+    end.
 
 %% The reader below a connection's supervisor, and what the connection has used.
 stranger(Top) ->
