@@ -1,10 +1,11 @@
-"""Delegation of rights and its end, from the records of the last apply alone. The caller's claims count for nothing.
+"""Delegation and revocation of rights, by the records of the last apply alone. A request's claims aren't believed.
 
-A delegation is a link that an apply could have made (``netspace.spec.delegations``). Its record is written before the
-link is made, and removed after the link is gone. So the next attempt finishes what a killed one began.
+A program delegates a right: the host makes a link for a peer, from a list of possible links that an apply has recorded
+(``netspace.spec.delegations``). The record of the delegation is written before the link is made, and removed after the
+link is gone. So the next attempt finishes the work of a killed one.
 
-Its end begins at the broker: the link's exchange is deleted, and the messages that wait, before anything else is done
-and without the lock. So a revocation waits for no apply.
+A delegation ends at the broker first: netspace deletes the link's exchange and waiting messages before it takes the
+lock. So a revocation doesn't wait for an apply.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ class Delegations(Converge):
     """Use cases that make and end delegations."""
 
     def delegate(self, holder: str, link: str, to: str, limits: Limits, asked: float = math.inf) -> Delegation:
-        """Make a weaker right of a link for a peer; return its record.
+        """Give a peer a right that is at most as strong as the holder's link; return the record of the delegation.
 
         :param link: the receiver of the holder's link, as the holder calls it.
         :param to: the peer, as the holder calls it.
-        :param asked: when the holder asked, in seconds since the boot. A later run of the holder delegates nothing.
+        :param asked: the time of the holder's request, in seconds since the boot. If the holder's program was started
+            after this time, the request is refused.
         :raises Refused: the holder may not delegate that.
         :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
@@ -101,7 +103,7 @@ class Delegations(Converge):
             return there
 
     def revoke(self, holder: str, link: str, to: str) -> None:
-        """End a delegation, and all that was made of it.
+        """End a delegation, and all delegations that derive from it.
 
         :raises Refused: the holder has delegated no such right.
         :raises NetspaceError: it can't be ended now.
@@ -141,7 +143,7 @@ class Delegations(Converge):
         return due
 
     def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
-        """Return the delegations of an environment that hold, by link and peer as its program calls them.
+        """Return an environment's delegations that are in force, by the names that its program uses for link and peer.
 
         Changes nothing.
         """
@@ -156,7 +158,7 @@ class Delegations(Converge):
     def settle_delegations(self) -> tuple[dict[str, str], dict[str, str]]:
         """End the delegations that are due: at the broker first and without the lock, then in the records.
 
-        :return: why each was to end, and the errors, by the names of their links.
+        :return: two mappings by the names of links: the reason for each end, and the errors.
         """
         self.sever_due()
         due = record.due(self.layout)
@@ -204,7 +206,7 @@ class Delegations(Converge):
             raise Refused("too-many", f"{most} have this right, and no more may at once; revoke one")
 
     def _end(self, lifetime: float, until: float | None, above: Delegation | None) -> tuple[float, float]:
-        """Return the end of a new delegation, in seconds since 1970 and since the boot."""
+        """Return the end of a new delegation: in seconds since 1970, and in seconds since the boot."""
         today, now = time.time(), child_records.now()
         left = lifetime if until is None else min(lifetime, until - today)
         if above is not None:
@@ -214,9 +216,9 @@ class Delegations(Converge):
         return today + left, now + left
 
     def _child(self, to: str) -> child_records.Run | None:
-        """Return the run of a child that gets a right; None: it isn't a child.
+        """Return the run of the child that gets a right; None if the environment *to* is no place for children.
 
-        :raises Refused: it is the place of a child, and there is none now.
+        :raises Refused: *to* is a free place: no child runs there now.
         """
         if not self._parents_of([to]):
             return None
@@ -226,7 +228,7 @@ class Delegations(Converge):
         return there.begun
 
     def _make(self, link: Link) -> None:
-        """Make a link, and tell its two ends."""
+        """Make a link, and update the cards of its two ends."""
         self.links.sever([link])  # what an interrupted end of an earlier one has left
         broker = self._linked().broker
         if broker is None:

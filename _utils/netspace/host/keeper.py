@@ -1,16 +1,16 @@
-"""The keeper of children: the service with root's rights that starts and ends them (``python -m netspace keeper``).
+"""Keeper of children: a service with root's rights that starts and ends children (``python -m netspace keeper``).
 
-It makes and ends delegations, too. It exists only while some environment may spawn or delegate. Requests come from the
-host's peer, through a socket file that only the peer's user may open. The keeper takes them as those of a peer that may
-have been taken over: it parses them strictly, believes who asks only as far as the peer could ask itself, and decides
-by the records (``children``, ``delegations``).
+The keeper makes and ends delegations, too. It runs only while some environment may spawn or delegate. Requests come
+from the host's peer, through a socket file that only the peer's user may open. An attacker may control the peer. So the
+keeper parses requests strictly, and decides by the records (``children``, ``delegations``). A false name of the asking
+environment gives the attacker only rights that some environment has.
 
 Environments take turns: none waits for more than one request of another one. While a request waits for another run of
 netspace, such as an apply, the keeper goes on ending delegations at the broker, which needs no lock.
 
-It ends a child when its parent or its program ends, its lifetime is over, or an apply has removed its template; and a
-delegation when its holder's program ends, its time is over, or its holder may not delegate it any more. It sleeps until
-one of that happens.
+The keeper ends a child when the parent's or the child's program ends, when the child's lifetime is over, or when an
+apply has removed the template. It ends a delegation when the holder's program ends, when the delegation's time is over,
+or when the holder may not delegate any more. It sleeps until one of these events.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PATIENCE, GLANCE = 20.0, 0.02
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request that the peer hands on.
+    """A request that the peer passes to the keeper.
 
     :param id: the number by which the peer knows it.
     :param asker: the environment that asks, as the broker authenticated it.
@@ -89,7 +89,7 @@ _MODULES = {
 
 
 class Keeper:
-    """The keeper, which listens once it is made.
+    """The keeper. Its constructor begins to listen.
 
     :param user: the user whose connection is accepted: the peer's.
     """
@@ -112,7 +112,7 @@ class Keeper:
         self._door.listen(4)
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT; a change that is going on is finished first."""
+        """Work until SIGTERM or SIGINT. A change that has begun is finished first."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
@@ -136,7 +136,7 @@ class Keeper:
         self.over = True
 
     def _serve(self) -> None:
-        """Take a new connection in place of the last one, and answer one request.
+        """Accept a new connection, which replaces the previous one, and answer one request.
 
         Nothing here waits for the peer. A peer that doesn't read its answers loses the connection.
         """
@@ -215,7 +215,8 @@ class Keeper:
     def settle(self, late: float | None = None) -> float | None:
         """End the delegations and the children that are due.
 
-        :param late: when to give up waiting for another run of netspace (``time.monotonic``); None: in 20 s.
+        :param late: the time (``time.monotonic``) until which it waits for another run of netspace; None: 20 s from
+            now.
         :return: the time of the next look, in seconds since the boot; None: there is nothing to end.
         """
         self._over_already.clear()
@@ -336,16 +337,16 @@ class Keeper:
         return host
 
     def _runs(self, place: str) -> set[Run]:
-        """Return the runs whose end ends the child at a place."""
+        """Return the runs of programs with which the child at a place ends."""
         child = record.read(self.layout, place)
         if child is None:
             return set()
         return {child.within} | ({child.begun} if child.begun is not None else set())
 
     def _watch(self) -> bool:
-        """Keep a descriptor (pidfd_open(2)) of each run whose end ends a child; return whether all of these last.
+        """Keep a pidfd (pidfd_open(2)) for each program with which a child ends; return whether all of them still run.
 
-        A process that has ended before its descriptor was opened may have left its number to another one.
+        If a process ended before its pidfd was opened, another process may have its number.
         """
         runs = {run for place in record.places(self.layout) for run in self._runs(place)}
         for name in delegation_records.names(self.layout):

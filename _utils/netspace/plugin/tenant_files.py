@@ -27,7 +27,7 @@ _KEYS = ("environments", "links")
 class _Read(NamedTuple):
     """A tenant's section with the content of its files.
 
-    :param places: the paths in the declaration, and the paths in the files that stand for them.
+    :param places: for each path in the declaration whose value comes from a file, the path in that file.
     """
 
     section: dict[str, Any]
@@ -62,7 +62,7 @@ def _included(section: Any) -> list[Any]:
 
 
 def _read(section: Any, where: str) -> _Read:
-    """Return a tenant's section, in which the content of its files stands in the place of ``include``.
+    """Return a tenant's section with ``include`` replaced by the content of the files.
 
     :param where: the path of the section.
     """
@@ -142,7 +142,7 @@ def _values(document: object) -> int:
 
 
 def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
-    """Return a problem with its path in the file, if it is in one."""
+    """Return a problem; if its value comes from a file, with the path in that file."""
     for end in _ends(problem.path):
         if (place := places.get(problem.path[:end])) is not None:
             return Problem(place[:300] + problem.path[end:], problem.message)
@@ -150,7 +150,7 @@ def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
 
 
 def _ends(path: str) -> Iterator[int]:
-    """Yield the ends of a path's beginnings, the longest first."""
+    """Yield the positions at which a path can be cut after a whole key, the last position first."""
     yield len(path)
     for end in range(len(path) - 1, 0, -1):
         if path[end] == ":":

@@ -229,7 +229,7 @@ def _host_verbs(spec: Environment, path: str) -> list[Problem]:
         if verb not in known:
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            problems.append(Problem(where, f"{verb!r:.60} is nothing that the host can be asked for; {help_}"))
+            problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))
         elif verb in spec.host[:index]:
             problems.append(Problem(where, f"{verb} is listed twice; leave one out"))
     return problems

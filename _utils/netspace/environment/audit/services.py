@@ -8,10 +8,10 @@ It needs only the standard library (Python 3.10 or newer) and ``amqp_frames.py``
     Answer each request in the environment's mailbox.
 ``ask N``
     Send N requests, one after the other, along the environment's one link for requests; print the seconds until each
-    answer, as a JSON list. The first tenth is left out: a new connection is slower.
+    answer, as a JSON list. The first tenth of the answers is left out, because a new connection is slower.
 ``worst WAY``
-    Try one of :data:`WAYS` in some processes, for :data:`MOST` seconds at most, and then do nothing. Each half second
-    it writes ``taken N``: how often it did what the way says.
+    Try one of the attacks in :data:`WAYS` in several processes, for at most :data:`MOST` seconds, and then do nothing.
+    Each half second the program writes ``taken N``: the number of attempts that succeeded so far.
 ``end``
     End at once, with an error.
 ``endless``
@@ -271,7 +271,7 @@ def worst(way: str) -> None:
 
 
 def _worker(way: Callable[[], Iterator[int]], counts: mmap.mmap, place: int) -> int:
-    """Start a process that tries a way again and again, and adds up how often it succeeded; return its number."""
+    """Start a process that repeats one attack of :data:`WAYS` and counts its successes; return the process's id."""
     pid = os.fork()
     if pid:
         return pid

@@ -11,7 +11,8 @@ is refused with 406. RabbitMQ then checks permissions as usual.
 A message that RabbitMQ can't convert for a reader over AMQP 1.0 is also refused with 406: it would end that reader's
 session, and return to the queue.
 
-What a method costs other processes is added to the account's budget (:mod:`netspace.link.broker.budget`).
+If a method makes other processes of the broker work, its price is charged to the account's budget
+(:mod:`netspace.link.broker.budget`).
 
 The interceptor applies to all accounts except those that manage the broker, and except the broker's own shovels, which
 use no account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.

@@ -1,11 +1,11 @@
-"""Module of the broker's plugin that reads slowly from an account that has the broker work too much.
+"""Module of the broker's plugin that reads slowly from accounts that cost the broker too much processor time.
 
-No limit of an environment bounds what the broker works for it: reading a small frame, or handling a method, takes the
-broker's processor time. So each account has a budget of this time. Erlang counts the work of a process in *reductions*
-(about 10 to 30 ns each). 20 times a second, the module adds up the reductions of all processes of each account's
-connections, and the prices of methods that make other processes work. If that is more than the account's budget, the
-module suspends the processes that read from the account's connections, and their channels, until the budget suffices
-again. TCP then makes the account wait. Nothing is lost or refused.
+The limits of an environment don't bound the broker's work for it: each frame and each method takes processor time of
+the broker. So each account has a budget of this time. Erlang counts the work of a process in *reductions* (about 10 to
+30 ns each). 20 times a second, the module adds up the reductions of all processes of each account's connections, and
+the prices of methods that make other processes work. If that is more than the account's budget, the module suspends the
+processes that read from the account's connections, and their channels, until the budget suffices again. TCP then makes
+the account wait. Nothing is lost or refused.
 
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
@@ -16,14 +16,14 @@ opened, or that RabbitMQ refused something, tells what it used itself.
 A connection has no account before its login. Until then, it may use as much as a login needs (``LOGIN``); one that
 uses more is ended.
 
-An account whose connections the guard has closed waits too, once it is back: a second, and twice as long each time, up
-to about a minute. Ten minutes after the last time this begins anew.
+If the guard has closed an account's connections, the account's next connection has to wait one second, and twice as
+long after each further closure, up to about a minute. Ten minutes without a closure reset this time.
 
-``erlang:suspend_process/2`` is meant for debuggers. It is used here because the readers are RabbitMQ's: they have no
-hook for a pause, and the process of a TLS connection has none either. What could make it dangerous was tried: if the
-module's process ends, Erlang resumes all processes that it suspended; a suspended process can be killed, and frees its
-memory. Twice a second a suspended reader goes on for 2 ms, so that it answers requests of the broker's other processes,
-such as a request to close the connection.
+``erlang:suspend_process/2`` is meant for debuggers. It is used here because RabbitMQ's readers, and Erlang's processes
+for TLS connections, offer no other way to pause them. Two dangers were tested and excluded: if the module's process
+ends, Erlang resumes all processes that it suspended; and a suspended process can be killed, and frees its memory. Twice
+a second a suspended reader goes on for 2 ms, so that it answers requests of the broker's other processes, such as a
+request to close the connection.
 
 https://www.erlang.org/doc/apps/erts/erlang.html#suspend_process/2
 """
