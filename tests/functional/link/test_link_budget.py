@@ -196,6 +196,17 @@ def test_channel_that_ends_at_once_is_charged(host, refused):
 
 
 @pytest.mark.root
+def test_connection_within_the_broker_has_no_account(host):
+    """A shovel's connection, whose user is ``none``, doesn't end the module, and with it all bounds of the guard."""
+    before = host.evaluate(f"whereis({budget.MODULE}).")
+    host.evaluate(f"{budget.MODULE}:charge(none, 1).")
+    until(lambda: host.evaluate(f"ets:lookup({budget.MODULE}, none).") == "[]", "nobody looks", patience=PATIENCE)
+    account(host, "web", "balance")  # it has done all that it does in a look
+    assert host.evaluate(f"whereis({budget.MODULE}).") == before
+    assert host.evaluate("netspace_guard:is_environment(none).") == "false"
+
+
+@pytest.mark.root
 def test_fast_sender_is_not_slowed(host):
     """20,000 small messages, which nobody reads until they are there, leave the budget as it was."""
     with contextlib.closing(host.connect("audit")) as connection:

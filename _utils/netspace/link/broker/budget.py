@@ -151,8 +151,9 @@ look(State = #{look := Look, at := At, total := Before, accounts := Accounts}) -
     Now = now_ms(),
     Total = total(),
     Owing = lists:any(fun(Account) -> waits(Account, Now) end, maps:values(Accounts)),
-    case Owing orelse Total - Before > ?IDLE * (Now - At) orelse Now - At > 1000 of
-        true -> breath(looked(Now, State#{look := Look + 1, at := Now, total := Total}, Now - At));
+    Busy = Total - Before > ?IDLE * (Now - At),
+    case Owing orelse Busy orelse Now - At > 1000 of
+        true -> breath(looked(Now, State#{look := Look + 1, at := Now, total := Total, busy => Busy}, Now - At));
         false -> State
     end.
 
@@ -190,33 +191,37 @@ told(_, Account, _) -> Account.
 known(Charged, State = #{kinds := Before, look := Look}) ->
     Kinds = case Look rem ?SELDOM of 0 -> #{}; _ -> Before end,  % an account that was deleted is nobody's
     All = netspace_guard:connections(),
-    strangers([Reader || {_, Reader, _} <- All]),
+    maps:get(busy, State) andalso strangers([Reader || {_, Reader, _} <- All], maps:get(connections, State)),
     Named = Charged ++ [User || {User, _, _} <- All],
     Found = maps:from_list([{User, maps:get(User, Kinds, unknown)} || User <- Named]),
     New = maps:map(fun(User, unknown) -> netspace_guard:is_environment(User); (_, Kind) -> Kind end, Found),
     {maps:from_list([{Reader, User} || {User, Reader, _} <- All, maps:get(User, New)]), State#{kinds := New}}.
 
-%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in.
-strangers(Readers) ->
-    Known = maps:from_keys([Top || Reader <- Readers, Top <- lists:sublist(netspace_guard:ancestors(Reader), 1)], true),
+%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in. No process
+%% is asked for its connections: one that is busy with a flood may answer late.
+strangers(Readers, Connections) ->
+    Known = maps:from_keys([Top || Reader <- Readers, Top <- top(Reader, Connections)], true),
     [begin
          logger:log(warning, "netspace: a connection is ended: it has the broker do too much before its login",
                     #{domain => [rabbitmq]}),
          exit(Reader, kill)
-     end || Top <- tops(), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
+     end || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
+            Top <- Links, is_pid(Top), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
 
-%% The supervisors of all connections to the broker, including those that haven't logged in. No process is asked: one
-%% that is busy with a flood may answer late.
-tops() ->
-    [Top || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
-            Top <- Links, is_pid(Top),
-            {_, {supervisor, rabbit_connection_sup, _}} <- [process_info(Top, {dictionary, '$initial_call'})]].
+top(Reader, Connections) ->
+    case Connections of
+        #{Reader := #{top := Top}} -> Top;
+        _ -> lists:sublist(netspace_guard:ancestors(Reader), 1)
+    end.
 
-%% The reader below a connection's supervisor, and what the connection has used.
+%% The reader below a connection's supervisor, and what it and its TLS have used. Each question waits until the process
+%% that is asked runs, so there are few. Before a login, there are no channels.
 stranger(Top) ->
-    Below = tree([Top], [Top], #{}),
-    [{Reader, lists:sum([element(1, used(One)) || One <- Below ++ tls(Reader)])}
-     || Reader <- Below, made_by(Reader) =:= rabbit_reader].
+    [{One, Own + lists:sum([element(1, used(Process)) || Process <- tls(One)])}
+     || [{links, Links}, {_, {supervisor, rabbit_connection_sup, _}}] <- [asked(Top, links)], One <- Links, is_pid(One),
+        [{reductions, Own}, {_, {rabbit_reader, _, _}}] <- [asked(One, reductions)]].
+
+asked(Process, What) -> process_info(Process, [What, {dictionary, '$initial_call'}]).
 
 %% What is known of each connection now, and what each account used since the look before.
 counted(Users, Charged, #{connections := Before, look := Look}) ->

@@ -184,11 +184,12 @@ steers(One) ->
         orelse One >= 16#2028 andalso One =< 16#202E orelse One >= 16#2066 andalso One =< 16#2069.
 
 %% The manager's account is no environment's, nor is the broker itself.
-is_environment(User) ->
+is_environment(User) when is_binary(User) ->
     case rabbit_auth_backend_internal:lookup_user(User) of
         {ok, Found} -> not lists:member(administrator, internal_user:get_tags(Found));
         _ -> false
-    end.
+    end;
+is_environment(_) -> false.  % a connection within the broker, such as a shovel's, has no account
 
 %% -- queues --------------------------------------------------------------------
 %% Has whose log is whose written down, for all queues that were made by now.
