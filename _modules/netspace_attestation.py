@@ -58,7 +58,11 @@ def status() -> dict[str, Any]:
     - ``tpm``;
     - ``tee``, only if the master judged a confidential guest: the guest
       on which the level rests (``kind``, ``measurement``, ``tcb`` or
-      ``status``, ``code``).
+      ``status``, ``code``);
+    - ``ledger``, only if the host keeps a ledger of runs: ``lines``,
+      ``running`` (by environment: digests of its image and its
+      configuration, and the time of its start), ``declaration`` (the
+      digest of the last one) and ``full``.
 
     CLI Example:
 

@@ -151,6 +151,9 @@ class Attestations:
         observed = self.observe()
         found = observed.result
         counts = found is not None and (found.level == 0 or not result.invalid(found, observed.boot, observed.now))
+        from netspace.attestation.minion import run_ledger
+
+        ledger = run_ledger.shown(self.layout) if runs.enabled(self.layout) else {}
         return {
             "level": trust.name,
             "verifier": trust.verifier,
@@ -161,6 +164,7 @@ class Attestations:
             "fallback": found.fallback if found else False,
             "tpm": dict(found.tpm) if found else {},
             "tee": dict(found.tee) if found else {},
+            **({"ledger": ledger} if ledger else {}),
         }
 
     def _appraise(self, step: Step) -> Outcome:

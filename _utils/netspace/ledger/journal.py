@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,12 @@ def forget(layout: Layout) -> None:
     with files.locked(folder(layout) / "lock"):
         for name in ("log", "head.json"):
             files.remove(folder(layout) / name)
+
+
+def remove(layout: Layout) -> None:
+    """Delete the ledger with its folder."""
+    forget(layout)
+    shutil.rmtree(folder(layout), ignore_errors=True)
 
 
 def complete(layout: Layout) -> None:

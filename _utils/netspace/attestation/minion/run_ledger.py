@@ -50,11 +50,29 @@ def remove(layout: Layout) -> None:
     """Delete the ledger, its setting, and its NV index if the TPM answers."""
     there = _present(layout)
     files.remove(setting.path(layout))
-    journal.forget(layout)
+    if journal.folder(layout).exists():
+        journal.remove(layout)
     if there is not None and there.tpm is not None:
         with contextlib.suppress(nv_index.IndexFailure), journal.using(layout, there.tpm, _PATIENCE) as send:
             if nv_index.attributes(send) is not None:
                 nv_index.undefine(send)
+
+
+def shown(layout: Layout) -> dict[str, Any]:
+    """Return the ledger's content for an operator; empty if the host keeps none.
+
+    :raises StateError: when it is damaged.
+    """
+    if not setting.enabled(layout):
+        return {}
+    state = journal.current(layout)
+    return {
+        "lines": state.count,
+        "running": {name: {"image": run.image, "configuration": run.configuration, "started": run.at}
+                    for name, run in sorted(state.running.items())},
+        "declaration": state.declared,
+        "full": state.full,
+    }  # fmt: skip
 
 
 def _present(layout: Layout) -> Setting | None:
