@@ -153,18 +153,24 @@ def _append(layout: Layout, make: Callable[[_Head], list[bytes]]) -> None:
             if not head.count and not pending:
                 files.remove(place / "log")  # of an earlier boot
                 lines = [entries.boot(head.boot), *lines]
-            if head.full or entries.full() in pending:
-                lines = []
-            room = entries.MOST_LINES - head.count - len(pending)
-            room = min(room, (entries.MOST_BYTES - head.size - sum(map(len, pending))) // entries.MOST_LINE)
-            if len(lines) > room:
-                lines = [*lines[: max(0, room)], entries.full()]
+            lines = _fitting(head, pending, lines)
             if lines:
                 _write(place / "log", b"".join(lines))
             if lines or pending:
-                _extend(layout, chosen, head, pending + lines, bool(pending))
+                _extend(layout, chosen, head, [*pending, *lines], bool(pending))
     except OSError as err:
         raise NetspaceError(f"the ledger of runs ({place}): {err}") from err
+
+
+def _fitting(head: _Head, pending: Sequence[bytes], lines: Sequence[bytes]) -> list[bytes]:
+    """Return those of *lines* that fit into the ledger. The last possible line says that it is full."""
+    if head.full or entries.full() in pending:
+        return []
+    room = entries.MOST_LINES - head.count - len(pending)
+    left = entries.MOST_BYTES - head.size - sum(map(len, pending)) - len(entries.full())
+    if len(lines) <= room and sum(map(len, lines)) <= left:
+        return list(lines)
+    return [entries.full()]
 
 
 def _extend(layout: Layout, chosen: Setting, head: _Head, lines: Sequence[bytes], doubtful: bool) -> None:
