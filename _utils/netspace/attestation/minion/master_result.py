@@ -68,7 +68,8 @@ def answer(
         made = attester.by_key(software_key.load(layout), context, listed)
     else:
         certify = None if chosen["tpm"] is None or runs is None else run_ledger.certify(layout, runs)
-        whole_evidence = self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period, certify)
+        proved = {} if certify is None else {"ledger": certify}
+        whole_evidence = self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period, **proved)
         made = _without_log(whole_evidence, known)
     if "tee" in challenge:
         made = attester.with_tee(made, layout.root, context)
