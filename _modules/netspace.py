@@ -90,7 +90,7 @@ def glance() -> dict[str, Any]:
     from netspace.host import glance as work
 
     try:
-        return work.glance(Host(arguments.layout(__opts__)))
+        return dates.with_texts(work.glance(Host(arguments.layout(__opts__))))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -208,7 +208,8 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
     :raises CommandExecutionError: when the query fails.
     """
     try:
-        return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return dates.with_texts(answer(Host(arguments.layout(__opts__)), wanted))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -312,14 +313,14 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
 
 def tenants() -> dict[str, Any]:
-    """Return the tenants of ``pillar:netspace``, with their quotas and what
-    they declare. Changes nothing.
+    """Return the tenants of ``pillar:netspace`` with their quotas, and the
+    use of these quotas. Changes nothing.
 
     Returns a row for each tenant, by name:
 
-    - ``quota``: for each part of the quota, ``declared`` (the sum of
-      what its environments declare) and ``most`` (the quota), as in a
-      declaration;
+    - ``quota``: for each resource, ``declared`` (the sum of the limits
+      that its environments declare) and ``most`` (the quota), written
+      as in a declaration;
     - ``environments``: those that were applied, and ``running``, the
       number of those that run;
     - ``names`` (the names that its environments may have) and

@@ -33,7 +33,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, state_return  # noqa: E402
+from netspace.plugin import apply_progress, failure_log, state_return  # noqa: E402
 from netspace.plugin import arguments as declared  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
@@ -109,6 +109,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         state["comment"] = state_return.told(
             state["comment"], f"environment {each}: target: {declared.addressable(__opts__)}"
         )
+    failure_log.tell(state)
     return _told(state)
 
 
@@ -218,11 +219,12 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         before this one is started.
 
     update
-        ``{rolling: true, deadline: 60, rollback: true}``: how an
-        environment with a health check is changed. If two instances can
-        run at the same time, the new one is started beside the old one.
-        If the new instance isn't healthy within the deadline (seconds),
-        netspace rolls the change back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: the way in
+        which an environment with a health check is updated. If two
+        instances can run at the same time, the new one is started
+        beside the old one. If the new instance isn't healthy within the
+        deadline (seconds), netspace rolls the change back, and this
+        state fails.
 
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default,

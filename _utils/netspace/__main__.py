@@ -42,9 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_declared(commands)
     supervise = commands.add_parser(
-        "supervise", help="keep the services running on a host without systemd; returns once it does"
+        "supervise", help="supervise the services of a host without systemd, in the background"
     )
-    supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
+    supervise.add_argument("--foreground", action="store_true", help="stay in the foreground, for an init of your own")
     # The descriptor of the lock, which a supervisor passes on to its successor.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("names", help="look up the names in rules of interfaces; a service's program")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ SALT = Path(__file__).resolve().parents[1] / "salt-call"
 ROWS = ("_|-present", "_|-absent")
 """Ends of the keys of a state's rows."""
 COLOUR = sys.stdout.isatty()
+WIDTH = 80
+NEEDED = ("orders", "web", "till")
+"""The environments of the demo's declaration."""
 
 
 class Failed(Exception):
@@ -132,7 +136,29 @@ def refusal() -> None:
     say(f"   the broker: {result['stdout'].strip()}")
 
 
+def check_pillar(declared: Any) -> None:
+    """Check that a pillar's section ``netspace`` has what the demo shows.
+
+    :raises Failed: it hasn't.
+    """
+    section = declared if isinstance(declared, dict) else {}
+    lacks = [name for name in NEEDED if name not in (section.get("environments") or {})]
+    links = [(one.get("from"), one.get("to")) for one in section.get("links") or () if isinstance(one, dict)]
+    missing = [f"no environment {name}" for name in lacks]
+    if not lacks and ("web", "orders") not in links:
+        missing.append("no link from web to orders")
+    if not lacks and ("till", "web") in links:
+        missing.append("a link from till to web, which the demo shows to be refused")
+    if missing:
+        raise Failed(
+            f"this pillar isn't the demo's: it has {', '.join(missing)}. Nothing is changed. For the demo, take "
+            "pillar_roots out of .cache/salt/etc/minion.d/. To apply this pillar: scripts/salt-call state.apply "
+            "netspace"
+        )
+
+
 def up() -> None:
+    check_pillar(salt("pillar.get", "netspace"))
     with step("Apply the declaration (pillar/netspace/demo.sls)"):
         say("   salt-call state.apply netspace")
         if not tell(apply()):
@@ -191,12 +217,18 @@ def _processes() -> Iterator[tuple[str, str]]:
             continue
 
 
+def folded(text: str) -> str:
+    """Return *text* in lines that fit a terminal; its own ends of lines stay."""
+    lines = [textwrap.wrap(line, WIDTH, break_on_hyphens=False) or [""] for line in text.splitlines()]
+    return "\n".join(line for wrapped in lines for line in wrapped)
+
+
 def run(work: Callable[[], None]) -> int:
     """Run *work*; return the exit status, and print the problem if it failed."""
     try:
         work()
     except Failed as err:
-        say(paint(f"\ndemo: {err}", "31"))
+        say(paint(f"\n{folded(f'demo: {err}')}", "31"))
         return 1
     return 0
 

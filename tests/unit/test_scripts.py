@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from support import checkout
@@ -32,3 +35,44 @@ def test_demo_with_unknown_arguments_does_nothing(arguments: list[str], tmp_path
     done = subprocess.run([demo, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"demo: unknown arguments: {' '.join(arguments)}; try --help\n"
+
+
+@pytest.fixture
+def show() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("show", checkout.ROOT / "scripts/demo.d/show.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SHOP = {"environments": {"orders": {}, "web": {}, "till": {}}, "links": [{"from": "web", "to": "orders"}]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("", "it has no environment orders, no environment web, no environment till."),
+        ({"environments": None, "links": None}, "no environment till."),
+        (SHOP | {"links": []}, "it has no link from web to orders."),
+        (SHOP | {"links": [*SHOP["links"], {"from": "till", "to": "web"}]}, "a link from till to web"),
+    ],
+)
+def test_demo_with_another_pillar_changes_nothing(
+    declared: Any, told: str, show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def salt(*arguments: str) -> Any:
+        asked.append(arguments)
+        return declared
+
+    monkeypatch.setattr(show, "salt", salt)
+    assert show.run(show.up) == 1
+    assert asked == [("pillar.get", "netspace")]
+    lines = capsys.readouterr().out.splitlines()
+    assert told in " ".join(lines) and max(map(len, lines)) <= 80
+
+
+def test_demo_accepts_its_own_pillar(show: ModuleType) -> None:
+    show.check_pillar(SHOP)

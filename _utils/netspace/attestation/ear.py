@@ -77,8 +77,8 @@ class AppraisalClaims:
         guest.
     :param token_key: thumbprint of the key that signs the tokens of the host's environments; empty if the host has
         shown none.
-    :param appraisal: the verifier's word on host and key for third parties (``netspace.attestation.host_appraisal``);
-        empty without a key.
+    :param appraisal: statement on host and key for third parties (``netspace.attestation.host_appraisal``); empty
+        without a key.
     :param ledger: fields on the host's ledger of runs; empty if the policy demands none.
     :param environments: fields on each environment that runs by that ledger, by name.
     """

@@ -54,8 +54,8 @@ def _told(one: Refusal, record: Record) -> Refused:
 def _quoted(path: str) -> str:
     """Return a path as one word of ASCII.
 
-    A program can choose a path that would look like another row of a table, or whose letters look like others, are
-    wider than others or are written from right to left.
+    A program chooses the path, so it could contain line breaks that feign another row of a table, or letters that look
+    like other letters, take two columns or are written from right to left.
     """
     return one_word(path)
 

@@ -21,7 +21,7 @@ from netspace.text import hint
 
 
 def applied(host: Parts) -> World:
-    """Return the interfaces and links that were applied last, with all links that programs may have made."""
+    """Return the interfaces and links that were applied last, with all links that programs may delegate."""
     from netspace.interface import record
     from netspace.interface.names import record as answers
 
@@ -42,7 +42,7 @@ def applied(host: Parts) -> World:
 
 
 def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
-    """Return the links that programs may have made of these ones, except those that were made."""
+    """Return the links that programs may delegate from these links, except those that exist already."""
     asking = {link.source for link in host.links.recorded() if peer.is_link(link)}
     known, _ = host.environments.readable(asking)
     holders = {name: record.spec for name, record in known.items() if record.spec.delegates}

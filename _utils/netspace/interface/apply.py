@@ -88,7 +88,7 @@ class ApplyRun:
                 try:
                     record = records.with_key(self.layout, name, record, getattr(one.kind, "secret", None))
                 except (OSError, StateError) as err:
-                    self._fail(name, f"its private key can't be had: {err}")
+                    self._fail(name, f"its private key can't be read or made: {err}")
                     continue
                 # If the step only deletes the link, the old record stays until the link is gone.
                 if not (one.drop and not one.make):

@@ -1,6 +1,7 @@
-"""The end of links at the broker, at once: the exchange that their sender writes to, then the messages that wait.
+"""Severing of links: deletes their objects at the broker at once, without a plan.
 
-Nothing else is changed, and no lock is needed. A run that removes the links from the record follows.
+The exchange that the sender writes to is deleted first, then the waiting messages. Nothing else is changed, and no lock
+is needed. Later, another run removes the links from the record.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from netspace.spec.types import Broker, Link
 def sever(layout: Layout, broker: Broker, links: Collection[Link]) -> None:
     """Delete the exchanges of these links, and then their own queues with all messages.
 
-    Without its exchange, no sender can use a link: its channel gets 404.
+    Without the exchange, the sender can't use the link: the broker closes its channel with 404 (NOT_FOUND).
 
     :raises NetspaceError: the broker can't do that now.
     """

@@ -25,7 +25,7 @@ SECONDS = 60.0
 """The most seconds that a request may wait."""
 
 RESERVED = (
-    "the name host is reserved for the host itself, which environments may ask as a peer; give this environment "
+    "the name host is reserved for the host itself, to which environments may send requests; give this environment "
     "another name, here and in links (one that has this name already goes on until then)"
 )
 SHARED = "needs netspace's own broker: on a broker that hosts share, each would have a peer named host"

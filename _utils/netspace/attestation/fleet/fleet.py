@@ -228,14 +228,14 @@ class Fleet:
     def _word(
         self, asked: Asked, level: int, boot: str, key: token_key.Shown, version: int, times: tuple[float, float]
     ) -> str:
-        """Return the verifier's word for third parties on a host and its key of tokens."""
+        """Return the host appraisal: the signed statement, for third parties, on a host and its token key."""
         policy = (asked.group.name, version)
         return host_appraisal.make(self.signer, asked.minion, level, boot, key.jwk, policy, *times)
 
     def _own(
         self, asked: Asked, answer: Any, host: dict[str, Any] | None
     ) -> tuple[str, Evidence, Context, token_key.Shown | None]:
-        """Return boot, evidence, context and key of tokens (if any) of an answer that a key of the host signed.
+        """Return the boot, evidence, context and token key (if any) in an answer that a key of the host signed.
 
         :raises Refused: when the host's Salt key signed the answer, but the evidence is refused.
         :raises NotEnrolled: when the host's Salt key signed the answer, but the host has a TPM and is not enrolled.
@@ -421,13 +421,14 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 
 
 def _check_new(key: token_key.Shown | None, boot: str, before: Mapping[str, Any] | None) -> None:
-    """Check that a host's key of tokens was not its key in the boot before.
+    """Check that a host made a new token key in this boot.
 
-    :raises TokenKeyOld: when it was. Somebody has kept the key, which a genuine host has in memory only.
+    :raises TokenKeyOld: when the host had this key already in the boot before. A genuine host keeps the key only in
+        memory, so somebody has copied it.
     """
     last = None if before is None else before.get("token_key")
     if key is not None and last and last[0] == key.thumbprint and last[1] != boot:
-        raise TokenKeyOld("the host's key of tokens is that of an earlier boot")
+        raise TokenKeyOld("the host showed the token key of an earlier boot")
 
 
 def _answer(data: Any) -> tuple[str, Evidence, token_key.Shown | None]:

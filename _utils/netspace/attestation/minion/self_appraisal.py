@@ -1,10 +1,10 @@
 """Self-appraisal of a host without a master: attester and verifier in one process.
 
-If no attacker has root, the host learns whether its TPM, firmware and boot are in the expected state. The result proves
-nothing to other hosts, so it names the verifier ``self``. The module ``verifier`` makes the same checks as on a master,
-but compares only PCR values (``references``), not a policy. So a self-appraisal covers neither measurement lists nor
-TEE reports. The pin (the saved record of the TPM) has the TPM's last clock, but not the boot in which it was read, so a
-TPM reset within one boot goes unnoticed.
+The result tells the host's operator whether TPM, firmware and boot are in the expected state, as long as no attacker
+has root. It proves nothing to other hosts, so its verifier is named ``self``. The module ``verifier`` makes the same
+checks as on a master, but compares only PCR values (``references``), not a policy. So a self-appraisal covers neither
+measurement lists nor TEE reports. The pin (the saved record of the TPM) has the TPM's last clock, but not the boot in
+which it was read, so a TPM reset within one boot goes unnoticed.
 """
 
 from __future__ import annotations

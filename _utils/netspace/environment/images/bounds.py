@@ -1,7 +1,7 @@
 """Limits of an image's size. An image that exceeds them is refused before it is built.
 
-An image source is untrusted. These limits, far above the needs of programs, keep a small file from filling the host's
-disk or memory.
+An image source is untrusted. A small archive can unpack to a huge one, and these limits keep it from filling the host's
+disk or memory. They are far above the needs of programs.
 """
 
 from __future__ import annotations

@@ -37,15 +37,15 @@ def hindrance(new: Environment) -> str:
     if not new.update.rolling:
         return "update:rolling is false"
     if new.health is None or not new.health.exec:
-        return "only a check with exec tells two instances apart"
+        return "only a health check with exec can check each of two instances"
     if new.kernel is not None:
         return "two kernels can't share an interface and a mailbox"
     if new.interface is not None and not new.interface.NONE:
-        return "two would share the addresses of its interface"
+        return "two instances would share the addresses of its interface"
     if not new.read_only:
-        return "two would share its writable layer"
+        return "two instances would share its writable layer"
     if any(volume.source is None or not volume.read_only for volume in new.volumes):
-        return "two would share its volumes"
+        return "two instances would share its volumes"
     return ""
 
 

@@ -62,7 +62,7 @@ def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
             if not _loopback_is_up():
                 found[name] = f"its loopback is down; ip -n {layout.netns_name(name)} link set lo up"
             elif not ports.root_listens(port):
-                found[name] = f"nothing of the host's listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
+                found[name] = f"no process of the host listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
 
     threads.in_thread(look)
     return found

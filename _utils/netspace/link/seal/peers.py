@@ -124,7 +124,7 @@ class PeerKeys:
             if known is None:
                 text = f"{host}: nothing is known of its keys for sealed links; {REMEDY}"
             elif self.own is not None and known.knows != self.own.kid:
-                text = f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
+                text = f"{host} hasn't confirmed that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
             elif known.ends < now + SOON:
                 text = f"{host}: its endorser's certificate expires on {_day(known.ends)}; {REMEDY}"
             if text:
