@@ -99,6 +99,11 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     verifier_keys
         Thumbprints of the keys of the master's verifier, from
         ``salt-run netspace_attestation.jwks``.
+
+    ledger
+        Keep a ledger of runs: the image and the configuration with
+        which each environment is started. An NV index of the TPM proves
+        it to the master's verifier. Defaults to false.
     """
     test = bool(__opts__["test"])
     try:

@@ -738,3 +738,73 @@ class TeeBoot(Limited):
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"
+
+
+class LedgerMalformed(Malformed):
+    """A ledger of runs that can't be read to its end, or that doesn't continue where the verifier stopped."""
+
+    code = "ledger-malformed"
+    remedy = "restart the host to begin a new ledger; if it happens again, find out who wrote these lines"
+
+
+class LedgerIndex(Refused):
+    """A TPM's certificate of another NV index than the ledger's, or of an index with other properties."""
+
+    code = "ledger-index"
+    remedy = "find out who defined the host's NV index; without a ledger there, netspace defines it again"
+
+
+class LedgerBoot(Refused):
+    """A ledger of another boot than the evidence."""
+
+    code = "ledger-boot"
+    remedy = "ask the host again; if it happens again, find out who sent the ledger of an earlier boot"
+
+
+class LedgerMismatch(Refused):
+    """A ledger whose lines don't lead to the certified value of the NV index."""
+
+    code = "ledger-mismatch"
+    remedy = "find out who changed the ledger, or extended the NV index without it; restart the host to begin a new one"
+
+
+class LedgerRolledBack(Refused):
+    """A ledger that lacks lines which the verifier has judged in the same boot."""
+
+    code = "ledger-rolled-back"
+    remedy = "find out who defined the NV index again, and what has run since; restart the host to begin a new ledger"
+
+
+class NoLedger(Limited):
+    """Evidence without a ledger of runs, although the policy demands one."""
+
+    code = "ledger-none"
+    remedy = "declare attestation:ledger on the host, and apply"
+
+
+class LedgerFull(Limited):
+    """A ledger that is full, so that later runs are not recorded."""
+
+    code = "ledger-full"
+    remedy = "restart the host to begin a new ledger"
+
+
+class LedgerImage(Limited):
+    """An environment that runs an image which the policy does not allow."""
+
+    code = "ledger-image"
+    remedy = "if the environment was updated, add its image's digest to the policy; else find out who declared it"
+
+
+class LedgerConfiguration(Limited):
+    """An environment that runs with a configuration which the policy does not allow."""
+
+    code = "ledger-configuration"
+    remedy = "if its declaration was changed, add the configuration's digest to the policy; else find out who did"
+
+
+class LedgerDeclaration(Limited):
+    """A host whose declaration the policy does not allow, or that recorded none."""
+
+    code = "ledger-declaration"
+    remedy = "if the declaration was changed, add its digest to the policy; else find out who changed it"

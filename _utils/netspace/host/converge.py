@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.host import child_records
+from netspace.host import child_records, ledger
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
@@ -18,6 +18,10 @@ from netspace.spec.types import Attestation, Broker, Declaration, Environment, I
 if TYPE_CHECKING:
     from netspace.environment.record import RunState
     from netspace.environment.runtimes import Runtime
+
+
+LEDGER = "ledger"
+"""Name of the ledger of runs, as of a thing of the kind attestation."""
 
 
 class Converge(Cards):
@@ -40,6 +44,8 @@ class Converge(Cards):
         """
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
+            if any(outcome.step.name == LEDGER for outcome in result.outcomes):  # what runs already isn't in a new one
+                ledger.settle(self.layout, self.supervisor)
             self._tell_peer(test)
         if result.failures or (test and result.plan.steps):
             return result
@@ -236,6 +242,8 @@ class Converge(Cards):
             asserted = self._asserted(declared, given, whole, test)
             attended = asserted.joined(self._attend(test)).joined(Result(Plan(notes=[str(one) for one in taken])))
             self._tidy(test)
+            if whole and not test:
+                ledger.note(self.layout, declared)
             if whole:
                 declared = peer.with_links(declared)
             namespaces = Result(Plan())

@@ -195,6 +195,8 @@ class Attestation(Requirement, frozen=True):
     :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
     :param verifier_keys: with ``master``: the keys whose attestation results the host accepts (RFC 7638 thumbprints, as
         the master's ``netspace_attestation.jwks`` shows them).
+    :param ledger: keep a ledger of runs: which image and configuration each environment was started with, proved by an
+        NV index of the TPM.
     :param appraised: the levels of other hosts, by their names in links, for links with ``attested``. **The fleet's
         master fills this in**, each time when it hands out the pillar.
     """
@@ -205,6 +207,7 @@ class Attestation(Requirement, frozen=True):
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     verifier: Literal["self", "master"] = "self"
     verifier_keys: tuple[str, ...] = ()
+    ledger: bool = False
     appraised: dict[str, Appraised] = msgspec.field(default_factory=dict)
 
 

@@ -31,7 +31,7 @@ from netspace import files
 from netspace.attestation import ear, host_appraisal, identity, token_key
 from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.fleet import groups, origin, result_fields, results
+from netspace.attestation.fleet import groups, ledgers, origin, result_fields, results
 from netspace.attestation.fleet.challenge import Asked
 from netspace.attestation.fleet.groups import Group
 from netspace.attestation.fleet.host_state import HostState, state
@@ -128,7 +128,10 @@ class Fleet:
         log = None if whole or before is None else before["log"]
         nonce = secrets.token_bytes(32)
         session, signed = secrets.token_hex(8), self.identities is not None
-        return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed)
+        runs = None
+        if policy is not None and policy.environments is not None:
+            runs = ledgers.position(ledgers.before(before, lambda: self.results.runs(minion)))
+        return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed, runs)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, save the result, and return its record. The record's ``token`` is for the minion.
@@ -141,7 +144,7 @@ class Fleet:
         host = self.registrar.host(minion)
         # The result names the boot even if the evidence is refused: the host accepts only a result of this boot.
         boot, evidence, key_shown = _boot(answer), None, None
-        kept = result_fields.of_refused(before, host)
+        kept, runs, signer = result_fields.of_refused(before, host), ledgers.Told(), None
         try:
             boot, evidence, context, key_shown = self._own(asked, answer, host)
             _check_new(key_shown, boot, before)
@@ -162,14 +165,20 @@ class Fleet:
                     result_fields.good_boot(before, now),
                 )
                 found = verifier.verify_quote(evidence, key, expected)
+                signer = None if found.clock is None else (key.key, found.clock)
                 self._note_firmware(minion, kept["firmware"], found.firmware, now)
             worth = tees.Worth(found.level, found.code, found.reason, found.remedy)
             section = None if asked.policy is None else asked.policy.tee
             worth, told_tee = tees.weighed(evidence, context, section, self._trust, worth, now)
+            known = ledgers.before(before, lambda: self.results.runs(minion))
+            worth, runs = ledgers.weighed(evidence, context, signer, asked, known, worth)
             level, code, reason, remedy = worth.level, worth.code, worth.reason, worth.remedy
             kept.update(result_fields.of_verified(found, boot, base, told_tee, before, now))
             if key_shown is not None:
                 kept["token_key"] = [key_shown.thumbprint, boot]
+            if runs.record is not None:
+                kept["ledger"] = runs.record
+                self.results.keep_runs(minion, runs.runs)
         except Refused as err:
             level, code, reason, remedy, key_shown = 0, err.code, str(err), err.remedy, None
         reason = printable(reason, "\n", REPLACEMENT)
@@ -194,6 +203,8 @@ class Fleet:
             kept["tee"],
             "" if key_shown is None else key_shown.thumbprint,
             "" if key_shown is None else self._word(asked, level, boot, key_shown, version, (now, until)),
+            runs.ledger,
+            runs.environments,
         )
         record = {
             "v": results.VERSION,
@@ -234,8 +245,9 @@ class Fleet:
         try:
             boot, evidence, key = _answer(answer)
             thumbprint = "" if key is None else key.thumbprint
+            runs = evidence.ledger.binding() if evidence.kind == "software" and evidence.ledger is not None else b""
             context = Context(
-                self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode(), key=thumbprint
+                self._master, asked.minion, asked.session, asked.nonce, runs, boot.encode(), key=thumbprint
             )
             if host is not None:
                 quotes.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
