@@ -10,8 +10,8 @@ the account wait. Nothing is lost or refused.
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
 
-A channel may end before anybody looks at it. So a price is charged at once, and a channel that closes soon after it was
-opened, or that RabbitMQ refused something, tells what it used itself.
+A channel may end before anybody looks at it. So prices are charged at once. A channel reports its own use if it closes
+soon after it was opened, or if RabbitMQ refuses it something.
 
 A connection has no account before its login. Until then, it may use as much as a login needs (``LOGIN``); one that
 uses more is ended.
