@@ -77,8 +77,8 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         notes.append(f"environment {name} has a second instance: a killed run left it, and the next run removes it")
     for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
         notes.append(
-            f"environment {name} has no record, but there is a layer of it; declare it to use the layer again, "
-            "or declare and then remove it to delete the layer"
+            f"environment {name} has a layer, but no record; declare the environment to use the layer again; "
+            "to delete the layer, declare the environment and then remove it"
         )
     taken_back: dict[str, str] = {}
     down: dict[str, str] = {}

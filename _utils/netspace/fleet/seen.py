@@ -150,7 +150,7 @@ def _parsed(said: object) -> Seen:
     try:
         return Seen(msgspec.convert(said, Glance))
     except msgspec.ValidationError as err:
-        return Seen(None, f"its answer can't be understood: {printable(str(err))[:200]}; synchronise it")
+        return Seen(None, f"its answer can't be understood: {printable(str(err))[:200]}; synchronise the minion")
 
 
 def standing(name: str, host: str, seen: Seen, *, off: bool = False) -> Standing:

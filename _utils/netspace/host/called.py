@@ -98,7 +98,7 @@ def _file(one: Refusal, record: Record, told: Refused) -> Refused:
             return told._replace(why=f"the volume at {volume.target} is declared read_only")
     if not record.spec.read_only:
         return told._replace(why=_MOUNT)
-    risk = "its program could then change its own files; a volume for one folder opens less"
+    risk = "its program could then change its own files; a volume for this folder alone permits less"
     return told._replace(part=Setting("read_only", "false", risk))
 
 

@@ -135,7 +135,7 @@ class Removal(Cards):
             return result.joined(links.result()).joined(self._peer(test, self._without(theirs)))
 
     def _handed_on(self, names: Collection[str]) -> set[str]:
-        """Return the links of children that derive from these links of their parents."""
+        """Return the links that children have only because their parents have the links *names*."""
         found = set()
         for name in names:
             parent, _, target = name.partition(".")

@@ -32,7 +32,7 @@ def links(host: Host, declared: Declaration, others: Collection[str]) -> Result:
 
 
 def whole(host: Host, declared: Declaration) -> Result:
-    """Apply a whole declaration, after the trust in this host itself changed."""
+    """Apply a whole declaration, because the trust in this host changed, not only the trust in other hosts."""
     result = Result(Plan())
     for converge in host.each_kind(declared).values():
         result = result.joined(converge())

@@ -187,9 +187,7 @@ class _Stage:
         trial.make(made, links, self._broker)
         self._host.operations.wait([names.asks], _PATIENCE)
         if self._linked and self._answers(1) >= _PATIENCE:
-            raise NetspaceError(
-                f"an environment like the original can't use its link: the neighbour gets no {self._failed[-1]}"
-            )
+            raise NetspaceError(f"a copy of the environment can't use its link: it gets no {self._failed[-1]}")
 
     def row(self, name: str) -> Row:
         """Try an attack; return its row."""

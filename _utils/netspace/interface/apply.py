@@ -324,7 +324,7 @@ class ApplyRun:
         self._from_host(far, todo, outer)
 
     def _from_host(self, far: dict[str, int], work: Mapping[str, InterfaceChange], outer: Socket) -> None:
-        """Create links from the host's namespace in other namespaces, and set them up there. Empties *far*."""
+        """Create the links of the namespaces *far* from the host's namespace, set them up inside, and empty *far*."""
         try:
             messages: list[Message] = []
             owners: list[str] = []

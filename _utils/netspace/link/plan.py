@@ -131,7 +131,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     elif observed.broker == "unreachable" and wanted == observed.record.broker:
         if before == after:
             return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
-        notes.append(f"{observed.detail}: planned from what was recorded last; it can't be applied until it answers")
+        notes.append(f"{observed.detail}: this plan relies on the last record; apply it once the broker answers")
     steps: list[Step] = []
     change = Difference()
     comparison: Comparison | None = None

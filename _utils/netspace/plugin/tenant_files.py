@@ -129,7 +129,7 @@ def _part(file: str) -> dict[str, Any]:
 
 
 def _values(document: object) -> int:
-    """Return how many values a document has, until there are too many."""
+    """Return how many values a document has. Counting stops once there are more than ``MOST_VALUES``."""
     count, waiting = 0, [document]
     while waiting and count <= MOST_VALUES:
         value = waiting.pop()

@@ -194,7 +194,9 @@ def _kind(value: Any) -> str:
 
 
 def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declaration, list[str], list[Problem]]:
-    """Return the declaration with the places of all children and their links, the paths of these links, and problems.
+    """Add the places of all children, and the links of these places, to the declaration.
+
+    Returns the new declaration, the paths of the added links, and the problems.
 
     :param path: the path of the declaration, for messages.
     :param nowhere: the interface of kind ``none``.
@@ -253,7 +255,7 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
     if VERB not in spec.host:
         yield "host", f"has no {VERB}, so no child can be started; add it, or leave out spawns"
     if spec.kernel is not None:
-        yield "spawns", "an environment with a kernel can't have children; leave it out"
+        yield "spawns", "an environment with a kernel can't have children; leave spawns out"
     if len(spec.spawns) > TEMPLATES:
         yield "spawns", f"{len(spec.spawns)} templates; at most {TEMPLATES} are possible"
     for name, template in spec.spawns.items():

@@ -643,13 +643,13 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
     fleet.adopt(fleet.bundle(vault=enc(), log=enc()))
     assert lacking()[0].startswith("h2 hasn't confirmed that it knows this host's keys, so nothing is sealed for it")
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 1, vault=enc()))
-    assert lacking() == [f"log@h2: there is no key to seal for it; {remedy}"]
+    assert lacking() == [f"log@h2: the key to seal messages for it is missing; {remedy}"]
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 2, vault=enc(), log=enc()))
     assert lacking() == []
     soon = NOW + endorser.PROMISE - peers.SOON + 60
     assert [text.partition(" expires on")[0] for text in lacking(soon)] == [
-        "log@h2: the last key to seal for it",
-        "vault@h2: the last key to seal for it",
+        "log@h2: the last key to seal messages for it",
+        "vault@h2: the last key to seal messages for it",
     ]
     assert any("its endorser's certificate expires on" in text for text in lacking(fleet.known["h2"].ends - DAY))
     assert PeerKeys().lacking([Link(source="a", target="b", seal=True)], NOW) == []

@@ -151,7 +151,7 @@ class Ima:
     kexec: bool = False
 
     def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries that are not lines of listed files, with their numbers.
+        """Yield each entry that isn't the line of a listed file, with its number.
 
         Violations and lines with a signature are always yielded.
 

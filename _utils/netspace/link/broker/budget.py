@@ -10,8 +10,8 @@ the account wait. Nothing is lost or refused.
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
 
-A channel may end before anybody looks at it. So a price is charged at once, and a channel that closes soon after it was
-opened, or that RabbitMQ refused something, tells what it used itself.
+A channel may end before anybody looks at it. So prices are charged at once. A channel reports its own use if it closes
+soon after it was opened, or if RabbitMQ refuses it something.
 
 A connection has no account before its login. Until then, it may use as much as a login needs (``LOGIN``); one that
 uses more is ended.
@@ -32,9 +32,9 @@ from __future__ import annotations
 
 MODULE = "netspace_guard_budget"
 RATE = 7_500
-"""Reductions per millisecond and processor that an account may use; at least for two processors."""
+"""Reductions per millisecond and processor that an account may use. One processor counts as two."""
 BURST, DEBT = 3_000, 20_000
-"""Milliseconds of the rate that an account may save up, and that it may owe at most."""
+"""The most that an account may save up, and the most that it may owe, in milliseconds at this rate."""
 LOGIN = 3_000_000
 """Reductions that a connection may use before its login."""
 LONGEST = 64
@@ -48,7 +48,7 @@ PRICES = {
     "binding": 20_000,
     "message": -500,
 }
-"""Reductions for what other processes do; fewer than 0 are returned."""
+"""Reductions that an account pays for the work of other processes. A price below 0 is given back to the account."""
 
 SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work too much.
 -module(netspace_guard_budget).

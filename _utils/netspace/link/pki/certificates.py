@@ -210,7 +210,7 @@ class Accounts:
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     def there(self, name: str) -> str:
-        """Return the name on the broker of the account that netspace calls *name*."""
+        """Return the broker's name of the account that netspace calls *name*."""
         kind, _, end = name.partition(".")
         if self.host is None or kind != "env" or end in self.by_password:
             return name

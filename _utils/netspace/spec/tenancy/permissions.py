@@ -126,7 +126,7 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
             text = f"{volume.source!r:.200} is in none of the tenant's folders ({_listed(tenant.folders)})"
             yield f"volumes:{index}:source", f"{text}; give a size, or another folder"
     if spec.kernel is None and not spec.read_only and spec.limits.disk is None:
-        yield "limits:disk", "missing; a tenant's environment has a limit on its disk, or read_only: true"
+        yield "limits:disk", "missing; declare this limit, or read_only: true"
     for index, verb in enumerate(spec.host):  # a child may ask no more than its parent
         if verb not in tenant.host:
             yield (

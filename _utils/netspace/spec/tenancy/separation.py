@@ -26,10 +26,9 @@ def problems(declared: Declaration, path: str) -> list[Problem]:
 
 
 def refuted(world: World, declared: Declaration) -> dict[tuple[str, str], tuple[Edge, ...]]:
-    """Return a shortest path for each pair of tenants of which the first reaches the second without permission.
+    """Return each pair of tenants (A, B) in which A reaches B without permission, with a shortest path from A to B.
 
-    If tenant B may reach tenant A, then A may send answers to B. So from A to B only those paths count in which no step
-    is an answer.
+    If B may reach A, then A may answer B. So a path from A to B then counts only if none of its steps is an answer.
     """
     whose = {name: spec.tenant for name, spec in declared.environments.items() if spec.tenant is not None}
     known = reach.edges(world)
