@@ -7,6 +7,7 @@ declares on the broker is the binding for answers. It writes nothing to disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -22,7 +23,7 @@ from netspace_client.answers import Answers
 from netspace_client.arrivals import Arrivals, Match
 from netspace_client.batch import WINDOW, Batch
 from netspace_client.card import Card, Peer
-from netspace_client.errors import Closed, LinkError, NotDeclared, Revoked, Timeout, Unreachable
+from netspace_client.errors import Closed, LinkError, NoSecret, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.host import Host
 from netspace_client.host_peer import HostPeer
 from netspace_client.knock import Knocks
@@ -32,6 +33,7 @@ from netspace_client.monitor import Monitor
 from netspace_client.notices import Notices
 from netspace_client.outlet import CONFIRM_SECONDS, Parcel, Unroutable
 from netspace_client.sealing import Sealing
+from netspace_client.secret import secret
 from netspace_client.sending import Sending
 from netspace_client.window import SIZE, Window
 
@@ -189,6 +191,27 @@ class Mailbox:
             if (now := self.values) != known:
                 known = now
                 yield now
+            await asyncio.sleep(0.5)
+
+    def secret(self, name: str) -> bytes:
+        """Return a secret that the declaration gives to this environment, as it is now.
+
+        :raises NoSecret: this environment has no such secret (now).
+        """
+        return secret(name, self._host.folder)
+
+    async def secret_changes(self) -> AsyncIterator[Mapping[str, bytes]]:
+        """Yield the present secrets by name, and again after each change: like :meth:`value_changes`."""
+        known: dict[str, bytes] | None = None
+        while True:
+            self._open()
+            now: dict[str, bytes] = {}
+            for name in self.card.secrets:
+                with contextlib.suppress(NoSecret):  # withdrawn since the card was read
+                    now[name] = self.secret(name)
+            if now != known:
+                known = now
+                yield dict(now)
             await asyncio.sleep(0.5)
 
     @property
