@@ -64,7 +64,7 @@ def filled(section: Mapping[str, Any], minion: str, key: str, standing: Standing
         environments[environment] = spec
         if not spec.get("secrets"):
             continue
-        secrets = {}
+        secrets: dict[str, dict[str, Any]] = {}
         for name, given in spec["secrets"].items():
             one = {"source": given} if isinstance(given, str) else given
             minimum = str(one.get("minimum", "L1"))

@@ -7,7 +7,6 @@ declares on the broker is the binding for answers. It writes nothing to disk.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -23,7 +22,7 @@ from netspace_client.answers import Answers
 from netspace_client.arrivals import Arrivals, Match
 from netspace_client.batch import WINDOW, Batch
 from netspace_client.card import Card, Peer
-from netspace_client.errors import Closed, LinkError, NoSecret, NotDeclared, Revoked, Timeout, Unreachable
+from netspace_client.errors import Closed, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.host import Host
 from netspace_client.host_peer import HostPeer
 from netspace_client.knock import Knocks
@@ -33,7 +32,7 @@ from netspace_client.monitor import Monitor
 from netspace_client.notices import Notices
 from netspace_client.outlet import CONFIRM_SECONDS, Parcel, Unroutable
 from netspace_client.sealing import Sealing
-from netspace_client.secret import secret
+from netspace_client.secret import changes, present, secret
 from netspace_client.sending import Sending
 from netspace_client.window import SIZE, Window
 
@@ -179,19 +178,13 @@ class Mailbox:
         """The values that the declaration gives to this environment, read again if the card has changed."""
         return self.card.values
 
-    async def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
+    def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield the present values, and again after each change: ``async for values in mailbox.value_changes()``.
 
         A change is noticed within a second after an apply. If there are several changes within this second, only the
         last one is yielded.
         """
-        known: Mapping[str, Any] | None = None
-        while True:
-            self._open()
-            if (now := self.values) != known:
-                known = now
-                yield now
-            await asyncio.sleep(0.5)
+        return changes(self._open, lambda: self.values)
 
     def secret(self, name: str) -> bytes:
         """Return a secret that the declaration gives to this environment, as it is now.
@@ -200,19 +193,9 @@ class Mailbox:
         """
         return secret(name, self._host.folder)
 
-    async def secret_changes(self) -> AsyncIterator[Mapping[str, bytes]]:
+    def secret_changes(self) -> AsyncIterator[Mapping[str, bytes]]:
         """Yield the present secrets by name, and again after each change: like :meth:`value_changes`."""
-        known: dict[str, bytes] | None = None
-        while True:
-            self._open()
-            now: dict[str, bytes] = {}
-            for name in self.card.secrets:
-                with contextlib.suppress(NoSecret):  # withdrawn since the card was read
-                    now[name] = self.secret(name)
-            if now != known:
-                known = now
-                yield dict(now)
-            await asyncio.sleep(0.5)
+        return changes(self._open, lambda: present(self.card.secrets, self._host.folder))
 
     @property
     def host(self) -> HostPeer:

@@ -6,12 +6,18 @@ has the new one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from netspace_client import card as cards
 from netspace_client.errors import NoSecret
+
+T = TypeVar("T")
 
 MOST = 16 * 1024
 """The most bytes of a secret."""
@@ -34,3 +40,28 @@ def secret(name: str, folder: str | os.PathLike[str] = cards.FOLDER) -> bytes:
     except OSError as err:
         remedy = "declare it under secrets; the host's apply tells if it is withheld"
         raise NoSecret(f"no secret {name} is here ({err.strerror}); {remedy}") from err
+
+
+def present(names: Iterable[str], folder: Path) -> dict[str, bytes]:
+    """Return those of these secrets that this environment has now, by name."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(NoSecret):  # withdrawn since the card was read
+            found[name] = secret(name, folder)
+    return found
+
+
+async def changes(ensure: Callable[[], None], read: Callable[[], T]) -> AsyncIterator[T]:
+    """Yield what *read* returns now, and again each time when it has changed.
+
+    :param ensure: raises an error once there is nothing more to read.
+    """
+    ensure()
+    known = read()
+    yield known
+    while True:
+        await asyncio.sleep(0.5)
+        ensure()
+        if (now := read()) != known:
+            known = now
+            yield now
