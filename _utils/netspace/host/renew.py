@@ -68,5 +68,8 @@ def _secrets(layout: Layout, known: Environments) -> dict[str, str]:
     if not concerned:
         return {}
     from netspace.attestation import result
+    from netspace.attestation.reconciler import Attestations
 
+    if secrets.lacking(layout, result.trust(layout)):
+        Attestations(layout).restore()  # its last result may only have expired
     return {**secrets.revise(layout, result.trust(layout)), **known.hand_out_held(concerned)}

@@ -275,6 +275,12 @@ def recorded(layout: Layout) -> set[str]:
     return files.record_names(layout.records(KIND))
 
 
+def lacking(layout: Layout, trust: Trust) -> bool:
+    """Return whether a secret on disk demands more trust than there is."""
+    kept = (one for environment in recorded(layout) for one in _read(layout, environment).values())
+    return any(trust.level < int(one.minimum[1:]) for one in kept)
+
+
 def revise(layout: Layout, trust: Trust, without: Collection[str] = ()) -> dict[str, str]:
     """Hold in memory what is on disk and what trust permits, and nothing else; return the errors, by environment.
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from support.hosts.whole_host import IDLE, Salt, python
 
+from netspace.attestation.reconciler import Attestations
 from netspace.environment.container import oci_runtime
 from netspace.host import renew, restore
 from netspace.host import secrets as hidden
@@ -236,7 +237,7 @@ def test_search_finds_each_leak(image: Path, store: Store, tmp_path: Path) -> No
         assert hits and all(hit.startswith("/proc/") for hit in hits), how
 
 
-def test_lost_trust_withdraws_a_secret(image: Path, store: Store) -> None:
+def test_lost_trust_withdraws_a_secret(image: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     word = store.secrets["sdb://store/db"] = random.token_hex(16)
     high = declared(image, {"db": {"source": "sdb://store/db", "minimum": "L2"}})
     told = apply(high, store)
@@ -246,9 +247,13 @@ def test_lost_trust_withdraws_a_secret(image: Path, store: Store) -> None:
     assert secret("db") == word
     result = LAYOUT.records("attestation") / "result.json"
     kept = result.read_bytes()
-    result.unlink()
-    assert renew.run(LAYOUT) == 0
-    assert secret("db") == "" and not hidden.held(LAYOUT, "web")
+    result.write_text(json.dumps({**json.loads(kept), "expires": 1.0}))
+    assert renew.run(LAYOUT) == 0 and secret("db") == word, "the host judged itself again"
+    with monkeypatch.context() as patched:
+        patched.setattr(Attestations, "restore", lambda _: [])  # a new judgement that finds no trust
+        result.unlink()
+        assert renew.run(LAYOUT) == 0
+        assert secret("db") == "" and not hidden.held(LAYOUT, "web")
     result.write_bytes(kept)
     assert renew.run(LAYOUT) == 0 and secret("db") == word, "the host opens it again, without its source"
     apply(high, store)
