@@ -141,8 +141,10 @@ def _secret_key(minion: Minion, name: str, settings: Mapping[str, Any], missing:
     from netspace.attestation import sealed_value
 
     try:
-        said = minion.call("netspace_attestation.secret_key")
-        return sealed_value.recipient(said).text
+        found = sealed_value.recipient(minion.call("netspace_attestation.secret_key"))
+        if settings.get("attestation", {}).get("tpm") and found.kind != "tpm":
+            raise NetspaceError("it doesn't use its TPM yet; salt <minion> saltutil.refresh_pillar")
+        return found.text
     except NetspaceError as err:
         missing.append(f"secrets: {name}: {err}; then join again")
         return ""
