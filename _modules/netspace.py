@@ -377,7 +377,8 @@ def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
 
     try:
         wanted = arguments.whole(declaration, __pillar__)
-        plan = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)).diff(wanted)
+        files, reading = SaltFiles(__salt__, __opts__), apply_progress.reading(__opts__, __salt__)
+        plan = Host(arguments.layout(__opts__), remote=files, **reading).diff(wanted)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return differences.told(plan, "declaration", time.time())

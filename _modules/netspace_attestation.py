@@ -178,6 +178,28 @@ def host_key() -> dict[str, str]:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
+def secret_key() -> str:
+    """Return the public key to which the fleet's master encrypts secrets
+    for this host.
+
+    ``pillar:netspace:attestation:tpm`` names the TPM that alone opens
+    them. Without a TPM, the private key is in a file of this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.secret_key
+    """
+    from netspace.attestation.minion import secret_key as own
+
+    try:
+        layout, chosen = _settings()
+        return own.recipient(layout, chosen).text
+    except NetspaceError as err:
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
+
+
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the identity of this host's TPM, for the registrar on the
     master.

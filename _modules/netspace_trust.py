@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError, SaltException  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import revise as revision  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, own_pillar, refusal  # noqa: E402
+from netspace.plugin import apply_progress, arguments, own_pillar, refusal  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         # A job has the pillar of the time when the minion last refreshed it.
         section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "")
         declared = arguments.whole(section, {})
-        host = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
+        files, reading = SaltFiles(__salt__, __opts__), apply_progress.reading(__opts__, __salt__)
+        host = Host(arguments.layout(__opts__), remote=files, **reading)
         result = revision.whole(host, declared) if own else revision.links(host, declared, hosts)
         if own and result.outcomes:
             arguments.tell_targets(__salt__, __opts__, __pillar__)

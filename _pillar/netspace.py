@@ -30,9 +30,11 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import fleet_files, own_pillar  # noqa: E402
+from netspace.plugin import fleet_files, fleet_secrets, own_pillar  # noqa: E402
 
 if TYPE_CHECKING:
+    from netspace.fleet.declaration import FleetDeclaration
+
     __opts__: dict[str, Any]
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,30 @@ def ext_pillar(
         if generation := own_pillar.candidate(extra_minion_data):
             if __opts__.get("pillar_cache"):
                 raise NetspaceError("pillar_cache would serve a planned declaration as the one in force; turn it off")
-            return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation}
-        return declared.answer(minion_id).pillar or {}
+            planned = _with_secrets(minion_id, declared.planned_pillar(generation, minion_id), declared)
+            return {**planned, own_pillar.MARK: generation}
+        return _with_secrets(minion_id, declared.answer(minion_id).pillar or {}, declared)
     except Exception as err:  # Salt would show its text to the minion
         log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)
     raise NetspaceError("no pillar of the fleet can be served; the master's log has more")
+
+
+def _with_secrets(minion: str, pillar: dict[str, Any], declared: FleetDeclaration) -> dict[str, Any]:
+    """Return a minion's pillar with its secrets, each encrypted to the minion's host, in place of their sources."""
+    if not fleet_secrets.wanted(pillar):
+        return pillar
+    import salt.loader
+    import salt.utils.sdb
+
+    opts = fleet_files.without_minion(__opts__)
+
+    def standing(minion: str) -> Any:
+        return salt.loader.runner(opts)["netspace_attestation.standing"](minion)
+
+    def read(uri: str) -> object:
+        return salt.utils.sdb.sdb_get(uri, opts, strict=True)
+
+    found = fleet_secrets.filled(pillar, minion, declared.register, standing, read)
+    for where, why in found.problems.items():
+        log.warning("netspace: %s: secret %s: %s", minion, ":".join(where), why)
+    return {**pillar, "netspace": found.section}

@@ -939,6 +939,31 @@ def states(minions: list[str]) -> dict[str, Any]:
     return _answer(work)
 
 
+def standing(minion: str) -> dict[str, Any]:
+    """Return what decides whether a minion's host may have a secret: its
+    ``level`` by the last valid result, and the ``keys`` of its enrolled
+    TPM (SHA-256 of the endorsement keys).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.standing web1
+
+    minion
+        The minion's id.
+    """
+
+    def work() -> dict[str, Any]:
+        now = time.time()
+        found = _fleet().standing(str(minion), now)
+        host = found.host or {}
+        keys = [host["ek"], *host.get("others", ())] if "ek" in host else []
+        return {"level": found.shown(now)["level"], "keys": [str(one) for one in keys]}
+
+    return _answer(work)
+
+
 def explain(minion: str) -> dict[str, Any]:
     """Explain on one screen why a minion has its trust level, and how to
     raise the level.

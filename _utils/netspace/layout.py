@@ -126,6 +126,11 @@ class Layout:
         return self.identities / name
 
     @cached_property
+    def opened_secrets(self) -> Path:
+        """Folder of opened secrets, one folder per environment; only root can read it, and it exists in memory only."""
+        return self.run / "secrets"
+
+    @cached_property
     def apparmor(self) -> Path:
         """Folder of the texts of AppArmor profiles, one file per profile with the profile's name."""
         return self.state / "apparmor"

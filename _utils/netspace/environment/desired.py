@@ -47,6 +47,10 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
         """The image source of the environment's root."""
         return unikernel.source(self.spec, self.runtime)
 
+    def __repr__(self) -> str:
+        """Return a text without the files, which may hold secrets: a log or an error may have it."""
+        return f"DesiredEnvironment({self.spec!r}, files={sorted(self.files)}, state={self.state!r})"
+
     @property
     def sized(self) -> bool:
         """Whether the environment has file systems with a declared size."""

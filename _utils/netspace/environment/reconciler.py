@@ -267,6 +267,20 @@ class Environments:
 
         return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
 
+    def hand_out_held(self, names: Collection[str]) -> dict[str, str]:
+        """Write the files of these environments into their ``/run/netspace`` as they are held now.
+
+        :return: the errors, by environment.
+        """
+        from netspace.environment.storage import injected_files
+
+        known, damaged = self.readable(names)
+        there = {name for name in known if self.layout.bundle(name).is_dir()}
+        return {
+            **damaged,
+            **each(there, lambda name: self.making.hand_out(name, known[name], injected_files.read(self.layout, name))),
+        }
+
     def purge(self) -> None:
         """Remove images, mounts, empty cgroups and other remains after all environments were removed.
 

@@ -96,7 +96,7 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key not in ("state", "settle", "host", "values", "offers", "spawns", "tenant", "delegates")
+            if key not in ("state", "settle", "host", "values", "secrets", "offers", "spawns", "tenant", "delegates")
             and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
@@ -164,6 +164,8 @@ def _spec(spec: Environment) -> dict[str, Any]:
         del plain["tenant"]
     if not spec.delegates:
         del plain["delegates"]
+    if not spec.secrets:
+        del plain["secrets"]
     return plain
 
 

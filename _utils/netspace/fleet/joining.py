@@ -76,6 +76,9 @@ def join(
     public = _public_key(minion.call("netspace_link.public_key", folder=folder), name, register)
     if old is None or old.public_key != public:
         changes["public_key"] = {"old": old.public_key if old else None, "new": public}
+    secret_key = _secret_key(minion, name, settings, missing)
+    if secret_key != (old.secret_key if old else ""):
+        changes["secret_key"] = {"old": _kind(old.secret_key if old else ""), "new": _kind(secret_key)}
     grains = {grain: _grain(minion.call("grains.get", key=grain)) for grain in fleet.trusted_grains}
     same = old is not None and (old.trust_domain, old.public_key) == (domain, public)
     level: LevelName | None = old.level if old is not None and same else None
@@ -95,6 +98,7 @@ def join(
         level=level,
         grains={key: value for key, value in grains.items() if value is not None},
         joined=time.time(),
+        secret_key=secret_key,
     )
     if old is not None and old.grains != facts.grains:
         changes["grains"] = {"old": old.grains, "new": facts.grains}
@@ -128,6 +132,29 @@ def unapplied(answers: Mapping[str, Any], minion: str, host: str, peers: Mapping
         elif isinstance(given, dict) and not others & set(given):
             found.append(f"seals: {one} has not applied its links: salt {one} state.apply netspace; then join again")
     return found
+
+
+def _secret_key(minion: Minion, name: str, settings: Mapping[str, Any], missing: list[str]) -> str:
+    """Return the host's public key for secrets; empty if it has no secrets, or can't give a key."""
+    if not any(spec.get("secrets") for spec in settings.get("environments", {}).values()):
+        return ""
+    from netspace.attestation import sealed_value
+
+    try:
+        found = sealed_value.recipient(minion.call("netspace_attestation.secret_key"))
+        if settings.get("attestation", {}).get("tpm") and found.kind != "tpm":
+            raise NetspaceError("it doesn't use its TPM yet; salt <minion> saltutil.refresh_pillar")
+        return found.text
+    except NetspaceError as err:
+        missing.append(f"secrets: {name}: {err}; then join again")
+        return ""
+
+
+def _kind(secret_key: str) -> str | None:
+    """Return the kind of a key for secrets, for an operator."""
+    from netspace.attestation import sealed_value
+
+    return sealed_value.recipient(secret_key).kind if secret_key else None
 
 
 def _certified(root: Root, request: str, domain: str) -> str:

@@ -113,6 +113,13 @@ def check(facts: Published) -> str:
         return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` prints it"
     if not facts.chain.isascii() or len(facts.chain) > MAX_CHAIN:
         return f"the certificates are no PEM text of up to {MAX_CHAIN} characters"
+    if facts.secret_key:
+        from netspace.attestation import sealed_value
+
+        try:
+            sealed_value.recipient(facts.secret_key)
+        except NetspaceError as err:
+            return str(err)
     if len(facts.grains) > 64 or any(len(word) > MAX_GRAIN for pair in facts.grains.items() for word in pair):
         return f"more than 64 grains, or one of more than {MAX_GRAIN} characters"
     return ""

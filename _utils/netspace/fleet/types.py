@@ -219,6 +219,7 @@ class Published(Base, frozen=True):
     :param level: the trust level of its attestation when it joined; None: the master has not attested it.
     :param grains: its values of the grains that the declaration trusts.
     :param joined: seconds since 1970.
+    :param secret_key: its public key for secrets (``netspace_attestation.secret_key``); empty: it gave none.
     """
 
     minion: str
@@ -228,6 +229,7 @@ class Published(Base, frozen=True):
     level: LevelName | None = None
     grains: dict[str, str] = msgspec.field(default_factory=dict)
     joined: float = 0.0
+    secret_key: str = ""
     version: Literal[1] = 1
 
 

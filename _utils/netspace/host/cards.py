@@ -49,6 +49,7 @@ class Cards(TrustGate):
         access: Access | None = None,
         kept: Collection[str] = (),
         recorded: bool = False,
+        opened: Mapping[str, Mapping[str, bytes]] | None = None,
     ) -> dict[str, DesiredEnvironment]:
         """Return the desired environments, with their cards and other injected files.
 
@@ -57,6 +58,7 @@ class Cards(TrustGate):
         :param access: the environments' access to the broker; None: it is looked up if there are links.
         :param kept: environments that keep running unchanged, because the host lacks trust.
         :param recorded: whether the specifications come from records, which lack the interfaces.
+        :param opened: the environments' secrets, by name; for others, those that are held in memory count.
         """
         from netspace.environment.desired import DesiredEnvironment
 
@@ -84,7 +86,15 @@ class Cards(TrustGate):
             for about in content["peers"]:
                 if about["to"] == peer.NAME and spec.host:
                     about["verbs"] = list(spec.host)
-            handed: dict[str, bytes] = {"environment.json": files.encode(content)}
+            hidden = self._secrets_of(name, spec, opened or {})
+            if hidden:
+                content["secrets"] = sorted(hidden)
+            handed: dict[str, bytes] = {}
+            if hidden:
+                from netspace.environment.storage import injected_files
+
+                handed.update(injected_files.secrets(hidden))
+            handed["environment.json"] = files.encode(content)
             if own and access is not None:
                 from netspace.link.seal import keys as seals
 
@@ -100,6 +110,15 @@ class Cards(TrustGate):
                 spec, handed, summary, state, profile, runtime, single, kept=name in kept
             )
         return desired
+
+    def _secrets_of(
+        self, name: str, spec: Environment, opened: Mapping[str, Mapping[str, bytes]]
+    ) -> Mapping[str, bytes]:
+        if name in opened or not spec.secrets:
+            return opened.get(name, {})
+        from netspace.host import secrets
+
+        return {one: content for one, content in secrets.held(self.layout, name).items() if one in spec.secrets}
 
     # -- children ---------------------------------------------------------------------
     def _places(self, parent: str) -> list[str]:
@@ -306,6 +325,12 @@ class Cards(TrustGate):
         }
         return self._desired(wanted, tuple(self._linked().links.values()), kept=kept, recorded=True)
 
+    def _forget_secrets(self, removed: Collection[str]) -> None:
+        """Forget the secrets of environments that were removed."""
+        from netspace.host import secrets
+
+        secrets.forget(self.layout, set(removed) - self.environments.names(removed))
+
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
         """Update the cards of environments whose links were just created or revoked, without a restart."""
         if not names:
@@ -348,6 +373,8 @@ class Cards(TrustGate):
             return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)
 
         result = self._run(self.environments, desired, remove, test, observed, apply)
+        if remove and not test:
+            self._forget_secrets(remove)
         return result.joined(recorded_calls.converge(self.environments, desired, remove, test))
 
 

@@ -294,9 +294,37 @@ class Converge(Cards):
                 looked[name],
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()
-        result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
+        withheld = {name for name, verdict in verdicts.items() if not verdict.allowed}
+        opened, told = self._secrets({name: wanted[name].spec for name in wanted.keys() - kept}, withheld, test)
+        wanted = {name: one._replace(spec=_without_ciphertext(one.spec)) for name, one in wanted.items()}
+        desired = self._desired(wanted, links, access, kept, opened=opened)
+        result = told.joined(self._run_environments(desired, remove, test))
         self._free_places(test)
         return with_verdicts(result, "environment", trust.told(declared, verdicts))
+
+    def _secrets(
+        self, wanted: Mapping[str, Environment], withheld: Collection[str], test: bool
+    ) -> tuple[Mapping[str, Mapping[str, bytes]], Result]:
+        """Return the secrets of these environments, which are held in memory now; and why others are withheld.
+
+        :param withheld: environments that get none, because the host lacks the trust that they demand.
+        """
+        known = set(self.environments.names(wanted)) if self.layout.records("secrets").is_dir() else set()
+        todo = {name: spec for name, spec in wanted.items() if spec.secrets or name in known}
+        if not todo:
+            return {}, Result(Plan())
+        from netspace.host import secrets
+
+        has = self.trust()
+        if test and has.verifier == "none":  # an apply appraises the host first
+            has = trust.Trust(5, "none", "")
+        given = {name: spec for name, spec in todo.items() if name not in withheld}
+        taken = secrets.take(self.layout, given, has, self.source, self.minion, test=test)
+        none: dict[str, dict[str, bytes]] = {name: {} for name in todo.keys() & set(withheld)}
+        if not test:
+            secrets.hold(self.layout, taken)
+            secrets.withdraw(self.layout, none)
+        return {**taken.opened, **none}, taken.result
 
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
         """Return the declared environments; those in which a child runs get the child's state and values.
@@ -318,6 +346,15 @@ class Converge(Cards):
             if records.own(was) == records.own(msgspec.structs.replace(now, attestation=required)):
                 found[name] = now
         return found
+
+
+def _without_ciphertext(spec: Environment) -> Environment:
+    """Return a specification without the ciphertexts of its secrets, which change each time they are made."""
+    if not spec.secrets:
+        return spec
+    from netspace.spec import secrets
+
+    return msgspec.structs.replace(spec, secrets=secrets.named(secrets.of(spec)))
 
 
 def _runtimes(declared: Declaration) -> dict[str, Runtime]:

@@ -29,4 +29,6 @@ class Host(Planned, Drift, Removal, Seals, Preparation, Children, Delegations):
     :param progress: called with a short text before something that takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
     :param applied: called with the outcomes of each kind's steps, as soon as they are known.
+    :param source: returns the secret at a source (``sdb://...``); None: the caller can't read any.
+    :param minion: the id by which the master knows this host; empty: the caller doesn't know it.
     """

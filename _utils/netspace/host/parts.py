@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from netspace.attestation.reconciler import Attestations
     from netspace.environment.images.remote import Remote
     from netspace.environment.reconciler import Environments
+    from netspace.host.secrets import Source
     from netspace.interface.plan import DesiredInterfaces
     from netspace.interface.reconciler import Interfaces
     from netspace.link.reconciler import Links
@@ -49,6 +50,8 @@ class Parts:
     :param progress: called with a short text before something that takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
     :param applied: called with the outcomes of each kind's steps, as soon as they are known.
+    :param source: returns the secret at a source (``sdb://...``); None: the caller can't read any.
+    :param minion: the id by which the master knows this host; empty: the caller doesn't know it.
     """
 
     def __init__(
@@ -57,11 +60,14 @@ class Parts:
         progress: Progress = _silent,
         remote: Remote | None = None,
         applied: Applied = _unheard,
+        source: Source | None = None,
+        minion: str = "",
     ) -> None:
         self.layout = layout
         self.progress = progress
         self.applied = applied
         self.remote = remote
+        self.source, self.minion = source, minion
         self.give_up: Callable[[], bool] | None = None
         """Asked again and again while another run holds the lock; once True, this run ends with an error."""
         self._holds = False

@@ -1,6 +1,7 @@
 """The renewer, run every hour: replaces certificates that expire soon, and gives the new ones to their environments.
 
-It also renews endorsements of keys for sealed links to other hosts.
+It also renews endorsements of keys for sealed links to other hosts, and withdraws secrets for which this host has lost
+the trust.
 
 Like :mod:`netspace.host.restore`, it works from the records on disk, without Salt or the declaration. It restarts no
 program and ends no connection, because a client reads its certificate whenever it connects.
@@ -9,12 +10,16 @@ program and ends no connection, because a client reads its certificate whenever 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import peer
 from netspace.supervision import select
+
+if TYPE_CHECKING:
+    from netspace.environment.reconciler import Environments
 
 
 def run(layout: Layout) -> int:
@@ -46,9 +51,25 @@ def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> t
     with files.refusals_told(), files.locked(layout.lock):
         renewed = links.renew(replace=replace, distrust=distrust)
         links.endorse()
-        errors = Environments(layout, supervisor).hand_out(links.handed())
+        known = Environments(layout, supervisor)
+        errors = {**known.hand_out(links.handed()), **_secrets(layout, known)}
         if any(map(peer.is_link, links.recorded())):
             from netspace.host.peer import publish
 
             publish.publish(layout, links)
         return renewed, errors
+
+
+def _secrets(layout: Layout, known: Environments) -> dict[str, str]:
+    """Withdraw secrets for which this host has lost the trust, from their environments, too."""
+    from netspace.host import secrets
+
+    concerned = secrets.recorded(layout)
+    if not concerned:
+        return {}
+    from netspace.attestation import result
+    from netspace.attestation.reconciler import Attestations
+
+    if secrets.lacking(layout, result.trust(layout)):
+        Attestations(layout).restore()  # its last result may only have expired
+    return {**secrets.revise(layout, result.trust(layout)), **known.hand_out_held(concerned)}

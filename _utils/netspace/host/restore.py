@@ -45,6 +45,15 @@ def run(layout: Layout) -> int:
         # their present files.
         return Environments(layout, supervisor).hand_out(known.handed()) if known.endorse() else {}
 
+    def secrets() -> Mapping[str, str]:
+        from netspace.host import secrets as hidden
+
+        if not hidden.recorded(layout):
+            return {}
+        from netspace.attestation import result
+
+        return hidden.revise(layout, result.trust(layout))
+
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result
         from netspace.environment.reconciler import Environments
@@ -98,6 +107,7 @@ def run(layout: Layout) -> int:
         ("attestation", attestation),
         ("interfaces", interfaces),
         ("identities", identities),
+        ("secrets", secrets),
         ("environments", environments),
         ("refusals", refusals),
         ("links", links),

@@ -38,10 +38,19 @@ Say = Callable[[str], object]
 
 
 class Hooks(TypedDict):
-    """The arguments of a ``Host`` that make it report the progress of an apply."""
+    """The arguments of a ``Host`` that let it report the progress of an apply, and read the sources of secrets."""
 
     progress: Callable[[str], None]
     applied: Callable[[Sequence[Outcome]], None]
+    source: Callable[[str], object]
+    minion: str
+
+
+class Reading(TypedDict):
+    """The arguments of a ``Host`` that let it read the sources of secrets."""
+
+    source: Callable[[str], object]
+    minion: str
 
 
 class Telling:
@@ -115,7 +124,7 @@ class Telling:
 
 
 def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:
-    """Return the arguments with which a plugin makes its ``Host`` report progress.
+    """Return the arguments with which a plugin makes its ``Host`` report progress, and read the sources of secrets.
 
     :param opts: the minion's configuration.
     :param salt: Salt's execution functions.
@@ -127,7 +136,16 @@ def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:
         (lambda line: print(line, file=sys.stderr, flush=True)) if waited_for else None,
         None if local else lambda tag, data: salt["event.fire_master"](data, tag),
     )
-    return {"progress": telling.doing, "applied": telling.done}
+    return {
+        "progress": telling.doing,
+        "applied": telling.done,
+        **reading(opts, salt),
+    }
+
+
+def reading(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Reading:
+    """Return the arguments with which a plugin lets its ``Host`` read the sources of secrets."""
+    return {"source": lambda uri: salt["sdb.get"](uri), "minion": arguments.minion(opts)}
 
 
 def lines(who: str, what: str) -> Iterator[str]:

@@ -45,8 +45,7 @@ def declaration(
     folders = _served_folders(opts)
     if reason := "" if folders is None else _REFUSED if file.startswith(SALT) else _exposed(folders, file):
         raise NetspaceError(f"ext_pillar: netspace: {file:.200}: {reason}")
-    clean = {key: value for key, value in opts.items() if key not in _OF_MINION}
-    clean.update(grains={}, pillar={}, id="master")
+    clean = without_minion(opts)
 
     def find(name: str) -> str | None:
         found = _served(fileserver, clean).find_file(name.removeprefix(SALT), "base")
@@ -71,6 +70,12 @@ def declaration(
     nodegroups = opts.get("nodegroups") or {}
     sources = Sources(find, render, tell, exposed, repr(folders))
     return FleetDeclaration(file, folder(opts), sources, nodegroups)
+
+
+def without_minion(opts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the master's configuration, as Salt passes it for one minion, without anything of that minion."""
+    clean = {key: value for key, value in opts.items() if key not in _OF_MINION}
+    return {**clean, "grains": {}, "pillar": {}, "id": "master"}
 
 
 def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -> Any:

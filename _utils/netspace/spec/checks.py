@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.errors import Problem
-from netspace.spec import extensions, hosts, never, peer, publish, reach, values
+from netspace.spec import extensions, hosts, never, peer, publish, reach, secrets, values
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
 from netspace.spec.types import (
@@ -170,6 +170,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     problems += _health(spec, path)
     problems += _host_verbs(spec, path)
     problems += [Problem(f"{path}:{key}", message) for key, message in values.problems(spec.values)]
+    problems += [Problem(f"{path}:{key}", message) for key, message in secrets.problems(spec)]
     if len(spec.offers) > MAX_OFFERS:
         refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are possible")
     for index, service in enumerate(spec.offers):

@@ -606,6 +606,25 @@ class Template(Base, frozen=True):
     lifetime: float = 600.0
 
 
+class Secret(Base, frozen=True):
+    """A secret of one environment. The declaration has only its source, or its ciphertext.
+
+    :param source: where the secret is: ``sdb://PROFILE/KEY`` (Salt's sdb). In a fleet the master reads it, else the
+        host.
+    :param minimum: the lowest trust level of a host that gets the secret. From ``L2`` on it must be encrypted to the
+        host's TPM.
+    :param sealed: the secret encrypted to the host. **The fleet's master fills this in**, each time when it hands out
+        the pillar.
+    :param unread: whether the master couldn't read the source when it handed out the pillar. The host then keeps what
+        it has. **The master fills this in**, too.
+    """
+
+    source: str | None = None
+    minimum: ProvedLevel = "L1"
+    sealed: str | None = None
+    unread: bool = False
+
+
 class Environment(Base, frozen=True):
     """One program in an isolated environment.
 
@@ -657,6 +676,8 @@ class Environment(Base, frozen=True):
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
         environment's card, and change without a restart. **They are no secrets.**
+    :param secrets: secrets for the program, by name: each has a source (``sdb://PROFILE/KEY``), and perhaps a lowest
+        trust level. The program finds them in memory; they change without a restart, and are on no disk.
     :param tenant: the tenant to which the environment belongs. A tenant can't write this key in its own part.
     """
 
@@ -689,6 +710,7 @@ class Environment(Base, frozen=True):
     audit: bool = False
     host: tuple[str, ...] = ()
     values: dict[str, Any] = {}
+    secrets: dict[str, str | Secret] = {}
     offers: tuple[str, ...] = ()
     spawns: dict[str, Template] = {}
     delegates: dict[str, Delegable] = {}

@@ -15,6 +15,7 @@
 - ``sending`` prepares outgoing messages, ``batch`` sends many at once;
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
 - ``answers`` receives answers to requests, ``notices`` receives events about monitored peers;
+- ``secret`` reads the environment's secrets;
 - ``host_peer`` sends requests to the environment's own host;
 - ``replicas`` chooses one of several replicas for each message;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
@@ -32,6 +33,7 @@ from netspace_client.errors import (
     InboxFull,
     LinkError,
     MailboxFull,
+    NoSecret,
     NotAdmitted,
     NotDeclared,
     Refused,
@@ -46,6 +48,7 @@ from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
 from netspace_client.replicas import Replicas
+from netspace_client.secret import secret
 
 __all__ = [
     "Batch",
@@ -67,6 +70,7 @@ __all__ = [
     "MailboxFull",
     "Message",
     "Monitor",
+    "NoSecret",
     "NotAdmitted",
     "NotDeclared",
     "Offer",
@@ -80,4 +84,5 @@ __all__ = [
     "Trust",
     "Unreachable",
     "confine",
+    "secret",
 ]

@@ -124,6 +124,7 @@ class Card:
     :param keys: file of this environment's own keys; None: none of its links is sealed.
     :param audit: whether the host records refused accesses of this environment.
     :param values: the values that the declaration gives to this environment.
+    :param secrets: the names of the secrets that this environment has now.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Card:
     keys: Path | None = None
     audit: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
 
     @functools.cached_property
     def called(self) -> Mapping[str, Peer]:
@@ -226,7 +228,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
     keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
     name, audit = _text(top, "name", "the card"), top.get("audit") is True
     values = _table(top.get("values") or {}, "values")
-    return Card(name, tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, audit, values)
+    secrets = _texts(top, "secrets", "card")
+    return Card(name, tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, audit, values, secrets)
 
 
 def load_keys(path: Path) -> Ring:

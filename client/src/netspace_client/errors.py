@@ -14,6 +14,10 @@ class LinkError(Exception):
     unknown = False
 
 
+class NoSecret(LinkError):
+    """This environment has no secret of this name: it isn't declared, or the host withholds it."""
+
+
 class CardError(LinkError):
     """A file of the host in ``/run/netspace`` is missing or invalid."""
 

@@ -42,6 +42,11 @@ class Host:
         return self._card
 
     @property
+    def folder(self) -> Path:
+        """The folder of the card."""
+        return self._path.parent
+
+    @property
     def known(self) -> Card:
         """The card as it was read last; used for a message whose link was just looked up in ``card``."""
         return self._card or self.card

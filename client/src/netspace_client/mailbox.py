@@ -32,6 +32,7 @@ from netspace_client.monitor import Monitor
 from netspace_client.notices import Notices
 from netspace_client.outlet import CONFIRM_SECONDS, Parcel, Unroutable
 from netspace_client.sealing import Sealing
+from netspace_client.secret import changes, present, secret
 from netspace_client.sending import Sending
 from netspace_client.window import SIZE, Window
 
@@ -177,19 +178,24 @@ class Mailbox:
         """The values that the declaration gives to this environment, read again if the card has changed."""
         return self.card.values
 
-    async def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
+    def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield the present values, and again after each change: ``async for values in mailbox.value_changes()``.
 
         A change is noticed within a second after an apply. If there are several changes within this second, only the
         last one is yielded.
         """
-        known: Mapping[str, Any] | None = None
-        while True:
-            self._open()
-            if (now := self.values) != known:
-                known = now
-                yield now
-            await asyncio.sleep(0.5)
+        return changes(self._open, lambda: self.values)
+
+    def secret(self, name: str) -> bytes:
+        """Return a secret that the declaration gives to this environment, as it is now.
+
+        :raises NoSecret: this environment has no such secret (now).
+        """
+        return secret(name, self._host.folder)
+
+    def secret_changes(self) -> AsyncIterator[Mapping[str, bytes]]:
+        """Yield the present secrets by name, and again after each change: like :meth:`value_changes`."""
+        return changes(self._open, lambda: present(self.card.secrets, self._host.folder))
 
     @property
     def host(self) -> HostPeer:

@@ -535,7 +535,7 @@ def test_a_younger_key_s_default_changes_no_fingerprint():
     assert records.fingerprint(spec(apparmor="off"), None, USUAL) != plain
     # As netspace computed it before these keys existed.
     since = ("state", "settle", "apparmor", "image_cache", "host", "values", "offers", "spawns")
-    since += ("tenant", "delegates")
+    since += ("tenant", "delegates", "secrets")
     whole = {key: value for key, value in parse.encode(records.own(spec())).items() if key not in since}
     before = {"spec": whole, "profile": "", "runtime": {"name": "crun", "settings": {}}}
     assert plain == hashlib.sha256(files.encode(before)).hexdigest()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from support.fleet.fleets import published
 
+from netspace.attestation.sealed_value import Recipient
 from netspace.errors import NetspaceError
 from netspace.fleet import joining, parse
 from netspace.fleet.joining import Joined
@@ -187,3 +190,36 @@ def test_hosts_that_have_not_applied_are_named() -> None:
     ]  # fmt: skip
     answers["m1"] = {"bundles": {}}
     assert joining.unapplied(answers, "m1", "h1", peers)[0].startswith("seals: m1 has not applied its links")
+
+
+SECRETS = {"environments": {"web": {"image": "tar:/a.tar", "secrets": {"db": "sdb://store/db"}}}}
+
+
+def key_for_secrets(kind: str = "software") -> str:
+    key = base64.b64encode(X25519PrivateKey.generate().public_key().public_bytes_raw()).decode()
+    return Recipient("software", key=key).text if kind == "software" else Recipient("tpm", key=key).text
+
+
+def test_host_with_secrets_gives_its_key(place: Place) -> None:
+    place.minion.said["netspace_attestation.secret_key"] = key_for_secrets()
+    joined = place.join(**SECRETS)
+    assert joined.changes["secret_key"] == {"old": None, "new": "software"} and not joined.missing
+    facts = place.register.read("h1.example.org")
+    assert facts is not None and facts.secret_key == place.minion.said["netspace_attestation.secret_key"]
+    assert place.join(**SECRETS) == ({}, [])
+    assert "secret_key" in place.join().changes, "without secrets, the key is forgotten"
+
+
+def test_key_for_secrets_that_can_not_be_used_is_missing(place: Place) -> None:
+    for said in (NetspaceError("no TPM"), "", None, 7, "{}", key_for_secrets("tpm"), "x" * 10_000):
+        place.minion.said["netspace_attestation.secret_key"] = said
+        joined = place.join(**SECRETS)
+        assert len(joined.missing) == 1 and joined.missing[0].startswith("secrets: h1.example.org: "), said
+        facts = place.register.read("h1.example.org")
+        assert facts is not None and facts.secret_key == ""
+
+
+def test_key_in_a_file_is_not_taken_from_a_host_with_a_tpm(place: Place) -> None:
+    place.minion.said["netspace_attestation.secret_key"] = key_for_secrets()
+    joined = place.join(**SECRETS, attestation={"tpm": "device:/dev/tpmrm0"})
+    assert "it doesn't use its TPM yet" in joined.missing[0]

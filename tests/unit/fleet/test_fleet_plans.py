@@ -167,3 +167,13 @@ def test_plan_does_not_depend_on_when_levels_of_other_hosts_end() -> None:
     assert len({planned(attestation=one) for one in judged}) == 1
     assert planned(attestation=judged[0]) != planned()
     assert planned(Refusal("link", "a@h2.b", "h2 has L2"), attestation=told[1]) != planned(attestation=told[1])
+
+
+def test_plan_does_not_depend_on_how_a_secret_is_encrypted() -> None:
+    def planned(**secret: Any) -> str:
+        environments = {"web": {"image": "tar:/a.tar", "secrets": {"db": secret, "k": "sdb://v/k"}}}
+        return plans.host_plan("h1", {"environments": environments}, Plan([])).digest
+
+    assert len({planned(minimum="L1", sealed=text) for text in ("{1}", "{2}")}) == 1
+    assert planned(minimum="L1", sealed="{1}") == planned(minimum="L1", unread=True) == planned(minimum="L1")
+    assert planned(minimum="L1") != planned(minimum="L2")

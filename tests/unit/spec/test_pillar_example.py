@@ -21,6 +21,7 @@ EXAMPLE = Path(__file__).parents[3] / "pillar.example"
 # Keys that stand in another form of what they belong to, or that only one of two forms may have.
 ELSEWHERE = {
     types.LocalBroker: {"listen"},  # a broker that others reach takes no passwords
+    types.Secret: {"sealed", "unread"},  # the master fills these in
     types.Tenant: {"include"},  # only a command on the host reads the files
     types.Runtimes: {"settings"},  # each runtime's stand under its name
 }
@@ -67,6 +68,8 @@ def used(kind: type[msgspec.Struct], data: Any, found: dict[type[msgspec.Struct]
         tagged = [one for one in below if one.__struct_config__.tag]
         several = value if isinstance(value, list) else list(value.values()) if key in named else [value]
         for one in several:
+            if isinstance(one, str):  # a short form
+                continue
             which = next((two for two in tagged if two.__struct_config__.tag == one["kind"]), below[0])
             used(which, one, found)
 

@@ -274,7 +274,7 @@ def of_form(declaration: Any) -> dict[str, str]:
 def near(path: str) -> str:
     """Return a path in msgspec's form, without the keys of a mapping within a struct."""
     steps = path.split(":")
-    mappings = ("hosts", "env", "appraised", *(["links"] if "spawns" in steps else []))
+    mappings = ("hosts", "env", "appraised", "secrets", *(["links"] if "spawns" in steps else []))
     return ":".join(step for before, step in zip(["", *steps], steps, strict=False) if before not in mappings)
 
 

@@ -39,6 +39,7 @@ TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK
 # Input for deriving attestation keys: it makes them differ from other primaries of the same template. The period's
 # bytes follow this input: they make the keys of two periods differ.
 _AK_LABEL = b"netspace-attest/1 attestation key"
+_ANCHOR_LABEL = b"netspace-secret/1 anchor"
 MAX_NV = 8192
 # NV indices of the maker's certificates: DER, one after another (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 _CHAIN = range(0x01C00100, 0x01C00200)
@@ -278,6 +279,21 @@ class Device:
 
         :param period: random bytes that the registrar chose; empty: the key of a host that judges itself.
         """
+        with self._signer(_AK_LABEL + (b"\0" + period if period else b"")) as loaded:
+            yield loaded
+
+    @contextlib.contextmanager
+    def anchor(self) -> Iterator[tuple[Any, bytes]]:
+        """Derive the anchor of secrets, yield (handle, TPMT_PUBLIC), and then flush it.
+
+        Secrets are in credentials for the endorsement key and the anchor. The anchor is always the same until the
+        endorsement seed changes. It is not stored, and signs nothing.
+        """
+        with self._signer(_ANCHOR_LABEL) as loaded:
+            yield loaded
+
+    @contextlib.contextmanager
+    def _signer(self, label: bytes) -> Iterator[tuple[Any, bytes]]:
         attributes = self._tss.constants.TPMA_OBJECT
         template = self._tss.TPM2B_PUBLIC.parse(
             "ecc256:ecdsa-sha256:null",
@@ -288,10 +304,19 @@ class Device:
             | attributes.RESTRICTED
             | attributes.SIGN_ENCRYPT,
         )
-        label = _AK_LABEL + (b"\0" + period if period else b"")
         template.publicArea.unique.ecc.x = hashlib.sha256(label).digest()
         with self._primary(template) as loaded:
             yield loaded
+
+    def activated(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
+        """Open one of several credentials like :meth:`activate`; an error of this one doesn't end the others.
+
+        :raises DeviceError: when the credential is not for these two keys.
+        """
+        try:
+            return self.activate(key, template, blob, encrypted)
+        except self._tss.TSS2_Exception as err:
+            raise DeviceError(f"the TPM doesn't open it ({err})") from err
 
     def activate(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
         """Open a credential for a loaded attestation key (TPM2_ActivateCredential), and return the secret.

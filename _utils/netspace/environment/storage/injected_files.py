@@ -1,4 +1,4 @@
-"""Files of an environment under ``/run/netspace``: its card and its credentials.
+"""Files of an environment under ``/run/netspace``: its card, its credentials and its secrets.
 
 Each file has two copies. The *kept* copy is in the state folder, which only root can read. The *shown* copy is in the
 folder that is mounted read-only into the environment; after a reboot it is restored from the kept copy.
@@ -9,7 +9,7 @@ can take a lease on it, and so delay everybody who opens it (fcntl(2)). A change
 running environment sees it at once.
 
 A private key is not kept on disk. Its issuer keeps it in memory, in ``layout.identity(<name>)``, and issues another key
-after a reboot.
+after a reboot. A secret is not kept on disk, either: ``netspace.host.secrets`` holds it in ``layout.opened_secrets``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from netspace import files
 from netspace.layout import Layout, below
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_NEVER_KEPT = frozenset({"identity.pem"})
+_IDENTITY = "identity.pem"
+SECRET = "secret."  # noqa: S105 (the beginning of a file's name)
+"""The beginning of the names of files with secrets."""
 _KEPT_MODE = 0o400
 _FILE_MODE = 0o440
 _FOLDER_MODE = 0o550
@@ -56,7 +58,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
             failed[name] = str(err)
             continue
         for file, content in handed.items():
-            if file in _NEVER_KEPT:
+            if not _is_kept(file):
                 continue
             contents[folder / file] = content
             owners[folder / file] = name
@@ -64,7 +66,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
     failed.update({owners[path]: str(err) for path, err in unwritten.items()})
     for name, handed in wanted.items():
         if name not in failed:
-            _forget_others(_kept(layout, name), handed.keys() - _NEVER_KEPT)
+            _forget_others(_kept(layout, name), set(filter(_is_kept, handed)))
     return failed
 
 
@@ -92,9 +94,19 @@ def _forget_others(folder: Path, handed: Collection[str]) -> None:
 
 
 def read(layout: Layout, name: str) -> dict[str, bytes]:
-    """Return the kept files, and the private keys that their issuers hold in memory now."""
-    keys = {file: content for file, content in _read(layout.identity(name)).items() if file in _NEVER_KEPT}
-    return {**_read(_kept(layout, name)), **keys}
+    """Return the kept files, and the private keys and secrets that are held in memory now."""
+    keys = {file: content for file, content in _read(layout.identity(name)).items() if file == _IDENTITY}
+    kept = {file: content for file, content in _read(_kept(layout, name)).items() if _is_kept(file)}
+    return {**kept, **keys, **secrets(_read(layout.opened_secrets / name))}
+
+
+def secrets(opened: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files with these secrets. A file that a killed run left beside them begins with a dot, and is none."""
+    return {f"{SECRET}{name}": content for name, content in opened.items() if not name.startswith(".")}
+
+
+def _is_kept(file: str) -> bool:
+    return file != _IDENTITY and not file.startswith(SECRET)
 
 
 def observe(layout: Layout, name: str) -> dict[str, str] | None:

@@ -112,16 +112,36 @@ def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
 
 
 def _lasting(declared: Any) -> Any:
-    """Return a declaration without the levels of other hosts, which the master fills in anew after each attestation.
+    """Return a declaration without what the master fills in anew each time: levels of other hosts, and ciphertexts.
 
-    A level that matters shows in a plan: by a link that is withheld, made or revoked.
+    A level that matters shows in a plan: by a link that is withheld, made or revoked. So does another secret: by the
+    file that changes.
     """
+    declared = _unsealed(declared)
     attestation = declared.get("attestation") if isinstance(declared, Mapping) else None
     if not isinstance(attestation, Mapping) or "appraised" not in attestation:
         return declared
     left = {key: value for key, value in attestation.items() if key != "appraised"}
     rest = {key: value for key, value in declared.items() if key != "attestation"}
     return {**rest, "attestation": left} if left else rest
+
+
+def _unsealed(declared: Any) -> Any:
+    environments = declared.get("environments") if isinstance(declared, Mapping) else None
+    if not isinstance(environments, Mapping):
+        return declared
+    found = {
+        name: {**spec, "secrets": {key: _named(one) for key, one in spec["secrets"].items()}}
+        for name, spec in environments.items()
+        if isinstance(spec, Mapping) and isinstance(spec.get("secrets"), Mapping)
+    }
+    return {**declared, "environments": {**environments, **found}} if found else declared
+
+
+def _named(secret: Any) -> Any:
+    if not isinstance(secret, Mapping):
+        return secret
+    return {key: value for key, value in secret.items() if key not in ("sealed", "unread")}
 
 
 def plain(found: HostPlan) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
         yield "seccomp", f"{spec.seccomp!r:.100} is not permitted to the tenant; it may name: {_listed(tenant.seccomp)}"
     if spec.apparmor == "off":
         yield "apparmor", "a tenant can't switch it off; leave it out"
+    if spec.secrets:
+        yield "secrets", "a tenant could name the secrets of others; leave them out"
     if spec.target:
         yield "target", "Salt's targets are the operator's alone; leave it out"
     yield from _interface(spec.interface, tenant)
