@@ -11,7 +11,7 @@ it is cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -259,7 +259,11 @@ def _told(
     groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
-    calls = [(minions, {"hosts": list(names), "own": own}) for (names, own), minions in groups.items()]
+    gone = _gone(hosts, declaration.trust.read())
+    calls = [
+        (minions, {"hosts": list(names), "own": own, **({"cut": found} if (found := gone(names)) and not own else {})})
+        for (names, own), minions in groups.items()
+    ]
     try:
         answers = master.ask_at_once(REVISE, calls) if calls else {}
     except NetspaceError as err:
@@ -276,6 +280,25 @@ def _told(
         failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
     # What a peer's answer says may be a lie, also to the terminal.
     return {minion: printable(text[: trust.MAX_REASON])[: trust.MAX_REASON] for minion, text in failed.items()}
+
+
+def _gone(hosts: Judged, book: Book) -> Callable[[Iterable[str]], list[str]]:
+    """Return a function that selects those hosts by name that lose all links to other hosts by the master's distrust.
+
+    A minion that is told so ends these links at once, before it asks for its pillar.
+    """
+    minions = {host: minion for minion, host in hosts.hosts.items()}
+
+    def gone(names: Iterable[str]) -> list[str]:
+        return [
+            name
+            for name in names
+            if (minion := minions.get(name)) in book.hosts
+            and minion is not None
+            and not trust.keeps(hosts.pillar(minion), minion, book.hosts)
+        ]
+
+    return gone
 
 
 def _groups(

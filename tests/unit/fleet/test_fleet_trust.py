@@ -53,6 +53,8 @@ class Master:
         self.attested: list[set[str]] = []
         self.asked: list[tuple[set[str], list[str], bool]] = []
         self.rounds: list[int] = []
+        self.ended: list[tuple[set[str], list[str]]] = []
+        """Minions that were told to end their links with these hosts at once."""
         self.told: list[tuple[str, str]] = []
         self.error: NetspaceError | None = None
 
@@ -73,6 +75,7 @@ class Master:
         assert function == trust_watch.REVISE
         self.rounds.append(len(calls))
         self.asked += [(set(some), list(arguments["hosts"]), bool(arguments["own"])) for some, arguments in calls]
+        self.ended += [(set(some), list(arguments["cut"])) for some, arguments in calls if "cut" in arguments]
         minions = [minion for some, _ in calls for minion in some]
         return {minion: self.answers.get(minion, []) for minion in minions if self.answers.get(minion, []) is not None}
 
@@ -163,6 +166,24 @@ def test_the_declaration_says_what_is_cut(tmp_path: Path, master: Master, change
     assert peers(declared, "m2") == ([] if cut else ["h1"])
     told = {minion for minions, *_ in master.asked for minion in minions}
     assert ("h1" in told) == cut and "h3" not in told
+    assert master.ended == ([({"h1"}, ["h2"])] if cut else [])
+
+
+def test_only_who_loses_all_links_is_cut_before_pillar_is_read(tmp_path: Path, master: Master) -> None:
+    kept = {"from": "db", "to": "web", "on_distrust": "report"}
+    declared = made(tmp_path, {**FLEET, "links": [*FLEET["links"], kept]})
+    master.results["m2"] = FAILED
+    lost = trust_watch.look(declared, master)["distrusted"]["h2"]
+    assert (lost["cut"], lost["reported"]) == (["web@h1.db"], ["db.web@h1"])
+    assert {"h1"} in [minions for minions, *_ in master.asked] and master.ended == []
+
+
+def test_a_host_that_is_trusted_again_is_not_cut_at_once(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    master.results["m2"] = GOOD
+    trust_watch.look(declared, master)
+    assert master.ended == [({"h1"}, ["h2"])] and len(master.asked) == 4, "the host itself gets no such word either"
 
 
 def test_a_reaction_that_there_is_not_is_refused(tmp_path: Path) -> None:
