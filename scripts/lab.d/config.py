@@ -98,6 +98,7 @@ def write_minion(home: Path) -> None:
         "master_alive_interval": 10,
         "recon_default": 500,
         "recon_max": 2000,
+        "beacons": {"netspace_trust": [{"interval": 60}]},
     }
     _write(home, "minion", more)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
 from support.fleet.fleets import fleets, published, written
 
 from netspace.errors import NetspaceError, StateError
@@ -576,3 +581,24 @@ def test_book_of_an_earlier_version_has_no_levels(tmp_path: Path, master: Master
     assert told(declared, "m2") is None
     trust_watch.look(declared, master)
     assert told(declared, "m2") == {"h1": {"level": "L3", "until": 5000.0}}
+
+
+def test_the_beacon_has_all_that_a_revision_loads() -> None:
+    """A module that the beacon leaves out would cost each job of a revision its time."""
+    names = "{one for one in sys.modules if one.startswith('netspace.')}"
+    script = (
+        "import json, runpy, sys; "
+        "beacon = runpy.run_path('_beacons/netspace_trust.py'); "
+        f"before = {names}; assert beacon['beacon']([]) == [] and beacon['validate']([{{'interval': 60}}])[0]; "
+        f"loaded = {names}; import _modules.netspace_trust, _modules.netspace_link; "
+        f"print(json.dumps([len(before), len(loaded), sorted({names} - loaded)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=checkout.ROOT,
+        env={**os.environ, "PYTHONPATH": "_utils:."},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    before, loaded, missing = json.loads(done.stdout)
+    assert before < 5 and loaded > 50 and missing == [], missing
