@@ -73,7 +73,7 @@ def revise(hosts: list[str], own: bool = False, cut: list[str] | None = None) ->
         if cut and (failed := revision.part(Host(layout), cut)):
             log.warning("netspace: links to %s: not all end at once: %s", ", ".join(cut), "; ".join(failed))
         # A job has the pillar of the time when the minion last refreshed it.
-        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "")
+        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "", note=True)
         declared = arguments.whole(section, {})
         host = Host(layout, remote=SaltFiles(__salt__, __opts__))
         result = revision.whole(host, declared) if own else revision.links(host, declared, hosts)

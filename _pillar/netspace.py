@@ -30,6 +30,8 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.fleet import edition  # noqa: E402
+from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.plugin import fleet_files, own_pillar  # noqa: E402
 
 if TYPE_CHECKING:
@@ -79,8 +81,15 @@ def ext_pillar(
         if generation := own_pillar.candidate(extra_minion_data):
             if __opts__.get("pillar_cache"):
                 raise NetspaceError("pillar_cache would serve a planned declaration as the one in force; turn it off")
-            return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation}
-        return declared.answer(minion_id).pillar or {}
+            return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation, **_edition(declared)}
+        pillar = declared.answer(minion_id).pillar
+        return {**pillar, **_edition(declared)} if pillar else {}
     except Exception as err:  # Salt would show its text to the minion
         log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)
     raise NetspaceError("no pillar of the fleet can be served; the master's log has more")
+
+
+def _edition(declared: FleetDeclaration) -> dict[str, int]:
+    """Return the edition as a part of a pillar; empty if the declaration has none."""
+    found = declared.edition.read()
+    return {edition.KEY: found} if found else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,4 +163,36 @@ def test_a_master_that_is_down_grants_and_revokes_nothing(lab: Lab) -> None:
         lab.do("start", "master")
         lab.warm()
     until(lambda: lab.answering() == {"h1", "h2"}, "the minions are back", patience=300)
+    assert lab.apply() == 0
+
+
+def test_a_master_with_an_older_declaration_is_refused(lab: Lab) -> None:
+    """Two masters that disagree: one was restored from a copy of the time before the last change."""
+    first, second = (
+        f"{FLEET}edition: 1\n",
+        FLEET.replace("command: [", "env: {TRY: again}, command: [") + "edition: 2\n",
+    )
+    lab.fleet.write_text(first)
+    until(lambda: lab.salt("h1", "pillar.get", "netspace_edition", "0") and lab.apply() == 0, patience=60)
+    until(lambda: lab.runner("netspace_fleet.check")["problems"] == [], patience=60)
+    book, copy = lab.folder / "master/fleet", lab.folder / "master/fleet.copy"
+    shutil.copytree(book, copy)
+    lab.fleet.write_text(second)
+    until(lambda: all(given(lab)), "the new edition is in force", patience=60)
+    assert lab.apply() > 0
+    lab.fleet.write_text(first)
+    (problem,) = lab.runner("netspace_fleet.check", code=1)["problems"]
+    assert problem["path"] == "edition" and "lower than 2" in problem["reason"], problem
+    assert all(given(lab)), "the same master keeps the newer one"
+    shutil.rmtree(book)
+    copy.rename(book)
+    until(lambda: not any(given(lab)), "the older one is in force there", patience=60)
+    failures = lab.apply_failures("h2")
+    assert failures and all("was given edition 2 before" in one for one in failures if "netspace_edition" in one), (
+        failures
+    )
+    plan = lab.runner("netspace_fleet.plan", code=1)
+    assert "edition 2" in str(plan["without_plan"]), plan
+    lab.fleet.write_text(second)
+    until(lambda: all(given(lab)), "it was brought up to date", patience=60)
     assert lab.apply() == 0
