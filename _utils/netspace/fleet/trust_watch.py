@@ -35,6 +35,10 @@ MOST_GROUPS = 8
 """The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
 
 
+_EARLIER = "unexpected keyword argument 'cut'"
+"""A part of the answer of a minion whose netspace is older than the argument ``cut``."""
+
+
 class Master(Protocol):
     """The master's attestation results, and calls to its minions."""
 
@@ -266,6 +270,17 @@ def _told(
     ]
     try:
         answers = master.ask_at_once(REVISE, calls) if calls else {}
+        # A minion with an earlier netspace doesn't know the argument, and must cut all the same.
+        earlier = [
+            (
+                [one for one in minions if _EARLIER in str(answers.get(one))],
+                {"hosts": told["hosts"], "own": told["own"]},
+            )
+            for minions, told in calls
+            if "cut" in told
+        ]
+        if earlier := [call for call in earlier if call[0]]:
+            answers |= master.ask_at_once(REVISE, earlier)
     except NetspaceError as err:
         answers = dict.fromkeys(waiting, str(err))
     for minion in waiting:

@@ -183,6 +183,22 @@ def test_only_who_loses_all_links_is_cut_before_pillar_is_read(tmp_path: Path, m
     assert {"h1"} in [minions for minions, *_ in master.asked] and master.ended == []
 
 
+def test_an_earlier_minion_is_told_without_the_new_argument(
+    declared: FleetDeclaration, master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = master.ask_at_once
+
+    def earlier(function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+        told = asked(function, calls)
+        why = NetspaceError("revise() got an unexpected keyword argument 'cut'")
+        return told | {minion: why for some, arguments in calls for minion in some if "cut" in arguments}
+
+    monkeypatch.setattr(master, "ask_at_once", earlier)
+    master.results["m2"] = FAILED
+    assert trust_watch.look(declared, master)["waiting"] == {}
+    assert master.asked == [({"h1"}, ["h2"], False), ({"m2"}, ["h2"], True), ({"h1"}, ["h2"], False)]
+
+
 def test_a_host_that_is_trusted_again_is_not_cut_at_once(declared: FleetDeclaration, master: Master) -> None:
     master.results["m2"] = FAILED
     trust_watch.look(declared, master)
