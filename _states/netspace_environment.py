@@ -33,7 +33,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, failure_log, state_return  # noqa: E402
+from netspace.plugin import apply_progress, editions, failure_log, state_return  # noqa: E402
 from netspace.plugin import arguments as declared  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
@@ -100,6 +100,8 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     test = bool(__opts__["test"])
     try:
         most = declared.rows(__opts__)
+        if declaration is None:
+            editions.check(__opts__, __pillar__, note=not test)
         wanted = declared.whole(declaration, __pillar__)
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:

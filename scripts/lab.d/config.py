@@ -111,6 +111,7 @@ def minion(name: str) -> dict[str, object]:
         "master_alive_interval": 10,
         "recon_default": 500,
         "recon_max": 2000,
+        "beacons": {"netspace_trust": [{"interval": 60}]},
     }
 
 

@@ -175,6 +175,12 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
     return found
 
 
+def keeps(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> bool:
+    """Return whether distrust leaves a slice a link to or from another host. Parameters as for :func:`cut`."""
+    gone = cut(pillar, minion, distrusted)
+    return any(far(link) and named(link) not in gone for link in pillar["netspace"].get("links", ()))
+
+
 def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the hosts from which links with ``attested`` lead to the slice's host, with the levels that they demand.
 

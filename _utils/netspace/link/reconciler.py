@@ -353,6 +353,15 @@ class Links:
 
         severing.sever(self.layout, self.recorded_broker(), links)
 
+    def part(self, links: Collection[Link]) -> list[str]:
+        """End links to and from other hosts at once; see ``severing.part``. Their record stays.
+
+        :return: why a part of this failed.
+        """
+        from netspace.link import severing
+
+        return severing.part(self.layout, self.recorded_broker(), links)
+
     def purge(self) -> None:
         """Remove the renewer, the forwarder, and our own broker with all its mail.
 
