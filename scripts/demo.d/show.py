@@ -181,7 +181,8 @@ def down() -> None:
         if not isinstance(result, dict) or result.get("result") is not True:
             raise Failed(result.get("comment") if isinstance(result, dict) else str(result))
         for name, changes in result["changes"].items():
-            say(f"   {name}: {', '.join(changes)}")
+            line = f"   {name}: {', '.join(changes)}"
+            say("\n".join(textwrap.wrap(line, WIDTH, subsequent_indent=" " * 5, break_on_hyphens=False)))
         if not result["changes"]:
             say("   nothing was there")
     left = leftovers()

@@ -79,6 +79,17 @@ def test_demo_with_another_pillar_changes_nothing(
     assert "this pillar isn't the demo's" in " ".join(lines) and max(map(len, lines)) <= 80
 
 
+def test_demos_removal_fits_a_terminal(
+    show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {f"name{number}": {f"address:ipv{one}": {} for one in range(20)} for number in range(3)}
+    monkeypatch.setattr(show, "salt", lambda *_: {"result": True, "changes": changes})
+    monkeypatch.setattr(show, "leftovers", list)
+    assert show.run(show.down) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line.count("address:ipv") for line in lines) == 60
+
+
 def test_demo_accepts_its_own_pillar(show: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(show, "salt", lambda *_: {"paths": [path("web"), path("till")]})
     show.check_pillar()
