@@ -36,6 +36,12 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
+def tell_line(text: str) -> None:
+    """Print a sentence of a step, in lines that fit a terminal."""
+    lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 3, subsequent_indent=" " * 5, break_on_hyphens=False)
+    say("\n".join(lines))
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Print a heading, and the duration of the context."""
@@ -133,7 +139,7 @@ def refusal() -> None:
     if "refused" not in result["stdout"]:
         raise Failed(f"till could not try to send: {result['stdout']}{result['stderr']}")
     say("   till sends to web, which no link declares")
-    say(f"   the broker: {result['stdout'].strip()}")
+    tell_line(f"the broker: {result['stdout'].strip()}")
 
 
 def check_pillar() -> None:
@@ -181,8 +187,7 @@ def down() -> None:
         if not isinstance(result, dict) or result.get("result") is not True:
             raise Failed(result.get("comment") if isinstance(result, dict) else str(result))
         for name, changes in result["changes"].items():
-            line = f"   {name}: {', '.join(changes)}"
-            say("\n".join(textwrap.wrap(line, WIDTH, subsequent_indent=" " * 5, break_on_hyphens=False)))
+            tell_line(f"{name}: {', '.join(changes)}")
         if not result["changes"]:
             say("   nothing was there")
     left = leftovers()

@@ -93,3 +93,15 @@ def test_demos_removal_fits_a_terminal(
 def test_demo_accepts_its_own_pillar(show: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(show, "salt", lambda *_: {"paths": [path("web"), path("till")]})
     show.check_pillar()
+
+
+def test_brokers_refusal_fits_a_terminal(
+    show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = (
+        "refused: 403 ACCESS_REFUSED - write access to exchange 'link.till.web' in vhost 'netspace' refused for user x"
+    )
+    monkeypatch.setattr(show, "salt", lambda *_: {"retcode": 1, "stdout": f"{why}\n", "stderr": ""})
+    show.refusal()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and why in " ".join(line.strip() for line in lines)
