@@ -46,33 +46,62 @@ def show() -> ModuleType:
     return module
 
 
-SHOP = {"environments": {"orders": {}, "web": {}, "till": {}}, "links": [{"from": "web", "to": "orders"}]}
+def path(sender: str, *, answers: bool = False, through: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"from": sender, "answers": answers, "through": list(through), "rules": []}
 
 
 @pytest.mark.parametrize(
-    ("declared", "told"),
+    "found",
     [
-        ("", "it has no environment orders, no environment web, no environment till."),
-        ({"environments": None, "links": None}, "no environment till."),
-        (SHOP | {"links": []}, "it has no link from web to orders."),
-        (SHOP | {"links": [*SHOP["links"], {"from": "till", "to": "web"}]}, "a link from till to web"),
+        None,
+        "nothing is declared",
+        {"paths": []},
+        {"paths": [path("web")]},
+        {"paths": [path("web"), path("till", answers=True)]},
+        {"paths": [path("till"), path("web", through=("till",))]},
     ],
 )
 def test_demo_with_another_pillar_changes_nothing(
-    declared: Any, told: str, show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    found: Any, show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, ...]] = []
 
     def salt(*arguments: str) -> Any:
         asked.append(arguments)
-        return declared
+        if found is None:
+            raise show.Failed("there is no environment orders")
+        return found
 
     monkeypatch.setattr(show, "salt", salt)
     assert show.run(show.up) == 1
-    assert asked == [("pillar.get", "netspace")]
+    assert [function for function, *_ in asked] == ["netspace.paths_to"]
     lines = capsys.readouterr().out.splitlines()
-    assert told in " ".join(lines) and max(map(len, lines)) <= 80
+    assert "this pillar isn't the demo's" in " ".join(lines) and max(map(len, lines)) <= 80
 
 
-def test_demo_accepts_its_own_pillar(show: ModuleType) -> None:
-    show.check_pillar(SHOP)
+def test_demos_removal_fits_a_terminal(
+    show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {f"name{number}": {f"address:ipv{one}": {} for one in range(20)} for number in range(3)}
+    monkeypatch.setattr(show, "salt", lambda *_: {"result": True, "changes": changes})
+    monkeypatch.setattr(show, "leftovers", list)
+    assert show.run(show.down) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line.count("address:ipv") for line in lines) == 60
+
+
+def test_demo_accepts_its_own_pillar(show: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "salt", lambda *_: {"paths": [path("web"), path("till")]})
+    show.check_pillar()
+
+
+def test_brokers_refusal_fits_a_terminal(
+    show: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = (
+        "refused: 403 ACCESS_REFUSED - write access to exchange 'link.till.web' in vhost 'netspace' refused for user x"
+    )
+    monkeypatch.setattr(show, "salt", lambda *_: {"retcode": 1, "stdout": f"{why}\n", "stderr": ""})
+    show.refusal()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and why in " ".join(line.strip() for line in lines)
