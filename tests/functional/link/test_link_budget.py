@@ -24,6 +24,8 @@ ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="audit", target="orders")
 LINKS = (ASK, TELL)
 PATIENCE = 60.0
+ANSWER = 50_000
+"""Milliseconds: on a busy machine, the module waits in a look until each process that it asks has run."""
 
 # Random sequences of milliseconds and of what was spent in them, from a seed; an error is a badmatch.
 PROPERTIES = """
@@ -115,7 +117,7 @@ def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def held(host) -> int:
     """Return how many processes are suspended."""
-    state = f"#{{held := Held}} = sys:get_state({budget.MODULE})"
+    state = f"#{{held := Held}} = sys:get_state({budget.MODULE}, {ANSWER})"
     suspended = "length([One || One <- maps:keys(Held), {status, suspended} =:= process_info(One, status)])"
     return int(host.evaluate(f"{state}, {suspended}."))
 
@@ -124,7 +126,7 @@ def account(host, name: str, what: str) -> str:
     """Return what the module knows of an environment's account."""
     user = host.card(name)["broker"]["username"]
     find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
-    return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}), {find}.")
+    return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER}), {find}.")
 
 
 def slowed(host, name: str) -> bool:
@@ -177,7 +179,7 @@ def test_channel_that_ends_at_once_is_charged(host, refused):
     """Its own reductions and the prices of its methods aren't forgotten if nobody looks at it meanwhile."""
     user, times = host.card("web")["broker"]["username"], 50
     with contextlib.closing(host.connect("web")) as connection:
-        host.evaluate(f"sys:suspend({budget.MODULE}), ets:delete_all_objects({budget.MODULE}).")
+        host.evaluate(f"sys:suspend({budget.MODULE}, {ANSWER}), ets:delete_all_objects({budget.MODULE}).")
         try:
             channel = connection.channel()
             for _ in range(times):
@@ -190,7 +192,7 @@ def test_channel_that_ends_at_once_is_charged(host, refused):
             connection.process_data_events(0.5)
             charged = int(host.evaluate(f'ets:lookup_element({budget.MODULE}, <<"{user}">>, 2).'))
         finally:
-            host.evaluate(f"sys:resume({budget.MODULE}).")
+            host.evaluate(f"sys:resume({budget.MODULE}, {ANSWER}).")
     prices = budget.PRICES["channel"] + (times + refused) * budget.PRICES["method"]
     assert charged > prices + 10_000, "its own reductions too"
 
