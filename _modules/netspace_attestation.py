@@ -60,9 +60,9 @@ def status() -> dict[str, Any]:
       on which the level rests (``kind``, ``measurement``, ``tcb`` or
       ``status``, ``code``);
     - ``ledger``, only if the host keeps a ledger of runs: ``lines``,
-      ``running`` (by environment: digests of its image and its
-      configuration, and the time of its start), ``declaration`` (the
-      digest of the last one) and ``full``.
+      ``running`` (by environment: digests of its image and of its
+      configuration), ``declaration`` (the digest of the last one) and
+      ``full``.
 
     CLI Example:
 

@@ -21,7 +21,6 @@ from netspace.attestation.result import Result
 from netspace.attestation.tpm.tcti import device_path
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.ledger import setting as runs
 from netspace.plan import Outcome, Plan, Refusal, Step
 
 if TYPE_CHECKING:
@@ -76,11 +75,17 @@ class Attestations:
             self._ledger(),
         )
 
+    def _keeps_ledger(self) -> bool:
+        """Return whether the host keeps a ledger of runs. Imports nothing, since most hosts keep none."""
+        return (self.layout.records(KIND) / "ledger.json").exists()
+
     def _ledger(self) -> str | None:
-        if not runs.enabled(self.layout):
+        if not self._keeps_ledger():
             return None
+        from netspace.ledger import setting
+
         try:
-            found = runs.setting(self.layout)
+            found = setting.setting(self.layout)
         except NetspaceError:
             return None  # it is set up again
         return None if found is None else str(found.tpm or "")
@@ -151,9 +156,7 @@ class Attestations:
         observed = self.observe()
         found = observed.result
         counts = found is not None and (found.level == 0 or not result.invalid(found, observed.boot, observed.now))
-        from netspace.attestation.minion import run_ledger
-
-        ledger = run_ledger.shown(self.layout) if runs.enabled(self.layout) else {}
+        ledger = self._shown_ledger() if self._keeps_ledger() else {}
         return {
             "level": trust.name,
             "verifier": trust.verifier,
@@ -166,6 +169,11 @@ class Attestations:
             "tee": dict(found.tee) if found else {},
             **({"ledger": ledger} if ledger else {}),
         }
+
+    def _shown_ledger(self) -> dict[str, Any]:
+        from netspace.attestation.minion import run_ledger
+
+        return run_ledger.shown(self.layout)
 
     def _appraise(self, step: Step) -> Outcome:
         from netspace.attestation.minion import self_appraisal

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from netspace.environment import runs
 from netspace.errors import Problem, SpecError
-from netspace.host import child_records, ledger
+from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
@@ -45,6 +46,8 @@ class Converge(Cards):
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
             if any(outcome.step.name == LEDGER for outcome in result.outcomes):  # what runs already isn't in a new one
+                from netspace.host import ledger
+
                 ledger.settle(self.layout, self.supervisor)
             self._tell_peer(test)
         if result.failures or (test and result.plan.steps):
@@ -242,7 +245,9 @@ class Converge(Cards):
             asserted = self._asserted(declared, given, whole, test)
             attended = asserted.joined(self._attend(test)).joined(Result(Plan(notes=[str(one) for one in taken])))
             self._tidy(test)
-            if whole and not test:
+            if whole and not test and runs.kept(self.layout):
+                from netspace.host import ledger
+
                 ledger.note(self.layout, declared)
             if whole:
                 declared = peer.with_links(declared)

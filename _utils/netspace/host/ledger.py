@@ -13,6 +13,7 @@ from netspace import files
 from netspace.environment import runs
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.spec import parse
 from netspace.spec.types import Declaration
 
 if TYPE_CHECKING:
@@ -85,4 +86,4 @@ def note(layout: Layout, declared: Declaration) -> None:
 def digest(declared: Declaration) -> str:
     """Return the SHA-256 of a declaration as canonical JSON, in hex."""
     own = msgspec.structs.replace(declared, attestation=msgspec.structs.replace(declared.attestation, appraised={}))
-    return hashlib.sha256(msgspec.json.encode(own, order="sorted")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(parse.encode(own), order="sorted")).hexdigest()

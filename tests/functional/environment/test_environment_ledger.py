@@ -14,8 +14,10 @@ from support.waiting import until
 from netspace.attestation.minion import run_ledger
 from netspace.environment import record as records
 from netspace.host import ledger
+from netspace.host.host import Host as WholeHost
 from netspace.ledger import journal
 from netspace.ledger.entries import State
+from netspace.spec.types import Attestation, Declaration
 
 pytestmark = pytest.mark.root
 
@@ -105,3 +107,23 @@ def test_restored_environments_are_in_the_new_boots_ledger(kept: Host) -> None:
     journal.forget(kept.layout)
     kept.kind.restore()
     assert set(told(kept).running) == {"web"}
+
+
+def test_apply_sets_the_ledger_up_and_removes_it(host: Host) -> None:
+    host.run("web")
+    whole = WholeHost(host.layout)
+    on, off = (Attestation(minimum="L0", ledger=kept) for kept in (True, False))
+    foretold = whole.converge_attestation(on, test=True)
+    assert [str(step.name) for step in foretold.plan.steps] == ["host", "ledger"]
+    assert not journal.content(host.layout)
+    made = whole.converge_attestation(on)
+    assert made.ok and made.plan.steps[1].changes == {"proved_by": {"old": None, "new": "a software key"}}
+    assert set(told(host).running) == {"web"}, "what runs already is in it"
+    assert set(whole.attestations.status()["ledger"]["running"]) == {"web"}
+    ledger.note(host.layout, Declaration(attestation=on))
+    assert told(host).declared == ledger.digest(Declaration(attestation=on))
+    assert not whole.converge_attestation(on).plan.steps, "nothing to do"
+    assert whole.converge_attestation(off).ok
+    assert not journal.content(host.layout) and "ledger" not in whole.attestations.status()
+    kind = whole.attestations
+    kind.apply(kind.plan(off, kind.observe(), {"host"}).steps)

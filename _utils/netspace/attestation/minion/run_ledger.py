@@ -68,7 +68,7 @@ def shown(layout: Layout) -> dict[str, Any]:
     state = journal.current(layout)
     return {
         "lines": state.count,
-        "running": {name: {"image": run.image, "configuration": run.configuration, "started": run.at}
+        "running": {name: {"image": run.image, "configuration": run.configuration}
                     for name, run in sorted(state.running.items())},
         "declaration": state.declared,
         "full": state.full,
