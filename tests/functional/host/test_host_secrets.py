@@ -130,7 +130,9 @@ def forms(word: str) -> list[bytes]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        # Images, whose names are the digests of what is in them. The layers above them are searched.
+        folders[:] = [one for one in folders if Path(place, one) != LAYOUT.images and one != "rootfs"]
         for name in names:
             path = Path(place, name)
             with contextlib.suppress(FileNotFoundError):
