@@ -28,8 +28,9 @@ netspace.refresh(__file__)
 _NEEDED = (
     *("netspace.attestation.fleet.own_answers", "netspace.host.host", "netspace.host.revise"),
     *("netspace.link.mail.dead_letters", "netspace.link.reconciler", "netspace.link.severing"),
-    *("netspace.plugin.arguments", "netspace.plugin.dates", "netspace.plugin.fileserver"),
-    *("netspace.plugin.own_pillar", "netspace.plugin.refusal", "netspace.plugin.salt_keys"),
+    *("netspace.plugin.apply_progress", "netspace.plugin.arguments", "netspace.plugin.dates"),
+    *("netspace.plugin.fileserver", "netspace.plugin.own_pillar", "netspace.plugin.refusal"),
+    "netspace.plugin.salt_keys",
 )
 """What a revision of links loads, and the module through which a master asks for it."""
 

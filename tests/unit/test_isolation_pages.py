@@ -73,8 +73,9 @@ def test_sizes_of_the_trusted_computing_base_are_about_right():
         "netspace: environments": lines(library / "environment"),
         "netspace: interfaces": lines(library / "interface"),
         "netspace: links": lines(library / "link"),
-        "netspace: attestation": lines(library / "attestation"),
+        "netspace: attestation": lines(library / "attestation", library / "ledger"),
         "netspace: declaration, plan, host": top + lines(library / "spec", library / "host", library / "plugin"),
+        r"netspace: \[fleet\]": lines(library / "fleet"),
         "supervision: our daemon": lines(library / "supervision"),
         "netspace: health": lines(library / "environment" / "health"),
     }

@@ -28,6 +28,7 @@ SIGNED = frozenset(
         "netspace.explain",
         "netspace.glance",
         "netspace_attestation.host_key",
+        "netspace_attestation.secret_key",
         "netspace_fleet.ailing",
         "netspace_fleet.apply",
         "netspace_fleet.plan",
