@@ -17,6 +17,8 @@ DEVICE = "device:/dev/tpmrm0"
 """The TPM of a host that is a machine."""
 TPM_ROOTS = "/etc/tpm-roots"
 """Where a machine finds the certificates of the TPMs' maker."""
+SLOW = 300
+"""Seconds within which a machine answers, which may be translated."""
 PCRS = (*range(10), 11, 12)
 """PCRs with what a machine boots, up to the kernel's command line and the files that the boot loader reads."""
 MOST = 200
@@ -136,15 +138,15 @@ def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None
         "file_roots": {"base": [str(ROOT / "states"), str(served)]},
         "pillar_roots": {"base": [str(served / "pillar")]},
         "worker_threads": 3,
-        "timeout": 60,  # many hosts share one machine
-        "gather_job_timeout": 30,
+        "timeout": SLOW if machines else 60,  # many hosts share one machine
+        "gather_job_timeout": SLOW // 2 if machines else 30,
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},
         # Hosts without a TPM reach L1.
         "netspace.attestation": {
             "folder": str(home / "attestation"),
-            "timeout": 60,
+            "timeout": SLOW if machines else 60,
             "jitter": 0,
             "groups": [{"name": "default", "minimum": "L1", **({"pcrs": PCRS} if machines else {})}],
             **({} if others is None else {"inventory": str(home / "tpms"), "roots": str(home / "tpm-roots")}),

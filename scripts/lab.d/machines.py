@@ -29,7 +29,7 @@ from vmlab.flavours import Flavour
 
 MEMORY = 1024
 """MiB of a machine."""
-OVERHEAD = 512
+OVERHEAD = 608
 """MiB that QEMU itself takes beside, most of it for translated code."""
 RESERVE = 1024
 """MiB that the master and this machine's own programs keep."""

@@ -139,9 +139,9 @@ def test_network_of_a_machine_with_ipv6(lab: SimpleNamespace) -> None:
 
 
 def test_memory_that_does_not_suffice_is_refused(lab: SimpleNamespace) -> None:
-    assert lab.machines.too_little(2, 4096) == ""
-    assert lab.machines.too_little(3, 4096) == (
-        "3 machines need 5632 MiB of memory, and 4096 MiB are free; declare fewer hosts"
+    assert lab.machines.too_little(2, 4288) == ""
+    assert lab.machines.too_little(3, 4288) == (
+        "3 machines need 5920 MiB of memory, and 4288 MiB are free; declare fewer hosts"
     )
 
 
