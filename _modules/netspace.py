@@ -90,7 +90,7 @@ def glance() -> dict[str, Any]:
     from netspace.host import glance as work
 
     try:
-        return work.glance(Host(arguments.layout(__opts__)))
+        return dates.with_texts(work.glance(Host(arguments.layout(__opts__))))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -127,15 +127,16 @@ def explain(name: str) -> dict[str, Any]:
         The environment.
     """
     from netspace.host import explain as explanation
+    from netspace.plugin.fileserver import SaltFiles
 
-    wanted, invalid = None, ""
+    host, wanted, invalid = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)), None, ""
     try:
         if "netspace" in __pillar__:
             wanted = arguments.whole(None, __pillar__)
     except SpecError as err:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
-        return dates.with_texts(explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid))
+        return dates.with_texts(explanation.explain(host, name, wanted, invalid))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -208,7 +209,8 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
     :raises CommandExecutionError: when the query fails.
     """
     try:
-        return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return dates.with_texts(answer(Host(arguments.layout(__opts__)), wanted))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -223,7 +225,9 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     it, the reasons for messages and for packets), and ``through`` (if
     no rule allows it directly, the steps of the shortest path through
     other environments). Each rule has ``by``, ``rule`` (its path in the
-    declaration) and ``what`` (the traffic that it allows). The page
+    declaration), ``what`` (the traffic that it allows) and, if it was
+    applied, ``since`` (when its link was made, or when its interface
+    was last changed). The page
     :doc:`reachability </reachability>` has the details.
 
     CLI Example:
@@ -312,14 +316,14 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
 
 def tenants() -> dict[str, Any]:
-    """Return the tenants of ``pillar:netspace``, with their quotas and what
-    they declare. Changes nothing.
+    """Return the tenants of ``pillar:netspace`` with their quotas, and the
+    use of these quotas. Changes nothing.
 
     Returns a row for each tenant, by name:
 
-    - ``quota``: for each part of the quota, ``declared`` (the sum of
-      what its environments declare) and ``most`` (the quota), as in a
-      declaration;
+    - ``quota``: for each resource, ``declared`` (the sum of the limits
+      that its environments declare) and ``most`` (the quota), written
+      as in a declaration;
     - ``environments``: those that were applied, and ``running``, the
       number of those that run;
     - ``names`` (the names that its environments may have) and

@@ -24,6 +24,7 @@ from netspace.attestation.minion import attester, master_result, self_appraisal,
 from netspace.attestation.minion import host_key as public_key  # noqa: E402
 from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import ledger  # noqa: E402
 from netspace.host.peer import vouching  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
 from netspace.plugin import arguments, dates, refusal, salt_keys  # noqa: E402
@@ -57,7 +58,11 @@ def status() -> dict[str, Any]:
     - ``tpm``;
     - ``tee``, only if the master judged a confidential guest: the guest
       on which the level rests (``kind``, ``measurement``, ``tcb`` or
-      ``status``, ``code``).
+      ``status``, ``code``);
+    - ``ledger``, only if the host keeps a ledger of runs: ``lines``,
+      ``running`` (by environment: digests of its image and of its
+      configuration), ``declaration`` (the digest of the last one) and
+      ``full``.
 
     CLI Example:
 
@@ -367,6 +372,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
+        ledger.settle_now(layout)
         key = vouching.key(layout)
         return master_result.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key, key)
     except NetspaceError as err:

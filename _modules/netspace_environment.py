@@ -376,7 +376,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     counts = {
         kind: len([row for row in rows if row["outcome"] == kind]) for kind in ("refused", "succeeded", "skipped")
     }
-    verdict = "ISOLATION IS BROKEN" if succeeded else "all that could be tried was refused"
+    verdict = "ISOLATION IS BROKEN" if succeeded else "all attempts were refused"
     comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return {"comment": comment, **counts, "rows": succeeded}
 
@@ -384,7 +384,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 def exhaust(
     name: str, summary: bool = False, waiting: bool = True, services: bool = True, only: str | list[str] | None = None
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """Test whether an environment can exhaust shared resources or trouble
+    """Test whether an environment can exhaust shared resources or disturb
     services; return the effect on other programs.
 
     A temporary copy of the environment (a twin, as in :py:func:`audit
@@ -423,18 +423,18 @@ def exhaust(
     as long as without the load (an answer: more than twice as long).
     Otherwise the outcome is ``held``.
 
-    Also returns a row for each way in which an environment can trouble
-    a service of the host (``group`` is ``services``): the forwarder,
-    the broker, the log, the health watcher, the supervisor, ``exec``.
-    Real environments like this one, named ``audit-...``, try these
-    ways; they are removed afterwards. ``seconds`` has the durations of
-    an ``answer`` (as above, but along a link), an ``exec``, an
-    ``apply`` that makes one more environment, a ``restart``, the time
-    until the neighbour is healthy again (``health``), and a look into a
-    log (``logs``). The outcome is ``slow`` as above, and ``leak`` if
-    one of these failed for others, or a service began again. What needs
-    a broker is ``skipped`` where no links are declared, or the broker
-    isn't netspace's own.
+    Also returns a row for each attack on a service of the host
+    (``group`` is ``services``): the forwarder, the broker, the log, the
+    health watcher, the supervisor, ``exec``. For these attacks, the
+    test makes ordinary environments like this one, named ``audit-...``,
+    and removes them afterwards. ``seconds`` has the durations of an
+    ``answer`` (as above, but along a link), an ``exec``, an ``apply``
+    that makes one more environment, a ``restart``, the time until the
+    neighbour is healthy again (``health``), and reading a log
+    (``logs``). The outcome is ``slow`` as above, and ``leak`` if such
+    an operation of another environment failed, or a service was
+    restarted. Attacks that need a broker are ``skipped`` if no links
+    are declared, or the broker isn't netspace's own.
 
     If the outcome of any row is ``leak``, the return code is not 0.
 
@@ -455,10 +455,10 @@ def exhaust(
 
     waiting
         Also measure how long others wait under load. Defaults to True.
-        False also leaves out services.
+        With False, services are left out, too.
 
     services
-        Also try the services. Defaults to True.
+        Also try the attacks on services. Defaults to True.
 
     only
         The rows to try, by their names. Defaults to all.
@@ -481,7 +481,7 @@ def exhaust(
         __context__["retcode"] = 2
     if not summary:
         return rows
-    verdict = "OTHERS GO SHORT" if counts["leak"] else "nobody else went short"
+    verdict = "OTHERS GO SHORT" if counts["leak"] else "nobody else lacked resources"
     comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return {"comment": comment, **counts, "rows": [row for row in rows if row["outcome"] in ("leak", "open", "slow")]}
 

@@ -101,7 +101,7 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
     from netspace.fleet.planning import plans
 
     try:
-        minion, section = arguments.minion(__opts__), _section(generation)
+        minion, section = arguments.minion(__opts__), _section(generation, note=True)
         wanted = arguments.whole(section, {})
         some = None if expected is None else frozenset(map(str, expected))
         result = _host().apply_planned(
@@ -177,8 +177,10 @@ def _host() -> Host:
     )
 
 
-def _section(generation: str) -> dict[str, Any]:
+def _section(generation: str, *, note: bool = False) -> dict[str, Any]:
     """Return this host's declaration from the master.
+
+    :param note: whether it is applied now.
 
     :raises NetspaceError: when the master declares nothing for this host.
     """
@@ -186,7 +188,7 @@ def _section(generation: str) -> dict[str, Any]:
     from salt.exceptions import SaltException
 
     try:
-        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, generation)
+        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, generation, note=note)
     except SaltException as err:
         raise NetspaceError(f"the master gave no pillar: {err}") from err
     if section is None:

@@ -84,7 +84,7 @@ def inspect(name: str) -> dict[str, Any]:
     name
         A source, a digest, or at least the first 12 digits of a digest.
     """
-    return _do(lambda host: host.images.inspect(name))
+    return dates.with_texts(_do(lambda host: host.images.inspect(name)))
 
 
 def verify(*names: str) -> dict[str, str]:

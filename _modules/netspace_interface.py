@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.interface.reconciler import Interfaces  # noqa: E402
-from netspace.plugin import arguments, refusal  # noqa: E402
+from netspace.plugin import arguments, dates, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -48,7 +48,7 @@ def list_() -> dict[str, dict[str, Any]]:
         salt '*' netspace_interface.list
     """
     try:
-        return Interfaces(arguments.layout(__opts__)).list()
+        return dates.with_texts(Interfaces(arguments.layout(__opts__)).list())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -70,6 +70,6 @@ def inspect(name: str) -> dict[str, Any]:
         The environment's name.
     """
     try:
-        return Interfaces(arguments.layout(__opts__)).inspect(name)
+        return dates.with_texts(Interfaces(arguments.layout(__opts__)).inspect(name))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err

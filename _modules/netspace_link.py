@@ -70,7 +70,7 @@ def list_() -> dict[str, Any]:
         salt '*' netspace_link.list
     """
     try:
-        return _links().list()
+        return dates.with_texts(_links().list())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
@@ -98,7 +98,7 @@ def health() -> dict[str, Any]:
         salt '*' netspace_link.health
     """
     try:
-        return Host(arguments.layout(__opts__)).link_health()
+        return dates.with_texts(Host(arguments.layout(__opts__)).link_health())
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

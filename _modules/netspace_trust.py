@@ -7,6 +7,7 @@ the page on fleets.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
+log = logging.getLogger(__name__)
+
 __virtualname__ = "netspace_trust"
 
 
@@ -34,7 +37,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def revise(hosts: list[str], own: bool = False) -> list[str]:
+def revise(hosts: list[str], own: bool = False, cut: list[str] | None = None) -> list[str]:
     """Make and revoke links to and from other hosts as this host's pillar says
     now; return the failures.
 
@@ -55,17 +58,25 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         pillar is applied: environments and links that demand more trust
         than the host has are stopped or reported, as declared, and the
         others are restored. Defaults to False.
+
+    cut
+        Names of hosts whose links end at once, all of them, before this
+        host asks the master for its pillar. By default, none.
     """
     import salt.pillar
 
-    if not isinstance(hosts, list) or any(not isinstance(one, str) for one in hosts):
-        raise CommandExecutionError(f"hosts: {hosts!r:.100}: expected a list of names")
+    for key, given in (("hosts", hosts), ("cut", cut or [])):
+        if not isinstance(given, list) or any(not isinstance(one, str) for one in given):
+            raise CommandExecutionError(f"{key}: {given!r:.100}: expected a list of names")
     try:
+        layout = arguments.layout(__opts__)
+        if cut and (failed := revision.part(Host(layout), cut)):
+            log.warning("netspace: links to %s: not all end at once: %s", ", ".join(cut), "; ".join(failed))
         # A job has the pillar of the time when the minion last refreshed it.
-        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "")
+        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "", note=True)
         declared = arguments.whole(section, {})
         files, reading = SaltFiles(__salt__, __opts__), apply_progress.reading(__opts__, __salt__)
-        host = Host(arguments.layout(__opts__), remote=files, **reading)
+        host = Host(layout, remote=files, **reading)
         result = revision.whole(host, declared) if own else revision.links(host, declared, hosts)
         if own and result.outcomes:
             arguments.tell_targets(__salt__, __opts__, __pillar__)

@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, refusal  # noqa: E402
+from netspace.plugin import arguments, dates, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -47,7 +47,7 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
     """
     from netspace.environment import copies
 
-    return copies.kept(arguments.layout(__opts__))
+    return dates.with_texts(copies.kept(arguments.layout(__opts__)))
 
 
 def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:

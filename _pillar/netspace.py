@@ -30,6 +30,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.fleet import edition  # noqa: E402
 from netspace.plugin import fleet_files, fleet_secrets, own_pillar  # noqa: E402
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ def ext_pillar(
             if __opts__.get("pillar_cache"):
                 raise NetspaceError("pillar_cache would serve a planned declaration as the one in force; turn it off")
             planned = _with_secrets(minion_id, declared.planned_pillar(generation, minion_id), declared)
-            return {**planned, own_pillar.MARK: generation}
-        return _with_secrets(minion_id, declared.answer(minion_id).pillar or {}, declared)
+            return {**planned, own_pillar.MARK: generation, **_edition(declared)}
+        pillar = declared.answer(minion_id).pillar
+        return {**_with_secrets(minion_id, pillar, declared), **_edition(declared)} if pillar else {}
     except Exception as err:  # Salt would show its text to the minion
         log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)
     raise NetspaceError("no pillar of the fleet can be served; the master's log has more")
@@ -108,3 +110,9 @@ def _with_secrets(minion: str, pillar: dict[str, Any], declared: FleetDeclaratio
     for where, why in found.problems.items():
         log.warning("netspace: %s: secret %s: %s", minion, ":".join(where), why)
     return {**pillar, "netspace": found.section}
+
+
+def _edition(declared: FleetDeclaration) -> dict[str, int]:
+    """Return the edition as a part of a pillar; empty if the declaration has none."""
+    found = declared.edition.read()
+    return {edition.KEY: found} if found else {}

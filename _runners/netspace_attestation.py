@@ -73,7 +73,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import arguments, dates, master, salt_keys  # noqa: E402
+from netspace.plugin import arguments, dates, master, salt_keys, tables  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -253,9 +253,9 @@ def verify_environment(
     ``reason`` say why.
 
     Without ``key``, this master's verifier vouches for the host: the
-    proof must have the verifier's word on it, and the word must agree
-    with the verifier's last result of the host. ``level`` is the
-    host's.
+    proof must contain the verifier's signed statement on the host, and
+    the statement must agree with the verifier's last result of the
+    host. ``level`` is the host's level.
 
     With ``key``, the host's own key vouches. Then ``level`` is ``L1``,
     because nothing proves that this key is in a TPM. For the same
@@ -334,7 +334,7 @@ def verify_environment(
 def _appraised(
     raw: str, expected: environment_token.Expected, minion: str | None, level: str
 ) -> environment_token.Attested:
-    """Check a proof by the word of this master's verifier on the host, and by the verifier's last result."""
+    """Check a proof by its host appraisal, which must agree with the verifier's last result of the host."""
     if not re.fullmatch("L[1-5]", level):
         raise NetspaceError(f"level: {level!r:.40}: expected L1 to L5")
     if expected.pcrs or (expected.host is not None and minion is None):
@@ -698,7 +698,7 @@ def ca_status() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_status
     """
-    return _answer(lambda: dates.with_texts(_registrar().status(time.time())))
+    return _answer(lambda: _registrar().status(time.time()))
 
 
 def ca_crl() -> dict[str, Any]:
@@ -818,7 +818,7 @@ def status(target: str = "*") -> dict[str, Any]:
             standing = made.standing(minion, now)
             _announce(made, standing)
             found[minion] = standing.shown(now)
-        return dates.with_texts(found)
+        return found
 
     return _answer(work)
 
@@ -994,16 +994,18 @@ def explain(minion: str) -> dict[str, Any]:
             "state": f"{standing.state}, {shown['level']} (asked for: {shown['minimum']} or more)",
             "why": standing.reason,
             "to raise it": standing.remedy or "nothing: there is no next level",
-            "last evidence": "none" if record is None else f"{_when(record['issued'])}, {shown['age']} s ago",
-            "counts until": "-" if record is None else _when(shown["deadline"]),
+            "last evidence": "none"
+            if record is None
+            else f"{dates.text(record['issued'])}, {tables.age(record['issued'], now)} ago",
+            "counts until": "-" if record is None else dates.text(shown["deadline"]),
             "group": f"{standing.group.name}; its policy: {in_force}",
             "judged by": "-"
             if record is None
             else f"version {record['version']}"
             if record["version"]
             else "no policy",
-            "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {_when(host['enrolled'])}",
-            "certificate": "-" if host is None else f"until {_when(host['expires'])}",
+            "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {dates.text(host['enrolled'])}",
+            "certificate": "-" if host is None else f"until {dates.text(host['expires'])}",
             "tee": shown["tee"] or "none is known",
         }
 
@@ -1016,11 +1018,11 @@ def tcb(minion: str = "*") -> dict[str, Any]:
 
     A fact is *measured in PCR n* if the host's last boot log leads to
     the quoted value, and if the digest has a known meaning. Everything
-    else is *told by the host*: root there can make it say anything. The
-    host's word comes from its grain ``netspace_tcb`` in the master's
-    cache, so the host is not asked. ``term`` is the policy's term for
-    the part, ``holds`` whether the fact satisfies the term. **A term
-    that holds by the host's word gives no level.**
+    else is *told by the host*: root of the host can give any value.
+    These values come from the host's grain ``netspace_tcb`` in the
+    master's cache, so the host is not asked. ``term`` is the policy's
+    term for the part, ``holds`` whether the fact satisfies the term.
+    **A term that only the host's claim satisfies gives no level.**
 
     ``tcb_of`` has the hosts: ``rows`` (``part``, ``value``, ``source``,
     ``term``, ``holds``), ``measured`` (the time of the evidence; None
@@ -1474,10 +1476,6 @@ def _some(lines: list[str]) -> list[str]:
     return lines if more <= 0 else [*lines[:MAX_SHOWN], f"... and {more} lines more: 'file' has all of the policy"]
 
 
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
-
-
 class _Store:
     """A store of records in ``salt.cache``: localfs, or the driver that the master's ``cache`` names (redis, ...)."""
 
@@ -1575,8 +1573,7 @@ def _master() -> str:
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
     keys = ("reason", "ek", "template", "tpm", "pseudonym", "serial", "enrolled", "expires")
-    found = {"minion": record["minion"], "level": f"L{record['level']}", **{key: record[key] for key in keys}}
-    return dates.with_texts(found)
+    return {"minion": record["minion"], "level": f"L{record['level']}", **{key: record[key] for key in keys}}
 
 
 def _valid(found: Mapping[str, Any]) -> bool:
@@ -1591,7 +1588,7 @@ def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any
     runner raises.
     """
     try:
-        found = work()
+        found = dates.with_texts(work())
         passed = good(found)
     except Refused as err:
         found = {"valid": False, "code": err.code, "reason": err.args[0], "remedy": err.remedy}

@@ -106,7 +106,7 @@ def slice_(minion: str) -> dict[str, Any]:
             raise NetspaceError(f"{minion} gets no pillar of the fleet; declare it under hosts, or plan and apply")
         return answer.pillar
 
-    return _answer(found)
+    return _answer(found, texts=False)  # it is a pillar, whose keys are declared
 
 
 def status(timeout: int = SECONDS) -> dict[str, Any]:

@@ -25,7 +25,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, editions, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -99,10 +99,17 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     verifier_keys
         Thumbprints of the keys of the master's verifier, from
         ``salt-run netspace_attestation.jwks``.
+
+    ledger
+        Keep a ledger of runs: the image and the configuration with
+        which each environment is started. An NV index of the TPM proves
+        it to the master's verifier. Defaults to false.
     """
     test = bool(__opts__["test"])
     try:
         given = arguments.arguments(kwargs)
+        if not given and declaration is None:
+            editions.check(__opts__, __pillar__, note=not test)
         wanted = arguments.whole({"attestation": given} if given else declaration, __pillar__)
         result = _host().converge_attestation(wanted.attestation, test=test)
     except NetspaceError as err:

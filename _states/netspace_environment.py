@@ -33,7 +33,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, state_return  # noqa: E402
+from netspace.plugin import apply_progress, editions, failure_log, state_return  # noqa: E402
 from netspace.plugin import arguments as declared  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
@@ -100,6 +100,8 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     test = bool(__opts__["test"])
     try:
         most = declared.rows(__opts__)
+        if declaration is None:
+            editions.check(__opts__, __pillar__, note=not test)
         wanted = declared.whole(declaration, __pillar__)
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
@@ -109,6 +111,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         state["comment"] = state_return.told(
             state["comment"], f"environment {each}: target: {declared.addressable(__opts__)}"
         )
+    failure_log.tell(state)
     return _told(state)
 
 
@@ -218,11 +221,12 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         before this one is started.
 
     update
-        ``{rolling: true, deadline: 60, rollback: true}``: how an
-        environment with a health check is changed. If two instances can
-        run at the same time, the new one is started beside the old one.
-        If the new instance isn't healthy within the deadline (seconds),
-        netspace rolls the change back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: the way in
+        which an environment with a health check is updated. If two
+        instances can run at the same time, the new one is started
+        beside the old one. If the new instance isn't healthy within the
+        deadline (seconds), netspace rolls the change back, and this
+        state fails.
 
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default,

@@ -27,7 +27,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, editions, failure_log, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -64,11 +64,15 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     test = bool(__opts__["test"])
     try:
         most = arguments.rows(__opts__)
+        if declaration is None:
+            editions.check(__opts__, __pillar__, note=not test)
         wanted = arguments.whole(declaration, __pillar__)
         result = _host().converge_interfaces(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err, __running__)
-    return state_return.rows(name, result, "interface", wanted.environments, test=test, most=most)
+    state = state_return.rows(name, result, "interface", wanted.environments, test=test, most=most)
+    failure_log.tell(state)
+    return state
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, editions, failure_log, state_return  # noqa: E402
 from netspace.spec import delegations  # noqa: E402
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     test = bool(__opts__["test"])
     try:
         most = arguments.rows(__opts__)
+        if declaration is None:
+            editions.check(__opts__, __pillar__, note=not test)
         wanted = arguments.whole(declaration, __pillar__)
         result = _host().converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err, __running__)
     links = (link.name for link in delegations.always(wanted))
-    return state_return.rows(name, result, "link", links, test=test, most=most)
+    state = state_return.rows(name, result, "link", links, test=test, most=most)
+    failure_log.tell(state)
+    return state
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -142,8 +146,8 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
     attested
         The lowest trust level of the sender's host, such as ``L3``. The
-        receiver's host refuses the link unless a valid result says that
-        the sender's host has it. Defaults to none.
+        receiver's host refuses the link if no valid result gives the
+        sender's host this level. Defaults to none.
     """
     test = bool(__opts__["test"])
     try:

@@ -45,17 +45,22 @@ TARGET = 50.0
 
 def make(count: int) -> DaemonSupervisor:
     """Make the files of *count* environments from which the metrics are read; return their supervisor."""
-    from netspace import files
+    from netspace.environment import claims
     from netspace.environment import record as records
     from netspace.environment.container import oci_runtime
     from netspace.environment.health import record as verdict
+    from netspace.environment.images import Image
+    from netspace.environment.images.sources import Defaults
     from netspace.interface.endpoints import host_name
     from netspace.layout import Layout
+    from netspace.spec import parse
     from netspace.supervision import cgroup
     from netspace.supervision.daemon.client import DaemonSupervisor
     from netspace.supervision.service import Service
 
     layout = Layout()
+    spec = parse.environment("bench", {"image": "tar:/srv/bench.tar"})
+    image = Image("d" * 64, "i", Defaults())
     for folder in (layout.records(records.KIND), verdict.folder(layout)):
         folder.mkdir(parents=True, exist_ok=True)
     supervisor = DaemonSupervisor(layout)
@@ -63,13 +68,17 @@ def make(count: int) -> DaemonSupervisor:
     supervisor.define([Service(service, ("/bin/sleep", "infinity")) for service in services])
     failed = supervisor.start(services)
     assert not failed, failed
+    index = claims.index(layout)  # an apply writes it
+    index.read()
+    index.begin()
     for number, service in enumerate(services):
         name = f"bench{number}"
-        (layout.records(records.KIND) / f"{name}.json").write_bytes(files.encode({"version": 1}))
+        records.write(layout, name, records.Record(spec, "running", (number + 1) << 16, image, "c", "r"))
         (verdict.folder(layout) / f"{name}.json").touch()
         verdict.up(layout, name).touch()
         for place in cgroups(cgroup.payload_cgroup(layout, service)):
             place.mkdir(parents=True, exist_ok=True)
+    index.note([f"bench{number}" for number in range(count)])
     ends = [host_name(layout.instance, f"bench{number}") for number in range(count)]
     added = "\n".join([f"link add {end} type bridge" for end in ends])
     subprocess.run(["ip", "-batch", "-"], input=added, text=True, check=True)

@@ -87,7 +87,7 @@ FILES = (
     ),
     (
         *(f"tests/integration/test_{what}.py" for what in ("demo_hosts", "attestation_schedule", "systemd_kernel")),
-        "tests/functional/host/test_host_tenants.py",
+        *("tests/functional/host/test_host_tenants.py", "tests/integration/test_lab_between.py"),
     ),
 )
 

@@ -42,19 +42,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_declared(commands)
     supervise = commands.add_parser(
-        "supervise", help="keep the services running on a host without systemd; returns once it does"
+        "supervise", help="supervise the services of a host without systemd, in the background"
     )
-    supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
+    supervise.add_argument("--foreground", action="store_true", help="stay in the foreground, for an init of your own")
     # The descriptor of the lock, which a supervisor passes on to its successor.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
-    commands.add_parser("names", help="look up the names in rules of interfaces; a service's program")
-    commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
+    commands.add_parser("names", help="look up the names in rules of interfaces (run by a service)")
+    commands.add_parser("health", help="watch the health of the environments that have a check (run by a service)")
     commands.add_parser("restore", help="after a reboot: rebuild all volatile state and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
     commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
-    commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
-    commands.add_parser("peer", help="answer the environments' requests to the host; a service's program")
-    commands.add_parser("keeper", help="start and end children of environments; a service's program")
+    commands.add_parser("forward", help="become the forwarder of the environments' links (run by a service)")
+    commands.add_parser("peer", help="answer the environments' requests to the host (run by a service)")
+    commands.add_parser("keeper", help="start and end children of environments (run by a service)")
     commands.add_parser("renew", help="replace the environments' certificates that expire soon")
     return parser
 

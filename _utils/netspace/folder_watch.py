@@ -28,7 +28,7 @@ class Watch:
     def touched(self, names: Collection[str]) -> bool:
         """Return whether all changed files belong to *names*: ``<name>.<suffix>`` or ``.<name>.<suffix>.new``.
 
-        Without any change, the result is True. If the kernel could not record all changes, it is False.
+        The result is True if nothing has changed, and False if the kernel could not record all changes.
         """
         while True:
             try:

@@ -85,7 +85,7 @@ class Layout:
         return below(self.layers, name)
 
     def volumes(self, name: str) -> Path:
-        """Return the folder of the environment's volumes without a source on the host.
+        """Return the folder of the environment's volumes, except those that are folders of the host.
 
         Each volume is one file, and stays after the environment's removal.
         """

@@ -1,10 +1,10 @@
-"""Check the proof of where a program runs, by the word of the fleet's verifier on its host, without netspace.
+"""Check the proof of where a program runs, by the appraisal of its host by the fleet's verifier, without netspace.
 
-The script needs only Python and the package cryptography. NONCE is the question that the checker has sent, a new one
-for each check. The file with the verifiers' keys is what ``salt-run netspace_attestation.jwks --out json`` shows. The
-verifier says which host has the key of the token in which boot, and the level of that host: L1 is a host whose key is
-in a file, L2 and above one with a TPM (or a confidential guest). The level is that of the last appraisal: a host that
-was restarted, or has lost its level since, is noticed only when the verifier's word expires.
+The script needs only Python and the package cryptography. NONCE is the random value that the checker has sent, a new
+one for each check. The file with the verifiers' keys is what ``salt-run netspace_attestation.jwks --out json`` shows.
+The host appraisal says which host has the token key in which boot, and the level of that host. A host of L1 has its key
+in a file; one of L2 or above has a TPM or is a confidential guest. The level is that of the last appraisal: if the host
+was restarted or has lost its level since then, the script notices it only when the host appraisal expires.
 
 usage: check_appraised_evidence.py --verifiers jwks.json --nonce NONCE --environment web [--minion web1] [--level L3]
        [--image sha256:...] < evidence.json
@@ -29,7 +29,7 @@ COLLECTION = "tag:netspace.invalid,2026:environment-evidence#2"
 TOKEN, APPRAISAL = "tag:netspace.invalid,2026:environment#1", "tag:netspace.invalid,2026:host-appraisal#1"
 TYPES = {
     "token": ["application/eat+jwt", 4],
-    "host-key": ["application/vnd.netspace.host-key+json", 2],  # the host's own word: not needed here
+    "host-key": ["application/vnd.netspace.host-key+json", 2],  # the host's own statement: not needed here
     "appraisal": ["application/vnd.netspace.host-appraisal+jwt", 8],
 }
 SKEW, LIFETIME, LONGEST = 300, 300, 86400

@@ -97,12 +97,12 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
 @pytest.mark.parametrize(
     ("forgery", "why"),
     [
-        ({"name": "mallory"}, "isn't of .*/env/web"),  # another environment of the same host
-        ({"sub": f"{H2}/env/web"}, "isn't of"),  # one of the same name on another
+        ({"name": "mallory"}, "isn't valid for .*/env/web"),  # another environment of the same host
+        ({"sub": f"{H2}/env/web"}, "isn't valid for"),  # one of the same name on another
         ({"by": H2, "iss": H2, "sub": f"{H2}/env/web"}, "isn't known as"),  # which its own host endorses
         ({"by": H2}, "isn't known as"),  # another host endorses
         ({"by": "mallory"}, "doesn't hold"),  # somebody, by the name of the endorser's key
-        ({"iss": H2}, "isn't of"),
+        ({"iss": H2}, "isn't valid for"),
         ({"use": "enc"}, "for another use"),
         ({"exp": NOW - 1}, "has ended"),
         ({"exp": NOW - DAY, "nbf": NOW}, "has ended"),
@@ -114,8 +114,8 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
         ({"nbf": float("nan")}, "no time"),
         ({"exp": 10**400}, "no time"),
         ({"nbf": -(10**400)}, "no time"),
-        ({"nbf": ...}, "isn't of"),
-        ({"extra": 1}, "isn't of"),
+        ({"nbf": ...}, "isn't valid for"),
+        ({"extra": 1}, "isn't valid for"),
         ({"cnf": {}}, "contains no key"),
         ({"cnf": {"jwk": public(SIGNERS[H1], H1), "jku": "https://x"}}, "contains no key"),
         ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "d": "x"}}}, "contains no key"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ SALT = Path(__file__).resolve().parents[1] / "salt-call"
 ROWS = ("_|-present", "_|-absent")
 """Ends of the keys of a state's rows."""
 COLOUR = sys.stdout.isatty()
+WIDTH = 80
+SENDERS = ("web", "till")
+"""The environments that send to orders in the demo's declaration."""
 
 
 class Failed(Exception):
@@ -30,6 +34,12 @@ def paint(text: str, code: str) -> str:
 
 def say(text: str = "") -> None:
     print(text, flush=True)
+
+
+def tell_line(text: str) -> None:
+    """Print a sentence of a step, in lines that fit a terminal."""
+    lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 3, subsequent_indent=" " * 5, break_on_hyphens=False)
+    say("\n".join(lines))
 
 
 @contextmanager
@@ -125,14 +135,34 @@ def refusal() -> None:
     """
     result = inside("till", *python("till.py", "web", "psst"))
     if result["retcode"] == 0:
-        raise Failed("the broker took a message that no link allows")
+        raise Failed("the broker took a message from till to web, which no link of the demo allows")
     if "refused" not in result["stdout"]:
         raise Failed(f"till could not try to send: {result['stdout']}{result['stderr']}")
     say("   till sends to web, which no link declares")
-    say(f"   the broker: {result['stdout'].strip()}")
+    tell_line(f"the broker: {result['stdout'].strip()}")
+
+
+def check_pillar() -> None:
+    """Check that the pillar declares what the demo shows, before anything is changed.
+
+    :raises Failed: it doesn't.
+    """
+    try:
+        found = salt("netspace.paths_to", "orders", "declared=True")  # Salt masks the values of a pillar
+    except Failed:  # there is no orders; Salt has told it
+        found = {}
+    paths = found.get("paths", ()) if isinstance(found, dict) else ()
+    senders = {path["from"] for path in paths if not (path["through"] or path["answers"])}
+    if not senders.issuperset(SENDERS):
+        raise Failed(
+            "this pillar isn't the demo's, in which web and till may send to orders. Nothing is changed. For the demo, "
+            "take pillar_roots out of .cache/salt/etc/minion.d/. To apply this pillar: scripts/salt-call state.apply "
+            "netspace"
+        )
 
 
 def up() -> None:
+    check_pillar()
     with step("Apply the declaration (pillar/netspace/demo.sls)"):
         say("   salt-call state.apply netspace")
         if not tell(apply()):
@@ -157,7 +187,7 @@ def down() -> None:
         if not isinstance(result, dict) or result.get("result") is not True:
             raise Failed(result.get("comment") if isinstance(result, dict) else str(result))
         for name, changes in result["changes"].items():
-            say(f"   {name}: {', '.join(changes)}")
+            tell_line(f"{name}: {', '.join(changes)}")
         if not result["changes"]:
             say("   nothing was there")
     left = leftovers()
@@ -191,12 +221,18 @@ def _processes() -> Iterator[tuple[str, str]]:
             continue
 
 
+def folded(text: str) -> str:
+    """Return *text* in lines that fit a terminal; its own ends of lines stay."""
+    lines = [textwrap.wrap(line, WIDTH, break_on_hyphens=False) or [""] for line in text.splitlines()]
+    return "\n".join(line for wrapped in lines for line in wrapped)
+
+
 def run(work: Callable[[], None]) -> int:
     """Run *work*; return the exit status, and print the problem if it failed."""
     try:
         work()
     except Failed as err:
-        say(paint(f"\ndemo: {err}", "31"))
+        say(paint(f"\n{folded(f'demo: {err}')}", "31"))
         return 1
     return 0
 

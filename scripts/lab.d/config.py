@@ -13,16 +13,26 @@ MASTER = "198.51.100.254"
 """Address of the master (RFC 5737)."""
 ADMISSION = 4507
 """Port at which the master takes applications of minions whose keys are pending."""
+DEVICE = "device:/dev/tpmrm0"
+"""The TPM of a host that is a machine."""
+TPM_ROOTS = "/etc/tpm-roots"
+"""Where a machine finds the certificates of the TPMs' maker."""
+PCRS = (*range(10), 11, 12)
+"""PCRs with what a machine boots, up to the kernel's command line and the files that the boot loader reads."""
 MOST = 200
 """Hosts of a lab at most: addresses of one /24."""
 
 
-def default_fleet(hosts: int, tpms: int = 0) -> str:
+def default_fleet(hosts: int, tpms: int = 0, *, machines: bool = False) -> str:
     """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last host.
 
     :param tpms: how many of the hosts have a TPM, from the first on.
+    :param machines: whether the hosts are machines. The last one's environment then demands its host's TPM, if it has
+        one.
     """
-    tpm = f', attestation: {{tpm: "{TCTI}"}}'
+    settings = f'tpm: "{DEVICE}", roots: {TPM_ROOTS}' if machines else f'tpm: "{TCTI}"'
+    tpm = f", attestation: {{{settings}}}"
+    demands = ", attestation: {policy: require, minimum: L3}" if machines and tpms == hosts else ""
     addresses = "\n".join(
         f"  h{number}: {{address: 198.51.100.{number}{tpm if number <= tpms else ''}}}"
         for number in range(1, hosts + 1)
@@ -34,14 +44,17 @@ hosts:
 {addresses}
 environments:
   web:    {{on: h1, image: {image}, command: [/usr/bin/web]}}
-  orders: {{on: h{hosts}, image: {image}, command: [/usr/bin/orders]}}
+  orders: {{on: h{hosts}, image: {image}, command: [/usr/bin/orders]{demands}}}
 links:
   - {{from: web, to: orders, pattern: request, seal: true}}
 """
 
 
-def plugins(home: Path) -> dict[str, list[str]]:
-    """Return the configuration with which Salt uses this checkout's plugins directly."""
+def plugins(checkout: Path, tree: Path) -> dict[str, list[str]]:
+    """Return the configuration with which Salt uses the plugins of a checkout directly.
+
+    :param tree: folder with a link to the checkout's resources, ``resources``.
+    """
     folders = {
         "module_dirs": "_modules",
         "resources_dirs": "_resources",
@@ -54,16 +67,16 @@ def plugins(home: Path) -> dict[str, list[str]]:
         "outputter_dirs": "_output",
         "utils_dirs": "_utils",
     }
-    found = {key: [str(ROOT / folder)] for key, folder in folders.items()}
-    tree = home / "tree"
-    tree.mkdir(exist_ok=True)
-    if not (tree / "resources").is_symlink():
-        (tree / "resources").symlink_to(ROOT / "_resources")
+    found = {key: [str(checkout / folder)] for key, folder in folders.items()}
     found["module_dirs"].append(str(tree))
     return found
 
 
 def _common(home: Path, role: str) -> dict[str, Any]:
+    tree = home / "tree"
+    tree.mkdir(exist_ok=True)
+    if not (tree / "resources").is_symlink():
+        (tree / "resources").symlink_to(ROOT / "_resources")
     return {
         "user": "root",
         "root_dir": str(home),
@@ -75,7 +88,7 @@ def _common(home: Path, role: str) -> dict[str, Any]:
         "log_level_logfile": "warning",
         "enable_fqdns_grains": False,
         "enable_gpu_grains": False,
-        **plugins(home),
+        **plugins(ROOT, tree),
     }
 
 
@@ -88,26 +101,32 @@ look:
 """Reaction to a change of a host's trust: its links are cut or restored at once."""
 
 
-def write_minion(home: Path) -> None:
-    """Write the configuration of the minion whose folder is *home*."""
-    more = {
-        "id": home.name,
+def minion(name: str) -> dict[str, object]:
+    """Return what the configuration of each minion has, by the name of its host."""
+    return {
+        "id": name,
         "master": MASTER,
         "autoload_dynamic_modules": False,
         "acceptance_wait_time": 2,
         "master_alive_interval": 10,
         "recon_default": 500,
         "recon_max": 2000,
+        "beacons": {"netspace_trust": [{"interval": 60}]},
     }
-    _write(home, "minion", more)
 
 
-def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None) -> None:
+def write_minion(home: Path) -> None:
+    """Write the configuration of the minion whose folder is *home*."""
+    _write(home, "minion", minion(home.name))
+
+
+def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None, *, machines: bool) -> None:
     """Write the configuration of the master.
 
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
     :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
     :param others: the hosts without a TPM, if some hosts have one; None: no host has a TPM.
+    :param machines: whether the hosts are machines, which measure their boot.
     """
     reactor = home / "trust.sls"
     reactor.write_text(REACTOR)
@@ -127,7 +146,7 @@ def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None
             "folder": str(home / "attestation"),
             "timeout": 60,
             "jitter": 0,
-            "groups": [{"name": "default", "minimum": "L1"}],
+            "groups": [{"name": "default", "minimum": "L1", **({"pcrs": PCRS} if machines else {})}],
             **({} if others is None else {"inventory": str(home / "tpms"), "roots": str(home / "tpm-roots")}),
         },
         "reactor": [{"netspace/attestation/*/*": [str(reactor)]}],

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from config import ROOT
 from processes import Failed, child, launch, remembered
+from tpms import TCTI
 
 PATIENCE = 120.0  # seconds for what takes one or two on a machine that has nothing else to do
 
@@ -24,6 +25,11 @@ class Host:
     :ivar home: the host's folder, named like the host: configuration, log, disk.
     :ivar daemon: ``salt-master`` or ``salt-minion``.
     """
+
+    shares_kernel = True
+    """Whether the host is a set of namespaces on this machine."""
+    tcti = TCTI
+    """Where a program on the host finds its TPM."""
 
     def __init__(self, home: Path, daemon: str) -> None:
         self.home = home
@@ -43,6 +49,10 @@ class Host:
         # The shell's child is unshare, which waits for the first process. Before that it has other children.
         first = child(child(top)) if top else 0
         return first if first and _apart(first) and (self.home / "ready").exists() else 0
+
+    def state(self) -> str:
+        """Return whether the host is on, in words."""
+        return "on" if self.init() else "off"
 
     def start(self, lock: int) -> None:
         """Start the host, and wait until its network can be connected.

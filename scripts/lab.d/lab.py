@@ -9,22 +9,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import ipaddress
 import json
 import os
-import re
 import shutil
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
+import choices
 import config
 import tpms
-import yaml
-from config import MASTER, MOST, ROOT
+from config import MASTER, ROOT
 from hosts import Host, discard
 from processes import Failed
 from switch import Switch
@@ -34,9 +33,10 @@ SERVED = FOLDER / "srv"
 FLEET = FOLDER / "fleet.yaml"
 MARK = FOLDER / ".netspace-lab"
 """The file that says that the folder is a lab's, so that ``down`` removes nothing else."""
+MACHINES = FOLDER / "machines"
+"""The file that says that the lab's hosts are machines, and how many of them have a TPM: a number, or ``all``."""
 PATIENCE = 300.0  # seconds until all minions answer
-NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")  # also a network interface's name: 15 bytes
-RESERVED = {"master", "maker", "names", "srv", "lab", "lo", "all", "default"}  # folders, interfaces and words of ip(8)
+PROGRESS = 30.0  # seconds after which a long step says how far it is
 
 
 def main() -> int:
@@ -52,38 +52,26 @@ def main() -> int:
 
 
 def up(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="lab up")
-    parser.add_argument("--hosts", type=int, metavar="N", help="hosts of the default fleet (default 2)")
-    parser.add_argument("--tpm", type=int, metavar="N", help="how many of them have a TPM (default 0)")
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="declaration of a fleet")
-    chosen = parser.parse_args(arguments)
-    if chosen.file and chosen.hosts:
-        raise Failed("up: --hosts is for the default fleet; FILE declares its own hosts")
-    if chosen.hosts is not None and not 1 <= chosen.hosts <= MOST:
-        raise Failed(f"up: --hosts {chosen.hosts} is not between 1 and {MOST}")
-    if chosen.tpm is not None and (chosen.file or FLEET.exists()):
-        raise Failed(f"up: --tpm is for a new lab with the default fleet; {FLEET} or FILE declares its own hosts")
-    if chosen.tpm is not None and not 1 <= chosen.tpm <= (chosen.hosts or 2):
-        raise Failed(f"up: --tpm {chosen.tpm} is not between 1 and the number of hosts")
-    if chosen.tpm and (why := tpms.missing()):
-        raise Failed(f"up: --tpm: {why}")
-    file: Path | None = chosen.file
-    if file is not None and FLEET.exists() and file.resolve() == FLEET.resolve():
-        file = None  # it is the lab's own
-    if file is not None and FLEET.exists() and not FLEET.is_symlink():
-        raise Failed(f"up: this lab declares its fleet in {FLEET}; edit that file, or end the lab: lab down")
-    if chosen.hosts and FLEET.exists():
-        raise Failed(f"up: --hosts is for a new lab; edit {FLEET}, or end the lab: lab down")
-    if file is not None or FLEET.exists():
-        text, where = _read(file or FLEET), str(file or FLEET)
+    chosen = choices.parse(arguments, FLEET)
+    if chosen.vm and FLEET.exists() and not MACHINES.exists():
+        raise Failed("up: --vm is for a new lab; end this one: lab down")
+    if chosen.file or FLEET.exists():
+        text, where = _read(chosen.file or FLEET), str(chosen.file or FLEET)
     else:
-        text, where = config.default_fleet(chosen.hosts or 2, chosen.tpm or 0), "the default fleet"
-    addresses = declared(text, where)
+        text, where = chosen.default_fleet(), "the default fleet"
+    addresses = choices.declared(text, where)
+    with_tpm = 0 if FLEET.exists() else chosen.tpms(len(addresses))
+    if with_tpm and (why := tpms.missing()):
+        raise Failed(f"up: --tpm: {why}")
+    if chosen.vm or MACHINES.exists():
+        _announce(addresses)
     began = time.monotonic()
     with locked(create=True) as lock:
+        if chosen.vm and not MACHINES.exists():
+            MACHINES.write_text("all\n" if chosen.tpm is None else f"{chosen.tpm}\n")
         if (FOLDER / "hosts.json").exists():
             let_go(addresses)
-        prepare(addresses, file, text, chosen.tpm or 0)
+        prepare(addresses, chosen.file, text, with_tpm)
         switch = Switch(FOLDER)
         switch.start(lock)
         for name, address in {"master": MASTER, **addresses}.items():
@@ -94,6 +82,20 @@ def up(arguments: list[str]) -> int:
     await_minions(set(addresses), "up")
     say(f"up in {time.monotonic() - began:.0f} s; the fleet is declared in {FLEET}")
     return 0
+
+
+def _announce(addresses: dict[str, str]) -> None:
+    """Build the machines' image if it is missing, and tell how long it will take.
+
+    :raises Failed: the machines can't run here.
+    """
+    running = known() if (FOLDER / "hosts.json").exists() else {}
+    asked = [name for name in addresses if name not in running or not host(name).init()]
+    if asked and (why := _machines().missing(len(asked))):
+        raise Failed(f"up: --vm: {why}")
+    _machines().machine_image.build()
+    if asked and not _machines().accelerated():
+        say("no KVM here: QEMU translates what the machines run, so each step takes minutes")
 
 
 def let_go(addresses: dict[str, str]) -> None:
@@ -112,47 +114,20 @@ def let_go(addresses: dict[str, str]) -> None:
         (FOLDER / "master/pki/minions" / name).unlink(missing_ok=True)  # it comes back with another key
 
 
-def declared(text: str, where: str) -> dict[str, str]:
-    """Return the address of each host in a fleet's declaration.
-
-    :param where: the declaration's place, for messages.
-    """
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise Failed(f"{where}: {err}") from err
-    hosts = found.get("hosts") if isinstance(found, dict) else None
-    if not isinstance(hosts, dict) or not hosts:
-        raise Failed(f"{where}: it declares no hosts; write hosts: {{h1: {{address: 198.51.100.1}}}}")
-    if len(hosts) > MOST:
-        raise Failed(f"{where}: hosts: {len(hosts)} are too many; a lab has at most {MOST}")
-    addresses: dict[str, str] = {}
-    for name, host_ in hosts.items():
-        address = host_.get("address") if isinstance(host_, dict) else None
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
-            raise Failed(f"{where}: hosts: {name!r} is no name for a host of a lab; use a short one, such as h1")
-        try:
-            value = str(ipaddress.ip_address(str(address)))
-        except ValueError:
-            raise Failed(f"{where}: hosts: {name}: address: {address!r} is no IP address") from None
-        if value in (MASTER, *addresses.values()):
-            raise Failed(f"{where}: hosts: {name}: address: {value} is taken; choose another one")
-        addresses[name] = value
-    return addresses
-
-
 def admit(names: Iterable[str]) -> None:
     """Let each host with a TPM request the acceptance of its minion's key, if the key isn't accepted yet.
 
     :raises Failed: a key isn't accepted in time.
     """
-    url, deadline = f"http://{MASTER}:{config.ADMISSION}", time.monotonic() + PATIENCE
+    names = list(names)
+    await_boot(names)
+    url, deadline = f"http://{MASTER}:{config.ADMISSION}", time.monotonic() + patience(names)
     books = FOLDER / "master/attestation"
     if (FOLDER / "maker").exists() and not (books / "ca").exists():
         # A killed command may have left a root without its intermediate.
         host("master").run("salt-run", f"netspace_attestation.{'ca_renew' if (books / 'root').exists() else 'ca_init'}")
     for name in names:
-        command = ("salt-call", "--local", "--out=json", "netspace_admission.apply", url, f"tpm={tpms.TCTI}")
+        command = ("salt-call", "--local", "--out=json", "netspace_admission.apply", url, f"tpm={host(name).tcti}")
         while tpms.folder(FOLDER / name).exists() and not (FOLDER / "master/pki/minions" / name).exists():
             done = host(name).run(*command)
             if done.returncode == 0:
@@ -180,6 +155,9 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: i
     for home in (FOLDER / "master", *homes):
         home.mkdir(mode=0o700, exist_ok=True)
     # The fleet's file comes last: once it is there, each host of the fleet that is to have a TPM has one.
+    if MACHINES.exists():
+        count = MACHINES.read_text().strip()
+        with_tpm = len(homes) if count == "all" else int(count)
     for home in homes[:with_tpm]:
         tpms.make(home, maker)
     if file is None and not FLEET.exists():
@@ -188,7 +166,7 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: i
     if maker.exists():
         others = [home.name for home in homes if not tpms.folder(home).exists()]
         tpms.write_inventory(FOLDER / "master", homes, maker)
-    config.write_master(FOLDER / "master", SERVED, FLEET, others)
+    config.write_master(FOLDER / "master", SERVED, FLEET, others, machines=MACHINES.exists())
     for home in homes:
         config.write_minion(home)
     names = {"localhost": "127.0.0.1", "ip6-localhost": "::1", "master": MASTER, **addresses}
@@ -198,9 +176,10 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: i
 
 def switch_on(name: str, address: str, switch: Switch, lock: int) -> None:
     """Start a host if it doesn't run, and connect it to the switch if it isn't connected."""
-    if not host(name).init():
-        host(name).start(lock)
-    switch.connect(host(name), address)
+    one = host(name)
+    if not one.init():
+        one.start(lock)
+    switch.connect(one, address)
 
 
 def await_minions(names: set[str], command: str) -> None:
@@ -208,7 +187,8 @@ def await_minions(names: set[str], command: str) -> None:
 
     :param command: the lab's command, for messages.
     """
-    deadline = time.monotonic() + PATIENCE
+    began = said = time.monotonic()
+    answers: set[str] = set()
     while True:
         # A minion that is away costs salt more than its timeout.
         with contextlib.suppress(ValueError, AttributeError, Failed):
@@ -217,9 +197,23 @@ def await_minions(names: set[str], command: str) -> None:
             answers = {name for name, answer in json.loads(done.stdout).items() if answer is True}
             if names <= answers:
                 return
-        if time.monotonic() > deadline:
-            raise Failed(f"{command}: not every minion answers within {PATIENCE:.0f} s; see {FOLDER}/*/log")
+        if (now := time.monotonic()) - began > patience(names):
+            raise Failed(f"{command}: not every minion answers within {now - began:.0f} s; see {FOLDER}/*/log")
+        if now - said >= PROGRESS:
+            said = now
+            say(f"  still away: {', '.join(sorted(names - answers))} ({now - began:.0f} s)")
         time.sleep(1)
+
+
+def await_boot(names: Iterable[str]) -> None:
+    """Wait until machines among the hosts are booted."""
+    if MACHINES.exists():
+        _machines().await_boot([host(name) for name in names])
+
+
+def patience(names: Iterable[str]) -> float:
+    """Return the number of seconds until all minions answer."""
+    return float(_machines().patience() * len(set(names))) if MACHINES.exists() else PATIENCE
 
 
 def status(arguments: list[str]) -> int:
@@ -227,7 +221,7 @@ def status(arguments: list[str]) -> int:
     addresses = {"master": MASTER, **known()}
     width = max(map(len, addresses))
     for name, address in addresses.items():
-        say(f"{name:{width}}  {address:15}  {'on' if host(name).init() else 'off'}")
+        say(f"{name:{width}}  {address:15}  {host(name).state()}")
     names = {address: name for name, address in addresses.items()}
     for one, other in sorted(Switch(FOLDER).cuts()):
         if one < other:
@@ -290,6 +284,7 @@ def start(arguments: list[str]) -> int:
         with locked() as lock:
             switch_on(name, {"master": MASTER, **known()}[name], Switch(FOLDER), lock)
     names = set(arguments) - {"master"}
+    await_boot(names)
     if names and host("master").init():
         admit(sorted(names))
         await_minions(names, "start")
@@ -359,7 +354,18 @@ def own() -> None:
 
 # -- helpers ------------------------------------------------------------------------
 def host(name: str) -> Host:
-    return Host(FOLDER / name, "salt-master" if name == "master" else "salt-minion")
+    if name == "master":
+        return Host(FOLDER / name, "salt-master")
+    return _machines().Machine(FOLDER / name) if MACHINES.exists() else Host(FOLDER / name, "salt-minion")
+
+
+def _machines() -> ModuleType:
+    """Return the module for machines, which labs of namespaces don't need."""
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))  # for vmlab
+    import machines
+
+    return machines
 
 
 def known() -> dict[str, str]:

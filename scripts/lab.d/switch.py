@@ -49,7 +49,8 @@ class Switch:
             time.sleep(0.01)
         if not works(*self._inside, "ip", "link", "show", "dev", BRIDGE):
             run(*self._inside, "ip", "link", "add", BRIDGE, "type", "bridge", "mcast_snooping", "0")
-        run(*self._inside, "ip", "link", "set", "dev", BRIDGE, "up")
+        for device in (BRIDGE, "lo"):  # machines' shells listen at lo
+            run(*self._inside, "ip", "link", "set", "dev", device, "up")
         if not works(*self._inside, "nft", "list", "table", "bridge", "lab"):
             run(*self._inside, "nft", "-f", "-", text=TABLE)
 
@@ -61,14 +62,19 @@ class Switch:
         self._pid.unlink(missing_ok=True)
 
     def connect(self, host: Host, address: str) -> None:
-        """Connect a host to the switch by a veth pair, and give the host its *address*, if this isn't done yet."""
+        """Connect a host to the switch, if this isn't done yet; give it its *address*, unless it is a machine."""
+        if host.shares_kernel:
+            self._lay_cable(host, address)
+        run(*self._inside, "ip", "link", "set", "dev", host.name, "master", BRIDGE, "up")
+
+    def _lay_cable(self, host: Host, address: str) -> None:
+        """Make a veth pair between a host and the switch, and give the host its *address*."""
         first, pid = str(host.init()), str(remembered(self._pid))
         inside = ["nsenter", f"--target={first}", "--net", "ip"]
         if not works(*inside, "link", "show", "dev", CABLE):
             self._await_free(host.name)
             ends = ["netns", first, "type", "veth", "peer", "name", host.name, "netns", pid]
             run("ip", "link", "add", CABLE, *ends)
-        run(*self._inside, "ip", "link", "set", "dev", host.name, "master", BRIDGE, "up")
         six = ":" in address
         # Every other address is reached by the switch, or not at all.
         run(*inside, "address", "replace", f"{address}/{128 if six else 32}", "dev", CABLE, *(["nodad"] if six else []))

@@ -16,6 +16,8 @@ from processes import Failed, run
 PROGRAMS = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
 SOCKET = "/run/tpm.sock"
 """Where a host finds its TPM: its ``/run`` is its own."""
+MAKERS = ("issuercert.pem", "swtpm-localca-rootca-cert.pem")
+"""The maker's certificates, in the maker's folder."""
 TCTI = f"swtpm:path={SOCKET}"
 
 
@@ -83,7 +85,7 @@ def write_inventory(master: Path, homes: list[Path], maker: Path) -> None:
     """Write the master's inventory and the maker's certificates, from the hosts' TPMs."""
     roots = master / "tpm-roots"
     roots.mkdir(exist_ok=True)
-    for name in ("issuercert.pem", "swtpm-localca-rootca-cert.pem"):
+    for name in MAKERS:
         shutil.copyfile(maker / name, roots / name)
     lines = [f"{home.name} {' '.join(_fingerprints(home))}\n" for home in homes if folder(home).exists()]
     aside = master / "tpms.new"

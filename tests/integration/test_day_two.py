@@ -21,6 +21,7 @@ from support import checkout, pages
 from support.hosts.machines import Machine, plug
 from support.hosts.whole_host import IMAGE
 from support.pages import Step
+from support.returns import times_without_text
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -128,7 +129,9 @@ class Fleet:
     def salt(self, host: str, *arguments: str) -> Any:
         """Call a function of a minion, in addition to the steps of the pages."""
         done = self.master.run("salt", "--out=json", "--static", host, *arguments)
-        return json.loads(done.out)[host]
+        returned = json.loads(done.out)[host]
+        assert not list(times_without_text(arguments[0], returned)), arguments
+        return returned
 
     def inside(self, host: str, name: str, *command: str) -> str:
         """Run a command in an environment; it must succeed."""

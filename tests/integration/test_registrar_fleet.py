@@ -19,6 +19,7 @@ from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
 from support import checkout
 from support.attestation.software_tpm import Factory, listening
+from support.returns import times_without_text
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -47,6 +48,7 @@ class Fleet:
     def runner(self, function: str, *arguments: str) -> tuple[dict[str, Any], int]:
         done = self.run.run(f"netspace_attestation.{function}", *arguments)
         assert isinstance(done.data, dict), done
+        assert not list(times_without_text(f"netspace_attestation.{function}", done.data)), function
         return done.data, done.returncode
 
     def give(self, **tpms: str) -> None:

@@ -48,8 +48,11 @@ def test_time_of_a_file_depends_on_its_content(unpacked: Path) -> None:
 
 
 def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
-    library = unpacked / "usr/lib/python3/dist-packages/netspace"
-    assert (library / "__main__.py").read_bytes() == (ROOT / "_utils/netspace/__main__.py").read_bytes()
+    library, source = unpacked / "usr/lib/python3/dist-packages/netspace", ROOT / "_utils/netspace"
+    wanted = [path.relative_to(source) for path in source.rglob("*.py")]
+    assert len(wanted) > 300
+    assert [name for name in wanted if not (library / name).exists()] == []
+    assert [name for name in wanted if (library / name).read_bytes() != (source / name).read_bytes()] == []
     assert (library / "sls/netspace/packages.yaml").exists()
 
 

@@ -34,6 +34,29 @@ def test_wheel_holds_library_plugins_and_sls(dist: Path) -> None:
     assert strange == set()
 
 
+def test_wheel_of_the_client_holds_each_module(dist: Path) -> None:
+    held = {name for name in wheel(dist, "netspace_client").namelist() if ".dist-info/" not in name}
+    source = checkout.ROOT / "client/src"
+    assert held == {str(path.relative_to(source)) for path in source.rglob("*") if path.suffix in (".py", ".typed")}
+
+
+@pytest.mark.parametrize(("name", "source"), [("netspace", "."), ("netspace_client", "client")])
+def test_sdist_holds_each_module(dist: Path, name: str, source: str) -> None:
+    """Whoever builds from an sdist gets the modules that the wheel of the release has."""
+    root = checkout.ROOT / source
+    with tarfile.open(dist / f"{name}-{__version__}.tar.gz") as archive:
+        held = {path.partition("/")[2] for path in archive.getnames()}
+    folders = ("src",) if source == "client" else ("_utils", "states/netspace", *checkout.PLUGIN_FOLDERS)
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    wanted = {
+        str(path.relative_to(root))
+        for path in files
+        # Only Salt's loader needs a folder of plugins to be a package.
+        if path.suffix in (".py", ".sls", ".jinja", ".yaml", ".typed") and "__pycache__" not in path.parts
+    }
+    assert wanted - held == set()
+
+
 @pytest.mark.parametrize("name", ["netspace", "netspace_client"])
 def test_wheel_names_version_licence_and_addresses(dist: Path, name: str) -> None:
     archive = wheel(dist, name)

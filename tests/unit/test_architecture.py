@@ -22,6 +22,7 @@ LAYERS = (
     ("bpf",),
     ("spec",),
     ("supervision",),
+    ("ledger",),
     KINDS,
     ("fleet",),
     ("plugin",),
@@ -34,6 +35,7 @@ UPWARDS = {"spec.extensions"}
 
 # Modules that do nothing but compute: no file, process, socket or clock is within reach of what they import.
 PURE = {
+    "attestation.base64_fields",
     "attestation.clocks",
     "attestation.endorsement.der",
     "attestation.endorsement.ek_certificates",
@@ -45,6 +47,7 @@ PURE = {
     "attestation.fleet.groups",
     "attestation.fleet.host_state",
     "attestation.fleet.lanes",
+    "attestation.ledger_proof",
     "attestation.fleet.origin",
     "attestation.fleet.result_fields",
     "attestation.identity",
@@ -58,6 +61,7 @@ PURE = {
     "attestation.logs.measured",
     "attestation.logs.systemd",
     "attestation.policy.boot",
+    "attestation.policy.environments",
     "attestation.policy.policy",
     "attestation.policy.tcb",
     "attestation.policy_reading",
@@ -77,6 +81,7 @@ PURE = {
     "attestation.verifier.boot_rules",
     "attestation.verifier.extensions",
     "attestation.verifier.ima_rules",
+    "attestation.verifier.ledger_rules",
     "attestation.verifier.platform_rules",
     "attestation.verifier.quotes",
     "attestation.verifier.references",
@@ -102,6 +107,8 @@ PURE = {
     "fleet.trust",
     "fleet.types",
     "interface.names.answers",
+    "ledger.entries",
+    "ledger.nv_public",
     "link.problems",
     "link.topology.spiffe",
     "plan",

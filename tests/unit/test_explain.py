@@ -40,6 +40,7 @@ def test_well_environment_has_no_finding() -> None:
         (Facts("web", SPEC), "not-applied", "error", APPLY),
         (Facts("web", SPEC, withheld="needs L2"), "withheld", "error", "netspace_attestation.status"),
         (Facts("web", SPEC, image_problem="no such file"), "image-missing", "error", APPLY),
+        (Facts("web", SPEC, impossible="command: no such program"), "impossible", "error", APPLY),
         (Facts("web", row={"problem": "damaged"}), "record-damaged", "error", APPLY),
         (with_row(supervised=False), "unsupervised", "error", APPLY),
         (with_row(state="frozen"), "frozen", "error", APPLY),

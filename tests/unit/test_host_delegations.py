@@ -7,14 +7,19 @@ each step, whoever has a delegated right must have got it from somebody who has 
 from __future__ import annotations
 
 import math
+import os
 import random
-from collections.abc import Callable, Collection
+import socket
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from support.waiting import until
 
+from netspace import files
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
@@ -219,6 +224,22 @@ def test_damaged_record_is_no_right(world: World) -> None:
     assert world.settle() == {"aid.orders": "its record is damaged"}, "it is another's"
 
 
+@pytest.mark.parametrize("end", ["time", "program", "revocation"])
+def test_right_that_ended_meanwhile_is_not_handed_on(world: World, end: str) -> None:
+    """The request waited for the lock, for example of an apply, while the right ended that it is about."""
+    world.delegate("web", "orders", "till")
+    made = delegation_records.read(world.layout, "till.orders")
+    assert made is not None
+    if end == "time":
+        world.now += 61
+    elif end == "program":
+        world.restart("web")
+    else:
+        delegation_records.write(world.layout, msgspec.structs.replace(made, revoked=True))
+    refused("link-unknown", lambda: world.delegate("till", "orders", "aid"))
+    assert not {"till.orders", "aid.orders"} & world.links.keys() and not delegation_records.names(world.layout)
+
+
 def test_right_of_a_child_ends_with_the_child(world: World) -> None:
     refused("not-available", lambda: world.delegate("web", "orders", "web-w-1"))
     run = world.runs["web-w-1"]
@@ -261,6 +282,78 @@ def test_keeper_answers_by_the_records_alone(world: World) -> None:
     assert made._runs("till.orders") == set()
     assert said("web", "revoke", link="orders", to="till") == {"link": "orders", "to": "till"}
     assert made.settle() is None
+
+
+@pytest.fixture
+def kept(world: World) -> Iterator[tuple[keeper.Keeper, socket.socket]]:
+    """A keeper that listens, and the peer's end of its connection."""
+    host_peer.folder(world.layout).mkdir(parents=True)
+    mine = keeper.Keeper(world.layout, os.getuid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer_end:
+        peer_end.settimeout(60)
+        peer_end.connect(str(host_peer.folder(world.layout) / host_peer.KEEPER))
+        yield mine, peer_end
+    mine._leave()
+    mine._door.close()
+
+
+def ask(end: socket.socket, number: int, asker: str, verb: str, **arguments: str) -> None:
+    body = {"id": number, "asker": asker, "verb": verb, "at": 2.0**40, "arguments": arguments}
+    end.send(msgspec.json.encode(body))
+
+
+def told(end: socket.socket) -> tuple[int, str]:
+    """Return the number of the next answer, and its code if it is a refusal."""
+    found = msgspec.json.decode(end.recv(keeper.MOST))
+    return found["id"], "" if found["answer"] else found["code"]
+
+
+def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
+    """Another environment's request waits for an apply. Meanwhile the revoked right is gone at the broker."""
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    world.severed.clear()
+    with ThreadPoolExecutor(1) as pool:
+        with files.locked(world.layout.lock):
+            ask(end, 1, "till", "delegate", link="orders", to="aid")
+            ask(end, 2, "web", "revoke", link="orders", to="nobody")
+            ask(end, 3, "aid", "revoke", link="orders", to="till")  # its declaration permits nothing
+            ask(end, 4, "web", "revoke", link="orders", to="till")
+            served = pool.submit(mine._serve)
+            until(lambda: {"till.orders"} in world.severed, "the apply goes on, and the right is still there")
+            assert not served.done()
+        served.result(60)
+    for _ in range(3):
+        mine._serve()
+    wanted = [(1, "link-unknown"), (2, "delegation-unknown"), (3, "verb-not-permitted"), (4, "")]
+    assert sorted(told(end) for _ in wanted) == wanted
+    assert not delegation_records.names(world.layout) and "till.orders" not in world.links
+
+
+def test_right_whose_time_is_over_waits_for_no_request(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    world.severed.clear()
+    with ThreadPoolExecutor(1) as pool:
+        with files.locked(world.layout.lock):
+            ask(end, 1, "till", "delegate", link="orders", to="aid")
+            served = pool.submit(mine._serve)
+            world.now += 61
+            until(lambda: {"till.orders"} in world.severed, "the apply goes on, and the right is still there")
+        served.result(60)
+    assert told(end) == (1, "link-unknown")
+
+
+def test_environments_take_turns_at_the_keeper(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
+    mine, end = kept
+    for number in range(1, 6):
+        ask(end, number, "till", "delegations")
+    ask(end, 6, "web", "delegate", link="orders", to="till")
+    ask(end, 7, "web", "revoke", link="orders", to="till")
+    for _ in range(7):
+        mine._serve()
+    assert [told(end)[0] for _ in range(7)] == [1, 6, 2, 7, 3, 4, 5], "each in its own order"
+    assert not delegation_records.names(world.layout)
 
 
 # -- attackers -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import sampling
 
 from netspace import files
 from netspace.environment import record as environment_records
@@ -333,7 +334,7 @@ def test_a_record_with_any_byte_damaged_is_named_or_read(tmp_path, make):
     whole = path.read_bytes()
     assert records.read_one(layout, "web") is not None
     for first, other in enumerate((b"", b"\xff", b'"', b"7", b"[", b"}", b"\0", b"1e999", b"null")):
-        for at in range(first % 3, len(whole), 3):
+        for at in sampling.todays(range(first % 3, len(whole), 3), 4):
             rewrite(path, whole[:at] + other + whole[at + 1 :])
             with contextlib.suppress(StateError):
                 records.read_one(layout, "web")

@@ -36,7 +36,7 @@ def test_the_verdict_on_a_service():
 def test_what_fails_for_others_is_a_leak():
     row = judge("x", 7, ALONE, ALONE, ["apply (no answer) failed", "the broker began again"])
     assert row.outcome == "leak"
-    assert row.detail.startswith("did it 7 times; answer 20.0 -> 20.0 ms")
+    assert row.detail.startswith("succeeded 7 times; answer 20.0 -> 20.0 ms")
     assert row.detail.endswith("; apply (no answer) failed; the broker began again")
 
 

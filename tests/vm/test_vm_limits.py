@@ -52,7 +52,7 @@ def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: M
     until(lambda: plain.sh("systemctl show -P ActiveState netspace-environment-hungry").strip() == "failed")
     assert salt("netspace_environment.inspect", "hungry")["exit"] == "oom"
     planned = salt.apply(declared, "test=True")["netspace environments"]
-    assert "environment hungry was last killed for want of memory (limits:memory 32M)" in planned["comment"]
+    assert "environment hungry was last killed for lack of memory (limits:memory 32M)" in planned["comment"]
     listed = salt("netspace_environment.list")
     assert listed["hungry"]["exit"] == "oom"
     assert listed["neighbour"]["state"] == "running"

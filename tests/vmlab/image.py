@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,27 +122,51 @@ class Image:
     esp: Path
 
 
-def build(*, say: bool = True) -> Image:
-    """Return the image; build it if no image of exactly this recipe exists.
+@dataclass(frozen=True)
+class Recipe:
+    """The content of an image, beside kernel, systemd and Salt.
 
+    :param cache: folder of the built image. It has the image of one version of the recipe.
+    :param packages: Debian packages.
+    :param furnish: function that changes the root file system last.
+    :param version: a text or file that changes with *furnish*.
+    """
+
+    cache: Path
+    packages: Sequence[str]
+    furnish: Callable[[Path], None]
+    version: bytes
+
+    @property
+    def made(self) -> Path:
+        """The folder of the image of exactly this recipe."""
+        parts = (Path(__file__).read_bytes(), *(name.encode() for name in self.packages), self.version)
+        return self.cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def build(recipe: Recipe | None = None, *, say: bool = True) -> Image:
+    """Return an image; build it if no image of exactly this recipe exists.
+
+    :param recipe: by default, the image of the tests' machines.
     :raises RuntimeError: a tool failed; the message has the end of the tool's output.
     """
-    made = CACHE / hashlib.sha256(Path(__file__).read_bytes() + _agent()).hexdigest()[:16]
+    recipe = recipe or Recipe(CACHE, PACKAGES, _furnish_for_tests, _agent())
+    made = recipe.made
     image = Image(made / "root.img", made / "vmlinuz", made / "initrd", made / "esp.img")
     if made.is_dir():
         return image
     if os.geteuid() != 0:
         raise RuntimeError("building the virtual machines' image needs root")
-    CACHE.parent.mkdir(parents=True, exist_ok=True)
-    with open(CACHE.with_suffix(".lock"), "w") as lock:
+    recipe.cache.parent.mkdir(parents=True, exist_ok=True)
+    with open(recipe.cache.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.is_dir():  # nobody else has made it meanwhile
-            _build(made, say)
+            _build(recipe, made, say)
     return image
 
 
-def _build(made: Path, say: bool) -> None:
-    shutil.rmtree(CACHE, ignore_errors=True)
+def _build(recipe: Recipe, made: Path, say: bool) -> None:
+    shutil.rmtree(recipe.cache, ignore_errors=True)
     work = made.with_suffix(".new")
     work.mkdir(parents=True)
 
@@ -155,7 +179,7 @@ def _build(made: Path, say: bool) -> None:
     # What it mounts in the root goes with it, also when it is killed.
     private = ("unshare", "--mount", "--propagation", "private", "--")
     _run(*private, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--skip=output/dev",
-         f"--include={','.join(PACKAGES)}", _suite(), root, *_sources())  # fmt: skip
+         f"--include={','.join(recipe.packages)}", _suite(), root, *_sources())  # fmt: skip
     progress("kernel and boot loader")
     downloads = work / "packages"
     _packages(downloads, work / "unpacked")
@@ -169,6 +193,7 @@ def _build(made: Path, say: bool) -> None:
     progress("Salt (a minute)")
     _salt(root, work)
     _furnish(root)
+    recipe.furnish(root)
     progress("file system")
     _run("mke2fs", "-q", "-t", "ext4", "-O", "verity", "-d", root, work / "root.img", "2G")
     for folder in (root, downloads, unpacked):
@@ -274,13 +299,17 @@ def _salt(root: Path, work: Path) -> None:
     wrapper.chmod(0o755)
 
 
-def _furnish(root: Path) -> None:
+def _furnish_for_tests(root: Path) -> None:
     (root / "usr/local/lib/vm-agent.py").write_bytes(_agent())
     units = root / "etc/systemd/system"
     (units / "vm-agent.service").write_text(AGENT_UNIT)
     wants = units / "sysinit.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "vm-agent.service").symlink_to("../vm-agent.service")
+
+
+def _furnish(root: Path) -> None:
+    units = root / "etc/systemd/system"
     for name in MASKED.split():
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")

@@ -23,16 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from vmlab import image as images
-from vmlab.flavours import OVMF, Flavour
+from vmlab import qemu
+from vmlab.flavours import Flavour
 from vmlab.image import Image
 
 # Emulated, and on a machine that does other things: everything may take long.
 PATIENCE = 240.0
-
-# All that QEMU can do, but for what costs much where it is translated: a fifth level of page tables, copying in
-# instructions that go byte by byte, opening and closing the programs' memory to the kernel, and large registers
-# that are saved at each change of programs. And only one: nothing has to be atomic then.
-PROCESSOR = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,smap=off,smep=off,pku=off,umip=off,xsave=off"
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class Machine:
     def clone(cls, image: Image, flavour: Flavour, saved: Path, folder: Path) -> Machine:
         """Return a machine that resumes from a saved one. It doesn't change the saved files."""
         folder.mkdir(parents=True)
-        _overlay(saved / "disk.qcow2", "qcow2", folder / "disk.qcow2")
+        qemu.overlay(saved / "disk.qcow2", "qcow2", folder / "disk.qcow2")
         for name in ("vars.fd", "esp.img"):
             if (saved / name).exists():
                 shutil.copyfile(saved / name, folder / name)
@@ -257,56 +253,29 @@ class Machine:
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "disk.qcow2").exists():
-            _overlay(self.image.root, "raw", self.folder / "disk.qcow2")
+            qemu.overlay(self.image.root, "raw", self.folder / "disk.qcow2")
         if self.flavour.tpm and not (self.folder / "tpm").exists():
             if self.tpm is None:
                 (self.folder / "tpm").mkdir()
             else:
                 shutil.copytree(self.tpm, self.folder / "tpm")
         if self.flavour.secure_boot:
-            if not (self.folder / "vars.fd").exists():
-                shutil.copyfile(OVMF / "OVMF_VARS_4M.ms.fd", self.folder / "vars.fd")
+            qemu.firmware_variables(self.folder)
             images.esp_with(self.image, self.command_line, self.folder / "esp.img")
 
     def _command(self) -> list[str]:
         path = self.folder
-        command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-            "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "1", "-m", "1024", "-rtc", "base=utc",
-            "-machine", "q35,smm=" + ("on" if self.flavour.secure_boot else "off"),
+        return [
+            *qemu.board(self.flavour),
+            "-nic", "none",
             "-qmp", f"unix:{path}/qmp,server=on,wait=off",
             "-serial", f"file:{path}/console",
-            "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+            "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,path={path}/agent,server=on,wait=off",
             "-device", "virtserialport,chardev=agent,name=agent",
-            "-drive", f"if=none,id=disk,file={path}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap",
-            "-device", "virtio-blk-pci,drive=disk",
+            *qemu.disk(path, "disk"),
+            *qemu.boot(self.image, self.flavour, path, self.command_line),
         ]  # fmt: skip
-        if self.flavour.secure_boot:
-            command += [
-                "-global", "driver=cfi.pflash01,property=secure,value=on",
-                "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.secboot.fd",
-                "-drive", f"if=pflash,unit=1,format=raw,file={path}/vars.fd",
-                "-drive", f"if=none,id=esp,file={path}/esp.img,format=raw,readonly=on",
-                "-device", "virtio-blk-pci,drive=esp,bootindex=1",
-            ]  # fmt: skip
-        else:
-            command += [
-                "-kernel",
-                str(self.image.kernel),
-                "-initrd",
-                str(self.image.initrd),
-                "-append",
-                self.command_line,
-            ]
-            if self.flavour.firmware:
-                command += ["-bios", self.flavour.firmware]
-        if self.flavour.tpm:
-            command += [
-                "-chardev", f"socket,id=tpm,path={path}/tpm.sock",
-                "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
-            ]  # fmt: skip
-        return command
 
     def _start_tpm(self) -> None:
         (self.folder / "tpm.sock").unlink(missing_ok=True)
@@ -393,12 +362,6 @@ class Machine:
                 self._check(deadline)
             else:
                 return
-
-
-def _overlay(base: Path, form: str, target: Path) -> None:
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base.resolve()), "-F", form, str(target)], check=True
-    )
 
 
 def _text(data: str | None) -> str:

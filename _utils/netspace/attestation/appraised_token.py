@@ -1,16 +1,17 @@
-"""Check of an environment's token by the word of the fleet's verifier, so that the token has the host's level.
+"""Check of an environment's token by a host appraisal: the fleet's verifier gives the host's level and token key.
 
-The host shows the key of its tokens to the verifier, bound to its quote (``token_key``). The verifier signs which host
-has that key in which boot, and the host's level (``host_appraisal``). This word travels with each token.
+The host shows its token key to the verifier, bound to its quote (``token_key``). The verifier signs a statement: which
+host has this key in which boot, and the host's level (``host_appraisal``). The host sends this host appraisal with each
+token.
 
-:func:`verify` checks, in this order: the form; the word's signature by a trusted verifier, its form and validity; level
-and host; that the token is by the key that the word names; the token's signature; the token's boot; the nonce; the
-token's validity; the asker's expectations. The host's own statement about its key (``host-key``) isn't needed, so it
-isn't looked at. This module uses no file, network, clock or TPM.
+:func:`verify` checks, in this order: the form; the host appraisal's signature by a trusted verifier, its form and
+validity; level and host; that the host appraisal names the token's key; the token's signature; the token's boot; the
+nonce; the token's validity; the asker's expectations. The host's own statement about its key (``host-key``) isn't
+needed, so it isn't looked at. This module uses no file, network, clock or TPM.
 
-The level holds for the moment of the appraisal. If the host is restarted later, or loses its level, the word goes on
-until it expires. :func:`check_current` compares it with what the verifier knows now; only the verifier itself can do
-that.
+The level is that of the moment of the appraisal. If the host is restarted or loses its level later, the host appraisal
+stays valid until it expires. :func:`check_current` compares it with the verifier's present records, so only the
+verifier itself can call this function.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def verify(
     minion: str | None,
     minimum: int,
 ) -> tuple[Attested, Appraised]:
-    """Check a collection, and return the claims about the environment, and the verifier's word on its host.
+    """Check a collection; return the claims about the environment, and the content of the host appraisal.
 
     :param text: the collection.
     :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
@@ -54,17 +55,19 @@ def verify(
     :raises ValueError: when PCRs are expected, or a host's name in links without a minion.
     """
     if expected.pcrs or (expected.host is not None and minion is None):
-        raise ValueError("a verifier vouches for no PCRs, and for a host's name in links only with the minion's name")
+        raise ValueError(
+            "a verifier doesn't vouch for PCRs, and for a host's name in links only with the minion's name"
+        )
     token, _, word = environment_token.parts(text)
     if not word:
-        raise AppraisalMissing("the evidence has no verifier's word on the host")
+        raise AppraisalMissing("the evidence has no host appraisal")
     told = host_appraisal.check(word, verifiers, now)
     if told.level < minimum:
         raise AppraisalLow(f"the host has L{told.level}; expected L{minimum} at least")
     if minion is not None and told.minion != minion:
         raise AppraisalElsewhere(f"the appraisal is of {told.minion:.80}; expected {minion}")
     if _signer(token) != jose.thumbprint(told.key):
-        raise TokenKeyOther("the token is by another key than the one for which the appraised host vouches")
+        raise TokenKeyOther("the token's key is not the key that the host appraisal names")
     claims = environment_token.claims_of(token, told.key)
     if claims["netspace_boot"] != told.boot:
         raise TokenOtherBoot("the token is of another boot than the one that the verifier judged")
@@ -75,7 +78,7 @@ def verify(
 
 
 def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int) -> None:
-    """Check that a verifier's word on a host is still what the verifier says of this host.
+    """Check that a host appraisal still agrees with the verifier's present records of the host.
 
     :param record: the verifier's last result of this host.
     :param level: the host's present level at the verifier: 0 if its result has expired, or if it was revoked.
@@ -83,13 +86,13 @@ def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int)
     """
     key = None if record is None else record.get("token_key")
     if record is None or not key or key[0] != jose.thumbprint(told.key) or record["boot"] != told.boot:
-        raise AppraisalOutdated("the verifier has judged another boot, or another key, of this host since")
+        raise AppraisalOutdated("since then, the verifier has judged another boot or another token key of this host")
     if level < told.level:
         raise AppraisalOutdated(f"the host has L{level} now, and had L{told.level}")
 
 
 def _signer(token: str) -> str:
-    """Return the thumbprint of the key by which a token says that it is signed."""
+    """Return the thumbprint of the signing key that a token names in its header. The claim is not checked."""
     try:
         return str(jose.unchecked(token)[0].get("kid"))
     except (jose.Unreadable, UnicodeEncodeError) as err:

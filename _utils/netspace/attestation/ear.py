@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PROFILE = "tag:ietf.org,2026:rats/ear#04"
 LIFETIME = 600.0
-MAX_TOKEN = 32 * 1024
+MAX_TOKEN = 128 * 1024
 AFFIRMING, WARNING, CONTRAINDICATED = "affirming", "warning", "contraindicated"
 RESULT, POLICY, STATE = "JWT", "netspace-policy", "netspace-state"
 
@@ -77,8 +77,10 @@ class AppraisalClaims:
         guest.
     :param token_key: thumbprint of the key that signs the tokens of the host's environments; empty if the host has
         shown none.
-    :param appraisal: the verifier's word on host and key for third parties (``netspace.attestation.host_appraisal``);
-        empty without a key.
+    :param appraisal: statement on host and key for third parties (``netspace.attestation.host_appraisal``); empty
+        without a key.
+    :param ledger: fields on the host's ledger of runs; empty if the policy demands none.
+    :param environments: fields on each environment that runs by that ledger, by name.
     """
 
     minion: str
@@ -95,6 +97,8 @@ class AppraisalClaims:
     tee: Mapping[str, Any] = field(default_factory=dict)
     token_key: str = ""
     appraisal: str = ""
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -182,7 +186,9 @@ def make(key: Signer, told: AppraisalClaims, now: float, software: str) -> str:
                     if told.token_key
                     else {}
                 ),
-            }
+                **({"netspace_ledger": dict(told.ledger)} if told.ledger else {}),
+            },
+            **{f"env:{name}": dict(fields) for name, fields in told.environments.items()},
         },
     }
     return key.sign(RESULT, claims)
@@ -228,9 +234,12 @@ def check(
 def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
     names = {"eat_profile", "iat", "exp", "sub", "eat_nonce", "ear_verifier_id", "submods"}
     submods = claims.get("submods")
-    host = submods.get("host") if isinstance(submods, dict) else None
+    submods = submods if isinstance(submods, dict) else {}
+    host = submods.get("host")
     if set(claims) != names or claims["eat_profile"] != PROFILE or not isinstance(host, dict):
         raise Malformed("not a result with the claims of this profile")
+    if any(name != "host" and not name.startswith("env:") for name in submods):
+        raise Malformed("the result has submodules other than the host and its environments")
     if any(type(claims[name]) is not int for name in ("iat", "exp")) or claims["exp"] - claims["iat"] > LIFETIME:
         raise Malformed(f"the result lacks a time, or is valid for more than {LIFETIME:.0f} s")
     try:
@@ -249,6 +258,10 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
             tee=_typed(host.get("netspace_tee", {}), dict),
             token_key=_typed(host.get("netspace_token_key", ""), str),
             appraisal=_typed(host.get("netspace_appraisal", ""), str),
+            ledger=_typed(host.get("netspace_ledger", {}), dict),
+            environments={
+                name.removeprefix("env:"): _typed(fields, dict) for name, fields in submods.items() if name != "host"
+            },
         )
     except KeyError as err:
         raise Malformed(f"the result lacks {err.args[0]}") from err

@@ -15,13 +15,14 @@ Token and statement travel in one collection of the RATS Conceptual Messages Wra
 ``host-key``
     ``application/vnd.netspace.host-key+json``: the host's signed statement about the token's key.
 ``appraisal``
-    ``application/vnd.netspace.host-appraisal+jwt``: the word of the fleet's verifier on the host and the token's key
-    (``host_appraisal``), if the verifier knows the key. A collection with this member has a type of its own.
+    ``application/vnd.netspace.host-appraisal+jwt``: the statement of the fleet's verifier on the host and the token's
+    key (``host_appraisal``), if the verifier knows the key. A collection with this member has a type of its own.
 
-This module checks evidence by the host's own key; ``appraised_token`` checks it by the verifier's word. :func:`verify`
-checks, in this order: the form; the statement's signature by the host's trusted key; the statement's validity; the
-token's signature; the token's host and boot; the nonce; the token's validity; the asker's expectations. Only
-:func:`verify` and ``appraised_token.verify`` make an :class:`Attested`. This module uses no file, network or clock.
+This module checks a collection by the host's own key; ``appraised_token`` checks it by the host appraisal.
+:func:`verify` checks, in this order: the form; the statement's signature by the host's trusted key; the statement's
+validity; the token's signature; the token's host and boot; the nonce; the token's validity; the asker's expectations.
+Only :func:`verify` and ``appraised_token.verify`` make an :class:`Attested`. This module uses no file, network or
+clock.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 PROFILE = "tag:netspace.invalid,2026:environment#1"
 COLLECTION = "tag:netspace.invalid,2026:environment-evidence#1"
 APPRAISED = "tag:netspace.invalid,2026:environment-evidence#2"
-"""The type of a collection with the verifier's word on the host."""
+"""The type of a collection with a host appraisal."""
 TOKEN_TYPE, KEY_TYPE = "application/eat+jwt", "application/vnd.netspace.host-key+json"
 APPRAISAL_TYPE = "application/vnd.netspace.host-appraisal+jwt"
 EVIDENCE, ENDORSEMENT, RESULT = 4, 2, 8
@@ -80,7 +81,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 Kind = Literal["software", "tpm"]
 Level = Literal["L1", "L2", "L3", "L4", "L5"]
 CLAIMED = "tpm-claimed"
-"""Kind of a host's public key that is a TPM's by the host's word alone."""
+"""Kind of a public key that the host claims to be in its TPM, without proof."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ class Expected:
 class Attested:
     """The claims about an environment that a trusted host signed.
 
-    :param host: the host's name in links. Where a verifier vouches, it is only the host's claim: see *minion*.
-    :param level: L1 where the host's own key vouches: root of the host could use the software key, and for a key that
-        the host says is in its TPM there is no proof by a credential. Else the level that the verifier found.
+    :param host: the host's name in links. If a verifier vouches, this name is only the host's claim; *minion* has the
+        name that the verifier knows.
+    :param level: the level that the verifier found. If only the host's own key vouches, the level is L1: root of the
+        host can use a software key, and no credential proves that another key is in a TPM.
     :param pcrs: the PCRs that were quoted, empty if a software key or a verifier vouches. Their values are only the
         host's claim.
     :param started: time when the environment's program was started, in seconds since 1970; None if the host does not
@@ -188,7 +190,7 @@ def unsigned(kid: str, said: bytes) -> bytes:
 def collected(token: str, key: str, appraisal: str = "") -> str:
     """Return the collection (JSON text) of a token and the signed statement about the token's key.
 
-    :param appraisal: the verifier's word on the host; empty: there is none.
+    :param appraisal: the host appraisal; empty if there is none.
     """
     found: dict[str, Any] = {
         "__cmwc_t": APPRAISED if appraisal else COLLECTION,
@@ -245,10 +247,10 @@ def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Atteste
 
 
 def answered(told: Mapping[str, Any], expected: Expected, now: float, found: Attested) -> Attested:
-    """Check that a token answers the asker's question now, and is about what the asker expects; return *found*.
+    """Check that a token has the asker's nonce, is valid now, and meets the asker's expectations; return *found*.
 
     :param told: the token's claims.
-    :param found: the same claims, with those who vouch for them.
+    :param found: the same claims, with the host or verifier that vouches for them.
     """
     if not hmac.compare_digest(told["eat_nonce"].encode(), expected.nonce.encode()):
         raise TokenReplayed("the token has another nonce than the asker's")
@@ -269,9 +271,9 @@ def about(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts(text: str) -> tuple[str, bytes, str]:
-    """Return a collection's token, its message with the host's signed statement, and the verifier's word on the host.
+    """Return a collection's token, its message with the host's signed statement, and its host appraisal.
 
-    The verifier's word is empty if the collection has none. Nothing is checked but the form of the collection.
+    The host appraisal is empty if the collection has none. This function checks only the form of the collection.
 
     :raises Malformed: when the text has another form.
     """

@@ -7,7 +7,6 @@ base64. Nothing here signs, verifies or reads a file.
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import hmac
@@ -16,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
+from netspace.attestation.base64_fields import octets as _bytes
+from netspace.attestation.base64_fields import text as _text
+from netspace.attestation.ledger_proof import LedgerProof
+from netspace.attestation.ledger_proof import parse as _ledger
 from netspace.attestation.logs import systemd
 from netspace.attestation.logs.eventlog import MAX_LOG
 from netspace.attestation.logs.ima import MAX_LIST
@@ -54,7 +55,8 @@ class Context:
     :param host: the host's identity with this verifier.
     :param session: the verifier's id for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
-    :param environments: head of the log of environments' events; empty if there is no log.
+    :param environments: the ledger of runs that comes with evidence of a software key; empty: none comes, or the TPM's
+        NV index proves it.
     :param binding: a further value to which the evidence is bound, such as the id of the boot; may be empty.
     :param key: thumbprint of the key that signs the tokens of the host's environments, for which the host vouches by
         this evidence; empty: for none.
@@ -194,6 +196,7 @@ class Evidence:
     :param ima: the kernel's measurements, if the verifier asked for them.
     :param known_log: SHA-256 of the firmware's log, sent instead of a log that the verifier has already.
     :param tee: a confidential guest's report, if the verifier asked for it.
+    :param ledger: the ledger of runs, if the verifier asked for it and the host keeps one.
     """
 
     kind: Literal["tpm", "software"]
@@ -206,6 +209,7 @@ class Evidence:
     ima: Measurements | None = None
     known_log: str | None = None
     tee: TeeReport | None = None
+    ledger: LedgerProof | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return the wire form. The field ``tee`` is left out without a report, since older verifiers don't know it."""
@@ -221,7 +225,7 @@ class Evidence:
             "bootlog": _log_wire(self),
             "systemdlog": None if self.systemd_log is None else _text(self.systemd_log),
             "ima": None if self.ima is None else _ima_wire(self.ima),
-            "env": [],
+            "env": [] if self.ledger is None else self.ledger.wire(),
         }
 
 
@@ -233,8 +237,8 @@ def parse(data: Any) -> Evidence:
     keys = {"v", "kind", "key", "attest", "sig", "bank", "pcrs", "bootlog", "systemdlog", "ima", "env"}
     if not isinstance(data, Mapping) or set(data) - {"tee"} != keys:
         raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
-    if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
-        raise Malformed("evidence: expected version 1, bank sha256 and no events of environments")
+    if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK:
+        raise Malformed("evidence: expected version 1 and bank sha256")
     kind = data["kind"]
     if kind not in ("tpm", "software"):
         raise Malformed(f"evidence: unknown kind {kind!r:.40}")
@@ -253,6 +257,7 @@ def parse(data: Any) -> Evidence:
         None if data["ima"] is None else _ima(data["ima"]),
         known,
         _tee(data["tee"]) if "tee" in data else None,
+        None if data["env"] == [] else _ledger(data["env"]),
     )
 
 
@@ -394,22 +399,6 @@ def _joined(*fields: bytes) -> bytes:
     Because of the prefixes, different fields never give the same bytes.
     """
     return b"".join(len(part).to_bytes(4, "big") + part for part in fields)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: Any, limit: int, name: str) -> bytes:
-    if not isinstance(text, str) or len(text) > limit * 4 // 3 + 4:
-        raise Malformed(f"{name} is not base64 of at most {limit} bytes")
-    try:
-        data: bytes = msgspec.convert(text, bytes)  # as strict as base64 with validate, in a quarter of its time
-    except (msgspec.ValidationError, ValueError) as err:
-        raise Malformed(f"{name} is not base64: {err}") from err
-    if len(data) > limit:
-        raise Malformed(f"{name} is not base64 of at most {limit} bytes")
-    return data
 
 
 def _pcr(key: Any) -> int:

@@ -1,8 +1,9 @@
-"""A verifier's word on a host, for third parties: the host's level, its boot, and the key of its environments' tokens.
+"""Host appraisal: a verifier's signed statement for third parties, with a host's level, boot and token key.
 
-The result that a host gets for itself (``netspace.attestation.ear``) is an answer to one challenge and valid for ten
-minutes. This one is a JWT of a type of its own, signed by the same key. It is valid as long as the host's level is, a
-day at most. It travels to the host within that result, and from there to whoever checks a token.
+The *token key* is the key with which the host signs its environments' tokens. A host appraisal is not the result that
+the host gets for itself (``netspace.attestation.ear``), which answers one challenge and is valid for ten minutes. A
+host appraisal is a JWT of another type, signed by the same key, and valid as long as the host's level, but at most a
+day. The verifier sends it to the host within the result. The host passes it on with each token.
 
 Only :func:`check` makes an :class:`Appraised`. This module uses no file, network or clock.
 """
@@ -21,7 +22,7 @@ from netspace.attestation.refusals import AppraisalExpired, AppraisalForged, Mal
 PROFILE = "tag:netspace.invalid,2026:host-appraisal#1"
 TYP = "netspace-host-appraisal+jwt"
 LONGEST = 24 * 3600
-"""Seconds for which a verifier's word is valid at most."""
+"""The longest time, in seconds, for which a host appraisal is valid."""
 MOST = 4096
 _TEXTS = {"sub", "netspace_boot", "netspace_group"}
 _NUMBERS = {"iat", "exp", "netspace_level", "netspace_policy_version"}
@@ -30,7 +31,7 @@ _SEAL = object()
 
 @dataclass(frozen=True)
 class Appraised:
-    """A verifier's word on a host, with a genuine signature.
+    """Content of a host appraisal with a genuine signature.
 
     :param minion: the host's name at the verifier.
     :param level: 1 to 5.
@@ -66,7 +67,7 @@ def make(
     now: float,
     until: float,
 ) -> str:
-    """Return the signed word on a host.
+    """Return a signed host appraisal.
 
     :param key: the key of environments' tokens (JWK), which the host's evidence was bound to.
     :param policy: group and version of the policy by which the host was judged.
@@ -87,7 +88,7 @@ def make(
 
 
 def check(token: Any, keys: Collection[Mapping[str, str]], now: float) -> Appraised:
-    """Check a verifier's word on a host, and return its content.
+    """Check a host appraisal, and return its content.
 
     :param keys: keys (JWK) of the verifiers that are trusted.
     :raises Malformed: when *token* has another form.
@@ -107,9 +108,9 @@ def check(token: Any, keys: Collection[Mapping[str, str]], now: float) -> Apprai
     if any(type(told[name]) is not int for name in _NUMBERS) or not 1 <= told["netspace_level"] <= 5:
         raise Malformed("appraisal: a claim is no whole number, or the level is not 1 to 5")
     if not 0 < told["exp"] - told["iat"] <= LONGEST:
-        raise Malformed(f"appraisal: valid for no time, or for more than {LONGEST} s")
+        raise Malformed(f"appraisal: not valid at any time, or for more than {LONGEST} s")
     if not isinstance(told["cnf"], dict) or set(told["cnf"]) != {"jwk"}:
-        raise Malformed("appraisal: cnf: expected the key of tokens")
+        raise Malformed("appraisal: cnf: expected the token key")
     try:
         key = jose.parse_jwk(told["cnf"]["jwk"])
     except jose.Unreadable as err:

@@ -1,7 +1,8 @@
 """Kind ``attestation``: observe, plan and apply the attestation of this host.
 
-This kind has one object, named ``host``. Its only step, apart from its removal, is ``appraise``, which is planned if
-there is no valid result. The plan can't predict the level. The outcome of the step has the change of level.
+This kind has the object ``host``. Its only step, apart from its removal, is ``appraise``, which is planned if there is
+no valid result. The plan can't predict the level. The outcome of the step has the change of level. On a host that keeps
+a ledger of runs, there is the object ``ledger``, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from netspace import files
 from netspace.attestation import result
 from netspace.attestation.minion import settings
 from netspace.attestation.result import Result
+from netspace.attestation.tpm.tcti import device_path
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Step
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 KIND = "attestation"
 NAME = "host"
+LEDGER = "ledger"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Observed:
     :param problem: why the recorded result can't be read; empty if no result is recorded or the result can be read.
     :param sources: current fingerprint of the files that the result's settings name.
     :param present: whether the folder of the attestation's records exists.
+    :param ledger: path of the TPM that vouches for the ledger of runs; empty: a software key does; None: there is no
+        ledger.
     """
 
     result: Result | None
@@ -43,6 +48,7 @@ class Observed:
     now: float
     sources: str
     present: bool
+    ledger: str | None = None
 
 
 class Attestations:
@@ -66,7 +72,23 @@ class Attestations:
             time.time(),
             settings.sources(self.layout, found.settings) if found else "",
             self.layout.records(KIND).exists(),
+            self._ledger(),
         )
+
+    def _keeps_ledger(self) -> bool:
+        """Return whether the host keeps a ledger of runs. Imports nothing, since most hosts keep none."""
+        return (self.layout.records(KIND) / "ledger.json").exists()
+
+    def _ledger(self) -> str | None:
+        if not self._keeps_ledger():
+            return None
+        from netspace.ledger import setting
+
+        try:
+            found = setting.setting(self.layout)
+        except NetspaceError:
+            return None  # it is set up again
+        return None if found is None else str(found.tpm or "")
 
     @staticmethod
     def plan(desired: Attestation, observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -76,6 +98,11 @@ class Attestations:
         """
         if NAME in remove:
             return Plan([Step(KIND, NAME, "remove")] if observed.present else [])
+        found = Attestations._appraisal(desired, observed)
+        return msgspec.structs.replace(found, steps=[*found.steps, *_ledger_steps(desired, observed)])
+
+    @staticmethod
+    def _appraisal(desired: Attestation, observed: Observed) -> Plan:
         chosen = settings.of(desired)
         # If the master judges, the host's own result must not count, even where the policy is off.
         if desired.policy == "off" and desired.verifier != settings.MASTER:
@@ -100,7 +127,24 @@ class Attestations:
 
     def apply(self, steps: Sequence[Step]) -> list[Outcome]:
         """Run the steps. An appraisal's outcome has the changes ``level`` and ``appraised``, and the level's reason."""
-        return [self._remove(step) if step.action == "remove" else self._appraise(step) for step in steps]
+        return [self._applied(step) for step in steps]
+
+    def _applied(self, step: Step) -> Outcome:
+        if step.name == LEDGER:
+            return self._set_up(step)
+        return self._remove(step) if step.action == "remove" else self._appraise(step)
+
+    def _set_up(self, step: Step) -> Outcome:
+        from netspace.attestation.minion import run_ledger
+
+        try:
+            if step.action == "remove":
+                run_ledger.remove(self.layout)
+            else:
+                run_ledger.set_up(self.layout, step.data)
+        except (NetspaceError, OSError) as err:
+            return Outcome(step, f"the ledger of runs: {err}")
+        return Outcome(step)
 
     def restore(self) -> list[Outcome]:
         """Appraise again after a reboot, with the settings of the recorded result, if an appraisal is due."""
@@ -112,6 +156,7 @@ class Attestations:
         observed = self.observe()
         found = observed.result
         counts = found is not None and (found.level == 0 or not result.invalid(found, observed.boot, observed.now))
+        ledger = self._shown_ledger() if self._keeps_ledger() else {}
         return {
             "level": trust.name,
             "verifier": trust.verifier,
@@ -122,7 +167,13 @@ class Attestations:
             "fallback": found.fallback if found else False,
             "tpm": dict(found.tpm) if found else {},
             "tee": dict(found.tee) if found else {},
+            **({"ledger": ledger} if ledger else {}),
         }
+
+    def _shown_ledger(self) -> dict[str, Any]:
+        from netspace.attestation.minion import run_ledger
+
+        return run_ledger.shown(self.layout)
 
     def _appraise(self, step: Step) -> Outcome:
         from netspace.attestation.minion import self_appraisal
@@ -140,8 +191,11 @@ class Attestations:
         return Outcome(done, error)
 
     def _remove(self, step: Step) -> Outcome:
+        from netspace.attestation.minion import run_ledger
+
         folder = self.layout.records(KIND)
         try:
+            run_ledger.remove(self.layout)
             for name in (
                 "result.json",
                 "pin.json",
@@ -154,9 +208,24 @@ class Attestations:
                 files.remove(folder / name)
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
-        except OSError as err:
+        except (NetspaceError, OSError) as err:
             return Outcome(step, f"{folder}: {err}")
         return Outcome(step)
+
+
+def _ledger_steps(desired: Attestation, observed: Observed) -> list[Step]:
+    """Return the steps that set up or remove the ledger of runs."""
+    wanted = str(device_path(desired.tpm or "") or "") if desired.ledger else None
+    if wanted == observed.ledger:
+        return []
+    change = {"proved_by": {"old": _by(observed.ledger), "new": _by(wanted)}}
+    if wanted is None:
+        return [Step(KIND, LEDGER, "remove", change)]
+    return [Step(KIND, LEDGER, "create" if observed.ledger is None else "change", change, data=desired.tpm)]
+
+
+def _by(tpm: str | None) -> str | None:
+    return None if tpm is None else tpm or "a software key"
 
 
 def _due(chosen: Mapping[str, Any], observed: Observed) -> str:

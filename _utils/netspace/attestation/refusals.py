@@ -27,7 +27,7 @@ class Refused(NetspaceError):
 
 
 class Malformed(Refused):
-    """Bytes that are not the structure that they should be: too short, too long, or with values out of bounds."""
+    """Data without the expected structure: too short, too long, or with values out of bounds."""
 
     code = "malformed"
 
@@ -264,20 +264,19 @@ class OldFirmware(Limited):
 
 
 class DmaUnprotected(Limited):
-    """A firmware that says that its protection against DMA is switched off."""
+    """A firmware that reports that its protection against DMA is off."""
 
     code = "tcb-dma"
     remedy = "switch the protection against DMA (IOMMU, VT-d, AMD-Vi) on in the firmware, and boot again"
 
 
 class ToldOnly(Limited):
-    """A term of the policy for which there is no proof but the host's word."""
+    """A term of the policy that only the host's own claim supports, and no measurement."""
 
     code = "tcb-told"
     remedy = (
-        "take the term out of the policy's section tcb, and watch it by netspace_attestation.tcb; lockdown and usb "
-        "are proved with L5, where kernels and command_lines are proved, and each of command_lines is a whole line "
-        "that says it"
+        "remove the term from the policy's section tcb, and watch its value by netspace_attestation.tcb. Only lockdown "
+        "and usb can be proved: at L5, by a policy with kernels and command_lines, each a whole line with the setting"
     )
 
 
@@ -367,7 +366,7 @@ class NoList(Limited):
 
 
 class ListGap(Limited):
-    """Lines of a measurement list that don't begin after the last line that the verifier judged."""
+    """A part of a measurement list that doesn't begin right after the last line that the verifier judged."""
 
     code = "ima-gap"
     remedy = "ask for the list from line 0: the host was restarted, or the policy changed"
@@ -553,66 +552,66 @@ class TokenOther(Refused):
 
 
 class AppraisalMissing(Refused):
-    """Evidence of an environment without a verifier's word on its host, although that was demanded."""
+    """A token without a verifier's statement on the host (host appraisal), although the asker demands one."""
 
     code = "appraisal-none"
     remedy = (
         "let the master attest the host once an environment may ask for proofs, and ask the environment again; "
-        "a host that judges itself has no such word"
+        "a host that judges itself has no such statement"
     )
 
 
 class AppraisalForged(Refused):
-    """A verifier's word on a host that no trusted verifier signed, or with another algorithm than ES256."""
+    """A host appraisal that no trusted verifier signed, or whose algorithm is not ES256."""
 
     code = "appraisal-signature"
     remedy = "find out who made it; if the master's verifier has a new key, trust that one (netspace_attestation.jwks)"
 
 
 class AppraisalExpired(Refused):
-    """A verifier's word on a host that has expired or is not valid yet."""
+    """A host appraisal that has expired or is not valid yet."""
 
     code = "appraisal-expired"
     remedy = "let the master attest the host again, compare the clocks, and ask the environment again"
 
 
 class AppraisalLow(Refused):
-    """A verifier's word on a host that gives a lower level than the asker demands."""
+    """A host appraisal with a lower level than the asker demands."""
 
     code = "appraisal-level"
     remedy = "netspace_attestation.explain on the master says why the host has no higher level"
 
 
 class AppraisalElsewhere(Refused):
-    """A verifier's word on another host than the asker expects."""
+    """A host appraisal of another host than the asker expects."""
 
     code = "appraisal-host"
     remedy = "find out who sent the evidence of another host"
 
 
 class AppraisalOutdated(Refused):
-    """A verifier's word on a host that the verifier itself has replaced or withdrawn since."""
+    """A host appraisal that the verifier itself has replaced or withdrawn since."""
 
     code = "appraisal-outdated"
     remedy = "ask the environment again; if the host was restarted since, the proof is from before the restart"
 
 
 class TokenKeyOther(Refused):
-    """A token by another key than the one that the verifier's word on the host names."""
+    """A token by another key than the one that the host appraisal names."""
 
     code = "token-key"
     remedy = "find out who made this token; no appraised host vouches for its key"
 
 
 class TokenKeyUnproved(Refused):
-    """A key of tokens that a host showed to its verifier without a proof, for this challenge, that it has the key."""
+    """A token key that a host showed to its verifier without a valid proof, for this challenge, that it has the key."""
 
     code = "token-key-proof"
     remedy = "find out whose key the host showed as its own"
 
 
 class TokenKeyOld(Refused):
-    """A key of tokens that the host had already in an earlier boot. A genuine host makes a new key in each boot."""
+    """A token key that the host had already in an earlier boot. A genuine host makes a new key in each boot."""
 
     code = "token-key-boot"
     remedy = "restart the host; if it happens again, find out what kept the key over a restart"
@@ -739,3 +738,73 @@ class TeeBoot(Limited):
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"
+
+
+class LedgerMalformed(Malformed):
+    """A ledger of runs that can't be read to its end, or that doesn't continue where the verifier stopped."""
+
+    code = "ledger-malformed"
+    remedy = "restart the host to begin a new ledger; if it happens again, find out who wrote these lines"
+
+
+class LedgerIndex(Refused):
+    """A TPM's certificate of another NV index than the ledger's, or of an index with other properties."""
+
+    code = "ledger-index"
+    remedy = "find out who defined the host's NV index; without a ledger there, netspace defines it again"
+
+
+class LedgerBoot(Refused):
+    """A ledger of another boot than the evidence."""
+
+    code = "ledger-boot"
+    remedy = "ask the host again; if it happens again, find out who sent the ledger of an earlier boot"
+
+
+class LedgerMismatch(Refused):
+    """A ledger whose lines don't lead to the certified value of the NV index."""
+
+    code = "ledger-mismatch"
+    remedy = "find out who changed the ledger, or extended the NV index without it; restart the host to begin a new one"
+
+
+class LedgerRolledBack(Refused):
+    """A ledger that lacks lines which the verifier has judged in the same boot."""
+
+    code = "ledger-rolled-back"
+    remedy = "find out who defined the NV index again, and what has run since; restart the host to begin a new ledger"
+
+
+class NoLedger(Limited):
+    """Evidence without a ledger of runs, although the policy demands one."""
+
+    code = "ledger-none"
+    remedy = "declare attestation:ledger on the host, and apply"
+
+
+class LedgerFull(Limited):
+    """A ledger that is full, so that later runs are not recorded."""
+
+    code = "ledger-full"
+    remedy = "restart the host to begin a new ledger"
+
+
+class LedgerImage(Limited):
+    """An environment that runs an image which the policy does not allow."""
+
+    code = "ledger-image"
+    remedy = "if the environment was updated, add its image's digest to the policy; else find out who declared it"
+
+
+class LedgerConfiguration(Limited):
+    """An environment that runs with a configuration which the policy does not allow."""
+
+    code = "ledger-configuration"
+    remedy = "if its declaration was changed, add the configuration's digest to the policy; else find out who did"
+
+
+class LedgerDeclaration(Limited):
+    """A host whose declaration the policy does not allow, or that recorded none."""
+
+    code = "ledger-declaration"
+    remedy = "if the declaration was changed, add its digest to the policy; else find out who changed it"

@@ -44,7 +44,7 @@ class Result:
     :param tee: the confidential guest on which the level rests, as the master reported it; empty if there is none.
     :param token_key: thumbprint of the key of environments' tokens that the master's verifier knows to be this host's;
         empty if there is none.
-    :param appraisal: the verifier's word on this host and that key, for third parties; empty without a key.
+    :param appraisal: the host appraisal, which names that key; empty without a key.
     """
 
     level: int

@@ -2,8 +2,8 @@
 
 A host shows the key in its answer to a challenge, in two ways:
 
-1. The evidence is bound to the key's thumbprint (``Context.key``). So a TPM's quote, or the signature of a software
-   key, proves that root of the host vouches for the key in this boot.
+1. The evidence is bound to the key's thumbprint (``Context.key``). So the TPM's quote (or the signature of the software
+key) proves that the host's root vouches for the token key in this boot.
 2. The key itself signs the challenge. So no host can show another host's key as its own.
 
 Pure: no file, no clock. ``netspace.attestation.host_appraisal`` has the verifier's answer.
@@ -89,4 +89,4 @@ def check(one: Shown, context: Context) -> None:
     try:
         key.verify(utils.encode_dss_signature(first, second), _PREFIX + context.qualifying(), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as err:
-        raise TokenKeyUnproved("the key of tokens that the host showed did not sign this challenge") from err
+        raise TokenKeyUnproved("the token key that the host showed did not sign this challenge") from err

@@ -82,7 +82,7 @@ class Code:
     def jump_if(self, register: int, comparison: Comparison, value: int, label: str) -> None:
         """Jump if *comparison* is true for a register and a number.
 
-        ``has`` is true if the register has at least one of the number's bits.
+        The comparison ``has`` is true if the register and the number have at least one set bit in common.
         """
         self._lines.append((_JUMPS[comparison], register, 0, label, value))
 

@@ -122,7 +122,7 @@ class ApplyRun:
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
         """Call a method of the supervisor (*call*) for these environments' services; record the errors."""
         if todo := list(names):
-            self._fail(answers(call, todo))
+            self._fail(answers(self.layout, call, todo))
 
     def _remove(self) -> None:
         """Stop and delete the environments that are to be removed. Their records are removed last."""

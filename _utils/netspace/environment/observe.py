@@ -84,7 +84,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param grows: whether a file system with a declared size can be made larger while it is in use.
     :param budget: bytes that all file systems with a declared size can hold together; None if unknown, or if there are
         none.
-    :param idle: whether the state folder is on no disk, so that ``limits:io`` has no effect on layers.
+    :param idle: true if the state folder is in memory or on a network, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: mounts by their target.
     :param updating: names of environments that have a second instance.

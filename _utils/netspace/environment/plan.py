@@ -74,13 +74,11 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     notes += unconfined(desired, observed)
     notes += oversubscribed(desired, observed, remove)
     for name in sorted(observed.updating):
-        notes.append(
-            f"environment {name} has a second instance: a run that was killed left it, the next one removes it"
-        )
+        notes.append(f"environment {name} has a second instance: a killed run left it, and the next run removes it")
     for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
         notes.append(
-            f"environment {name} has no record, but there is a layer of it; declare it to have it back, "
-            "or declare and remove it to be rid of it"
+            f"environment {name} has a layer, but no record; declare the environment to use the layer again; "
+            "to delete the layer, declare the environment and then remove it"
         )
     taken_back: dict[str, str] = {}
     down: dict[str, str] = {}
@@ -93,7 +91,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if seen is not None and (failed := _failed_before(want, seen, observed)) is not None:
             taken_back[name] = (
                 f"the update to sha256:{failed.digest[:12]} was taken back, since {failed.reason}; it is not tried "
-                "again until its declaration or its image changes, or netspace_environment.retry says so"
+                "again until its declaration or its image changes, or netspace_environment.retry is called"
             )
             # The previous version was put back: keep it as recorded.
             was = seen.record

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _COVERED = ("/dev", "/proc", "/run", "/sys", "/tmp")  # noqa: S108 (inside)
 
 Has = Callable[[str, bool], bool]
-"""Whether there is something at this path of a root; also True where that is not certain.
+"""Whether something exists at this path of a root; also True if that is not certain.
 
 The second argument: whether a link at the path's end is followed.
 """

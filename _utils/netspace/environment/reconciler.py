@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from netspace import files, library_copy
-from netspace.environment import claims, observe, programs, runtimes
+from netspace.environment import claims, observe, programs, runs, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
 from netspace.environment.apply import ApplyRun, Give
@@ -213,6 +213,7 @@ class Environments:
         halt(self.layout, names)
         services = {oci_runtime.service_name(name): name for name in names}
         errors = self.supervisor.stop(list(services)) if services else {}
+        runs.ended(self.layout, {name for service, name in services.items() if service not in errors})
         verdict.clear(self.layout, names)
         return {**beside, **{services[service]: error for service, error in errors.items()}}
 
@@ -239,6 +240,11 @@ class Environments:
         errors = self.making.restore({name: record for name, record in known.items() if name not in without})
         self.note(known)
         weights.lower(self.layout)  # before the supervisor starts their programs
+        left = {name: one for name, one in known.items() if name not in {*without, *errors} and one.state == "running"}
+        try:
+            runs.starting(self.layout, left)
+        except NetspaceError as err:
+            return {**dict.fromkeys(left, str(err)), **errors}
         return errors
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:

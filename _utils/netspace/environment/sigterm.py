@@ -52,9 +52,9 @@ def judge(status: Mapping[str, str], stop_timeout: float, *, first: bool) -> str
     if caught:
         return "handled"
     if blocked:
-        return f"blocked: it does something only where the program asks for it (sigwait, signalfd); else {lasts[3:]}"
+        return f"blocked: it has an effect only if the program waits for it (sigwait, signalfd); otherwise {lasts[3:]}"
     if ignored:
-        return f"ignored: the program wants it so (SIG_IGN), {lasts}; have the program handle SIGTERM"
+        return f"ignored: the program chose that (SIG_IGN), {lasts}; have the program handle SIGTERM"
     if first:
         return (
             f"ignored: the program is process 1 and has no handler, {lasts}; "

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from netspace import files
 from netspace.environment import record as records
+from netspace.environment import runs
 from netspace.environment.builder import each
 from netspace.environment.container import oci_runtime
 from netspace.environment.record import Record
@@ -132,6 +133,7 @@ def start(
         if stuck:
             return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck], known)}
     try:
+        runs.starting(layout, {name: known[name] for name in names if name in known})
         failed = supervisor.start(list(services))
         errors = problems(layout, supervisor, names, known, failed)
     except (NetspaceError, OSError) as err:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from netspace.environment import runs
 from netspace.environment.container import oci_runtime
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -17,10 +18,12 @@ def halt(layout: Layout, names: Iterable[str]) -> None:
             mark.touch(mode=0o600)
 
 
-def answers(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Call a method of the supervisor for these environments' services; return the errors, by environment."""
+def answers(layout: Layout, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
+    """Stop or remove these environments' services by a method of the supervisor; return the errors, by environment."""
     services = {oci_runtime.service_name(name): name for name in names}
     try:
-        return {services[service]: error for service, error in call(list(services)).items()}
+        errors = {services[service]: error for service, error in call(list(services)).items()}
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(services.values(), str(err))
+    runs.ended(layout, set(services.values()) - errors.keys())
+    return errors

@@ -18,6 +18,7 @@ from netspace.fleet import compile as compiler
 from netspace.fleet import in_force, place, trust, trust_book
 from netspace.fleet.compile import Compiled
 from netspace.fleet.drained import Drained
+from netspace.fleet.edition import EditionFile
 from netspace.fleet.given import Candidate, GivenSlices
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
 from netspace.fleet.place import Reasons
@@ -96,6 +97,7 @@ class FleetDeclaration:
         self.store = in_force.store(folder / "compiled")
         self.trust = trust_book.book(folder)
         self.given = GivenSlices(folder / "compiled")
+        self.edition = EditionFile(folder / "edition.json")
         self._sources = sources
         self._nodegroups = nodegroups
         self._context = in_force.context(
@@ -249,6 +251,7 @@ class FleetDeclaration:
                 if compiled.problems:
                     return compiled, None
                 if self._written(inputs):
+                    self.edition.note_declared(compiled.declared)
                     return compiled, self.given.keep(compiled, inputs)
             time.sleep(in_force.UNCHANGED / 1e9)
         raise NetspaceError(f"{self.root}: it, or a file that it includes, keeps changing; try again later")
@@ -283,6 +286,7 @@ class FleetDeclaration:
                 refusal = self.store.refuse(compiled.problems, inputs)
                 self._sources.tell(refusal)
                 return _Now(manifest, refusal, True)
+            self.edition.note_declared(compiled.declared)
             if compiled.declared is not None and compiled.declared.planned:
                 self.given.begin(dict(self.store.pillars(manifest)) if manifest is not None else {})
                 self.store.forget()
@@ -329,7 +333,14 @@ class FleetDeclaration:
                 documents, published, self._nodegroups, placed, remembered=gone, drained=drained or (), edges=edges
             )
             unread = (Problem("", REGISTER, reason) for reason in damaged)
-            return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
+            return found._replace(
+                problems=(
+                    *found.problems,
+                    *unread,
+                    *self._vanished(found, documents),
+                    *self.edition.lower(self.root, found.declared),
+                )
+            ), inputs
         except FleetError as err:
             return Compiled(None, {}, {}, (), (), err.problems), inputs
 

@@ -76,7 +76,7 @@ def _told(name: str, minion: str, said: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answer, NetspaceError):
         return {"error": printable(str(answer))}
     if not isinstance(answer, Mapping) or answer.get("explains") != name or _size(answer) > LONGEST:
-        return {"error": f"the answer of {minion} can't be understood; synchronise it"}
+        return {"error": f"the answer of {minion} can't be understood; synchronise the minion"}
     return dict(answer)
 
 

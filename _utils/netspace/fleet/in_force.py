@@ -235,8 +235,8 @@ class Store:
     ) -> Manifest:
         """Write the files of a declaration that comes in force.
 
-        :param placed: the hosts of each environment. None: they are unknown, because the present file is damaged. The
-            new file is then written as a damaged one, too.
+        :param placed: the hosts of each environment. None: they are unknown, because the present file is damaged. Then
+            the new file is written in a form that counts as damaged, too.
         :param gone: the last hosts of environments that now run nowhere.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ these:
 - a rule of an interface that lets packets out to a network;
 - such a rule, if it covers the address of another host and a port that an environment publishes there.
 
-A host without a declared address may have any address. Steps that carry only answers count for assertions with
-``flow``.
+A host without a declared address may have any address. A step that carries only answers to requests counts only for
+assertions with ``flow``.
 """
 
 from __future__ import annotations

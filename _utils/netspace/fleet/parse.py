@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from netspace.errors import SpecError
-from netspace.fleet import policy
+from netspace.fleet import edition, policy
 from netspace.fleet.policy import Policy
 from netspace.fleet.types import (
     DOMAIN,
@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 KEYS = (
     *("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "apply", "rollout"),
-    *("include", "uses"),
+    *("edition", "include", "uses"),
 )
-_SINGLE = ("defaults", "domain", "trusted_grains", "apply", "rollout")
+_SINGLE = ("defaults", "domain", "trusted_grains", "apply", "rollout", "edition")
 """Keys that stand in one file of a declaration, because two values of one could contradict each other."""
 APPLY = ("at-once", "planned")
 _EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
@@ -145,7 +145,11 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
         _Reading(file, problems).refuse("apply", f"{when!r:.40} is not possible here; choose from {', '.join(APPLY)}")
     settings_file = single.get("defaults", ("",))[0]
     result = Fleet(named, environments, tuple(links), tuple(never), *settings, settings_file, planned=when == "planned")
-    result = result._replace(rollout=_rollout(single, named, problems))
+    file, number = single.get("edition", ("", 0))
+    if not edition.valid(number):
+        _Reading(file, problems).refuse("edition", f"{number!r:.40}: expected a whole number that each change raises")
+        number = 0
+    result = result._replace(rollout=_rollout(single, named, problems), edition=number)
     _check_names(result, owners, problems)
     if problems:
         raise FleetError(problems)

@@ -1,4 +1,4 @@
-"""Canonical form of the X25519 public keys that hosts publish. Two texts may stand for one key. Pure.
+"""Canonical form of the X25519 public keys that hosts publish. One key can have several spellings. Pure.
 
 X25519 ignores the highest bit of a key, and reads the other bits as a number modulo 2^255 - 19 (RFC 7748, section 5).
 Base64 of 32 bytes leaves two bits unused. So a key has several spellings, and all of them give the same shared secrets.
@@ -27,7 +27,7 @@ def canonical(text: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Return whether two texts are the same key. A text that isn't a key is the same only as itself."""
+    """Return whether two texts are the same key. If one isn't a key, the texts themselves are compared."""
     try:
         return canonical(one) == canonical(other)
     except ValueError:

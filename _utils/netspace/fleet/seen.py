@@ -20,7 +20,7 @@ Mark = Literal["well", "odd", "bad", "off", "unknown"]
 ORDER: tuple[Mark, ...] = ("bad", "unknown", "odd", "well", "off")
 """Marks from the one that needs attention first."""
 Whose = Literal["master", "host", "nobody"]
-"""Whose word a trust level is: that of the master's verifier, or the host's own."""
+"""The source of a trust level: the master's verifier, the host itself, or nobody."""
 
 MOST = 20_000
 _Text = Annotated[str, msgspec.Meta(max_length=400)]
@@ -95,7 +95,8 @@ class Trust(NamedTuple):
     """A host's trust level, and its source.
 
     :param level: ``L0`` to ``L5``; empty: nobody has reported a level.
-    :param mark: the rating of the level for a display: ``well``, ``odd`` or ``bad``, or ``unknown``.
+    :param mark: the rating of the level, by which a display chooses a colour: ``well``, ``odd``, ``bad`` or
+        ``unknown``.
     :param by: the source of the level: the master's verifier, the host, or nobody.
     :param why: the reason for the level.
     :param state: the verifier's state, as in ``netspace_attestation.status``; empty if the host stated the level.
@@ -149,7 +150,7 @@ def _parsed(said: object) -> Seen:
     try:
         return Seen(msgspec.convert(said, Glance))
     except msgspec.ValidationError as err:
-        return Seen(None, f"its answer can't be understood: {printable(str(err))[:200]}; synchronise it")
+        return Seen(None, f"its answer can't be understood: {printable(str(err))[:200]}; synchronise the minion")
 
 
 def standing(name: str, host: str, seen: Seen, *, off: bool = False) -> Standing:

@@ -1,9 +1,9 @@
 """Hosts that the terms of an environment's ``on`` match. Pure.
 
 A term matches by a host's name, or by its minion's id, which Salt has authenticated. A grain is a host's claim about
-itself: an attacker on a host could attract environments to it by a false grain. So a term that matches by a grain is
-refused, unless the declaration names the grain under ``trusted_grains``. If it does, the grain's value at the time when
-the host joined counts.
+itself: by a false grain, an attacker with root on a host could make the fleet place environments there. So a term that
+matches by a grain is refused, unless the declaration names the grain under ``trusted_grains``. If it does, the grain's
+value at the time when the host joined counts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ GRACE = 300.0
 """Seconds for which a host whose result has expired is asked again before it counts as distrusted."""
 TRUSTED = "trusted"
 JUDGED = frozenset({"failed", "degraded", "revoked"})
-"""States (:mod:`netspace.attestation.fleet.host_state`) that follow from evidence, or from an operator's word."""
+"""States (:mod:`netspace.attestation.fleet.host_state`) that follow from evidence or from an operator's decision."""
 MAX_REASON = 1000
 
 
@@ -62,7 +62,7 @@ class Book(msgspec.Struct, frozen=True):
     :param expiring: the hosts whose result has expired, by minion, with the time when that was seen. They are asked
         again until they count as distrusted.
     :param looked: when the master last checked all hosts while a result had expired.
-    :param late: how many such checks in a row came more than :data:`GRACE` seconds after the check before.
+    :param late: the number of such checks in a row that came more than :data:`GRACE` seconds after the previous check.
     :param waiting: the minions that haven't confirmed a change yet: by minion, the hosts whose trust changed, each with
         the number of the change.
     :param serial: the number of the last change.
@@ -175,6 +175,12 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
     return found
 
 
+def keeps(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> bool:
+    """Return whether distrust leaves a slice a link to or from another host. Parameters as for :func:`cut`."""
+    gone = cut(pillar, minion, distrusted)
+    return any(far(link) and named(link) not in gone for link in pillar["netspace"].get("links", ()))
+
+
 def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the hosts from which links with ``attested`` lead to the slice's host, with the levels that they demand.
 
@@ -281,8 +287,8 @@ def _levels(
 ) -> dict[str, Level]:
     """Return the levels of *senders* after a check.
 
-    A host whose result has expired keeps its level until it counts as distrusted, so that a master that was down ends
-    no link. The receivers' hosts see that the result has expired.
+    A host whose result has expired keeps its level until it counts as distrusted. Otherwise a downtime of the master
+    would end links. The receivers' hosts see that the result has expired.
     """
     found = {}
     for minion in sorted(senders):

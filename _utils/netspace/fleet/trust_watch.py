@@ -11,7 +11,7 @@ it is cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ ATTEST = "netspace_attestation.attest"
 """The runner that asks silent hosts again, if that failed."""
 MOST_GROUPS = 8
 """The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
+
+
+_EARLIER = "unexpected keyword argument 'cut'"
+"""A part of the answer of a minion whose netspace is older than the argument ``cut``."""
 
 
 class Master(Protocol):
@@ -259,9 +263,24 @@ def _told(
     groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
-    calls = [(minions, {"hosts": list(names), "own": own}) for (names, own), minions in groups.items()]
+    gone = _gone(hosts, declaration.trust.read())
+    calls = [
+        (minions, {"hosts": list(names), "own": own, **({"cut": found} if (found := gone(names)) and not own else {})})
+        for (names, own), minions in groups.items()
+    ]
     try:
         answers = master.ask_at_once(REVISE, calls) if calls else {}
+        # A minion with an earlier netspace doesn't know the argument, and must cut all the same.
+        earlier = [
+            (
+                [one for one in minions if _EARLIER in str(answers.get(one))],
+                {"hosts": told["hosts"], "own": told["own"]},
+            )
+            for minions, told in calls
+            if "cut" in told
+        ]
+        if earlier := [call for call in earlier if call[0]]:
+            answers |= master.ask_at_once(REVISE, earlier)
     except NetspaceError as err:
         answers = dict.fromkeys(waiting, str(err))
     for minion in waiting:
@@ -276,6 +295,25 @@ def _told(
         failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
     # What a peer's answer says may be a lie, also to the terminal.
     return {minion: printable(text[: trust.MAX_REASON])[: trust.MAX_REASON] for minion, text in failed.items()}
+
+
+def _gone(hosts: Judged, book: Book) -> Callable[[Iterable[str]], list[str]]:
+    """Return a function that selects those hosts by name that lose all links to other hosts by the master's distrust.
+
+    A minion that is told so ends these links at once, before it asks for its pillar.
+    """
+    minions = {host: minion for minion, host in hosts.hosts.items()}
+
+    def gone(names: Iterable[str]) -> list[str]:
+        return [
+            name
+            for name in names
+            if (minion := minions.get(name)) in book.hosts
+            and minion is not None
+            and not trust.keeps(hosts.pillar(minion), minion, book.hosts)
+        ]
+
+    return gone
 
 
 def _groups(

@@ -187,6 +187,7 @@ class Fleet(NamedTuple):
     :param settings_file: the file with ``defaults``.
     :param planned: whether changes wait for a plan (``apply: planned``).
     :param rollout: the policy of rollouts; an operator's arguments override it.
+    :param edition: a number that the operator raises with each change; 0: there is none.
     """
 
     hosts: Mapping[str, HostEntry]
@@ -199,6 +200,7 @@ class Fleet(NamedTuple):
     settings_file: str = ""
     planned: bool = False
     rollout: Policy = Policy()
+    edition: int = 0
 
     def minion(self, host: str) -> str:
         """Return the id of a host's minion."""

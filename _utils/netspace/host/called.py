@@ -54,8 +54,8 @@ def _told(one: Refusal, record: Record) -> Refused:
 def _quoted(path: str) -> str:
     """Return a path as one word of ASCII.
 
-    A program can choose a path that would look like another row of a table, or whose letters look like others, are
-    wider than others or are written from right to left.
+    A program chooses the path, so it could contain line breaks that feign another row of a table, or letters that look
+    like other letters, take two columns or are written from right to left.
     """
     return one_word(path)
 
@@ -98,7 +98,7 @@ def _file(one: Refusal, record: Record, told: Refused) -> Refused:
             return told._replace(why=f"the volume at {volume.target} is declared read_only")
     if not record.spec.read_only:
         return told._replace(why=_MOUNT)
-    risk = "its program could then change its own files; a volume for one folder opens less"
+    risk = "its program could then change its own files; a volume for this folder alone permits less"
     return told._replace(part=Setting("read_only", "false", risk))
 
 

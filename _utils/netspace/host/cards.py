@@ -132,7 +132,7 @@ class Cards(TrustGate):
         return {name: record for name, record in known.items() if name not in ended}
 
     def _ended(self, names: Iterable[str]) -> set[str]:
-        """Return which of these are children whose program has ended. Their keeper frees their places."""
+        """Return those of these environments that are children whose program has ended."""
         if not self.layout.records(child_records.KIND).is_dir():
             return set()
         return {place for place in child_records.places(self.layout, names) if child_records.ended(self.layout, place)}
@@ -141,7 +141,7 @@ class Cards(TrustGate):
         """End all children except those of the environments in *keep* (``children``)."""
 
     def _free_places(self, test: bool) -> None:
-        """Remove the records of children whose place is gone."""
+        """Remove the records of children whose place (:mod:`netspace.host.children`) no longer exists."""
         if test or not self.layout.records(child_records.KIND).is_dir():
             return
         for place in child_records.places(self.layout) - self.environments.names():
@@ -149,7 +149,7 @@ class Cards(TrustGate):
 
     # -- delegations ----------------------------------------------------------------------
     def _lapsed(self, after: Collection[Link], environments: Mapping[str, Environment] | None = None) -> set[str]:
-        """Return the delegated links that must end when these links are in force. Changes nothing.
+        """Return the delegated links that must end once the links in *after* are in force. Changes nothing.
 
         :param environments: the environments that may delegate; None: as they were applied.
         """
@@ -164,9 +164,9 @@ class Cards(TrustGate):
         return known - (kept & delegations.possible(environments).keys())
 
     def _end_with(self, lapsed: Collection[str], run: Callable[[], Result]) -> Result:
-        """Sever delegated links, then remove them by *run*, then forget their delegations.
+        """Sever delegated links at the broker, call *run*, which removes the links, and remove the records.
 
-        The broker may be down. Then *run* starts it, and what waits on these links is deleted afterwards.
+        If the broker is down, *run* starts it, and the messages that wait on these links are deleted afterwards.
         """
         recorded = self._linked().links
         doomed = [recorded[name] for name in sorted(lapsed) if name in recorded]
@@ -191,7 +191,7 @@ class Cards(TrustGate):
 
     # -- the host's own peer ------------------------------------------------------------
     def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
-        """Return *wanted*, and why links to the host itself can't be made; empty if they can.
+        """Return *wanted*, and the reason why links to the host itself can't be made; the reason is empty if they can.
 
         If they can't, *wanted* is returned without these links.
         """

@@ -1,7 +1,8 @@
-"""Records of children: one file for each place that a child has, from before its start until it is gone.
+"""Records of children: one file for each taken place, written before the child's start and removed after its end.
 
-A place without such a file is free. A file whose child is not ``begun`` is of a start that was killed halfway. Such a
-child is ended, since nobody was told that it runs.
+A *place* is an environment that waits for a child (:mod:`netspace.host.children`). A place without a file is free. If a
+record has no ``begun``, netspace was killed during the child's start. Such a child is ended, because no answer has told
+its parent that it runs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Run(msgspec.Struct, frozen=True):
 
     @property
     def began(self) -> float:
-        """When the process was started, in seconds since the boot."""
+        """The time of the process's start, in seconds since the boot."""
         return self.ticks / _TICKS
 
     def kill(self) -> None:
@@ -65,10 +66,11 @@ class Child(msgspec.Struct, frozen=True):
     :param template: the name of its template.
     :param name: the name that its parent chose.
     :param values: its values, as the parent gave them, with those of the template.
-    :param until: when its life ends, in seconds since 1970, as its parent was told.
-    :param ends: the same, in seconds since the boot (:func:`now`). This decides, since the clock of day may be set.
-    :param within: the run of its parent that asked for it.
-    :param begun: its own run; None: its start isn't done.
+    :param until: the end of its lifetime, in seconds since 1970, as in the answer to its parent.
+    :param ends: the same in seconds since the boot (:func:`now`). Only this value is enforced, because somebody may set
+        the wall clock.
+    :param within: the run of its parent's program that requested it.
+    :param begun: its own run; None: its start isn't complete.
     """
 
     parent: str
@@ -87,7 +89,7 @@ def boot() -> str:
 
 
 def now() -> float:
-    """Return the seconds since the boot, those of sleep included (``CLOCK_BOOTTIME``, clock_gettime(2))."""
+    """Return the seconds since the boot, including time in suspend (``CLOCK_BOOTTIME``, clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -167,9 +169,9 @@ def due(layout: Layout, place: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _templates(layout: Layout, parent: str, stamp: tuple[int, int, int]) -> frozenset[str] | None:
-    """Return the templates in the record of an environment, which is read only once while it stays as it is.
+    """Return the templates in an environment's record. The record is read again only after a change.
 
-    None: the record is damaged, so they aren't known.
+    Return None if the record is damaged.
     """
     from netspace.environment import record as records
 

@@ -1,9 +1,9 @@
-"""Start and end of children, from the records of the last apply alone. The caller's claims count for nothing.
+"""Start and end of children, by the records of the last apply alone. A request's claims aren't believed.
 
-A child is an environment that an apply made as its template says (``netspace.spec.spawns``): a place. To start a child
-is an apply of this one environment with ``state: running`` and the child's values; to end it, an apply of it as it was
-declared. The record of the child (``record``) is written before the first and removed after the second. So the next
-attempt finishes what a killed one began.
+An apply makes stopped environments by each template (``netspace.spec.spawns``). Each is a *place* for one child. To
+start a child, netspace applies this one environment with ``state: running`` and the child's values. To end the child,
+netspace applies the environment as it was declared. The child's record (``child_records``) is written before the start
+and removed after the end. So the next attempt finishes the work of a killed one.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Children(Cards):
         """Start a child; return its place and its record.
 
         :param name: the name by which the parent calls it.
-        :param asked: when the parent asked, in seconds since the boot. A later run of the parent gets no child.
-        :raises Refused: the parent may not have such a child, or the host isn't as declared.
+        :param asked: the time of the parent's request, in seconds since the boot. If the parent's program was started
+            after this time, the request is refused.
+        :raises Refused: the parent may not have such a child, or the host differs from the declaration.
         :raises NetspaceError: it can't be started now. The text is for the host's log, not for the parent.
         """
         with self._lock(False):
@@ -126,10 +127,10 @@ class Children(Cards):
     def finish(self, places: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
         """End the children at these places that are due, all together, and free the places.
 
-        If its parent has ended or its lifetime is over, a child is killed, without the time for its end that its
-        template gives. Else it could decide to live longer.
+        If its parent has ended or its lifetime is over, a child is killed at once, without its template's
+        ``stop_timeout``. Otherwise it could prolong its life.
 
-        :return: why each child was to end, and the errors, by place.
+        :return: two mappings by place: the reason for each child's end, and the errors.
         :raises NetspaceError: none can be ended now.
         """
         with self._lock(False):
@@ -160,9 +161,10 @@ class Children(Cards):
         return known.spec, known.spec.spawns[template]
 
     def _startable(self, free: list[Place], parent: str, spec: Environment, template: Template) -> tuple[str, Record]:
-        """Return the first free place whose program may do no more than its parent may now, and the place's record.
+        """Return the first free place whose rights don't exceed the parent's present rights, and the place's record.
 
-        :raises Refused: in each it could do more, or the host isn't as declared, or lacks trust.
+        :raises Refused: the rights of each free place exceed the parent's, the host differs from the declaration, or it
+            lacks trust.
         """
         from netspace.environment import record as records
 
@@ -191,7 +193,10 @@ class Children(Cards):
         return begun
 
     def _finish(self, places: Collection[str]) -> dict[str, str]:
-        """Stop what runs at these places, make them as declared, and free them; return the errors, by place."""
+        """Stop the children at these places, restore the declared environments, and free the places.
+
+        :return: the errors, by place.
+        """
         if not places:
             return {}
         # First: a damaged record, of the place or of the parent, must not keep a child alive.
@@ -218,7 +223,7 @@ class Children(Cards):
         return errors
 
     def _become(self, wanted: Mapping[str, Record]) -> dict[str, str]:
-        """Apply environments as these records say, with their recorded links; return the errors, by name.
+        """Apply these records of environments, with their recorded links; return the errors, by name.
 
         :raises NetspaceError: none can be applied.
         """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from netspace.environment import runs
 from netspace.errors import Problem, SpecError
 from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
@@ -18,6 +19,10 @@ from netspace.spec.types import Attestation, Broker, Declaration, Environment, I
 if TYPE_CHECKING:
     from netspace.environment.record import RunState
     from netspace.environment.runtimes import Runtime
+
+
+LEDGER = "ledger"
+"""Name of the ledger of runs, as of a thing of the kind attestation."""
 
 
 class Converge(Cards):
@@ -40,6 +45,10 @@ class Converge(Cards):
         """
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
+            if any(outcome.step.name == LEDGER for outcome in result.outcomes):  # what runs already isn't in a new one
+                from netspace.host import ledger
+
+                ledger.settle(self.layout, self.supervisor)
             self._tell_peer(test)
         if result.failures or (test and result.plan.steps):
             return result
@@ -131,11 +140,11 @@ class Converge(Cards):
             return attended.joined(result)
 
     def _clashes(self, declared: Collection[Link]) -> list[Problem]:
-        """Return why links that are declared alone can't be made."""
+        """Return why links in a partial declaration can't be made."""
         return [*self._name_clashes(declared), *self._of_children(declared), *self._of_delegations(declared)]
 
     def _of_delegations(self, declared: Collection[Link]) -> list[Problem]:
-        """Return the links that are declared alone, although a program may have its host make them."""
+        """Return errors for links in a partial declaration that only a program's request (``delegate``) may make."""
         senders = {link.source for link in declared}
         holders = {link.source for link in self._linked().links.values() if link.target in senders}
         known, _ = self.environments.readable(holders)
@@ -152,7 +161,7 @@ class Converge(Cards):
         return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
 
     def _of_children(self, declared: Collection[Link]) -> list[Problem]:
-        """Return why a link that is declared alone can't have a child at one of its ends."""
+        """Return an error for each link in a partial declaration that has a child at one of its ends."""
         ends = {end: link for link in declared for end in (link.source, link.target)}
         return [
             Problem(ends[end].name, f"{end} is a child, whose links its template has; leave the link out")
@@ -160,14 +169,14 @@ class Converge(Cards):
         ]
 
     def _names_of_children(self, names: Collection[str]) -> list[Problem]:
-        """Return why environments that are declared alone can't have the names of children."""
+        """Return an error for each environment in a partial declaration that has the name of a child's place."""
         return [
             Problem(name, f"is the name of a child of {parent}, which its template makes; choose another name")
             for name, parent in self._parents_of(names).items()
         ]
 
     def _parents_of(self, names: Collection[str]) -> dict[str, str]:
-        """Return the parents of those among these environments that are places for children, as they were applied."""
+        """Return, of those environments that are places for children, the recorded parents."""
         known, _ = self.environments.readable({one for name in names for one in spawns.possible_parents(name)})
         specs = {name: record.spec for name, record in known.items()}
         return {name: parent for name in names if (parent := spawns.parent_of(name, specs.get))}
@@ -236,6 +245,10 @@ class Converge(Cards):
             asserted = self._asserted(declared, given, whole, test)
             attended = asserted.joined(self._attend(test)).joined(Result(Plan(notes=[str(one) for one in taken])))
             self._tidy(test)
+            if whole and not test and runs.kept(self.layout):
+                from netspace.host import ledger
+
+                ledger.note(self.layout, declared)
             if whole:
                 declared = peer.with_links(declared)
             namespaces = Result(Plan())
@@ -319,10 +332,10 @@ class Converge(Cards):
         return {**taken.opened, **none}, taken.result
 
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
-        """Return the declared environments, where each running child is wanted as it runs, with its own values.
+        """Return the declared environments; those in which a child runs get the child's state and values.
 
-        A child whose template isn't as it was at its start, or that must end (``child_records.due``), is wanted as it
-        is declared: stopped.
+        If a child must end (``child_records.due``), or its template has changed since its start, its environment stays
+        as declared: stopped.
         """
         from netspace.environment import record as records
 

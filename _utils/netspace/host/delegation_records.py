@@ -1,7 +1,7 @@
-"""Records of delegations: one file for each link that a program has had its host make, until that link is gone.
+"""Records of delegations: one file for each link that the host made at a program's request (``delegate``).
 
-The file is written before the link is made, and removed after the link is gone. A delegation that isn't ``made`` is one
-whose making was killed halfway. It is ended, since nobody was told of it.
+The file is written before the link is made, and removed after the link is gone. If a record lacks ``made``, netspace
+was killed while it made the link. Such a delegation is ended, because no answer has told the program of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ class Delegation(msgspec.Struct, frozen=True):
     """A right that a program delegated.
 
     :param id: a random text, different for each delegation.
-    :param holder: the environment whose program delegated it.
-    :param to: the environment that has it.
+    :param holder: the environment whose program delegated the right.
+    :param to: the environment that got the right.
     :param target: the receiver of its messages.
-    :param until: when it ends, in seconds since 1970, as the holder was told.
-    :param ends: the same, in seconds since the boot. This decides, since the clock of day may be set.
-    :param within: the run of the holder's program that asked for it.
-    :param child: the run of the child that has it; None: who has it isn't a child.
-    :param under: the id of the delegation of which it was made; empty: the holder's link is declared.
+    :param until: its end in seconds since 1970, as in the answer to the holder.
+    :param ends: the same in seconds since the boot. Only this value is enforced, because somebody may set the wall
+        clock.
+    :param within: the run of the holder's program that requested it.
+    :param child: the run of the child in *to*; None: *to* is not a place for children.
+    :param under: the id of the delegation from which the holder has its own right; empty: the holder's link is
+        declared.
     :param made: whether the link was made.
     :param revoked: whether the holder has revoked it.
     """
@@ -66,17 +68,17 @@ class Delegation(msgspec.Struct, frozen=True):
 
     @property
     def of(self) -> str:
-        """The name of the link of which it was made."""
+        """The name of the holder's link, from which this right derives."""
         return self.possible.of
 
     @property
     def granted(self) -> Granted:
-        """The limits with which it was delegated."""
+        """The limits of the delegated right."""
         return Granted(self.holder, self.rate, self.size, self.length)
 
     @property
     def runs(self) -> set[Run]:
-        """The runs whose end ends it."""
+        """The runs of programs with which the delegation ends."""
         return {self.within} | ({self.child} if self.child is not None else set())
 
 
@@ -113,7 +115,7 @@ def remove(layout: Layout, gone: Iterable[str]) -> None:
 
 
 def due(layout: Layout) -> dict[str, str]:
-    """Return why delegations must end, by the names of their links. Changes nothing."""
+    """Return the delegations that must end now: the reasons, by the names of their links. Changes nothing."""
     known = {name: read(layout, name) for name in names(layout)}
     found = {name: why for name, one in known.items() if (why := _why(layout, one))}
     alive = {one.id: one for name, one in known.items() if one is not None and name not in found}
@@ -135,7 +137,7 @@ def _stands_on(one: Delegation, alive: Mapping[str, Delegation]) -> bool:
 
 
 def _why(layout: Layout, one: Delegation | None) -> str:
-    """Return why one delegation must end by itself."""
+    """Return why one delegation must end, apart from the delegations from which it derives."""
     if one is None:
         return "its record is damaged"
     if one.revoked:
@@ -159,9 +161,9 @@ def _why(layout: Layout, one: Delegation | None) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _receivers(layout: Layout, holder: str, stamp: tuple[int, int, int]) -> frozenset[tuple[str, str]] | None:
-    """Return the links that an environment may delegate, and to whom. The record is read once while it stays as it is.
+    """Return the links that an environment may delegate, and to whom. The record is read again only after a change.
 
-    None: the record is damaged, so they aren't known.
+    Return None if the record is damaged.
     """
     from netspace.environment import record as records
 

@@ -1,10 +1,11 @@
-"""Delegation of rights and its end, from the records of the last apply alone. The caller's claims count for nothing.
+"""Delegation and revocation of rights, by the records of the last apply alone. A request's claims aren't believed.
 
-A delegation is a link that an apply could have made (``netspace.spec.delegations``). Its record is written before the
-link is made, and removed after the link is gone. So the next attempt finishes what a killed one began.
+A program delegates a right: the host makes a link for a peer, from a list of possible links that an apply has recorded
+(``netspace.spec.delegations``). The record of the delegation is written before the link is made, and removed after the
+link is gone. So the next attempt finishes the work of a killed one.
 
-Its end begins at the broker: the link's exchange is deleted, and the messages that wait, before anything else is done
-and without the lock. So a revocation waits for no apply.
+A delegation ends at the broker first: netspace deletes the link's exchange and waiting messages before it takes the
+lock. So a revocation doesn't wait for an apply.
 """
 
 from __future__ import annotations
@@ -45,15 +46,18 @@ class Delegations(Converge):
     """Use cases that make and end delegations."""
 
     def delegate(self, holder: str, link: str, to: str, limits: Limits, asked: float = math.inf) -> Delegation:
-        """Make a weaker right of a link for a peer; return its record.
+        """Give a peer a right that is at most as strong as the holder's link; return the record of the delegation.
 
         :param link: the receiver of the holder's link, as the holder calls it.
         :param to: the peer, as the holder calls it.
-        :param asked: when the holder asked, in seconds since the boot. A later run of the holder delegates nothing.
+        :param asked: the time of the holder's request, in seconds since the boot. If the holder's program was started
+            after this time, the request is refused.
         :raises Refused: the holder may not delegate that.
         :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
         with self._lock(False):
+            # What ended while this waited for the lock is gone first: nothing is made of it, and it takes no room.
+            self._unmake(record.due(self.layout))
             spec = self._holder(holder)
             own, given = self._called(holder, link), self._called(holder, to)
             bound = spec.delegates.get(own.target)
@@ -99,21 +103,47 @@ class Delegations(Converge):
             return there
 
     def revoke(self, holder: str, link: str, to: str) -> None:
-        """End a delegation, and all that was made of it.
+        """End a delegation, and all delegations that derive from it.
 
         :raises Refused: the holder has delegated no such right.
         :raises NetspaceError: it can't be ended now.
+        """
+        self.end_revocation(self.begin_revocation(holder, link, to))
+
+    def begin_revocation(self, holder: str, link: str, to: str) -> str:
+        """End a delegation at the broker, without the lock; return the name of its link, for :meth:`end_revocation`.
+
+        :raises Refused: the holder has delegated no such right.
         """
         found = self.delegated(holder).get((link, to))
         if found is None:
             raise Refused("delegation-unknown", f"{holder} has delegated no right to {link} to {to}")
         record.write(self.layout, msgspec.structs.replace(found, revoked=True))
+        self.sever_due()
+        return found.name
+
+    def end_revocation(self, name: str) -> None:
+        """End a delegation whose revocation was begun, in the records.
+
+        :raises NetspaceError: it can't be ended now.
+        """
         _, errors = self.settle_delegations()
-        if found.name in errors:
-            raise NetspaceError(errors[found.name])
+        if name in errors:
+            raise NetspaceError(errors[name])
+
+    def sever_due(self, but: Collection[str] = ()) -> set[str]:
+        """End the delegations that are due at the broker, without the lock; return the names of their links.
+
+        :param but: names of links for which this was done already.
+        """
+        due = record.due(self.layout).keys() - set(but)
+        if due:
+            known = self._linked().links
+            self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
+        return due
 
     def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
-        """Return the delegations of an environment that hold, by link and peer as its program calls them.
+        """Return an environment's delegations that are in force, by the names that its program uses for link and peer.
 
         Changes nothing.
         """
@@ -128,13 +158,12 @@ class Delegations(Converge):
     def settle_delegations(self) -> tuple[dict[str, str], dict[str, str]]:
         """End the delegations that are due: at the broker first and without the lock, then in the records.
 
-        :return: why each was to end, and the errors, by the names of their links.
+        :return: two mappings by the names of links: the reason for each end, and the errors.
         """
+        self.sever_due()
         due = record.due(self.layout)
         if not due:
             return {}, {}
-        known = self._linked().links
-        self._severed([known[name] for name in sorted(due) if name in known])  # at once: the lock may take long
         try:
             with self._lock(False):
                 due = record.due(self.layout)
@@ -170,9 +199,6 @@ class Delegations(Converge):
         return {link.target: link.local or link.target for link in self._own(holder)}
 
     def _room(self, one: delegations.Possible, most: int) -> None:
-        due = record.due(self.layout)
-        if due:  # they have no more room than they have rights
-            self._unmake(due)
         there = [found for name in record.names(self.layout) if (found := record.read(self.layout, name)) is not None]
         if one.name in {found.name for found in there} or one.name in self._linked().links:
             raise Refused("name-in-use", f"{one.to} has a right to {one.target} already; revoke it first")
@@ -180,7 +206,7 @@ class Delegations(Converge):
             raise Refused("too-many", f"{most} have this right, and no more may at once; revoke one")
 
     def _end(self, lifetime: float, until: float | None, above: Delegation | None) -> tuple[float, float]:
-        """Return the end of a new delegation, in seconds since 1970 and since the boot."""
+        """Return the end of a new delegation: in seconds since 1970, and in seconds since the boot."""
         today, now = time.time(), child_records.now()
         left = lifetime if until is None else min(lifetime, until - today)
         if above is not None:
@@ -190,9 +216,9 @@ class Delegations(Converge):
         return today + left, now + left
 
     def _child(self, to: str) -> child_records.Run | None:
-        """Return the run of a child that gets a right; None: it isn't a child.
+        """Return the run of the child that gets a right; None if the environment *to* is no place for children.
 
-        :raises Refused: it is the place of a child, and there is none now.
+        :raises Refused: *to* is a free place: no child runs there now.
         """
         if not self._parents_of([to]):
             return None
@@ -202,7 +228,7 @@ class Delegations(Converge):
         return there.begun
 
     def _make(self, link: Link) -> None:
-        """Make a link, and tell its two ends."""
+        """Make a link, and update the cards of its two ends."""
         self.links.sever([link])  # what an interrupted end of an earlier one has left
         broker = self._linked().broker
         if broker is None:

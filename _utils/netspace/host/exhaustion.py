@@ -68,7 +68,7 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The audit's result for one pool, one storm (a load that makes others wait), or one way to trouble a service."""
+    """The audit's result for one pool, one storm (a load that makes others wait), or one attack on a service."""
 
     name: str
     group: Literal["pools", "waiting", "services"]
@@ -110,7 +110,7 @@ def judge(
     outcome: Outcome = "leak" if found else "held" if ended or paid or spared else "open"
     if not root.before and not neighbour.before and not taken:
         outcome = "skipped"
-        found = ["nobody gets any here"]
+        found = ["nobody gets any on this host"]
     return Row(
         name=name,
         group="pools",

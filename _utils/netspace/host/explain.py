@@ -68,6 +68,7 @@ class Facts(NamedTuple):
     :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
     :param withheld: why it is withheld for lack of trust; empty if it isn't.
     :param image_problem: why its image can't be built now; empty if it can.
+    :param impossible: why this host refuses to make it; empty if it doesn't.
     :param waiting: the keys of its declaration in the pillar that differ from what was applied.
     :param taken_back: why its last update was taken back; empty if it wasn't.
     :param after: the environments that it waits for, and whether each is ready.
@@ -86,6 +87,7 @@ class Facts(NamedTuple):
     row: Mapping[str, Any] = {}
     withheld: str = ""
     image_problem: str = ""
+    impossible: str = ""
     waiting: Sequence[str] = ()
     taken_back: str = ""
     after: Mapping[str, bool] = {}
@@ -116,6 +118,8 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
     if spec is None:
         if row.get("problem"):
             yield Finding("record-damaged", "error", str(row["problem"]), APPLY)
+        elif facts.impossible and not _off(facts):
+            yield Finding("impossible", "error", facts.impossible, APPLY)
         elif _off(facts) or not (facts.withheld or facts.image_problem):
             yield Finding("not-applied", "error", "it is declared, but was not applied", APPLY)
         return
@@ -223,8 +227,7 @@ def _parts(facts: Facts) -> Iterator[Finding]:
         yield Finding("cut-off", "warning", text, _log(facts.name))
     for name, reasons in facts.dead.items():
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        text = f"dead letters of {name}: {told}"
-        yield Finding("dead-letters", "warning", text, "netspace_link.dead_letters")
+        yield Finding("dead-letters", "warning", f"dead letters of {name}: {told}", "netspace_link.dead_letters")
     if facts.refused:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.refused.items()))
         yield Finding("refused", "note", f"it was refused {told}", f"netspace.suggest {facts.name}")
@@ -242,7 +245,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     known, damaged = host.environments.readable()
     spec = None if declared is None else declared.environments.get(name)
     if name not in known and name not in damaged and spec is None:
-        everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
+        everyone = {*known, *damaged, *(() if declared is None else declared.environments)}
         unread = "; the declaration in pillar has mistakes: netspace.check" if invalid else ""
         raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}{unread}")
     record = known.get(name)
@@ -250,20 +253,22 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     row: Mapping[str, Any] = {}
     if record is not None or name in damaged:
         row = observe.describe(host.layout, name, around, damaged.get(name, ""))
-    level = host.trust()
-    refused = _refused(host, name) if record is not None else None
+    level, refused = host.trust(), _refused(host, name) if record is not None else None
     waiting: tuple[str, ...] = ()
     if record is not None and spec is not None and declared is not None:
         waiting = _waiting(host, name, record.spec, spec, declared)
     links, problems = _links(host, name)
+    withheld = _withheld(spec if record is None else record.spec, declared, level)
+    image_problem = _image(host, spec, "" if "image" in waiting else row.get("state"))
     facts = Facts(
         name=name,
         declared=spec,
         applied=None if record is None else record.spec,
         wanted="" if record is None else record.state,
         row=row,
-        withheld=_withheld(record.spec if record is not None else spec, declared, level),
-        image_problem=_image(host, spec, "" if "image" in waiting else row.get("state")),
+        withheld=withheld,
+        image_problem=image_problem,
+        impossible="" if row or declared is None or withheld or image_problem else host.refuses(declared, name),
         waiting=waiting,
         taken_back="" if record is None or record.failed is None else record.failed.reason,
         after={} if record is None else _after(host, record.spec, around),

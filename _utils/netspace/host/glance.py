@@ -1,4 +1,4 @@
-"""Short state of the host, which a master gathers from a whole fleet. Changes nothing."""
+"""Short report on the host's state. A master gathers these reports from a whole fleet. Changes nothing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]
         try:
             rows = [one for one in record.refused(host, name)["rows"] if not one["permitted_now"]]
         except NetspaceError as err:
-            problems.append(f"what {name} was refused: {err}"[:PROSE])
+            problems.append(f"refusals of {name}: {err}"[:PROSE])
             continue
         told[name] = _newest(rows)
     return {name: rows for name, rows in told.items() if rows}

@@ -1,13 +1,16 @@
-"""The keeper of children: the service with root's rights that starts and ends them (``python -m netspace keeper``).
+"""Keeper of children: a service with root's rights that starts and ends children (``python -m netspace keeper``).
 
-It makes and ends delegations, too. It exists only while some environment may spawn or delegate. Requests come from the
-host's peer, through a socket file that only the peer's user may open. The keeper takes them as those of a peer that may
-have been taken over: it parses them strictly, believes who asks only as far as the peer could ask itself, and decides
-by the records (``children``, ``delegations``).
+The keeper makes and ends delegations, too. It runs only while some environment may spawn or delegate. Requests come
+from the host's peer, through a socket file that only the peer's user may open. An attacker may control the peer. So the
+keeper parses requests strictly, and decides by the records (``children``, ``delegations``). A false name of the asking
+environment gives the attacker only rights that some environment has.
 
-It ends a child when its parent or its program ends, its lifetime is over, or an apply has removed its template; and a
-delegation when its holder's program ends, its time is over, or its holder may not delegate it any more. It sleeps until
-one of that happens.
+Environments take turns: none waits for more than one request of another one. While a request waits for another run of
+netspace, such as an apply, the keeper goes on ending delegations at the broker, which needs no lock.
+
+The keeper ends a child when the parent's or the child's program ends, when the child's lifetime is over, or when an
+apply has removed the template. It ends a delegation when the holder's program ends, when the delegation's time is over,
+or when the holder may not delegate any more. It sleeps until one of these events.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -40,16 +44,16 @@ if TYPE_CHECKING:
     from netspace.host.host import Host
 
 Verb = Literal["spawn", "end", "children", "delegate", "revoke", "delegations"]
-MOST = 32 * 1024
-"""The most bytes of a request from the peer."""
+MOST, ALL = 32 * 1024, 1024
+"""The most bytes of a request from the peer, and the most requests that wait here."""
 AGAIN, TICK = 2.0, 30.0
 """Seconds until a child that couldn't be ended is tried again; and the longest sleep while children run."""
-PATIENCE = 20.0
-"""The most seconds that a request waits for another run of netspace."""
+PATIENCE, GLANCE = 20.0, 0.02
+"""Seconds that a request waits for another run of netspace at most, and after which the keeper looks around then."""
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request that the peer hands on.
+    """A request that the peer passes to the keeper.
 
     :param id: the number by which the peer knows it.
     :param asker: the environment that asks, as the broker authenticated it.
@@ -85,7 +89,7 @@ _MODULES = {
 
 
 class Keeper:
-    """The keeper, which listens once it is made.
+    """The keeper. Its constructor begins to listen.
 
     :param user: the user whose connection is accepted: the peer's.
     """
@@ -97,6 +101,8 @@ class Keeper:
         self._watched: dict[Run, int] = {}
         self._over_already: set[Run] = set()
         self._way: socket.socket | None = None
+        self._waiting: dict[str, deque[Ask]] = {}  # by asker; whose turn it is comes first
+        self._begun: dict[int, str] = {}  # revocations of which the broker knows already
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         place = host_peer.folder(layout) / host_peer.KEEPER
         place.unlink(missing_ok=True)
@@ -106,13 +112,16 @@ class Keeper:
         self._door.listen(4)
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT; a change that is going on is finished first."""
+        """Work until SIGTERM or SIGINT. A change that has begun is finished first."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         while not self.over:
             due = self.settle()
             if not self._watch():
+                continue
+            if self._waiting:
+                self._serve()
                 continue
             poll = select.poll()
             for fd in (self._woken, self._door.fileno(), *([] if self._way is None else [self._way.fileno()])):
@@ -127,7 +136,7 @@ class Keeper:
         self.over = True
 
     def _serve(self) -> None:
-        """Take a new connection in place of the last one, and answer one request.
+        """Accept a new connection, which replaces the previous one, and answer one request.
 
         Nothing here waits for the peer. A peer that doesn't read its answers loses the connection.
         """
@@ -140,31 +149,74 @@ class Keeper:
                 self._way = way
             else:
                 way.close()
-        if self._way is None:
+        self._receive()
+        if not self._waiting or self._way is None:
             return
+        asker = next(iter(self._waiting))
+        turns = self._waiting.pop(asker)
+        ask = turns.popleft()
+        if turns:
+            self._waiting[asker] = turns  # behind the others
+        way = self._way
         try:
-            request = self._way.recv(MOST)
-        except BlockingIOError:
-            return
-        except OSError:
-            request = b""
-        try:
-            if request:
-                self._way.send(self.answer(request))
-                return
-        except (OSError, ValueError, RecursionError) as err:
+            told = self._answered(ask)
+            if self._way is way:  # no new peer, who knows nothing of this request
+                way.send(told)
+        except OSError as err:
             self._say(f"the peer's connection ends: {err}")
-        self._leave()
+            self._leave()
+
+    def _receive(self) -> None:
+        """Take the requests that the peer has sent."""
+        while self._way is not None and sum(map(len, self._waiting.values())) < ALL:
+            try:
+                request = self._way.recv(MOST)
+            except BlockingIOError:
+                return
+            except OSError:
+                request = b""
+            if not request:
+                self._leave()
+                return
+            try:
+                ask = msgspec.json.decode(request, type=Ask)
+            except (ValueError, RecursionError) as err:
+                self._say(f"the peer's connection ends: {err}")
+                self._leave()
+                return
+            self._waiting.setdefault(ask.asker, deque()).append(ask)
 
     def _leave(self) -> None:
+        self._waiting.clear()
+        self._begun.clear()
         if self._way is not None:
             self._way.close()
             self._way = None
 
+    def _attend(self, severed: set[str]) -> None:
+        """End delegations at the broker, while a request waits for another run of netspace.
+
+        :param severed: the links that were ended so far, to which others are added.
+        """
+        self._receive()
+        for ask in [ask for turns in self._waiting.values() for ask in turns]:
+            if ask.verb != "revoke" or ask.id in self._begun:
+                continue
+            host = self._host()
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError, NetspaceError, OSError):  # told at its turn
+                self._permitted(host, ask)
+                wanted = msgspec.json.decode(ask.arguments, type=revoke.Arguments)
+                self._begun[ask.id] = host.begin_revocation(ask.asker, wanted.link, wanted.to)
+                severed.add(self._begun[ask.id])
+        if delegation_records.names(self.layout):
+            with contextlib.suppress(NetspaceError, OSError):
+                severed |= self._host().sever_due(severed)
+
     def settle(self, late: float | None = None) -> float | None:
         """End the delegations and the children that are due.
 
-        :param late: when to give up waiting for another run of netspace (``time.monotonic``); None: in 20 s.
+        :param late: the time (``time.monotonic``) until which it waits for another run of netspace; None: 20 s from
+            now.
         :return: the time of the next look, in seconds since the boot; None: there is nothing to end.
         """
         self._over_already.clear()
@@ -216,7 +268,9 @@ class Keeper:
 
         :raises ValueError: the request isn't one that a peer makes.
         """
-        asked = msgspec.json.decode(request, type=Ask)
+        return self._answered(msgspec.json.decode(request, type=Ask))
+
+    def _answered(self, asked: Ask) -> bytes:
         try:
             arguments = msgspec.json.decode(asked.arguments, type=_MODULES[asked.verb].Arguments)
             return _encoded(Told(asked.id, msgspec.Raw(msgspec.json.encode(self._do(asked, arguments)))))
@@ -234,16 +288,15 @@ class Keeper:
     def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:
         late = time.monotonic() + PATIENCE  # of all that this request waits for
         host = self._host(late)
-        known = host.environments.recorded([asked.asker]).get(asked.asker)
-        if known is None or asked.verb not in known.spec.host:
-            raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+        self._permitted(host, asked)
         if isinstance(arguments, delegate.Arguments):
             limits = Limits(arguments.rate, arguments.size, arguments.until)
             made = host.delegate(asked.asker, arguments.link, arguments.to, limits, asked.at)
             self._say(f"{made.name}: delegated by {made.holder}")
             return _right((arguments.link, arguments.to), made)
         if isinstance(arguments, revoke.Arguments):
-            host.revoke(asked.asker, arguments.link, arguments.to)
+            begun = self._begun.pop(asked.id, None)
+            host.end_revocation(begun or host.begin_revocation(asked.asker, arguments.link, arguments.to))
             return revoke.Answer(arguments.link, arguments.to)
         if asked.verb == "delegations":
             return delegations.Answer(tuple(_right(*one) for one in sorted(host.delegated(asked.asker).items())))
@@ -261,25 +314,39 @@ class Keeper:
         ]
         return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
 
+    def _permitted(self, host: Host, asked: Ask) -> None:
+        known = host.environments.recorded([asked.asker]).get(asked.asker)
+        if known is None or asked.verb not in known.spec.host:
+            raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+
     def _host(self, late: float | None = None) -> Host:
         from netspace.host.host import Host
 
         host = Host(self.layout)
-        late = time.monotonic() + PATIENCE if late is None else late
-        host.give_up = lambda: self.over or time.monotonic() > late
+        until = time.monotonic() + PATIENCE if late is None else late
+        severed, again = set[str](), 0.0
+
+        def give_up() -> bool:
+            nonlocal again
+            if time.monotonic() > again:
+                self._attend(severed)
+                again = time.monotonic() + GLANCE
+            return self.over or time.monotonic() > until
+
+        host.give_up = give_up
         return host
 
     def _runs(self, place: str) -> set[Run]:
-        """Return the runs whose end ends the child at a place."""
+        """Return the runs of programs with which the child at a place ends."""
         child = record.read(self.layout, place)
         if child is None:
             return set()
         return {child.within} | ({child.begun} if child.begun is not None else set())
 
     def _watch(self) -> bool:
-        """Keep a descriptor (pidfd_open(2)) of each run whose end ends a child; return whether all of these last.
+        """Keep a pidfd (pidfd_open(2)) for each program with which a child ends; return whether all of them still run.
 
-        A process that has ended before its descriptor was opened may have left its number to another one.
+        If a process ended before its pidfd was opened, another process may have its number.
         """
         runs = {run for place in record.places(self.layout) for run in self._runs(place)}
         for name in delegation_records.names(self.layout):

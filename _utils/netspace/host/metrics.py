@@ -140,24 +140,23 @@ _DEV = {
     "sent_dropped": (3, "Packets from the environment that the host's end dropped."),
 }
 """Columns of /proc/net/dev. The interface's end on the host receives what the environment sends."""
-_USED = 10  # columns from the first to the last of these
+_WORDS = 17  # in a line: the device with a colon, and 16 columns
 
 
 def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
     """Return the traffic of environments whose interface has an end on the host."""
-    ends = {its.host_end.encode(): name for name, its in interfaces.items() if its.host_end}
-    seen: dict[str, list[bytes]] = {}
+    ends = {its.host_end.encode() + b":": name for name, its in interfaces.items() if its.host_end}
+    words: list[bytes] = []
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
-        for line in table.read().splitlines():
-            device, _, counts = line.partition(b":")
-            if name := ends.get(device.lstrip()):
-                seen[name] = counts.split(None, _USED)
-    known = [name for name in names if name in seen]
-    by = [names[name] for name in known]
-    columns = list(zip(*(seen[name] for name in known), strict=False))
+        # The names of devices have no white space, and two lines come before them. One call splits all lines.
+        words = table.read().split(b"\n", 2)[-1].split()
+    if len(words) % _WORDS:
+        return
+    rows = {names[name]: row for row, name in enumerate(map(ends.get, words[::_WORDS])) if name and name in names}
     for key, (column, about) in _DEV.items():
-        values = list(map(int, columns[column])) if known else []
-        yield Family(f"netspace_interface_{key}", "counter", about, by, values)
+        counts = words[1 + column :: _WORDS]
+        values = [int(counts[row]) for row in rows.values()]
+        yield Family(f"netspace_interface_{key}", "counter", about, rows.keys(), values)
 
 
 def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:

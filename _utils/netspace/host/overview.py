@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from netspace.errors import Problem
+from netspace.errors import NetspaceError, Problem
 from netspace.host.converge import Converge
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec.types import Declaration
@@ -16,6 +16,15 @@ class Overview(Converge):
     def check(self, declared: Declaration) -> list[Problem]:
         """Return why this host could not apply a declaration: the refusals of a test. Changes nothing."""
         return list(dict.fromkeys(problem_of(refusal) for refusal in self.diff(declared).refusals))
+
+    def refuses(self, declared: Declaration, name: str) -> str:
+        """Return why this host could not make one environment of a declaration; empty if it could."""
+        path = f"netspace:environments:{name}"
+        try:
+            problems = [one for one in self.check(declared) if f"{one.path}:".startswith(f"{path}:")]
+        except NetspaceError as err:
+            return str(err)
+        return "; ".join(f"{one.path.removeprefix(path).strip(':')}: {one.message}".lstrip(": ") for one in problems)
 
     def diff(self, declared: Declaration) -> Plan:
         """Return the steps of an apply of a whole declaration, from a test of each kind. Changes nothing."""

@@ -196,8 +196,8 @@ class Parts:
     def _names(self, desired: Collection[Interface], others: Collection[str], test: bool) -> Result:
         """Start the service that looks up names in interfaces' rules if a rule has one; else remove it.
 
-        The file of answers is made before the service, and removed after it. So where the file is missing, there is no
-        service.
+        The file of answers is made before the service is started, and removed after it has ended. So without the file,
+        there is no service.
 
         :param desired: the interfaces that were applied.
         :param others: the environments whose recorded interfaces don't count.
@@ -253,8 +253,8 @@ class Parts:
     def _library(self, test: bool, *, needed: bool = False) -> str:
         """Bring the library's copy on the host up to date, except in a test; return its digest.
 
-        In a test, return the digest that the copy would have. So a dry run knows the services that an apply would
-        restart with a new version. A running supervisor loads the new version; no program notices.
+        In a test, return the digest that the copy would have. By it, a dry run knows the services that an apply would
+        restart with a new version. A running supervisor loads the new version without a restart of programs.
 
         :param needed: whether to make a copy on a host that has none yet. Without a copy, the result is empty.
         """

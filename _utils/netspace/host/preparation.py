@@ -7,7 +7,7 @@ from netspace.spec.types import Declaration
 
 
 class Preparation(Images):
-    """Use case: do everything before an apply that takes long or can fail, without a change of running programs."""
+    """Use case: do the slow and error-prone work of a later apply in advance, without a change of running programs."""
 
     def prepare(self, declared: Declaration, *, trusted: bool) -> list[str]:
         """Build the images of a declaration; return why this host isn't ready to apply it.

@@ -5,8 +5,10 @@ An end is an environment, an address, a network or a host name.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,13 +17,13 @@ import msgspec
 from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
 from netspace.spec import delegations, never, peer, reach
-from netspace.spec.reach import World
+from netspace.spec.reach import Edge, World
 from netspace.spec.types import Declaration, Interface, Link, Never
 from netspace.text import hint
 
 
 def applied(host: Parts) -> World:
-    """Return the interfaces and links that were applied last, with all links that programs may have made."""
+    """Return the interfaces and links that were applied last, with all links that programs may delegate."""
     from netspace.interface import record
     from netspace.interface.names import record as answers
 
@@ -42,7 +44,7 @@ def applied(host: Parts) -> World:
 
 
 def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
-    """Return the links that programs may have made of these ones, except those that were made."""
+    """Return the links that programs may delegate from these links, except those that exist already."""
     asking = {link.source for link in host.links.recorded() if peer.is_link(link)}
     known, _ = host.environments.readable(asking)
     holders = {name: record.spec for name, record in known.items() if record.spec.delegates}
@@ -93,17 +95,41 @@ def can(host: Parts, source: object, target: object, declared: Declaration | Non
     first, second = _end(world, source), _end(world, target)
     if not {first, second} & world.environments:
         raise NetspaceError(f"{first} and {second}: neither is an environment of this host; name one that is")
-    found = reach.answer(world, first, second)
+    found, told = reach.answer(world, first, second), _told(host, declared)
     return {
         "summary": reach.summary(first, second, found.edges, found.through),
         "from": first,
         "to": second,
         "can": found.begins,
         "answers": any(edge.answers for edge in found.edges),
-        "rules": [reach.plain(edge) for edge in found.edges],
+        "rules": [told(edge) for edge in found.edges],
         "why_not": dict(found.why_not),
-        "through": [reach.plain(edge) for edge in found.through],
+        "through": [told(edge) for edge in found.through],
     }
+
+
+def _told(host: Parts, declared: Declaration | None) -> Callable[[Edge], dict[str, object]]:
+    """Return a function that returns an edge as plain values.
+
+    For what was applied, they have ``since``, in seconds since 1970: when the link was made, or when the interface's
+    record was last changed. A link that an earlier version made has none.
+    """
+    if declared is not None:
+        return reach.plain
+    from netspace.interface import record as interfaces
+    from netspace.link import record as links
+
+    made = links.since(host.layout)
+
+    def told(edge: Edge) -> dict[str, object]:
+        kind, name = edge.rule.split(":")[1:3]
+        since = made.get(name) if kind == "links" else None
+        if kind == "environments":
+            with contextlib.suppress(OSError):
+                since = os.stat(interfaces.path(host.layout, name)).st_mtime
+        return reach.plain(edge) | ({} if since is None else {"since": since})
+
+    return told
 
 
 def paths_to(host: Parts, target: object, declared: Declaration | None = None) -> dict[str, Any]:
@@ -112,11 +138,13 @@ def paths_to(host: Parts, target: object, declared: Declaration | None = None) -
     :param declared: the declaration to answer for; None: the state that was applied.
     :raises NetspaceError: the end is unknown.
     """
-    world = _world(host, declared)
+    world, told = _world(host, declared), _told(host, declared)
     end = _end(world, target)
     return {
         "paths_to": end,
-        "paths": [reach.plain_path(path) for path in reach.paths_to(world, end)],
+        "paths": [
+            {**reach.plain_path(path), "rules": [told(edge) for edge in path]} for path in reach.paths_to(world, end)
+        ],
     }
 
 

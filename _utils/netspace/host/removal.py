@@ -24,7 +24,7 @@ class Removal(Cards):
     def trial(self, token: str, names: Collection[str]) -> Iterator[None]:
         """Hold the lock while a trial's environments are made and used; remove them afterwards.
 
-        :param token: names the trial.
+        :param token: the trial's id.
         :param names: all environments that it makes.
         :raises NetspaceError: when one of them can't be removed; the next run tries again.
         """
@@ -135,7 +135,7 @@ class Removal(Cards):
             return result.joined(links.result()).joined(self._peer(test, self._without(theirs)))
 
     def _handed_on(self, names: Collection[str]) -> set[str]:
-        """Return the links of children that are made from these links of their parents."""
+        """Return the links that children have only because their parents have the links *names*."""
         found = set()
         for name in names:
             parent, _, target = name.partition(".")

@@ -31,8 +31,18 @@ def links(host: Host, declared: Declaration, others: Collection[str]) -> Result:
     return result.joined(host.converge_links(replace(declared, links=wanted))) if wanted else result
 
 
+def part(host: Host, others: Collection[str]) -> list[str]:
+    """End all links to and from other hosts at once, by this host's record alone; return why a part of this failed.
+
+    This waits for no lock, no pillar and no other change. :func:`links` has to follow, and removes what is left.
+
+    :param others: names of the other hosts.
+    """
+    return host.links.part([link for link in host.links.recorded() if (link.to_host or link.from_host) in others])
+
+
 def whole(host: Host, declared: Declaration) -> Result:
-    """Apply a whole declaration, after the trust in this host itself changed."""
+    """Apply a whole declaration, because the trust in this host changed, not only the trust in other hosts."""
     result = Result(Plan())
     for converge in host.each_kind(declared).values():
         result = result.joined(converge())

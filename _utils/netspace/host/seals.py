@@ -11,7 +11,7 @@ from netspace.text import hint
 
 
 class Seals(Cards):
-    """Use cases around the keys of sealed links, and the cards that list them."""
+    """Use cases that renew, publish or adopt keys of sealed links. They also update the cards that list these keys."""
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and update the cards of their peers.

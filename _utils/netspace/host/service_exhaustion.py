@@ -1,9 +1,10 @@
-"""Exhaustion audit of the host's services: what one environment can do to each, and how long others wait meanwhile.
+"""Exhaustion audit of the host's services: how long one environment's attacks on a service make others wait.
 
-The third part of the audit, after pools and storms. Environments of a trial (``trial_environments``) take part: a
-neighbour asks a second one for answers, along a link. A third tries, one after the other, each way to trouble a
-service that environments touch. Before and during each, these are timed: the neighbour's answers, its restart, the
-time until it is healthy, an ``exec`` in it, an apply that makes one more environment, and a look into a log.
+This is the third part of the audit, after pools and storms. It makes temporary environments (``trial_environments``).
+The *neighbour* sends requests to a second environment over a link. A third one, the attacker, tries to disturb each
+service of the host that environments use; each such attack is a *way*. Before and during each attack, the audit times
+six operations: answers to the neighbour, the neighbour's restart, the time until it is healthy, an ``exec`` in it, an
+apply that makes one more environment, and reading a log.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ _Answers = Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=1000)]], msgspe
 
 
 class Way(NamedTuple):
-    """Way to trouble a service.
+    """One attack on a service of the host.
 
-    :param program: the arguments of its program (``services.py``).
-    :param linked: whether it needs a link, and so a broker.
-    :param check: the arguments of its health check's program; none: it has no check.
-    :param run: the arguments of the programs that an operator runs in it by ``exec``.
+    :param program: the arguments of the attacker's program (``services.py``).
+    :param linked: whether the attack needs a link, and so a broker.
+    :param check: the arguments of the program of the attacker's health check; none: it has no check.
+    :param run: the arguments of the programs that an operator runs in the attacker by ``exec``.
     """
 
     program: tuple[str, ...]
@@ -64,10 +65,13 @@ def _by_link(way: str) -> Way:
 WAYS: dict[str, Way] = {
     "forwarder: connections": _by_link("connections"),
     "forwarder: handshakes": _by_link("handshakes"),
+    "broker: frames before a login": _by_link("strangers"),
     "broker: messages": _by_link("messages"),
+    "broker: small messages": _by_link("small"),
     "broker: transactions": _by_link("transactions"),
     "broker: unfinished messages": _by_link("unfinished"),
     "broker: channels": _by_link("channels"),
+    "broker: channels that end at once": _by_link("brief"),
     "broker: consumers": _by_link("consumers"),
     "broker: bindings": _by_link("bindings"),
     "broker: questions": _by_link("questions"),
@@ -95,10 +99,10 @@ Host(Layout(instance)).operations.exec(name, command, timeout=float(seconds))
 def judge(
     name: str, taken: int, alone: Mapping[str, float], meanwhile: Mapping[str, float], wrong: Sequence[str] = ()
 ) -> Row:
-    """Return the row of a way, from the seconds that each operation took alone and meanwhile. Pure.
+    """Return the row of an attack, from the seconds that each operation took before and during the attack. Pure.
 
-    :param taken: how often the environment did it, as far as that can be counted.
-    :param wrong: what failed, or began again, for others.
+    :param taken: how often the attacker succeeded, as far as that can be counted.
+    :param wrong: the operations of others that failed or had to be repeated.
     """
     goals = {what: goal for what, goal in GOALS.items() if what in alone}
     told, slow = slower(alone, meanwhile, goals)
@@ -106,14 +110,14 @@ def judge(
         name=name,
         group="services",
         outcome="leak" if wrong else "slow" if slow else "held",
-        detail="; ".join([f"did it {taken} times", told, *wrong]),
+        detail="; ".join([f"succeeded {taken} times", told, *wrong]),
         taken=taken,
         seconds={what: [round(alone[what], 6), round(meanwhile[what], 6)] for what in goals},
     )
 
 
 def chosen(only: str | Collection[str]) -> set[str]:
-    """Return the names of rows that an operator chose: pools, storms and ways.
+    """Return the names of rows that an operator chose: pools, storms and attacks on services.
 
     :raises NetspaceError: when there is no row of such a name.
     """
@@ -126,12 +130,13 @@ def chosen(only: str | Collection[str]) -> set[str]:
 
 
 def exhaust(host: Host, name: str, only: Collection[str] | None = None) -> list[Row]:
-    """Try each chosen way to trouble a service of the host.
+    """Try each chosen attack on a service of the host.
 
-    :param name: the environment that the trial's environments are like.
-    :param only: the ways to try, of :data:`WAYS`; None: all.
-    :return: a row for each way. A way that needs a broker is ``skipped`` where none of netspace's own runs.
-    :raises NetspaceError: when there is no such environment, or one like it can't be made.
+    :param name: the environment whose limits and hardening the temporary environments get.
+    :param only: names in :data:`WAYS`, the attacks to try; None: all.
+    :return: a row for each attack. An attack that needs a broker is ``skipped`` on a host without netspace's own
+        broker.
+    :raises NetspaceError: when there is no such environment, or the temporary ones can't be made.
     """
     from netspace.host.trial_environments import Trial
 
@@ -150,7 +155,7 @@ def exhaust(host: Host, name: str, only: Collection[str] | None = None) -> list[
 
 
 class _Names(NamedTuple):
-    """The names of a trial's environments: who asks and who answers, who does its worst, and to whom; and one more."""
+    """The names of the audit's environments, by their roles."""
 
     asks: str
     answers: str
@@ -160,7 +165,7 @@ class _Names(NamedTuple):
 
 
 class _Stage:
-    """The trial's environments, and the measurements."""
+    """The audit's environments, and the measurements."""
 
     def __init__(self, host: Host, trial: Trial, names: _Names) -> None:
         self._host, self._trial, self._names = host, trial, names
@@ -171,7 +176,7 @@ class _Stage:
         self._failed: list[str] = []
 
     def begin(self) -> None:
-        """Make the neighbour, and who answers it."""
+        """Make the neighbour, and the environment that answers it."""
         names, trial = self._names, self._trial
         check = Health(exec=tuple(trial.nothing()), interval=0.5, start_period=_PATIENCE)
         made = {names.asks: trial.spec("hold", health=check)}
@@ -182,12 +187,10 @@ class _Stage:
         trial.make(made, links, self._broker)
         self._host.operations.wait([names.asks], _PATIENCE)
         if self._linked and self._answers(1) >= _PATIENCE:
-            raise NetspaceError(
-                f"an environment like the original can't use its link: the neighbour gets no {self._failed[-1]}"
-            )
+            raise NetspaceError(f"a copy of the environment can't use its link: it gets no {self._failed[-1]}")
 
     def row(self, name: str) -> Row:
-        """Try a way; return its row."""
+        """Try an attack; return its row."""
         way, names, trial = WAYS[name], self._names, self._trial
         if way.linked and not self._linked:
             return Row(name=name, group="services", outcome="skipped", detail="no broker of netspace's own runs here")
@@ -212,11 +215,11 @@ class _Stage:
             ended = [service for service, pid in self._services().items() if before.get(service, pid) != pid]
             trial.remove(*made)
         failed = [f"{one} failed" for one in self._failed if one not in failed_before]
-        return judge(name, taken, alone, meanwhile, [*failed, *(f"the {one} began again" for one in ended)])
+        return judge(name, taken, alone, meanwhile, [*failed, *(f"the {one} was restarted" for one in ended)])
 
     @contextlib.contextmanager
     def _operator(self, way: Way) -> Iterator[None]:
-        """Context manager in which an operator's ``exec`` runs, if the way has one. The body ends its program."""
+        """Context manager during which an operator's ``exec`` runs, if the attack has one; the body must end it."""
         if not way.run:
             yield
             return
@@ -237,7 +240,7 @@ class _Stage:
                 process.wait()
 
     def _taken(self, way: Way) -> int:
-        """Return how often the third environment troubled the service, as far as that can be counted."""
+        """Return how often the attacker succeeded, as far as that can be counted."""
         if way.run:
             return _EXECS
         name = self._names.worst
@@ -260,7 +263,7 @@ class _Stage:
     def _times(self, logged: str) -> dict[str, float]:
         """Return the seconds of each operation: the 99th percentile of answers, the median of the others.
 
-        :param logged: the environment into whose log it looks.
+        :param logged: the environment whose log is read.
         """
         operations, names, trial = self._host.operations, self._names, self._trial
         found: dict[str, list[float]] = {what: [] for what in GOALS if what != "answer"}
@@ -296,7 +299,7 @@ class _Stage:
             raise NetspaceError(wrong)
 
     def _answers(self, number: int) -> float:
-        """Return the 99th percentile of the seconds until the neighbour has an answer."""
+        """Return the 99th percentile of the times, in seconds, until the neighbour gets an answer."""
         command = self._trial.command("ask", str(number))
         done = self._host.operations.exec(self._names.asks, command, timeout=_PATIENCE)
         try:

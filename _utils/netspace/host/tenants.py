@@ -1,4 +1,4 @@
-"""View of the tenants of a host: their quotas, what they declare, and their environments. Changes nothing."""
+"""Table of a host's tenants: their quotas, what each has declared, and their environments. Changes nothing."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Environments of a trial: real ones, which an audit makes for a while, with links, a log and a health check.
+"""Environments of a trial: ordinary environments that an audit makes for a while, with links, a log and a health check.
 
-Twins of the other half of an audit are no environments: nobody supervises them, and no service of the host knows them.
-So what an environment can do to a service is tried by real environments. They have the original's limits, system call
-profile, user and hardening. Their image has this host's interpreter and a program of netspace
-(``environment/audit/services.py``). They have no volume, variable or interface of the original.
+The twins of the audit's other parts are not supervised, and the host's services don't know them. To test attacks on
+these services, the audit needs ordinary environments. They have the original's limits, system call profile, user and
+hardening. Their image has this host's interpreter and a program of netspace (``environment/audit/services.py``). They
+have no volume, variable or interface of the original.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _LIBRARY = ("amqp_frames.py",)
 class Trial:
     """The environments of a trial, while it lasts; see :meth:`netspace.host.removal.Removal.trial`.
 
-    :param original: the record of the environment that the others are like.
-    :param token: names the trial.
+    :param original: the record of the environment whose limits and hardening the trial's environments get.
+    :param token: the trial's id, a part of its environments' names.
     """
 
     def __init__(self, host: Host, original: Record, token: str) -> None:
@@ -47,7 +47,7 @@ class Trial:
         )
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command of netspace's program inside, with these arguments."""
+        """Return the command that runs netspace's program in an environment of the trial, with these arguments."""
         return self._interpreter.command(trials.INSIDE, f"{trials.INSIDE}/{PROGRAM}", *arguments)
 
     def nothing(self) -> list[str]:
@@ -55,7 +55,7 @@ class Trial:
         return [self._interpreter.start[0].replace("{}", trials.INSIDE), "--version"]
 
     def spec(self, *arguments: str, health: Health | None = None) -> Environment:
-        """Return the declaration of an environment of the trial, whose program gets these arguments."""
+        """Return the declaration of an environment of the trial; its program gets these arguments."""
         entries = (entry.partition("=") for entry in self._interpreter.variables(trials.INSIDE))
         before, used = self.original.spec, self.original.runtime
         return Environment(

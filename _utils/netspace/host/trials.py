@@ -1,7 +1,7 @@
 """Notes of trials: environments that an audit makes for a while (:mod:`netspace.host.trial_environments`).
 
-A note with their names is written before they are made, and removed after them. So the next run removes what a killed
-audit left.
+A note with their names is written before they are made, and removed after they are gone. So the next run can remove the
+environments of a killed audit.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ def root(layout: Layout, token: str) -> Path:
 
 
 def image(folder: Path) -> str:
-    """Return the text by which the environments declare this folder as their image."""
+    """Return the image source (``dir:...``) with which the environments declare this folder as their image."""
     return f"dir:{folder}"

@@ -62,7 +62,7 @@ class TrustGate(Parts):
             best = Trust(5, "none", "")
             unsure = judge(declared, known)
             return {
-                name: TrustVerdict(verdict.allowed, "depends on the trust level that the host will be found to have")
+                name: TrustVerdict(verdict.allowed, "depends on the result of the coming appraisal")
                 if unsure[name].comment
                 else verdict
                 for name, verdict in judge(declared, best).items()
@@ -70,10 +70,10 @@ class TrustGate(Parts):
         return judge(declared, known)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
-        """Return the links to have: permitted ones, and existing ones whose loss of trust is only reported.
+        """Return the links that shall exist: permitted ones, and existing ones whose loss of trust is only reported.
 
-        A child has a link only if its parent has it, too. Of the links that programs may have made, only those
-        are there that a program delegated, and whose holder may still do so.
+        A child has a link only if its parent has it, too. Of the links that programs may delegate, only those are
+        included that a program has delegated and whose holder may still delegate.
         """
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
@@ -88,7 +88,7 @@ class TrustGate(Parts):
         return spawns.within(declared, delegations.standing(declared.environments, found, self._granted()))
 
     def _granted(self) -> dict[str, Granted]:
-        """Return the limits of the delegations that need not end by themselves, by the names of their links."""
+        """Return the limits of the delegations that need not end now, by the names of their links."""
         due = delegation_records.due(self.layout)
         known = (
             delegation_records.read(self.layout, name) for name in delegation_records.names(self.layout) - due.keys()

@@ -42,7 +42,7 @@ def gateway(network: Network) -> str | None:
 
 
 def usable(network: Network) -> range:
-    """Return the positions of addresses in *network*, counted from its first address, that can be allocated."""
+    """Return the offsets, from the first address of *network*, of the addresses that can be allocated."""
     last = network.num_addresses - (1 if network.version == 4 else 0)
     return range(2, max(last, 2)) if network.num_addresses >= 4 else range(0)
 

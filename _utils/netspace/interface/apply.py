@@ -88,7 +88,7 @@ class ApplyRun:
                 try:
                     record = records.with_key(self.layout, name, record, getattr(one.kind, "secret", None))
                 except (OSError, StateError) as err:
-                    self._fail(name, f"its private key can't be had: {err}")
+                    self._fail(name, f"its private key can't be read or made: {err}")
                     continue
                 # If the step only deletes the link, the old record stays until the link is gone.
                 if not (one.drop and not one.make):
@@ -324,7 +324,7 @@ class ApplyRun:
         self._from_host(far, todo, outer)
 
     def _from_host(self, far: dict[str, int], work: Mapping[str, InterfaceChange], outer: Socket) -> None:
-        """Create links from the host's namespace in other namespaces, and set them up there. Empties *far*."""
+        """Create the links of the namespaces *far* from the host's namespace, set them up inside, and empty *far*."""
         try:
             messages: list[Message] = []
             owners: list[str] = []

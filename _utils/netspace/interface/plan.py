@@ -389,10 +389,10 @@ def _impossible(spec: Interface, observed: Observed) -> str:
     """Return an operator's text on why this host can't have the interface; empty if it can."""
     kind, name = kinds.of(spec), kinds.name(spec)
     if name in observed.missing:
-        return f"an interface of kind {name} can't be had: {observed.missing[name]}"
+        return f"this host can't have an interface of kind {name}: {observed.missing[name]}"
     lacks = getattr(kind, "lacks", None)
     if reason := lacks(spec, observed.links) if lacks is not None else "":
-        return f"an interface of kind {name} can't be had: {reason}"
+        return f"this host can't have an interface of kind {name}: {reason}"
     taken = (one.host for one in published(spec) if one.host in observed.taken)
     return "; ".join(
         f"port {port} can't be published: {observed.taken[port]} has it; end that program, or take another port"

@@ -49,8 +49,8 @@ class _Naming:
 
     :param used: the recorded names.
     :param called: the names after the change.
-    :param failed: the error that prevented new names; objects then keep their recorded names, and none is created.
-        None: there was no error.
+    :param failed: the error that prevented new names, or None. After such an error, objects keep their recorded names,
+        and no object is created.
     """
 
     used: Names

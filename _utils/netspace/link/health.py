@@ -158,7 +158,7 @@ def _queues(
     kept: Mapping[str, Any] = counted.get(called.dead, {})
     full = policies.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
     if full >= FULL:
-        text = f"the queue of dead letters is {full:.0%} full; at 100 % they stay in the mailboxes where they died"
+        text = f"the queue of dead letters is {full:.0%} full; at 100 %, dead letters stay in their mailboxes"
         found.append(Problem("dead-letters-full", text))
     wanted = {objects.way(link, called): link for link in record.links.values() if not objects.elsewhere(link)}
     for name, link in sorted(wanted.items()):
@@ -169,7 +169,7 @@ def _queues(
             continue
         full = policies.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
         if full >= FULL:
-            what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
+            what = "drops the oldest" if link.bounds and link.full == "drop-head" else "accepts no messages at 100 %"
             found.append(Problem("mailbox-full", f"the mailbox of {whose} is {full:.0%} full, and {what}", whose))
         awaited = link.to_host is None and link.target not in stopped
         if awaited and queue.get("messages") and not queue.get("consumers"):

@@ -53,7 +53,7 @@ class Observed:
     :param flooded: objects with excess bindings, which must be recreated first (``found_objects.flooded``).
     :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: the key from which names derive is still to be made.
-    :param unnamed: why the desired names can't be computed; *names* then has the recorded names. Empty if they can be
+    :param unnamed: why the desired names can't be computed (*names* then has the recorded names); empty if they are
         computed.
     :param drained: draining queues that are empty.
     :param emptied: recorded owners of parked mail whose mail is gone.
@@ -131,7 +131,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     elif observed.broker == "unreachable" and wanted == observed.record.broker:
         if before == after:
             return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
-        notes.append(f"{observed.detail}: planned from what was recorded last; it can't be applied until it answers")
+        notes.append(f"{observed.detail}: this plan relies on the last record; apply it once the broker answers")
     steps: list[Step] = []
     change = Difference()
     comparison: Comparison | None = None
@@ -381,7 +381,7 @@ def _key_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
         keys = observed.keys.get(name, ())
         if name not in wanted:
             stay = seals.awaited(keys, observed.now)
-            changes[name] = {"old": "keys", "new": "kept for what other hosts sealed" if stay else None}
+            changes[name] = {"old": "keys", "new": "kept for messages that other hosts have sealed" if stay else None}
         elif reason := seals.due(keys, observed.now, promises.get(name)):
             changes[name] = {"old": reason if keys else None, "new": "keys"}
     return changes

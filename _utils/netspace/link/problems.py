@@ -129,7 +129,7 @@ def host_peer(state: str | None) -> list[Problem]:
     """
     if state == "running":
         return []
-    text = f"the host's peer is {state or 'missing'}: nobody answers what environments ask their host; apply again"
+    text = f"the host's peer is {state or 'missing'}: nobody answers environments' requests to the host; apply again"
     return [Problem("peer-down", text)]
 
 

@@ -336,7 +336,7 @@ class Links:
         return errors
 
     def empty(self, environment: str) -> None:
-        """Delete all messages that wait for one environment: letters, and answers to its requests.
+        """Delete all messages that wait for one environment, including answers to its requests.
 
         :raises NetspaceError: the broker can't do that now.
         """
@@ -345,13 +345,22 @@ class Links:
         emptying.empty(self.layout, read(self.layout), environment)
 
     def sever(self, links: Collection[Link]) -> None:
-        """End links at the broker at once, with the messages in their own queues. Their record stays.
+        """Delete links and the messages in their own queues at the broker at once. The links' records stay.
 
         :raises NetspaceError: the broker can't do that now.
         """
         from netspace.link import severing
 
         severing.sever(self.layout, self.recorded_broker(), links)
+
+    def part(self, links: Collection[Link]) -> list[str]:
+        """End links to and from other hosts at once; see ``severing.part``. Their record stays.
+
+        :return: why a part of this failed.
+        """
+        from netspace.link import severing
+
+        return severing.part(self.layout, self.recorded_broker(), links)
 
     def purge(self) -> None:
         """Remove the renewer, the forwarder, and our own broker with all its mail.

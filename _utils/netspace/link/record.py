@@ -6,7 +6,8 @@ run is killed, the next run finishes its work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,51 @@ def write(layout: Layout, record: Record) -> None:
     """Write the record."""
     from netspace.spec import parse
 
+    links = [plain(link) or {} for _, link in sorted(record.links.items())]
     value = {
         "version": 1,
         "broker": parse.encode(record.broker),
-        "links": [plain(link) for _, link in sorted(record.links.items())],
+        "links": links,
+        "since": _dates(_path(layout), links),
         "parked": list(record.parked),
         "named": dict(record.named),
         "former": [draining.encode(one) for one in record.former],
     }
     files.write_json(_path(layout), value)
+
+
+def since(layout: Layout) -> dict[str, float]:
+    """Return when each link was made, by its name, in seconds since 1970. Links of earlier versions are left out."""
+    return {name: one for name, one in _noted(_path(layout))[1].items() if type(one) in (int, float)}
+
+
+def _dates(path: Path, links: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return when each link of a new record was made: the noted time if the link was there already, else now.
+
+    Bounds, such as a rate, may have changed since; who sends what to whom has not.
+    """
+    before, noted = _noted(path)
+    now, found = int(time.time()), dict[str, Any]()
+    for link in links:
+        name = f"{link['from']}.{link['to']}"
+        if name not in before or before[name] != _right(link):
+            found[name] = now
+        elif name in noted:
+            found[name] = noted[name]
+    return found
+
+
+def _noted(path: Path) -> tuple[dict[str, tuple[Any, ...]], Mapping[str, Any]]:
+    """Return the rights of the recorded links, and the times at which they were made, both by the links' names."""
+    try:
+        value = files.read_json(path) or {}
+        return {f"{one['from']}.{one['to']}": _right(one) for one in value["links"]}, dict(value.get("since", {}))
+    except (StateError, AttributeError, KeyError, TypeError, ValueError):  # nothing was applied, or it is damaged
+        return {}, {}
+
+
+def _right(link: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (link["pattern"], link.get("as"))
 
 
 def forget(layout: Layout) -> None:

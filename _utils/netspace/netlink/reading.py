@@ -119,7 +119,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
-    """Return *parse*, wrapped so that it raises only :class:`NetlinkError` on a malformed answer."""
+    """Return *parse*, wrapped so that a malformed answer raises only :class:`NetlinkError`."""
 
     @functools.wraps(parse)
     def strict(payload: bytes | memoryview) -> T:

@@ -28,7 +28,10 @@ TOGETHER = 200
 LONGEST = 200
 """The most characters of an error or a text in an event."""
 BURST = 20
-"""Events about what is done that may be sent at once; later ones one a second. Events about changes are all sent."""
+"""Events about the current activity that may be sent at once. Later ones are sent at most once a second.
+
+Events about changes have no such limit.
+"""
 
 Send = Callable[[str, dict[str, Any]], object]
 Say = Callable[[str], object]

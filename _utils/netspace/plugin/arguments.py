@@ -170,7 +170,7 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
 def _no_tenants(names: Iterable[str], pillar: Mapping[str, Any]) -> None:
     """Check that none of these names of environments belongs to a tenant of the pillar.
 
-    What a tenant has is checked as a whole.
+    A tenant's part can only be checked as a whole, not one environment alone.
 
     :raises SpecError: a name belongs to a tenant, or the pillar's tenants are invalid.
     """
@@ -190,7 +190,7 @@ def _no_tenants(names: Iterable[str], pillar: Mapping[str, Any]) -> None:
 
 
 def _free(name: str) -> None:
-    """Check that a name isn't the name that is reserved for the host.
+    """Check that a name isn't ``host``, which is reserved for the host itself.
 
     :raises SpecError: it is that name.
     """

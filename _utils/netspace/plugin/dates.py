@@ -25,12 +25,15 @@ MOMENTS = frozenset(
             "first",
             "issued",
             "last",
+            "measured",
             "revoked",
         ),
         *("since", "until"),
     }
 )
 """The keys whose numbers are seconds since the epoch."""
+BY_NAME = frozenset({"asked_again"})
+"""The keys whose values have such a number for each name."""
 _FIRST, _END = 10**9, 2**33
 """From 2001 to 2242. A smaller number under such a key is a duration (``deadline``) or a count (``first``)."""
 
@@ -57,23 +60,42 @@ def _with_texts(data: object) -> object:
     found: dict[object, object] = {}
     for key, value in data.items():
         found[key] = _with_texts(value)
-        if (moment := _moment(key, value)) is not None and f"{key}{BESIDE}" not in data:
-            found[f"{key}{BESIDE}"] = _iso(moment)
+        if f"{key}{BESIDE}" in data:
+            continue
+        if (moment := _moment(key, value)) is not None:
+            found[f"{key}{BESIDE}"] = text(moment)
+        elif key in BY_NAME and (moments := _moments(value)):
+            found[f"{key}{BESIDE}"] = {name: text(moment) for name, moment in moments.items()}
     return found
 
 
 def beside(key: object, data: Collection[object]) -> bool:
-    """Return whether *key* has the text beside a time in *data*, as :func:`with_texts` adds it."""
-    return isinstance(key, str) and key.endswith(BESIDE) and key.removesuffix(BESIDE) in MOMENTS.intersection(data)
+    """Return whether *key* is a text that :func:`with_texts` added to *data* beside a time."""
+    return (
+        isinstance(key, str)
+        and key.endswith(BESIDE)
+        and key.removesuffix(BESIDE) in (MOMENTS | BY_NAME).intersection(data)
+    )
 
 
 def _moment(key: object, value: object) -> float | None:
     """Return the time that *value* is, in seconds since the epoch; None if it isn't a time."""
-    moment = tables.number(value) if isinstance(key, str) and key in MOMENTS else None
+    return _within(value) if isinstance(key, str) and key in MOMENTS else None
+
+
+def _moments(value: object) -> dict[object, float]:
+    """Return the times in a mapping."""
+    within = {key: _within(one) for key, one in value.items()} if isinstance(value, dict) else {}
+    return {key: moment for key, moment in within.items() if moment is not None}
+
+
+def _within(value: object) -> float | None:
+    moment = tables.number(value)
     return moment if moment is not None and _FIRST <= moment < _END else None
 
 
-def _iso(moment: float) -> str:
+def text(moment: float) -> str:
+    """Return seconds since the epoch as ISO 8601 in UTC: ``2026-01-31T12:00:00Z``."""
     return f"{datetime.datetime.fromtimestamp(int(moment), datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -91,5 +113,12 @@ def dated(data: object, now: float) -> object:
 
 
 def _value(key: object, value: object, now: float) -> object:
-    moment = _moment(key, value)
-    return dated(value, now) if moment is None else f"{_iso(moment)} ({tables.until(moment, now)})"
+    if (moment := _moment(key, value)) is not None:
+        return _told(moment, now)
+    if key in BY_NAME and (moments := _moments(value)):
+        return {**cast(dict[object, object], value), **{name: _told(one, now) for name, one in moments.items()}}
+    return dated(value, now)
+
+
+def _told(moment: float, now: float) -> str:
+    return f"{text(moment)} ({tables.until(moment, now)})"

@@ -24,7 +24,7 @@ ADVICE: Mapping[str, str] = {
     "broker-down": "an apply starts it again if it is this host's own",
     "change-waits": "apply it",
     "cut-off": "correct its program; its log may tell more",
-    "dead-letters": "see the letters, then send them again or discard them",
+    "dead-letters": "look at the dead letters, then send them again or discard them",
     "declared-stopped": "to run it, declare state: running, and apply",
     "ended": "its log may tell why",
     "entrance-shut": "an apply repairs what this host can",
@@ -33,6 +33,7 @@ ADVICE: Mapping[str, str] = {
     "frozen": "an apply continues it",
     "host-unreachable": "see whether that host and its broker run",
     "image-missing": "put the image where the declaration says, and apply",
+    "impossible": "correct the declaration or the image, and apply",
     "interface-differs": "an apply repairs it",
     "interface-missing": "an apply makes it again",
     "link-down": "an apply repairs what this host can",
@@ -51,9 +52,9 @@ ADVICE: Mapping[str, str] = {
     "unwatched": "apply again, which starts the watch",
     "update-taken-back": "correct the declaration or the image; to try the same again:",
     "waits": "see why that environment isn't ready",
-    "withheld": "raise the host's trust, or ask for less",
+    "withheld": "raise the host's trust, or demand less in the declaration",
 }
-"""The remedy for each code. It is the reader's own text: what a host returns could say anything."""
+"""The remedy for each code. The texts are this module's own, because a host could return any text."""
 LINES = 24
 _KEY = 11
 _TONES: Mapping[str, Tone] = {"error": "bad", "warning": "warn", "note": "dim"}

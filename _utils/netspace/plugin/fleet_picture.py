@@ -67,7 +67,7 @@ def _notes(compiled: Compiled, now: Now | None, planned: Planned | None) -> list
     else:
         at = _moment(now.time)
         unseen = sum(one.glance is None for one in now.seen.values())
-        notes = [f"State of {at}, in the hosts' own words. A trust level says whose word it is."]
+        notes = [f"State of {at}, in the hosts' own words. Each trust level names its source."]
         notes += [f"{unseen} of {len(now.seen)} hosts did not answer."] if unseen else []
     if planned is not None:
         notes.append(f"Changes of plan {planned.id}.")

@@ -82,7 +82,7 @@ def compared(found: Mapping[str, object], paint: Paint) -> list[str]:
     for key, words in (
         ("without_plan", f"plan in {first} alone"),
         ("with_plan", f"plan in {second} alone"),
-        ("redeclared", "declared differently, with the same changes"),
+        ("redeclared", "the declarations differ, but the changes are the same"),
     ):
         if hosts := sequence(found[key]):
             lines += tables.sentence(Cell(f"{words}: {_hosts(hosts)}"), paint)

@@ -1,4 +1,4 @@
-"""The screen for what ``inspect`` returns of one environment, image or interface: a line for each value. Pure.
+"""The screen for a return of ``inspect`` about one environment, image or interface: a line for each value. Pure.
 
 Times are dates with their age, and bytes have a unit. Values that are empty are left out. For programs there is
 ``--out=json``.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from netspace.errors import NetspaceError
+from netspace.plugin import editions
 
 ASKED = "netspace"
 """The key of the request's extra data."""
@@ -19,12 +20,16 @@ MARK = "netspace_candidate"
 GENERATION = re.compile(r"[0-9a-f]{16}")
 
 
-def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[..., Any], generation: str) -> Any:
+def fetch(
+    opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[..., Any], generation: str, *, note: bool = False
+) -> Any:
     """Return the value of ``netspace`` in this minion's pillar; None if there is none.
 
     :param get: ``salt.pillar.get_pillar``.
     :param generation: the id of a candidate; empty for the pillar in force.
-    :raises NetspaceError: the master can't render the pillar, or has no such candidate.
+    :param note: whether to note the pillar's edition, because the pillar is applied now.
+    :raises NetspaceError: the master can't render the pillar, has no such candidate, or has an older declaration than
+        this host was given before (``editions``).
     """
     extra = {ASKED: {"candidate": generation}} if generation else None
     own = dict(opts)
@@ -41,6 +46,7 @@ def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[...,
         raise NetspaceError("the master can't render this minion's pillar; the master's log has more")
     if generation and pillar.get(MARK) != generation:
         raise NetspaceError(f"the master gave no planned declaration {generation}; plan again")
+    editions.check(opts, pillar, note=note)
     return pillar.get("netspace")
 
 

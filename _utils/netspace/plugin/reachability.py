@@ -11,9 +11,10 @@ _MOST = 8
 """Steps of one path that are shown."""
 
 
-def answer(found: Mapping[str, object], paint: Paint) -> list[str]:
+def answer(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
     """Return the lines that show a return of ``netspace.can``.
 
+    :param now: seconds since the epoch.
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
     through = [mapping(one) for one in sequence(found["through"])]
@@ -23,7 +24,9 @@ def answer(found: Mapping[str, object], paint: Paint) -> list[str]:
         only = edge["answers"] is True
         said = Cell("answers", "warn") if only else Cell("yes", "good")
         cells = [Cell(text(edge["by"])), said, Cell(text(edge["what"]))]
-        rows.append(Row(only, cells, [Cell(text(edge["rule"]), "dim")]))
+        age = tables.age(edge.get("since"), now)
+        rule = f"{text(edge['rule'])}, for {age}" if age else text(edge["rule"])
+        rows.append(Row(only, cells, [Cell(rule, "dim")]))
     for by, why in mapping(found["why_not"]).items():
         rows.append(Row(2, [Cell(text(by)), Cell("no", "bad"), Cell("")], [Cell(prose(why))]))
     lines = tables.sentence(Cell(prose(found["summary"]), tone), paint)

@@ -17,6 +17,8 @@ from netspace.text import printable
 
 MOST = 256 * 1024
 """The most bytes of a file."""
+MOST_VALUES = 10_000
+"""The most values of a file: names, texts, numbers, lists and mappings. Each command reads all of them."""
 MOST_FILES = 32
 """The most files of a tenant."""
 _KEYS = ("environments", "links")
@@ -25,7 +27,7 @@ _KEYS = ("environments", "links")
 class _Read(NamedTuple):
     """A tenant's section with the content of its files.
 
-    :param places: the paths in the declaration, and the paths in the files that stand for them.
+    :param places: for each path in the declaration whose value comes from a file, the path in that file.
     """
 
     section: dict[str, Any]
@@ -60,7 +62,7 @@ def _included(section: Any) -> list[Any]:
 
 
 def _read(section: Any, where: str) -> _Read:
-    """Return a tenant's section, in which the content of its files stands in the place of ``include``.
+    """Return a tenant's section with ``include`` replaced by the content of the files.
 
     :param where: the path of the section.
     """
@@ -105,7 +107,9 @@ def _part(file: str) -> dict[str, Any]:
     try:
         text = content.decode()
         form = "JSON" if text.lstrip()[:1] == "{" else "YAML"
-        document = strict_json.loads(text) if form == "JSON" else strict_yaml.loads(text, aliases=False)
+        document = strict_json.loads(text) if form == "JSON" else strict_yaml.loads(text, most=MOST_VALUES)
+        if _values(document) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values; split the file")
     except UnicodeDecodeError as err:
         raise ValueError("not encoded in UTF-8; save it in this encoding") from err
     except ValueError as err:
@@ -124,8 +128,21 @@ def _part(file: str) -> dict[str, Any]:
     return {"environments": environments, "links": links}
 
 
+def _values(document: object) -> int:
+    """Return how many values a document has. Counting stops once there are more than ``MOST_VALUES``."""
+    count, waiting = 0, [document]
+    while waiting and count <= MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    return count
+
+
 def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
-    """Return a problem with its path in the file, if it is in one."""
+    """Return a problem; if its value comes from a file, with the path in that file."""
     for end in _ends(problem.path):
         if (place := places.get(problem.path[:end])) is not None:
             return Problem(place[:300] + problem.path[end:], problem.message)
@@ -133,7 +150,7 @@ def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
 
 
 def _ends(path: str) -> Iterator[int]:
-    """Yield the ends of a path's beginnings, the longest first."""
+    """Yield the positions at which a path can be cut after a whole key, the last position first."""
     yield len(path)
     for end in range(len(path) - 1, 0, -1):
         if path[end] == ":":

@@ -328,7 +328,7 @@ def _checked(data: object, screen: Screen) -> list[str]:
 
 
 def _answer(data: object, screen: Screen) -> list[str]:
-    return reachability.answer(mapping(data), screen.paint)
+    return reachability.answer(mapping(data), screen.now, screen.paint)
 
 
 def _refused(data: object, screen: Screen) -> list[str]:

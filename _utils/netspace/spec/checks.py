@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import graphlib
 import ipaddress
-import math
 import re
 import urllib.parse
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -231,7 +230,7 @@ def _host_verbs(spec: Environment, path: str) -> list[Problem]:
         if verb not in known:
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            problems.append(Problem(where, f"{verb!r:.60} is nothing that the host can be asked for; {help_}"))
+            problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))
         elif verb in spec.host[:index]:
             problems.append(Problem(where, f"{verb} is listed twice; leave one out"))
     return problems
@@ -785,11 +784,11 @@ def quoted(target: str) -> str:
 
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:
-    if not (math.isfinite(value) and least <= value <= most):
+    if not least <= value <= most:  # NaN is in no range; an int may be larger than any float
         if isinstance(value, (Size, Rate)):
             told = [type(value)(one).written for one in (value, least, most)]
         else:
-            told = [str(one) for one in (value, least, most)]
+            told = [f"{one!s:.40}" for one in (value, least, most)]
         in_bytes = isinstance(value, Size) and told[0].isdigit() and least <= value * 1024**2 <= most
         remedy = f"; a number alone is bytes: write {int(value)}M" if in_bytes else ""
         problems.append(Problem(path, f"{told[0]} is out of {told[1]}..{told[2]}{remedy}"))

@@ -1,11 +1,13 @@
-"""Delegations: the rights that a program may make of its own links for others (``delegates``), and their bounds. Pure.
+"""Delegations: rights that a program may give to others, derived from its own links (``delegates``). Pure.
 
-If ``web`` has ``delegates: {orders: {to: [till]}}``, its program may have its host make a link from ``till`` to
-``orders`` for some time. That link is in the declaration already, as wide as it can ever be: assertions (``never``),
-plans and reachability count it. An apply makes only those that a program has asked for (:func:`standing`).
+If ``web`` has ``delegates: {orders: {to: [till]}}``, its program may ask its host to make a link from ``till`` to
+``orders`` for some time. Such a *possible* link is a part of the declaration from the beginning, with the greatest
+limits that it can have: assertions (``never``), plans and reachability count it. An apply makes only the possible links
+that a program has requested (:func:`standing`).
 
-A pair of ends has one holder at most. So a right that was delegated may be delegated again, if the declaration says so,
-and no circle of holders has a right that none of them was given.
+A possible link has exactly one holder, the environment whose link it derives from. The declaration may permit the
+receiver of a right to delegate it again. Because of the one holder, holders can't delegate a right to each other in a
+circle.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ LINKS, RECEIVERS, LIFETIME, LENGTH = 8, 16, 7 * 86_400.0, 100
 
 
 class Possible(NamedTuple):
-    """A link that a program may have its host make.
+    """A link that a host may make at a program's request.
 
-    :param holder: the environment whose program may.
+    :param holder: the environment whose program may request it.
     :param to: the environment that would get the right.
     :param target: the receiver of its messages.
     """
@@ -45,7 +47,7 @@ class Possible(NamedTuple):
 
     @property
     def of(self) -> str:
-        """The name of the holder's link, of which this one is made."""
+        """The name of the holder's link, from which this one derives."""
         return f"{self.holder}.{self.target}"
 
 
@@ -62,7 +64,7 @@ class Granted(NamedTuple):
 
 
 def possible(environments: Mapping[str, Environment]) -> dict[str, Possible]:
-    """Return all links that programs of these environments may have made, by name."""
+    """Return all links that programs of these environments may request, by name."""
     found = [
         Possible(holder, to, target)
         for holder, spec in environments.items()
@@ -73,9 +75,9 @@ def possible(environments: Mapping[str, Environment]) -> dict[str, Possible]:
 
 
 def widest(environments: Mapping[str, Environment], links: Collection[Link]) -> dict[str, Link]:
-    """Return the links that programs may have made, by name, each as wide as it can be.
+    """Return the links that programs may request, by name, each with the greatest limits that it can have.
 
-    :param links: the links of which they may be made. Those that were delegated don't count.
+    :param links: the links from which they may derive. Delegated links among them are ignored.
     """
     wanted = possible(environments)
     own = {link.name: link for link in links if link.name not in wanted}
@@ -83,7 +85,7 @@ def widest(environments: Mapping[str, Environment], links: Collection[Link]) -> 
 
 
 def most(environments: Mapping[str, Environment], one: Possible, own: Link) -> Link:
-    """Return a possible link as wide as it can be.
+    """Return a possible link with the greatest limits that it can have.
 
     :param own: the holder's link.
     """
@@ -103,7 +105,7 @@ def _least(*bounds: float | None) -> float | None:
 def _made(
     wanted: Mapping[str, Possible], own: Mapping[str, Link], make: Callable[[Possible, Link], Link | None]
 ) -> Iterator[tuple[Possible, Link]]:
-    """Yield each possible link whose holder has the link that it is made of; those of the holder come first."""
+    """Yield each possible link whose holder has the link that it derives from, which comes before it."""
     waiting: dict[str, list[Possible]] = {}
     for name in sorted(wanted):
         waiting.setdefault(wanted[name].of, []).append(wanted[name])
@@ -120,13 +122,13 @@ def _made(
 def standing(
     environments: Mapping[str, Environment], permitted: Collection[Link], granted: Mapping[str, Granted]
 ) -> tuple[Link, ...]:
-    """Return the links to have: those of *permitted* that nobody delegated, and those of *granted* that still hold.
+    """Return the links to make: *permitted* links that aren't delegated, and delegated ones (*granted*) still in force.
 
-    A delegated link holds while its holder has the link that it was made of, and that gives no less than was delegated.
+    A delegated link is in force as long as its holder has the link that it derives from, with limits that aren't lower.
 
-    :param environments: the environments with ``delegates``. Others do no harm.
-    :param permitted: the links that are declared, with all that programs may have made.
-    :param granted: the delegations, by the name of the link that was made.
+    :param environments: the environments with ``delegates``; others are ignored.
+    :param permitted: the declared links, with all links that programs may request.
+    :param granted: the delegations, by the names of their links.
     """
     wanted = possible(environments)
     if not wanted:
@@ -151,26 +153,26 @@ def standing(
 
 
 def always(declared: Declaration) -> list[Link]:
-    """Return the links that are to be there whatever programs delegate."""
+    """Return the declared links that don't depend on requests of programs."""
     wanted = possible(declared.environments)
     return [link for link in declared.links if link.name not in wanted]
 
 
 def at_most(bound: Delegable) -> int:
-    """Return the number of environments that may have a right at once."""
+    """Return the number of environments that may have a delegated right at the same time."""
     return len(bound.to) if bound.at_most is None else bound.at_most
 
 
 def exceeds(link: Link, own: Link | None) -> str:
-    """Return why a delegated link would be more than may be delegated; empty if it isn't.
+    """Return why a delegated link exceeds the rights that may be delegated; empty if it doesn't.
 
-    :param own: what may be delegated; None: nothing.
+    :param own: the greatest right that may be delegated; None: none.
     """
     return spawns.exceeds(link, own, "what may be delegated,")
 
 
 def expand(declared: Declaration, path: str) -> tuple[Declaration, list[str], list[Problem]]:
-    """Return the declaration with all links that programs may have made, the paths of these links, and problems.
+    """Return the declaration with all links that programs may request, the paths of these links, and problems.
 
     :param path: the path of the declaration, for messages.
     """
@@ -198,7 +200,7 @@ def expand(declared: Declaration, path: str) -> tuple[Declaration, list[str], li
                 for key in ("rate", "size", "length"):
                     mine, limit = getattr(bound, key), getattr(own, key)
                     if mine is not None and limit is not None and mine > limit:
-                        problems.append(Problem(f"{where}:{key}", f"is beyond {holder}'s own {limit:g}; give less"))
+                        problems.append(Problem(f"{where}:{key}", f"is beyond {holder}'s own {limit:g}; lower it"))
     found = {}
     wanted = possible(sound)
     for name, link in made.items():

@@ -1,6 +1,6 @@
-"""Problems of types in a declaration, in the words of a declaration: its path, what is wrong, and what to write. Pure.
+"""Type errors in a declaration, as texts for its author: the path, the error, and the correction. Pure.
 
-msgspec tells the first problem of a value alone, in its own words.
+msgspec reports only the first error of a value, with the terms of its own library.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def _choices_at(of: Any, data: Any, keys: list[str]) -> list[str]:
 def without(data: Any, keys: list[str]) -> Any:
     """Return a copy of *data* without the key of a mapping to which *keys* lead; None if they lead elsewhere.
 
-    msgspec stops at the first problem, so what has that problem is left out to find the next one. An element of a list
-    can't be left out, because the others' numbers would change.
+    msgspec stops at the first problem. To find the next one, the caller checks the value again without the key that has
+    the problem. An element of a list can't be left out, because the numbers of later elements would change.
     """
     if not keys or not isinstance(data, Mapping) or keys[0] not in data:
         return None

@@ -115,7 +115,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
 
 
 def _of_tenants(declared: Declaration, path: str, problems: list[Problem], moved: Mapping[str, str]) -> list[Problem]:
-    """Return *problems* and those of tenants, with the real paths of tenants' environments.
+    """Return *problems* and the problems of tenants, with the paths at which tenants' environments were declared.
 
     :param moved: the real paths, by the environments' names.
     """
@@ -161,7 +161,7 @@ def _links(listed: Any, path: str, problems: list[Problem]) -> dict[str, Link]:
 
 
 def tenants(data: Any, path: str, problems: list[Problem]) -> dict[str, Tenant]:
-    """Return what the operator permits each tenant, without the tenants' own parts. Add problems to *problems*.
+    """Return each tenant's permissions, without the tenants' own parts. Add problems to *problems*.
 
     A tenant whose section is wrong has no permission at all.
 

@@ -25,8 +25,8 @@ SECONDS = 60.0
 """The most seconds that a request may wait."""
 
 RESERVED = (
-    "the name host is reserved for the host itself, which environments may ask as a peer; give this environment "
-    "another name, here and in links (one that has this name already goes on until then)"
+    "the name host is reserved for the host itself, to which environments may send requests; give this environment "
+    "another name, here and in links (an environment that already has this name keeps running until then)"
 )
 SHARED = "needs netspace's own broker: on a broker that hosts share, each would have a peer named host"
 _NO_LINK = "host is the host itself, which no link names; give the environment that asks a key such as host: [whoami]"

@@ -134,7 +134,7 @@ def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
 
 
 def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
-    """Return whether *within*, a network, has an address that belongs to no environment.
+    """Return whether the network *within* has an address that doesn't belong to an environment.
 
     :param to_host: count the host's own addresses (*gateways*) as outside, too.
     """

@@ -1,9 +1,9 @@
-"""Children of environments: the places that templates (``spawns``) make for them, and what a child may have. Pure.
+"""Children of environments: their places, which follow from templates (``spawns``), and their rights. Pure.
 
-A template ``worker`` of the environment ``web`` with ``at_most: 2`` makes the environments ``web-worker-1`` and
-``web-worker-2``, which are stopped. Everything that they may do is in the declaration before any program asks for a
-child: assertions (``never``), plans and reachability count them. A program that spawns a child has one of them started
-with values of its own; it can't give the child a right.
+A template ``worker`` of the environment ``web`` with ``at_most: 2`` adds two stopped environments to the declaration,
+``web-worker-1`` and ``web-worker-2``: the *places* of children. So the rights of children are declared before any
+program asks for a child: assertions (``never``), plans and reachability count them. If a program spawns a child, the
+host starts one of these environments with the program's values. The program can't give the child further rights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def possible_parents(name: str) -> list[str]:
 
 
 def parent_of(name: str, known: Callable[[str], Environment | None]) -> str:
-    """Return the parent of an environment that is a place for a child; empty: it is none.
+    """Return the parent of an environment that is a place for a child; empty if it is no such place.
 
     :param known: returns an environment's declaration or record; None: there is none.
     """
@@ -63,7 +63,7 @@ def parent_of(name: str, known: Callable[[str], Environment | None]) -> str:
 
 
 def child(spec: Environment, template: Template, nowhere: Interface | None = None) -> Environment:
-    """Return the environment of a child that doesn't run.
+    """Return the declaration of a place: an environment that is stopped until a child runs in it.
 
     :param spec: its parent.
     :param nowhere: the interface of kind ``none``.
@@ -98,7 +98,7 @@ def child(spec: Environment, template: Template, nowhere: Interface | None = Non
 def links(parent: str, spec: Environment, every: Collection[Link]) -> Iterator[tuple[str, Link]]:
     """Yield the links of an environment's children, each with its path below the environment.
 
-    :param every: the links of which *parent* may hand on its own. A link that it doesn't have is left out.
+    :param every: all links. The parent can pass only its own links on to children; a link that it lacks is left out.
     """
     own = {link.target: link for link in every if link.source == parent}
     for place in places(parent, spec):
@@ -120,10 +120,10 @@ def _narrowed(link: Link, handed: Handed, source: str) -> Link:
 
 
 def exceeds(link: Link, own: Link | None, whose: str = "its parent's") -> str:
-    """Return why a child's link would be more than its parent's link to the same receiver; empty if it isn't.
+    """Return why a child's link exceeds its parent's link to the same receiver; empty if it doesn't.
 
     :param own: the parent's link; None: it has none.
-    :param whose: the words for *own* in the answer.
+    :param whose: the description of *own* in the answer.
     """
     if own is None:
         return "its parent has no such link"
@@ -143,7 +143,7 @@ def exceeds(link: Link, own: Link | None, whose: str = "its parent's") -> str:
 
 
 def beyond(children: Collection[Place], parent: str, every: Collection[Link]) -> dict[str, str]:
-    """Return the links of these children that are more than their parent has, each with the reason.
+    """Return the links of these children that exceed their parent's links, each with the reason.
 
     :param every: all links that are in force.
     """
@@ -194,7 +194,9 @@ def _kind(value: Any) -> str:
 
 
 def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declaration, list[str], list[Problem]]:
-    """Return the declaration with the places of all children and their links, the paths of these links, and problems.
+    """Add the places of all children, and the links of these places, to the declaration.
+
+    Returns the new declaration, the paths of the added links, and the problems.
 
     :param path: the path of the declaration, for messages.
     :param nowhere: the interface of kind ``none``.
@@ -240,7 +242,7 @@ def _links_wrong(parent: str, spec: Environment, every: Collection[Link]) -> Ite
                 known = ", ".join(sorted(one for one in own if host_of(one) is None)) or "none"
                 yield key, f"{parent} has no link to {target}, so its children can't; it has links to: {known}"
             elif why := exceeds(_narrowed(own[target], handed, parent), own[target]):
-                yield key, f"{why}; give less, or leave it out"
+                yield key, f"{why}; lower it, or leave it out"
 
 
 def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
@@ -253,7 +255,7 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
     if VERB not in spec.host:
         yield "host", f"has no {VERB}, so no child can be started; add it, or leave out spawns"
     if spec.kernel is not None:
-        yield "spawns", "an environment with a kernel can't have children; leave it out"
+        yield "spawns", "an environment with a kernel can't have children; leave spawns out"
     if len(spec.spawns) > TEMPLATES:
         yield "spawns", f"{len(spec.spawns)} templates; at most {TEMPLATES} are possible"
     for name, template in spec.spawns.items():
@@ -274,7 +276,8 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
             if verb in VERBS:
                 yield f"{key}:host:{index}", f"{verb}: a child has no children; leave it out"
             elif verb not in spec.host:
-                yield f"{key}:host:{index}", f"{verb}: its parent may not ask that, so it can't either; leave it out"
+                why = "its parent may not send this request, so a child can't either; leave it out"
+                yield f"{key}:host:{index}", f"{verb}: {why}"
         inner = checks.environment(child(spec, template), "")
         yield from ((f"{key}{one.path}", one.message) for one in inner if _own(one.path))
 

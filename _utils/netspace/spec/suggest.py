@@ -1,4 +1,4 @@
-"""Suggested lines of a declaration that would permit exactly the things that an environment was refused. Pure.
+"""Suggested lines of a declaration that would permit exactly the recorded refusals of an environment. Pure.
 
 A refused packet becomes a rule for one peer, protocol and port. Refused ports that follow one another become one rule
 with a range. A rule is risky if it opens more than a service of the Internet; a comment then gives the reason. The

@@ -118,7 +118,7 @@ def narrowed(there: Interface, declared: Interface) -> Interface:
 
 
 def attested(link: Link, appraised: Mapping[str, Appraised], trust: Trust, now: float) -> TrustVerdict:
-    """Return the decision whether the sender's host has the level that a link demands of it (``attested``).
+    """Return the decision whether the sender's host has the level that a link demands (``attested``).
 
     :param appraised: the levels of other hosts, by their names.
     :param trust: this host's trust, which counts for senders on this host.

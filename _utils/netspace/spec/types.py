@@ -173,7 +173,7 @@ class Requirement(Base, frozen=True):
 
 
 class Appraised(Base, frozen=True):
-    """The trust level of another host, as this host's master tells it.
+    """The trust level of another host, as this host's master reports it.
 
     :param level: the level by the last result of the master's verifier.
     :param until: the end of the result's validity, in seconds since 1970.
@@ -195,6 +195,8 @@ class Attestation(Requirement, frozen=True):
     :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
     :param verifier_keys: with ``master``: the keys whose attestation results the host accepts (RFC 7638 thumbprints, as
         the master's ``netspace_attestation.jwks`` shows them).
+    :param ledger: keep a ledger of runs: which image and configuration each environment was started with, proved by an
+        NV index of the TPM.
     :param appraised: the levels of other hosts, by their names in links, for links with ``attested``. **The fleet's
         master fills this in**, each time when it hands out the pillar.
     """
@@ -205,6 +207,7 @@ class Attestation(Requirement, frozen=True):
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     verifier: Literal["self", "master"] = "self"
     verifier_keys: tuple[str, ...] = ()
+    ledger: bool = False
     appraised: dict[str, Appraised] = msgspec.field(default_factory=dict)
 
 
@@ -524,7 +527,7 @@ class Update(Base, frozen=True):
 
 
 class Handed(Base, frozen=True):
-    """Limits of a child's link. Absent: as in the parent's link; for a link to or from the parent: the default.
+    """Limits of a child's link. Absent: the parent link's limit, or the default for a link to or from the parent.
 
     :param rate: the most messages per second.
     :param size: the most bytes of a message's body.
@@ -537,9 +540,9 @@ class Handed(Base, frozen=True):
 
 
 class Delegable(Base, frozen=True):
-    """The rights that a program may make of one of its links for others, when it asks its host to ``delegate``.
+    """The rights, derived from a link, that a program may give to others by the request ``delegate`` to its host.
 
-    The key is the receiver of the link. The messages of such a right wait in a queue of its own.
+    The key is the receiver of the link. Messages sent by such a right wait in a separate queue.
 
     :param to: the environments that may get the right, each a receiver of another link of this environment.
     :param rate: the most messages per second. Absent: as in the link.
@@ -558,7 +561,7 @@ class Delegable(Base, frozen=True):
 
 
 class Template(Base, frozen=True):
-    """A template of children: what a program gets when it asks its host to ``spawn`` one.
+    """A template of children, which a program starts by a request ``spawn`` to its host.
 
     A child has no interface, no volume and a root that can't be written. Runtime, system calls, AppArmor, demanded
     trust and ``audit`` are those of its parent.
@@ -573,12 +576,12 @@ class Template(Base, frozen=True):
     :param limits: limits of each child.
     :param stop_timeout: seconds between SIGTERM and SIGKILL, at most 10.
     :param init: whether process 1 is a small init from the host.
-    :param host: the questions that a child may ask the peer ``host``: only those that its parent may ask, and none
+    :param host: the requests that a child may send to the peer ``host``: only those that its parent may send, and none
         about children.
-    :param links: the parent's links that a child has too, by their receivers, each with narrower limits if given.
+    :param links: the parent's links that a child gets, too, by their receivers; each may have lower limits.
     :param to_parent: the link from a child to its parent; absent: none.
     :param from_parent: the link from the parent to a child; absent: none.
-    :param values: the values of a child, by name. A spawn may give others of the same types.
+    :param values: the values of a child, by name. The request ``spawn`` may replace them by values of the same types.
     :param at_most: the number of children that may run at once. **Each has its place on the host even while it doesn't
         run**: a network namespace, a record, and the queues of its links.
     :param lifetime: seconds after which a child is ended.
@@ -662,19 +665,20 @@ class Environment(Base, frozen=True):
     :param audit: whether the packets, system calls and messages that the environment is refused are recorded; they are
         still refused. ``netspace.refused`` shows the record, and ``netspace.suggest`` shows a declaration that would
         permit them.
-    :param host: the questions that the program may ask the peer ``host``: ``whoami``, ``values``, ``who``. **The
+    :param host: the requests that the program may send to the peer ``host``: ``whoami``, ``values``, ``who``. **The
         default is none.**
     :param spawns: templates of children that the program may start, by name; needs ``host: [spawn]``. **The default is
         none.**
-    :param delegates: links of which the program may make weaker rights for others, by their receivers; needs ``host:
-        [delegate]``. **The default is none.** Plans, reachability and ``never`` count all that could come of it.
+    :param delegates: links from which the program may give weaker rights to others, by the links' receivers; needs
+        ``host: [delegate]``. **The default is none.** Plans, reachability and ``never`` count every right that could be
+        given.
     :param offers: names of services that the environment offers. Environments that may send to it find it by these
         names (``who``).
     :param values: values for the program, by name: texts, numbers, true or false, lists, mappings. They are in the
         environment's card, and change without a restart. **They are no secrets.**
     :param secrets: secrets for the program, by name: each has a source (``sdb://PROFILE/KEY``), and perhaps a lowest
         trust level. The program finds them in memory; they change without a restart, and are on no disk.
-    :param tenant: the tenant to which the environment belongs. In a tenant's own part, the key can't be given.
+    :param tenant: the tenant to which the environment belongs. A tenant can't write this key in its own part.
     """
 
     image: str = ""
@@ -738,8 +742,8 @@ class Link(Base, frozen=True):
     :param to: the receiver: an environment's name, or ``<name>@<host>``.
     :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
     :param attestation: the trust that the link demands; absent: the trust that its two ends demand.
-    :param attested: the lowest level of the sender's host. The receiver's host refuses the link unless a valid result
-        says that the sender's host has this level.
+    :param attested: the lowest permitted trust level of the sender's host. The receiver's host refuses the link if no
+        valid result gives the sender's host this level.
     :param ttl: the most seconds that a message may wait to be read. An older message becomes a dead letter.
     :param length: the most messages that may wait.
     :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack; ``drop-head``: the
@@ -828,8 +832,8 @@ class Never(Base, frozen=True):
     :param from: the end that must not send a message or open a connection.
     :param to: the end that must not be reached.
     :param by: ``messages`` or ``packets``: only this way is forbidden; absent: both are forbidden.
-    :param flow: true: data must not flow from one to the other in answers or through other environments of this host
-        either, since their programs could forward the data.
+    :param flow: true: the assertion also forbids that data reach *to* in answers, or through other environments of this
+        host, whose programs could forward the data.
     """
 
     source: str = msgspec.field(name="from")
@@ -856,9 +860,9 @@ class Quota(Base, frozen=True):
     :param disk: bytes of writable layers, and of volumes with a size.
     :param children: children.
     :param links: links with an end in the tenant, including those of children and those to the host.
-    :param messages: messages that may wait. Each queue counts with the most that it holds: 10,000 for the mailbox of
-        each environment with a link, 10,000 for the answers to each environment that sends requests, and the ``length``
-        of each link that has a queue of its own.
+    :param messages: messages that may wait. Each queue counts with the greatest number that it can hold: 10,000 for the
+        mailbox of each environment with a link, 10,000 for the answers to each environment that sends requests, and the
+        ``length`` of each link that has a queue of its own.
     :param waiting: bytes of these messages: 64M for a mailbox or a link's own queue, 16M for answers.
     :param connections: connections through interfaces. An interface counts with its ``connections``, and twice if it
         has published ports.
@@ -877,29 +881,29 @@ class Quota(Base, frozen=True):
 
 
 class Tenant(Base, frozen=True):
-    """A party whose environments share the host with those of parties that it doesn't trust.
+    """A party that shares the host with other parties, without trust between them.
 
-    The operator writes this section, and the tenant writes its own part (``include``). What this section doesn't
-    permit, the part can't have.
+    The operator writes this section, and the tenant writes its own part (``include``). The part can contain only values
+    that this section permits.
 
     :param quota: the most that its environments may have together.
     :param names: the names that its environments may have: a whole name, or the beginning of names with ``*`` after it;
         absent: ``<tenant>-*``. No other environment can have such a name.
     :param include: the tenant's own files on the host, in YAML or JSON, with the keys ``environments`` and ``links``.
-    :param environments: the same, in place: what pillar has of the tenant's part.
+    :param environments: environments of the tenant's part that are written here, in pillar, and not in a file.
     :param links: links within the tenant. A link to another tenant must be in the parts of both, with the same values;
         all other links are the operator's.
-    :param images: the images, templates' images and kernels (``kernel:/srv/acme/app``) that it may name. ``*`` stands
-        for any characters except ``/``. With ``@sha256:<hex>`` after it, only with this ``source_hash``.
+    :param images: the images (also of templates) and kernels (``kernel:/srv/acme/app``) that it may name. ``*`` stands
+        for any characters except ``/``. With ``@sha256:<hex>`` at the end, the tenant must give this ``source_hash``.
     :param runtimes: the runtimes that it may name; absent: its environments have the host's default.
     :param seccomp: the profiles that it may name.
     :param interfaces: the interfaces that it may declare, each with ``kind`` and all other keys that the kind needs.
         The tenant may add ``allow``, ``rate``, ``connections`` and ``publish``.
-    :param outside: networks and DNS names that its rules (``allow``) may name. A rule for a single address, which may
-        be one of the host's own, needs this very address.
+    :param outside: networks and DNS names that its rules (``allow``) may name. A rule for a single address is permitted
+        only if this address itself is listed, because it could be one of the host's own.
     :param ports: the ports of the host, or ranges of them, that it may publish (``8080-8089``).
     :param folders: the host's folders in which the sources of its volumes may be.
-    :param host: the questions that its programs may ask the peer ``host``.
+    :param host: the requests that its programs may send to the peer ``host``.
     :param reaches: the tenants that its environments may reach, directly or through other environments.
     """
 

@@ -97,8 +97,7 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: whether an older count of OOM kills is enough, where it takes less work to get. It may lack the
-            kills of the last second.
+        :param noticed: whether a count of OOM kills that lacks those of the last second is enough; it takes less work.
         """
         ...
 

@@ -1,9 +1,8 @@
 """Weights of control groups: the share of busy processors and disks that a service gets beside other services.
 
-A limit restricts how much an environment may use, but gives no other program priority. So all environments together
-weigh less than one program of the host: applies, the broker and the forwarder continue however much the environments
-use. A weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS
-pages.
+A limit restricts an environment's use, but gives no other program priority. So all environments together get a lower
+weight than one program of the host: applies, the broker and the forwarder go on, however much the environments use. A
+weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS pages.
 
 Without systemd, the common cgroup of all environments gets the weight. With systemd, all of netspace's services are in
 one slice, which gets a weight. In the slice, a drop-in file for the units of environments gives each of them less

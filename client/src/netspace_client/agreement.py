@@ -6,10 +6,9 @@ One key agreement serves a *session* of several messages, because it takes longe
 one content key, which is then deleted. So nothing in the sender's memory opens an earlier message.
 
 A message has the form of any JWE of these algorithms, so a receiver can open the messages of a session in any order,
-and each without the other messages.
-:class:`Agreed` caches agreed keys for a receiver. The cache decides nothing: its content can be computed again from the
-    message's header and the receiver's key. Only keys of messages with a valid signature are cached, and a sender can
-    only displace its own keys.
+and each without the other messages. :class:`Agreed` caches agreed keys for a receiver. It only saves time: each key can
+be computed again from the message's header and the receiver's key. Only keys of messages with a valid signature are
+cached, and a sender can displace only its own keys.
 
 The JWE is assembled here from primitives of ``cryptography``, because no library lets an agreement be used twice.
 """
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
 WRAP, ENCRYPT = "ECDH-ES+A256KW", "A256GCM"
 TYPE = "netspace-seal"
 MESSAGES = 32
-"""Messages of a session. A thief of the sender's memory can read at most so many later messages."""
+"""Messages of a session. A copy of the sender's memory opens at most this number of later messages."""
 SECONDS = 5.0
-"""Seconds after which a session ends. A thief of the sender's memory can read for so long what is sealed later."""
+"""Seconds after which a session ends. A copy of the sender's memory opens only messages sealed within this time."""
 RECEIVERS = 256
 """Keys of receivers with which a program has sessions at the same time."""
 EACH, SENDERS = 16, 256

@@ -173,7 +173,7 @@ class Arrivals:
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Check, for ever, the deliveries that have to wait for a newer card, and all later deliveries."""
+        """Check, for ever, the deliveries that wait: each that needs a newer card, and all that arrive behind it."""
         while True:
             await self._some.wait()
             self._some.clear()

@@ -123,7 +123,9 @@ def confine(
     version = _version()
     machine = _machine()
     if _threads() != 1:
-        raise ConfinementError("this process has several threads, and only one would be confined; call it before")
+        raise ConfinementError(
+            "this process has several threads, and only one would be confined; call it before other threads start"
+        )
     readable, ports, listening = [*read], [*connect], [*listen]
     if mailbox:
         readable.append(folder)

@@ -76,7 +76,7 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
         raise UnknownKey(f"the known key of {endorser.id} has expired; {REMEDY}")
     claims = _claims(raw, tuple(by.jwk.items()))
     if claims.keys() != _CLAIMS or claims["iss"] != endorser.id or claims["sub"] != sender:
-        raise SealError(f"its endorsement isn't of {sender} by {endorser.id}")
+        raise SealError(f"its endorsement isn't valid for {sender}, or {endorser.id} didn't issue it")
     begins, until = claims["nbf"], claims["exp"]
     if not (jose.is_time(begins) and jose.is_time(until)):
         raise SealError("its endorsement has no time")

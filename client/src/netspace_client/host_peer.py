@@ -192,7 +192,7 @@ class HostPeer:
         The errors are those of :meth:`ask`; ``HostRefused`` has one of the codes ``template-unknown``, ``name-in-use``,
         ``too-many``, ``arguments-invalid`` (the values aren't those of the template) and ``not-available``.
 
-        After ``Timeout`` the child may have been started: :meth:`children` tells.
+        After ``Timeout`` it is unknown whether the child was started; :meth:`children` shows it.
 
         :param name: a name for the child, which no other child has: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
         :param values: values for the child, in place of those of the template.
@@ -203,7 +203,8 @@ class HostPeer:
     async def end(self, name: str, *, timeout: float = TIMEOUT) -> None:
         """End a child, and wait until it is gone.
 
-        The errors are those of :meth:`ask`; ``HostRefused`` with ``child-unknown`` if there is none of this name.
+        The errors are those of :meth:`ask`; ``HostRefused`` has the code ``child-unknown`` if there is no child of this
+        name.
         """
         await self.ask("end", {"name": name}, timeout=timeout)
 
@@ -224,13 +225,13 @@ class HostPeer:
         until: float | None = None,
         timeout: float = TIMEOUT,
     ) -> Delegation:
-        """Let a peer send to the receiver of a link of this environment, for some time; return the right.
+        """Let a peer send, for some time, to the receiver of one of our links; return the delegated right.
 
         The errors are those of :meth:`ask`; ``HostRefused`` has one of the codes ``link-unknown`` (this environment may
-        not delegate this link to this peer), ``beyond-right`` (it may delegate less only), ``name-in-use`` (the peer
-        has the right already), ``too-many``, ``arguments-invalid`` (*until* is over) and ``not-available``.
+        not delegate this link to this peer), ``beyond-right`` (it may delegate only lower limits), ``name-in-use`` (the
+        peer has the right already), ``too-many``, ``arguments-invalid`` (*until* is in the past) and ``not-available``.
 
-        After ``Timeout`` the right may be there: :meth:`delegations` tells.
+        After ``Timeout`` it is unknown whether the peer has the right; :meth:`delegations` shows it.
 
         :param link: the receiver of the link, by the name by which this program sends to it.
         :param to: the peer, by the name by which this program sends to it.
@@ -244,15 +245,15 @@ class HostPeer:
         return _delegation(await self.ask("delegate", {"link": link, "to": to, **limits}, timeout=timeout))
 
     async def revoke(self, link: str, to: str, *, timeout: float = TIMEOUT) -> None:
-        """End a right that this environment delegated, and all that was made of it; wait until it is gone.
+        """End a right that this environment delegated, and all rights that derive from it; wait until they are gone.
 
-        What was sent by it and not delivered is deleted. The errors are those of :meth:`ask`; ``HostRefused`` with
-        ``delegation-unknown`` if there is no such right.
+        Messages that were sent by these rights and not delivered yet are deleted. The errors are those of :meth:`ask`;
+        ``HostRefused`` has the code ``delegation-unknown`` if there is no such right.
         """
         await self.ask("revoke", {"link": link, "to": to}, timeout=timeout)
 
     async def delegations(self, *, timeout: float = TIMEOUT) -> list[Delegation]:
-        """Return the rights that this environment delegated and that still hold, sorted. Errors: see :meth:`ask`."""
+        """Return the rights that this environment delegated and that are in force, sorted. Errors: see :meth:`ask`."""
         found = (await self.ask("delegations", timeout=timeout)).get("delegations")
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise LinkError("the host's answer has no delegations")

@@ -38,7 +38,7 @@ class Ring:
     keys: tuple[Key, ...] = ()
 
     def current(self, use: str, now: float) -> Key:
-        """Return the unexpired key for *use* that became valid last; if none is valid yet, the next valid one.
+        """Return the unexpired key for *use* that became valid last; if none is valid yet, the first to become valid.
 
         :raises UnknownKey: there is no unexpired key for this use.
         """

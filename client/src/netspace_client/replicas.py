@@ -23,7 +23,7 @@ PAUSE = 10.0
 LOOK = 5.0
 """Seconds between two looks at which replicas there are."""
 AILING = (MailboxFull, NotDeclared, Revoked, Timeout, Unreachable)
-"""Errors that tell of the replica, not of the message."""
+"""Errors that concern the replica, not the message."""
 
 
 class Replicas:

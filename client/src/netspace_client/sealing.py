@@ -92,7 +92,7 @@ class Sealing:
             delivery.body, envelope, mine, sealed.keys, time.time(), sealed.endorser, agreed=self._agreed
         )
         if self._window.too_old(sender, found.at):
-            raise SealError("it is older than the oldest id that is remembered: it may have come before")
+            raise SealError("it is older than the oldest remembered id, so it may be a duplicate")
         return found
 
     def _keys(self) -> Ring:

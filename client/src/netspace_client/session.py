@@ -236,7 +236,7 @@ def _told(err: BaseException) -> tuple[type[Unreachable], str]:
     if isinstance(err, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError):
         return NotAdmitted, f"the broker refuses our log-in; its host has to declare the link and apply: {err}"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Unreachable, f"the certificate that came isn't the broker's, as the card names it: {said}"
+        return Unreachable, f"the server's certificate isn't that of the broker that the card names: {said}"
     if isinstance(cause, ssl.SSLError) and "alert" in str(cause).lower():
         return NotAdmitted, f"the broker refuses our certificate; its host has to know our authority: {said}"
     if isinstance(cause, ConnectionResetError):

@@ -96,7 +96,7 @@ class Wire:
 
     @property
     def closed(self) -> bool:
-        """True once nothing more may be sent on the channel. aiormq may notice the channel's end a little later."""
+        """True if nothing may be sent on the channel any more. aiormq may notice the channel's end a little later."""
         return self._shut or self.channel.is_closed
 
     def shut(self) -> None:

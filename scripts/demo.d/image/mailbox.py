@@ -39,7 +39,9 @@ def channel(card, to=None):
 
     The connection leads to the environment's own broker, or to the broker of a peer on another host.
     """
-    broker = (peer(card, to).get("broker") if to else None) or card["broker"]
+    broker = (peer(card, to).get("broker") if to else None) or card.get("broker")
+    if broker is None:
+        raise Refused(f"{card['name']} has no link, so it can't log in to the broker")
     # Read each time: certificates are replaced long before they run out.
     files = broker["tls"]
     tls = ssl.create_default_context(cafile=files["ca_file"])
@@ -111,9 +113,14 @@ def peer(card, name):
 
 
 def shop(card):
-    """Return the peer with a request link; if no peer has one, a peer with another link."""
-    askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
-    return next(iter(askable or [entry["to"] for entry in card["peers"]]))
+    """Return the peer with a request link; if no peer has one, a peer with another link.
+
+    :raises Refused: there is no peer.
+    """
+    peers = sorted(card["peers"], key=lambda entry: "replies" not in entry)
+    if not peers:
+        raise Refused(f"no link leads from {card['name']} to another environment")
+    return peers[0]["to"]
 
 
 def send(card, opened, to, text):

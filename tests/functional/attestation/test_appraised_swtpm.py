@@ -19,17 +19,19 @@ from typing import Any
 import msgspec
 import pytest
 from support.attestation import runner_bus
+from support.attestation.ledger_forge import run
 from support.attestation.software_tpm import Factory
 
 from netspace import jose
 from netspace.attestation.endorsement import makers
 from netspace.attestation.fleet.challenge import Asked
-from netspace.attestation.minion import attester, master_result, self_appraisal, settings
+from netspace.attestation.minion import attester, master_result, run_ledger, self_appraisal, settings
 from netspace.attestation.reconciler import Attestations
 from netspace.host.peer import process, publish, requests, told, vouching
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.told import Known, Told, Trust
 from netspace.layout import Layout
+from netspace.ledger import journal
 from netspace.link import host_peer
 from netspace.spec.types import Attestation
 
@@ -228,3 +230,27 @@ def test_peer_hands_on_no_word_that_does_not_hold(fleet: tuple[Host, Host], monk
     assert not path.exists()
     vouching.hand_on(first.layout)
     assert not path.exists(), "there is no key"
+
+
+def test_ledger_is_judged_with_the_evidence(fleet: tuple[Host, Host]) -> None:
+    first, second = fleet
+    run_ledger.set_up(first.layout, first.tcti)
+    journal.note_starts(first.layout, {"web": run("web"), "till": run("till")})
+    made = first.runner._fleet()
+    made.policies.put("default", {"version": 1, "environments": {"images": [run("web").image]}})
+    record = first.attest()
+    submods = jose.unchecked(record["token"])[1]["submods"]
+    assert record["level"] == 3 and set(submods) == {"host", "env:web", "env:till"}
+    assert submods["env:web"]["netspace_image"] == f"sha256:{run('web').image}"
+    journal.note_starts(first.layout, {"evil": run("evil", "evil")})
+    record = first.attest()
+    assert (record["level"], record["code"]) == (2, "ledger-image")
+    journal.note_ends(first.layout, ["evil"])
+    assert (made.ask("web1").ledger or ("", 0))[1] == 3 and first.attest()["level"] == 3
+    assert made.standing("web1", time.time()).shown(time.time())["ledger"]["lines"] == 4
+    assert Attestations(first.layout).status()["ledger"]["lines"] == 4
+    assert (second.attest()["code"], second.attest()["level"]) == ("ledger-none", 2)
+    # Root defines the index again, without the image that was judged.
+    run_ledger.set_up(first.layout, first.tcti)
+    record = first.attest()
+    assert (record["level"], record["code"]) == (0, "ledger-rolled-back")

@@ -388,7 +388,7 @@ def test_what_is_killed_for_want_of_memory_is_said_to_be(bounded: Host, tmp_path
     host.sh("web", "touch /tmp/go")
     until(lambda: row(host, "web")["state"] == "failed")
     assert row(host, "web")["exit"] == "oom"
-    assert any("was last killed for want of memory (limits:memory 16M)" in note for note in host.plan(wanted).notes)
+    assert any("was last killed for lack of memory (limits:memory 16M)" in note for note in host.plan(wanted).notes)
     assert [event["tag"] for event in called.look()] == ["web/oom"]
     assert called.look() == []
 
@@ -413,7 +413,7 @@ def test_a_child_that_is_killed_for_want_of_memory_is_told_and_is_not_its_parent
     assert host.operations.inspect("web")["oom_kills"] == 1
     plan = host.plan(wanted)
     assert plan.steps == []
-    assert plan.notes == ["environment web: 1 of its processes were killed for want of memory (limits:memory 16M)"]
+    assert plan.notes == ["environment web: 1 of its processes were killed for lack of memory (limits:memory 16M)"]
 
     # Whoever ends its parent later, that is no want of memory: also by a supervisor that has seen nothing of it.
     os.kill(pid, signal.SIGKILL)

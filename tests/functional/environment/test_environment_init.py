@@ -85,7 +85,7 @@ def test_a_program_that_is_not_there_is_told_by_its_log(host: Host) -> None:
 def test_a_program_that_wants_no_signal_is_told_to_be_so(host: Host, wanted: bool) -> None:
     host.run("web", command=shell("trap '' TERM; echo up; while :; do sleep 0.05; done"), init=wanted, stop_timeout=0.1)
     until(lambda: "up" in host.operations.logs("web")["lines"])
-    assert sigterm(host, "web").startswith("ignored: the program wants it so (SIG_IGN)")
+    assert sigterm(host, "web").startswith("ignored: the program chose that (SIG_IGN)")
 
 
 def zombies(host: Host, name: str) -> int:

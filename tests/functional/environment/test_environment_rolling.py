@@ -163,11 +163,11 @@ def test_what_is_not_its_own_fault_is_tried_again(runs: Host, monkeypatch: pytes
 
 def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_path: Path) -> None:
     for keys, reason in (
-        ({"read_only": False}, "two would share its writable layer"),
+        ({"read_only": False}, "two instances would share its writable layer"),
         ({"update": {"rolling": False}}, "update:rolling is false"),
-        ({"volumes": [{"source": str(tmp_path / "data"), "target": "/data"}]}, "two would share its volumes"),
-        ({"interface": {"kind": "veth"}}, "two would share the addresses of its interface"),
-        ({"health": {"mailbox": True}}, "only a check with exec tells two instances apart"),
+        ({"volumes": [{"source": str(tmp_path / "data"), "target": "/data"}]}, "two instances would share its volumes"),
+        ({"interface": {"kind": "veth"}}, "two instances would share the addresses of its interface"),
+        ({"health": {"mailbox": True}}, "only a health check with exec can check each of two instances"),
     ):
         wanted = runs.desired(
             "web", **{"command": shell(WELL), "read_only": True, "health": CHECK, "env": {"A": "1"}, **keys}
@@ -199,7 +199,7 @@ def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypat
                 runs.apply({"web": desired(runs, env={"STEP": step})})
         assert runs.kind.list()["web"]["updating"]
         assert runs.plan({}).notes == [
-            "environment web has a second instance: a run that was killed left it, the next one removes it"
+            "environment web has a second instance: a killed run left it, and the next run removes it"
         ]
         if step == "_make":  # trust is lost
             assert runs.kind.withhold(["web"]) == {}

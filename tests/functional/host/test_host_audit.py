@@ -96,7 +96,7 @@ def test_everything_is_refused_whatever_the_image(salt, applied):
     summary = salt("netspace_environment.audit", "web", "summary=True")
     assert summary["rows"] == []
     assert summary["succeeded"] == 0
-    assert summary["comment"].startswith("all that could be tried was refused: ")
+    assert summary["comment"].startswith("all attempts were refused: ")
 
 
 def test_an_unknown_name_is_told(salt, applied):

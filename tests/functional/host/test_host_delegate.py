@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -192,6 +193,18 @@ def test_right_ends_with_its_time_and_its_maker(here: dict[str, Any]) -> None:
     until(lambda: not links() and not record.names(LAYOUT))
     until(lambda: Host(LAYOUT).environments.list()["web"]["state"] == "running")
     until(lambda: "the program that delegated it has ended" in log())
+    unchanged(here)
+
+
+def test_right_that_ends_while_a_request_waits_is_not_handed_on(here: dict[str, Any]) -> None:
+    """A request of *till* waits for an apply, and meanwhile its own right ends."""
+    delegate(until=time.time() + 6)
+    with ThreadPoolExecutor(1) as pool:
+        with Host(LAYOUT)._lock(False):
+            asking = pool.submit(refused, lambda: delegate("till", "orders", "aid"))
+            time.sleep(8)
+        assert asking.result(120) == "link-unknown"
+    until(lambda: not links() and not record.names(LAYOUT))
     unchanged(here)
 
 

@@ -100,6 +100,15 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
     assert first(explained(host, "later")) == ("not-applied", "state.apply netspace")
 
 
+def test_explain_tells_why_a_host_refuses(host: Salt, image: Path) -> None:
+    """The program isn't in the image. An apply refuses it, so nothing was made that could be looked at."""
+    environments = {"lost": {"image": f"tar:{image}", "command": ["/usr/bin/till"], "limits": {"memory": "64M"}}}
+    with declared(host, {"environments": environments}):
+        lost = explained(host, "lost")
+    assert first(lost) == ("impossible", "state.apply netspace")
+    assert "has no /usr/bin/till; name a program that it has" in lost["findings"][0]["text"], lost
+
+
 def test_explain_tells_a_declared_stop_as_declared(host: Salt) -> None:
     quiet = explained(host, "quiet")
     assert [(one["code"], one["severity"]) for one in quiet["findings"]] == [("declared-stopped", "note")]
@@ -193,13 +202,17 @@ def test_glance_is_what_a_master_understands(host: Salt) -> None:
 
 def test_can_tells_the_rule_or_the_reason(host: Salt) -> None:
     asks = host("netspace.can", "web", "orders")
+    (rule,) = asks["rules"]
+    assert 0 <= time.time() - rule["since"] < 3600 and rule["since_at"], rule
     assert (asks["can"], asks["answers"]) == (True, False)
     assert [rule["rule"] for rule in asks["rules"]] == ["netspace:links:web.orders"]
     back = host("netspace.can", "orders", "web")
     assert (back["can"], back["answers"]) == (False, True)
     never = host("netspace.can", "stranger", "orders")
     assert not never["can"] and not never["through"] and never["why_not"].keys() == {"messages", "packets"}
-    assert shown(host, "netspace.can", "web", "orders")[1:3] == ["  web can reach orders", "  BY        ALLOWED  WHAT"]
+    table = shown(host, "netspace.can", "web", "orders")
+    assert table[1:3] == ["  web can reach orders", "  BY        ALLOWED  WHAT"]
+    assert table[4].startswith("    netspace:links:web.orders, for ")
     assert "web" in [line.split()[0] for line in shown(host, "netspace.paths_to", "orders")]
     done = host.run("netspace.can", "web", "order")
     assert done.returncode != 0 and "there is no environment order; did you mean orders?" in done.stderr

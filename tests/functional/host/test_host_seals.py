@@ -151,7 +151,7 @@ def test_what_is_heard_of_another_hosts_keys_is_told_to_running_programs(salt, i
     assert told["vault@h2"]["keys"] == []
     assert {key["kid"] for key in changed["keys"]} > {key["kid"] for key in own["keys"]}
     assert h2.heard(salt("netspace_link.seal_bundles")["bundles"]["h2"]).endorser["kid"] != heard.endorser["kid"]
-    assert "hasn't said that it knows" in str(salt("netspace_link.health")["problems"])
+    assert "hasn't confirmed that it knows" in str(salt("netspace_link.health")["problems"])
     assert salt("netspace_environment.list")["web"]["pid"] == pid
 
     # Without the link nothing of it is left but what h2 may still seal for.

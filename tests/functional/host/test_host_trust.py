@@ -83,13 +83,16 @@ def test_a_host_that_must_be_trusted_and_is_not_says_so(salt, image):
 
 
 def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image, tpm):
-    all_true(salt.apply(vault(image, policy="prefer", minimum="L2", tpm=tpm)))
+    all_true(salt.apply(vault(image, policy="prefer", minimum="L2", tpm=tpm, ledger=True)))
     status = salt("netspace_attestation.status")
     assert (status["level"], status["verifier"]) == ("L2", "self")
     assert salt("netspace_environment.list")["vault"]["state"] == "running"
-    again = salt.apply(vault(image, policy="prefer", minimum="L2", tpm=tpm))
+    kept = status["ledger"]
+    assert set(kept["running"]) == {"plain", "vault"} and len(kept["declaration"]) == 64 and kept["lines"] >= 3
+    again = salt.apply(vault(image, policy="prefer", minimum="L2", tpm=tpm, ledger=True))
     assert [state["changes"] for state in again.values()] == [{}] * 4
     assert salt("netspace.drift")["differences"] == []
+    assert salt("netspace_attestation.status")["ledger"] == kept
 
     # Without the TPM in the declaration, the host is L1 again, and the vault is stopped.
     lost = salt.apply(vault(image, policy="prefer", minimum="L2"))

@@ -24,6 +24,8 @@ ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="audit", target="orders")
 LINKS = (ASK, TELL)
 PATIENCE = 60.0
+ANSWER = 50_000
+"""Milliseconds: on a busy machine, the module waits in a look until each process that it asks has run."""
 
 # Random sequences of milliseconds and of what was spent in them, from a seed; an error is a badmatch.
 PROPERTIES = """
@@ -115,7 +117,7 @@ def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def held(host) -> int:
     """Return how many processes are suspended."""
-    state = f"#{{held := Held}} = sys:get_state({budget.MODULE})"
+    state = f"#{{held := Held}} = sys:get_state({budget.MODULE}, {ANSWER})"
     suspended = "length([One || One <- maps:keys(Held), {status, suspended} =:= process_info(One, status)])"
     return int(host.evaluate(f"{state}, {suspended}."))
 
@@ -124,7 +126,7 @@ def account(host, name: str, what: str) -> str:
     """Return what the module knows of an environment's account."""
     user = host.card(name)["broker"]["username"]
     find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
-    return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}), {find}.")
+    return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER}), {find}.")
 
 
 def slowed(host, name: str) -> bool:
@@ -134,7 +136,7 @@ def slowed(host, name: str) -> bool:
 
 @pytest.mark.root
 @pytest.mark.exhaustion
-@pytest.mark.parametrize("way", ["consumers", "channels", "frames", "sessions"])
+@pytest.mark.parametrize("way", ["consumers", "channels", "brief", "frames", "sessions"])
 def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
     with worst(host, cards, way):
         until(lambda: held(host) > 0, f"{way}: nobody is slowed", patience=PATIENCE)
@@ -146,6 +148,64 @@ def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
     until(lambda: held(host) == 0, "who does nothing more waits no longer", patience=PATIENCE)
     with host.client("web") as channel:
         channel.basic_publish(host.n("link.web.orders"), "", b"well", mandatory=True)
+
+
+def log(host) -> str:
+    return (host.layout.broker / "log/broker.log").read_text(errors="replace")
+
+
+@pytest.mark.root
+@pytest.mark.exhaustion
+def test_flood_before_a_login_ends_its_connection(host, cards):
+    """Such a connection has no account, so nothing could be read slowly for it."""
+    ended = "a connection is ended: it has the broker do too much before its login"
+    with worst(host, cards, "strangers"):
+        until(lambda: ended in log(host), "nobody is ended", patience=PATIENCE)
+        with host.client("audit") as channel:
+            channel.basic_publish(host.n("link.audit.orders"), "", b"well", mandatory=True)
+    told = log(host).count(ended)
+    with contextlib.closing(host.connect("web")), contextlib.closing(host.connect("audit")):
+        # All that each connection has used, with its own processes and those of TLS.
+        tops = "{_, Reader, _} <- netspace_guard:connections(), Top <- netspace_guard:ancestors(Reader)"
+        spent = f"[Used || {tops}, {{_, Used}} <- {budget.MODULE}:stranger(Top)]"
+        used = [int(number) for number in re.findall(r"\d+", host.evaluate(f"{spent}."))]
+    assert len(used) >= 2 and 0 < min(used) < budget.LOGIN / 2, f"of {used}, one has just logged in"
+    assert log(host).count(ended) == told, "who logs in is not ended"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("refused", [False, True])
+def test_channel_that_ends_at_once_is_charged(host, refused):
+    """Its own reductions and the prices of its methods aren't forgotten if nobody looks at it meanwhile."""
+    user, times = host.card("web")["broker"]["username"], 50
+    with contextlib.closing(host.connect("web")) as connection:
+        host.evaluate(f"sys:suspend({budget.MODULE}, {ANSWER}), ets:delete_all_objects({budget.MODULE}).")
+        try:
+            channel = connection.channel()
+            for _ in range(times):
+                channel.queue_declare(host.n("mailbox.web"), passive=True)
+            if refused:
+                with pytest.raises(pika.exceptions.ChannelClosedByBroker):
+                    channel.queue_declare("mailbox.nobody", passive=True)
+            else:
+                channel.close()
+            connection.process_data_events(0.5)
+            charged = int(host.evaluate(f'ets:lookup_element({budget.MODULE}, <<"{user}">>, 2).'))
+        finally:
+            host.evaluate(f"sys:resume({budget.MODULE}, {ANSWER}).")
+    prices = budget.PRICES["channel"] + (times + refused) * budget.PRICES["method"]
+    assert charged > prices + 10_000, "its own reductions too"
+
+
+@pytest.mark.root
+def test_connection_within_the_broker_has_no_account(host):
+    """A shovel's connection, whose user is ``none``, doesn't end the module, and with it all bounds of the guard."""
+    before = host.evaluate(f"whereis({budget.MODULE}).")
+    host.evaluate(f"{budget.MODULE}:charge(none, 1).")
+    until(lambda: host.evaluate(f"ets:lookup({budget.MODULE}, none).") == "[]", "nobody looks", patience=PATIENCE)
+    account(host, "web", "balance")  # it has done all that it does in a look
+    assert host.evaluate(f"whereis({budget.MODULE}).") == before
+    assert host.evaluate("netspace_guard:is_environment(none).") == "false"
 
 
 @pytest.mark.root

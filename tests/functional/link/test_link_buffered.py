@@ -15,7 +15,7 @@ from support.waiting import until
 from netspace.link.broker import node
 from netspace.link.topology import peers
 from netspace.spec.types import Link, Size
-from netspace_client import MailboxFull, Refused
+from netspace_client import LinkError, MailboxFull, Refused
 
 pytestmark = pytest.mark.root
 
@@ -131,6 +131,23 @@ def test_revoked_at_the_senders_host_nothing_more_is_taken_and_nothing_is_lost(l
         assert h1.links.list()["parked"] == ["web.orders@h2"]
     assert waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1
     cable.mend()
+    h1.declare(*LINKS)
+    assert program(h2, "orders").receive("web@h1") == "kept"
+
+
+@pytest.mark.revocation
+def test_an_outbox_ends_at_once_and_an_apply_carries_on(linked, program):
+    h1, h2, cable = linked
+    web = program(h1, "web")
+    cable.cut()
+    web.send("orders@h2", "kept")
+    with h1.here():
+        assert h1.links.part([link for link in h1.links.recorded() if link.to_host == "h2"]) == []
+    cable.mend()
+    with pytest.raises(LinkError):
+        web.send("orders@h2", "too late")
+    web.leave()
+    assert waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1, "nothing leaves"
     h1.declare(*LINKS)
     assert program(h2, "orders").receive("web@h1") == "kept"
 

@@ -108,7 +108,7 @@ def test_a_forwarder_that_lost_an_entrance_is_told(world: World) -> None:
     config.write_text(before.replace("127.0.0.1:5671 namespace netspace-web", "127.0.0.1:5999 namespace netspace-web"))
     assert config.read_text() != before
     assert haproxy.ask(world.layout, "reload").startswith("Success=1")
-    says(world, health="nothing of the host's listens at its 127.0.0.1:5671", why="nothing of the host's listens")
+    says(world, health="no process of the host listens at its 127.0.0.1:5671", why="no process of the host listens")
     config.write_text(before)
     assert haproxy.ask(world.layout, "reload").startswith("Success=1")
     says(world)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 import signal
 import statistics
@@ -318,54 +317,6 @@ def test_health_sees_bindings_beyond_need_without_an_apply(host):
         assert "excess bindings to answers: of link.web.audit" in str(host.links.health()["problems"])
         channel.exchange_unbind(host.n("link.web.audit"), host.n("reply.orders"), "key")
         assert "doesn't need" not in str(host.links.health()["problems"])
-
-
-# -- disk ------------------------------------------------------------------------------------
-@pytest.mark.exhaustion
-def test_what_was_read_is_not_kept_on_disk(host):
-    """A program reads six times as much as its mailbox may hold; the broker frees the disk space meanwhile."""
-    data = host.layout.broker / "data"
-    before = on_disk(data)
-    sent = 384
-    got: list[bytes] = []
-
-    def take(channel, delivery, _, body) -> None:
-        channel.basic_ack(delivery.delivery_tag)
-        got.append(body[:1])
-        if len(got) == sent:
-            channel.stop_consuming()
-
-    most = 0
-    with contextlib.closing(host.connect("audit")) as receiver, host.client("orders") as channel:
-        box = receiver.channel()
-        box.basic_qos(prefetch_count=10)
-        box.basic_consume(host.n("mailbox.audit"), take)
-        reading = threading.Thread(target=box.start_consuming, daemon=True)
-        reading.start()
-        for number in range(sent):
-            while True:
-                try:
-                    channel.basic_publish(host.n("link.orders.audit"), "", bytes(MESSAGE_SIZE), mandatory=True)
-                    break
-                except pika.exceptions.NackError:
-                    time.sleep(0.1)
-            if number % 32 == 0:
-                most = max(most, on_disk(data) - before)
-        reading.join(PATIENCE)
-        assert not reading.is_alive()
-    assert len(got) == sent
-    # The mailbox, two files of its log, and the log of all queues.
-    assert most < 280 * MESSAGE_SIZE
-    until(lambda: on_disk(data) - before < 160 * MESSAGE_SIZE, patience=PATIENCE)
-
-
-def on_disk(folder: Path) -> int:
-    total = 0
-    for place, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            with contextlib.suppress(FileNotFoundError):  # the broker's files come and go, its folders too
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
-    return total
 
 
 def test_a_guard_that_is_damaged_is_made_anew(host):

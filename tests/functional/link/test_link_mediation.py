@@ -215,7 +215,7 @@ def test_health_names_full_and_unread_mailboxes(host):
     def said() -> bool:
         problems = host.links.health()["problems"]
         return {
-            "the mailbox of orders.audit is 80% full, and takes no more at 100 %",
+            "the mailbox of orders.audit is 80% full, and accepts no messages at 100 %",
             "nobody reads the mailbox of orders.audit: 4 messages wait",
         } <= set(problems)
 

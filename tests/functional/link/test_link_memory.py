@@ -209,7 +209,8 @@ def test_memory_link_is_bounded_and_a_nack_is_told(host):
             send(host, link, str(number).encode(), delivery_mode=1)
             accepted += 1
     assert accepted == 3
-    full, waits = "the mailbox of orders.audit is 100% full, and takes no more at 100 %", "nobody reads the mailbox of "
+    full = "the mailbox of orders.audit is 100% full, and accepts no messages at 100 %"
+    waits = "nobody reads the mailbox of "
     told = {full, f"{waits}orders.audit: 3 messages wait"}
     until(lambda: told <= set(host.links.health()["problems"]), "the broker counts them", patience=PATIENCE)
 

@@ -416,6 +416,34 @@ def test_revoked_at_the_senders_host_its_connections_there_are_ended(linked):
         own.close()
 
 
+@pytest.mark.revocation
+def test_links_of_a_host_end_at_once_and_an_apply_mends_them(linked):
+    h1, h2, _ = linked
+    own, there = h1.connect("web"), h1.connect("web", to="orders@h2")
+    way = next(one["exchange"] for one in h2.card("orders")["peers"] if one["to"] == "web@h1")
+    pid = h1.supervisor.observe()[process.NAME].pid
+    try:
+        with h1.here():  # a run that goes on meanwhile delays nothing: no lock is taken
+            assert h1.links.part(h1.local(ASK, TELL, BACK)) == []
+        assert _ended(there)
+        with pytest.raises((pika.exceptions.AMQPError, OSError)):
+            h1.connect("web", to="audit@h2")
+        with h2.client("orders", to="web@h1") as channel:
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker) as told:
+                channel.basic_publish(way, "", b"1", mandatory=True)
+            assert told.value.reply_code == 404
+        own.channel().close()  # what leads elsewhere goes on
+        assert "web.orders@h2" in h1.links.names(), "the record stays, so that a run removes what is left"
+    finally:
+        own.close()
+    h1.declare(*LINKS)
+    assert h1.supervisor.observe()[process.NAME].pid == pid
+    h1.connect("web", to="audit@h2").close()
+    with h2.client("orders", to="web@h1") as channel:
+        channel.basic_publish(way, "", b"2", mandatory=True)
+    assert not h1.plan(*h1.local(*LINKS)).steps
+
+
 def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
     h1, _, _ = linked
     there = h1.connect("web", to="orders@h2")

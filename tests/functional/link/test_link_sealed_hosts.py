@@ -162,7 +162,7 @@ def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, 
     again(web)
     with pytest.raises(SealError, match="exchange_seals"):
         web.send("vault@h2", "too early")
-    assert any("hasn't said that it knows" in note for note in h1.plan(*h1.local(*LINKS)).notes)
+    assert any("hasn't confirmed that it knows" in note for note in h1.plan(*h1.local(*LINKS)).notes)
     h2.links.adopt_seals(h1.links.seal_bundles()[0]["h2"])
     again(web)
     with pytest.raises(SealError, match="exchange_seals"):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 def test_fork_ends_with_its_program(tmp_path: Path) -> None:
     config = configure(tmp_path / "salt", None).parent
     with tempfile.TemporaryDirectory(prefix="salts-") as folder, salt_forks.served(Path(folder)) as programs:
-        until(lambda: (programs / "socket").exists())
+        until(lambda: (programs / "socket").exists(), "Salt is imported", patience=120)
         (server,) = (one for one in psutil.Process().children() if "serve" in one.cmdline())
         command = [str(programs / "salt-call"), "-c", str(config), "test.sleep", "600"]
         with subprocess.Popen(command) as program:

@@ -14,6 +14,7 @@ from typing import Any
 from support import checkout
 from support.hosts import salt_forks
 from support.hosts.whole_host import unfolded
+from support.returns import times_without_text
 from support.waiting import until
 
 LAB = checkout.ROOT / "scripts/lab"
@@ -43,7 +44,7 @@ class Lab:
         start = 'setsid --fork "$@" </dev/null >/dev/null 2>&1; until [ -S "$0" ]; do sleep 0.1; done'
         self.do("sh", "master", "bash", "-euc", start, str(SALTS), *salt_forks.serving(SALTS))
 
-    def do(self, *arguments: str, code: int = 0) -> str:
+    def do(self, *arguments: str, code: int = 0, timeout: float = 900) -> str:
         """Run a command of the lab; return its output on stdout and stderr."""
         done = subprocess.run(
             [LAB, *arguments],
@@ -52,7 +53,7 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
             env=self.environment,
-            timeout=900,
+            timeout=timeout,
         )
         assert done.returncode == code, done.stdout
         return done.stdout
@@ -60,6 +61,7 @@ class Lab:
     def salt(self, target: str, *arguments: str) -> dict[str, Any]:
         printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
         answer: dict[str, Any] = json.loads(printed)
+        assert not list(times_without_text(arguments[0], answer)), arguments
         return answer
 
     def answering(self) -> set[str]:
@@ -77,6 +79,7 @@ class Lab:
     def runner(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         printed = self.do("salt-run", "--out=json", *arguments, code=code)
         answer: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+        assert not list(times_without_text(arguments[0], answer)), arguments
         return answer
 
     def apply(self) -> int:
@@ -99,7 +102,8 @@ class Lab:
 def traces() -> list[str]:
     """Return all that a lab could leave on this machine."""
     groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
-    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", "lab.d/inside"])
+    ours = "lab.d/inside|ifname=h1,|dir=tpm/state"  # namespaces, machines, and machines' TPMs
+    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", ours])
     return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from netspace import REQUIREMENTS
 from support import checkout
+from support.returns import times_without_text
 
 # Run by the interpreter under test: what Salt's loaders make of netspace.
 LOAD = """
@@ -73,7 +74,9 @@ class Salt:
         """Run ``salt-call``; return the function's value, and the log."""
         done = self._run("salt-call", "--out", "json", *arguments)
         assert done.stdout, done.stderr
-        return json.loads(done.stdout)["local"], done.stderr
+        returned = json.loads(done.stdout)["local"]
+        assert not list(times_without_text(arguments[0], returned)), arguments
+        return returned, done.stderr
 
     def fails(self, *arguments: str) -> str:
         """Run ``salt-call`` and expect a failure; return its output and the log."""
@@ -85,7 +88,9 @@ class Salt:
         """Run ``salt-run``; return the runner's value, and the exit status."""
         done = self._run("salt-run", "--out", "json", *arguments)
         assert done.stdout, done.stderr
-        return json.loads(done.stdout), done.returncode
+        returned = json.loads(done.stdout)
+        assert not list(times_without_text(arguments[0], returned)), arguments
+        return returned, done.returncode
 
     def _run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         if self.programs is not None:

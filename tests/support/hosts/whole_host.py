@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.hosts.warm_salt import WarmSalt
+from support.returns import times_without_text
 
 CHECKOUT = Path(__file__).parents[3]
 IMAGE = CHECKOUT / ".cache" / "demo.tar"
@@ -119,6 +120,7 @@ class Salt:
             raise AssertionError(f"{arguments}: {done.stdout}\n{done.stderr}") from None
         if check:
             assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+        assert not list(times_without_text(arguments[0], returned)), arguments
         return returned
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

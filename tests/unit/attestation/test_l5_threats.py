@@ -134,7 +134,7 @@ def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() 
     found = appraisal.appraise(listed(booted("uki"), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
     assert found.level == 5, found
     found = appraisal.appraise(listed(booted("uki", edit), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
-    assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 11 or 12 alone" in found.reason
+    assert (found.level, found.code) == (4, "ima-unfounded") and "only PCR 11 or 12" in found.reason
 
 
 UKI_LINE = {form for pcr in (8, 9, 11, 12) for form in fixed.line_forms(pcr, boot_forge.LINE)}

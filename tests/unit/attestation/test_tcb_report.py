@@ -56,7 +56,7 @@ def test_a_real_boot_shows_what_is_measured() -> None:
     assert found["network boot entries"][1:3] == ("none", "measured in PCR 1")
     assert found["unclear boot entries"].value == "2: UEFI Misc Device, UiApp"
     assert found["Secure Boot"][1:3] == ("on", "measured in PCR 7") and found["dbx"].value == "1 digest"
-    assert found["protection against DMA"].value == "not said to be off"
+    assert found["protection against DMA"].value == "not reported as off"
     assert all(row.term == "" and row.holds is None for row in found.values())
 
 
@@ -98,7 +98,7 @@ def test_a_version_that_the_log_only_claims_is_not_shown() -> None:
         found.append(measured(0, events.CRTM_VERSION, boot_forge.wide("later")))
 
     found = by_part(report.rows(None, sent(edit=edit), None), True)
-    assert found["firmware version"].value == "measured without a version in words"
+    assert found["firmware version"].value == "measured, but the version is not a text"
 
 
 def test_evidence_without_a_log_shows_why() -> None:

@@ -251,9 +251,9 @@ def test_what_the_config_says_is_kept(packed, tmp_path):
     ("user", "ids", "note"),
     [
         ("", (0, 0), "names no user"),
-        ("0", (0, 0), "root, which is never given"),
-        ("root", (0, 0), "root, which is never given"),
-        ("toor:sales", (0, 0), "root, which is never given"),
+        ("0", (0, 0), "root, which netspace never allows"),
+        ("root", (0, 0), "root, which netspace never allows"),
+        ("toor:sales", (0, 0), "root, which netspace never allows"),
         ("nobody", (0, 0), "not in its /etc/passwd"),
         ("shop:nobody", (0, 0), "not in its /etc/group"),
         ("far", (0, 0), "beyond 65535"),
@@ -264,7 +264,7 @@ def test_what_the_config_says_is_kept(packed, tmp_path):
         ("4242:sales", (4242, 77), ""),
         ("4242:5", (4242, 5), ""),
         ("shop:0", (33, 33), "its group is root's"),
-        ("00", (0, 0), "root, which is never given"),
+        ("00", (0, 0), "root, which netspace never allows"),
     ],
 )
 def test_users_by_number_and_by_name_but_never_root(packed, tmp_path, user, ids, note):

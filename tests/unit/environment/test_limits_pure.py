@@ -320,7 +320,7 @@ def test_a_layer_without_a_record_is_told_of():
     observed = Observed({}, {}, "r", unrecorded=frozenset({"web", "old"}))
     told = compare.plan({"web": desired()}, observed)
     assert told.steps[0].reason == "its record was lost; its layer is kept"
-    assert told.notes[0].startswith("environment old has no record, but there is a layer of it")
+    assert told.notes[0].startswith("environment old has a layer, but no record")
 
 
 @given(st.integers(16 * MIB, 2**44))

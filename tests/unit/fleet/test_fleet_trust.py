@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
 from support.fleet.fleets import fleets, published, written
 
 from netspace.errors import NetspaceError, StateError
@@ -53,6 +58,8 @@ class Master:
         self.attested: list[set[str]] = []
         self.asked: list[tuple[set[str], list[str], bool]] = []
         self.rounds: list[int] = []
+        self.ended: list[tuple[set[str], list[str]]] = []
+        """Minions that were told to end their links with these hosts at once."""
         self.told: list[tuple[str, str]] = []
         self.error: NetspaceError | None = None
 
@@ -73,6 +80,7 @@ class Master:
         assert function == trust_watch.REVISE
         self.rounds.append(len(calls))
         self.asked += [(set(some), list(arguments["hosts"]), bool(arguments["own"])) for some, arguments in calls]
+        self.ended += [(set(some), list(arguments["cut"])) for some, arguments in calls if "cut" in arguments]
         minions = [minion for some, _ in calls for minion in some]
         return {minion: self.answers.get(minion, []) for minion in minions if self.answers.get(minion, []) is not None}
 
@@ -163,6 +171,40 @@ def test_the_declaration_says_what_is_cut(tmp_path: Path, master: Master, change
     assert peers(declared, "m2") == ([] if cut else ["h1"])
     told = {minion for minions, *_ in master.asked for minion in minions}
     assert ("h1" in told) == cut and "h3" not in told
+    assert master.ended == ([({"h1"}, ["h2"])] if cut else [])
+
+
+def test_only_who_loses_all_links_is_cut_before_pillar_is_read(tmp_path: Path, master: Master) -> None:
+    kept = {"from": "db", "to": "web", "on_distrust": "report"}
+    declared = made(tmp_path, {**FLEET, "links": [*FLEET["links"], kept]})
+    master.results["m2"] = FAILED
+    lost = trust_watch.look(declared, master)["distrusted"]["h2"]
+    assert (lost["cut"], lost["reported"]) == (["web@h1.db"], ["db.web@h1"])
+    assert {"h1"} in [minions for minions, *_ in master.asked] and master.ended == []
+
+
+def test_an_earlier_minion_is_told_without_the_new_argument(
+    declared: FleetDeclaration, master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = master.ask_at_once
+
+    def earlier(function: str, calls: Sequence[tuple[Collection[str], Mapping[str, Any]]]) -> dict[str, Any]:
+        told = asked(function, calls)
+        why = NetspaceError("revise() got an unexpected keyword argument 'cut'")
+        return told | {minion: why for some, arguments in calls for minion in some if "cut" in arguments}
+
+    monkeypatch.setattr(master, "ask_at_once", earlier)
+    master.results["m2"] = FAILED
+    assert trust_watch.look(declared, master)["waiting"] == {}
+    assert master.asked == [({"h1"}, ["h2"], False), ({"m2"}, ["h2"], True), ({"h1"}, ["h2"], False)]
+
+
+def test_a_host_that_is_trusted_again_is_not_cut_at_once(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    master.results["m2"] = GOOD
+    trust_watch.look(declared, master)
+    assert master.ended == [({"h1"}, ["h2"])] and len(master.asked) == 4, "the host itself gets no such word either"
 
 
 def test_a_reaction_that_there_is_not_is_refused(tmp_path: Path) -> None:
@@ -555,3 +597,24 @@ def test_book_of_an_earlier_version_has_no_levels(tmp_path: Path, master: Master
     assert told(declared, "m2") is None
     trust_watch.look(declared, master)
     assert told(declared, "m2") == {"h1": {"level": "L3", "until": 5000.0}}
+
+
+def test_the_beacon_has_all_that_a_revision_loads() -> None:
+    """A module that the beacon leaves out would cost each job of a revision its time."""
+    names = "{one for one in sys.modules if one.startswith('netspace.')}"
+    script = (
+        "import json, runpy, sys; "
+        "beacon = runpy.run_path('_beacons/netspace_trust.py'); "
+        f"before = {names}; assert beacon['beacon']([]) == [] and beacon['validate']([{{'interval': 60}}])[0]; "
+        f"loaded = {names}; import _modules.netspace_trust, _modules.netspace_link; "
+        f"print(json.dumps([len(before), len(loaded), sorted({names} - loaded)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=checkout.ROOT,
+        env={**os.environ, "PYTHONPATH": "_utils:."},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    before, loaded, missing = json.loads(done.stdout)
+    assert before < 5 and loaded > 50 and missing == [], missing

@@ -12,6 +12,7 @@ import salt.config
 import yaml
 from support import checkout
 from support.fleet.fleets import published, written
+from support.returns import times_without_text
 
 from netspace.fleet import trust, trust_watch
 from netspace.plugin import salt_keys
@@ -94,11 +95,13 @@ def test_a_silent_host_that_deletes_its_key_is_cut(scene: Scene, monkeypatch: py
     (scene.keys / "h2").unlink()
     now = [trust_watch.time.time()]
     monkeypatch.setattr(trust_watch.time, "time", lambda: now[0])
-    assert list(scene.runner.look()["asked_again"]) == ["h2"]
+    looked = scene.runner.look()
+    assert list(looked["asked_again"]) == ["h2"] and list(looked["asked_again_at"]) == ["h2"]
     for _ in range(2):
         now[0] += trust.GRACE / 2
         found = scene.runner.look()
     assert found["distrusted"]["h2"]["kind"] == "expired" and found["waiting"] == {} and scene.attested == []
+    assert not list(times_without_text("netspace_trust.look", found)) and found["distrusted"]["h2"]["since_at"]
 
 
 def test_silent_hosts_with_a_key_are_attested_again(scene: Scene) -> None:

@@ -641,15 +641,15 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
 
     assert lacking() == [f"h2: nothing is known of its keys for sealed links; {remedy}"]
     fleet.adopt(fleet.bundle(vault=enc(), log=enc()))
-    assert lacking()[0].startswith("h2 hasn't said that it knows this host's keys, so nothing is sealed for it")
+    assert lacking()[0].startswith("h2 hasn't confirmed that it knows this host's keys, so nothing is sealed for it")
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 1, vault=enc()))
-    assert lacking() == [f"log@h2: there is no key to seal for it; {remedy}"]
+    assert lacking() == [f"log@h2: the key to seal messages for it is missing; {remedy}"]
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 2, vault=enc(), log=enc()))
     assert lacking() == []
     soon = NOW + endorser.PROMISE - peers.SOON + 60
     assert [text.partition(" expires on")[0] for text in lacking(soon)] == [
-        "log@h2: the last key to seal for it",
-        "vault@h2: the last key to seal for it",
+        "log@h2: the last key to seal messages for it",
+        "vault@h2: the last key to seal messages for it",
     ]
     assert any("its endorser's certificate expires on" in text for text in lacking(fleet.known["h2"].ends - DAY))
     assert PeerKeys().lacking([Link(source="a", target="b", seal=True)], NOW) == []
@@ -746,7 +746,7 @@ def test_a_plan_names_what_other_hosts_have_to_know(fleet):
     changed, _ = planned(links, links, keys={"web": plain}, others=known)
     assert changed == {"web": {"old": "not endorsed", "new": "keys"}}
     assert planned(links, (), keys=made, others=known)[0] == {
-        "web": {"old": "keys", "new": "kept for what other hosts sealed"}
+        "web": {"old": "keys", "new": "kept for messages that other hosts have sealed"}
     }
 
 

@@ -485,5 +485,5 @@ def test_a_plan_is_made_from_the_record_where_the_broker_gives_no_answer(links):
     more = Link(source="a", target="b")
     plan = links.plan(DesiredLinks(CLUSTER, (LINK, more)), observed)
     assert [step.name for step in plan.steps if step.action == "create"] == [more.name, "forwarder"]
-    assert "planned from what was recorded last" in plan.notes[0]
+    assert "this plan relies on the last record" in plan.notes[0]
     assert not links.plan(DesiredLinks(CLUSTER, (LINK,)), observed).steps

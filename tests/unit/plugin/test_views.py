@@ -171,7 +171,7 @@ def test_answer_has_rules_and_reasons() -> None:
         "  web can reach orders\n"
         "  BY        ALLOWED  WHAT\n"
         "  messages  yes      requests\n"
-        "    netspace:links:web.orders\n"
+        "    netspace:links:web.orders, for 3 h\n"
         "  packets   no\n"
         "    orders has no interface"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import salt.output
 from hypothesis import given
 from hypothesis import strategies as st
 from support import checkout
-from support.returns import NOW, RETURNS
+from support.returns import NOW, RETURNS, times_without_text
 
 from netspace.plugin import dates, inspected, tables, views
 
@@ -49,6 +50,7 @@ DAY = 86400
     [
         ({"since": MOMENT - 3 * 3600.0}, {"since": "2026-11-29T21:53:20Z (3 h ago)"}),
         ({"a": [{"expires": MOMENT + 20 * DAY}]}, {"a": [{"expires": "2026-12-20T00:53:20Z (in 20 d)"}]}),
+        ({"asked_again": {"h1": MOMENT - 3 * 3600}}, {"asked_again": {"h1": "2026-11-29T21:53:20Z (3 h ago)"}}),
         # Durations and counts have smaller numbers under the same keys.
         *((one, one) for one in ({"deadline": 600}, {"first": 12}, {"since": 0}, {"last": None}, {"until": "today"})),
         *(
@@ -73,6 +75,22 @@ def test_data_have_each_time_as_text_beside_its_number() -> None:
     }
     assert dates.dated(found, MOMENT) == dates.dated(data, MOMENT), "a terminal shows each time once"
     assert inspected.lines(found, MOMENT, tables.plain) == inspected.lines(data, MOMENT, tables.plain)
+
+
+@pytest.mark.parametrize("data", RETURNS)
+def test_each_time_of_a_table_has_its_text(data: dict[str, Any]) -> None:
+    now = time.time()
+    assert not list(times_without_text("netspace", dates.with_texts(_moved(data, now))))
+    assert (_moved(data, now) != data) == bool(list(times_without_text("netspace", _moved(data, now)))), "it finds them"
+
+
+def _moved(data: Any, now: float) -> Any:
+    """Return a sample whose times are about *now*, since the samples' own present is no time of today."""
+    if isinstance(data, dict):
+        return {key: _moved(value, now) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_moved(value, now) for value in data]
+    return data - NOW + now if isinstance(data, float) and abs(data - NOW) < 11 * DAY else data
 
 
 def test_return_without_a_table_has_dates() -> None:

@@ -39,15 +39,15 @@ def problems(environments: dict[str, Any], *links: dict[str, Any], **more: Any) 
         ([], ""),
         (
             ["whoamy"],
-            "netspace:environments:web:host:0: 'whoamy' is nothing that the host can be asked for; did you mean",
+            "netspace:environments:web:host:0: 'whoamy' is no request that the host answers; did you mean",
         ),
         (
             ["reboot"],
-            "netspace:environments:web:host:0: 'reboot' is nothing that the host can be asked for; choose from",
+            "netspace:environments:web:host:0: 'reboot' is no request that the host answers; choose from",
         ),
         (["whoami", "whoami"], "netspace:environments:web:host:1: whoami is listed twice; leave one out"),
         ("whoami", "netspace:environments:web:host: expected"),
-        (["__init__"], "netspace:environments:web:host:0: '__init__' is nothing"),
+        (["__init__"], "netspace:environments:web:host:0: '__init__' is no request"),
     ],
 )
 def test_verbs_are_checked_with_their_path(verbs: object, problem: str) -> None:

@@ -92,9 +92,14 @@ KNOWN_BY_CHECK_ALONE = {
     "a number that is too small or too large": (
         r"is out of|: expected \S+ to \S+ (messages|seconds)|is not a PCR|give at least"
     ),
-    "a text of the right kind that makes no sense": r"expected (ADDRESS|an? |sha256|the )|can't |is not a thumbprint",
-    "a reference to another part of the declaration": r"there is no |is not in broker:hosts|has no (mailbox|effect)",
+    "a text of the right kind that makes no sense": (
+        r"expected (ADDRESS|an? |sha256|the )|can't |is not a thumbprint|is nothing that the host can be asked for"
+    ),
+    "a reference to another part of the declaration": (
+        r"there is no |is not in broker:hosts|has no (mailbox|effect|link to|delegate)|may delegate|is beyond"
+    ),
     "an empty list or mapping, where something is needed": r"missing; give|give either",
+    "what is another tenant's, or more than a tenant's quota": r"\btenants?\b|have names in common",
 }
 """Reasons, with words of the messages, for which ``netspace.check`` refuses something that an editor doesn't mark."""
 

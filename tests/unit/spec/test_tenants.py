@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -115,16 +116,16 @@ WEB = "tenants:acme:environments:acme-web"
 @pytest.mark.parametrize(
     ("change", "path", "message"),
     [
-        (lambda data: _web(data).update(image="tar:/srv/umbra/x.tar"), f"{WEB}:image", "none of the tenant's images"),
-        (lambda data: _web(data).update(image="tar:/srv/acme/../umbra/x.tar"), f"{WEB}:image", "none of the tenant's"),
-        (lambda data: _web(data).update(image="tar:/srv/acme/sub/x.tar"), f"{WEB}:image", "none of the tenant's"),
-        (lambda data: _web(data).update(image="oci:/srv/images/shop:1"), f"{WEB}:image", "none of the tenant's"),
+        (lambda data: _web(data).update(image="tar:/srv/umbra/x.tar"), f"{WEB}:image", "isn't an image of the tenant"),
+        (lambda data: _web(data).update(image="tar:/srv/acme/../umbra/x.tar"), f"{WEB}:image", "image of the tenant"),
+        (lambda data: _web(data).update(image="tar:/srv/acme/sub/x.tar"), f"{WEB}:image", "image of the tenant"),
+        (lambda data: _web(data).update(image="oci:/srv/images/shop:1"), f"{WEB}:image", "image of the tenant"),
         (lambda data: _web(data).update(runtime="runc"), f"{WEB}:runtime", "leave it out"),
         (lambda data: _web(data).update(seccomp="standard"), f"{WEB}:seccomp", "it may name: strict"),
         (lambda data: _web(data).update(apparmor="off"), f"{WEB}:apparmor", "can't switch it off"),
         (lambda data: _web(data).update(target=True), f"{WEB}:target", "the operator's alone"),
         (lambda data: _web(data).update(read_only=False), f"{WEB}:limits:disk", "missing"),
-        (lambda data: _web(data).update(host=["values"]), f"{WEB}:host:0", "may not ask that"),
+        (lambda data: _web(data).update(host=["values"]), f"{WEB}:host:0", "may not request that"),
         (lambda data: _web(data).update(stop_timeout=61), f"{WEB}:stop_timeout", "at most 60"),
         (lambda data: _web(data).update(settle=11), f"{WEB}:settle", "at most 10"),
         (
@@ -214,7 +215,7 @@ WEB = "tenants:acme:environments:acme-web"
         ),
         (lambda data: _acme(data).update(ports=[0]), "tenants:acme:ports:0", "expected a port"),
         (lambda data: _acme(data).update(folders=["/etc"]), "tenants:acme:folders:0", "host's own"),
-        (lambda data: _acme(data).update(host=["x"]), "tenants:acme:host:0", "can be asked for"),
+        (lambda data: _acme(data).update(host=["x"]), "tenants:acme:host:0", "is no request that the host answers"),
         (lambda data: _acme(data).update(reaches=["acme"]), "tenants:acme:reaches:0", "not another tenant"),
         (lambda data: _acme(data).update(include=["/x.yaml"]), "tenants:acme:include", "on the host itself"),
         (lambda data: _acme(data).update(include=["x"]), "tenants:acme:include:0", "absolute path"),
@@ -507,12 +508,30 @@ def test_file_of_a_tenant_is_its_part(tmp_path: Path) -> None:
         (b"\xff", "", "UTF-8"),
         ("[" * 5000, "", "no YAML"),
         ("!!python/object/apply:os.system [id]", "", "no YAML"),
+        # What ends PyYAML by an error that isn't its own
+        *((f"environments: {text}", "", "no YAML") for text in ("!!int ''", "!!bool x", "!!timestamp x", "!!map [a]")),
+        (f"environments: {{a: 1{':59' * 9000}.5}}", "", "no YAML"),
+        (f"environments: {{a: 0x{'f' * 5000}}}", "", "a number of more than"),
+        (
+            PART.replace("read_only: true", f"limits: {{pids: 1{'0' * 90}}}"),
+            ":environments:acme-web:limits:pids",
+            "out of",
+        ),
+        *(
+            (json.dumps({"environments": {"acme-web": {"image": "tar:/srv/acme/x.tar", **own}}}), where, "out of")
+            for own, where in (
+                ({"limits": {"pids": 10**400}}, ":environments:acme-web:limits:pids"),
+                ({"health": {"exec": ["/x"], "retries": -(10**400)}}, ":environments:acme-web:health:retries"),
+            )
+        ),
+        (f"environments: {{a: [{'1,' * tenant_files.MOST_VALUES}]}}", "", "more than 10000 values"),
+        (f'{{"environments": {{"a": [{"1," * tenant_files.MOST_VALUES}1]}}}}', "", "more than 10000 values"),
         ("- 1", "", "expected a mapping"),
         ("environments: []", "", "expected environments"),
         (
             PART.replace("tar:/srv/acme", "tar:/srv/umbra"),
             ":environments:acme-web:image",
-            "none of the tenant's images",
+            "isn't an image of the tenant",
         ),
         (PART.replace("read_only: true", "limits: {memroy: 1}"), ":environments:acme-web:limits:memroy", "unknown"),
         (PART.replace("[]", "[{from: acme-web, to: umbra-x}]"), ":links:0", "an end isn't an environment"),

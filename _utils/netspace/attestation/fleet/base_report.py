@@ -1,4 +1,4 @@
-"""Table of one host's base below its kernel, from what the fleet's verifier keeps of that host."""
+"""Table of one host's base below its kernel, from the records that the fleet's verifier keeps."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ class Asked:
     :param listed: the host must send its whole measurement list, for learning.
     :param host: the registrar's record at the time of the challenge. The attestation key in it must sign the answer.
     :param signed: the minion's Salt key must also sign the answer.
+    :param ledger: the boot of the ledger of runs that the verifier has judged, and the number of its lines; None: the
+        policy demands no ledger.
     """
 
     minion: str
@@ -35,6 +37,7 @@ class Asked:
     listed: bool = False
     host: dict[str, Any] | None = None
     signed: bool = False
+    ledger: tuple[str, int] | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return the challenge as the minion receives it."""
@@ -49,6 +52,7 @@ class Asked:
             **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
             **({"period": period} if period else {}),
             **({"salt": True} if self.signed else {}),
+            **({} if self.ledger is None else {"ledger": {"boot": self.ledger[0], "first": self.ledger[1]}}),
         }
 
     @property

@@ -31,7 +31,7 @@ from netspace import files
 from netspace.attestation import ear, host_appraisal, identity, token_key
 from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.fleet import groups, origin, result_fields, results
+from netspace.attestation.fleet import groups, ledgers, origin, result_fields, results
 from netspace.attestation.fleet.challenge import Asked
 from netspace.attestation.fleet.groups import Group
 from netspace.attestation.fleet.host_state import HostState, state
@@ -128,7 +128,10 @@ class Fleet:
         log = None if whole or before is None else before["log"]
         nonce = secrets.token_bytes(32)
         session, signed = secrets.token_hex(8), self.identities is not None
-        return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed)
+        runs = None
+        if policy is not None and policy.environments is not None:
+            runs = ledgers.position(ledgers.before(before, lambda: self.results.runs(minion)))
+        return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed, runs)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, save the result, and return its record. The record's ``token`` is for the minion.
@@ -141,7 +144,7 @@ class Fleet:
         host = self.registrar.host(minion)
         # The result names the boot even if the evidence is refused: the host accepts only a result of this boot.
         boot, evidence, key_shown = _boot(answer), None, None
-        kept = result_fields.of_refused(before, host)
+        kept, runs, signer = result_fields.of_refused(before, host), ledgers.Told(), None
         try:
             boot, evidence, context, key_shown = self._own(asked, answer, host)
             _check_new(key_shown, boot, before)
@@ -162,14 +165,20 @@ class Fleet:
                     result_fields.good_boot(before, now),
                 )
                 found = verifier.verify_quote(evidence, key, expected)
+                signer = None if found.clock is None else (key.key, found.clock)
                 self._note_firmware(minion, kept["firmware"], found.firmware, now)
             worth = tees.Worth(found.level, found.code, found.reason, found.remedy)
             section = None if asked.policy is None else asked.policy.tee
             worth, told_tee = tees.weighed(evidence, context, section, self._trust, worth, now)
+            known = ledgers.before(before, lambda: self.results.runs(minion))
+            worth, runs = ledgers.weighed(evidence, context, signer, asked, known, worth)
             level, code, reason, remedy = worth.level, worth.code, worth.reason, worth.remedy
             kept.update(result_fields.of_verified(found, boot, base, told_tee, before, now))
             if key_shown is not None:
                 kept["token_key"] = [key_shown.thumbprint, boot]
+            if runs.record is not None:
+                kept["ledger"] = runs.record
+                self.results.keep_runs(minion, runs.runs)
         except Refused as err:
             level, code, reason, remedy, key_shown = 0, err.code, str(err), err.remedy, None
         reason = printable(reason, "\n", REPLACEMENT)
@@ -194,6 +203,8 @@ class Fleet:
             kept["tee"],
             "" if key_shown is None else key_shown.thumbprint,
             "" if key_shown is None else self._word(asked, level, boot, key_shown, version, (now, until)),
+            runs.ledger,
+            runs.environments,
         )
         record = {
             "v": results.VERSION,
@@ -217,14 +228,14 @@ class Fleet:
     def _word(
         self, asked: Asked, level: int, boot: str, key: token_key.Shown, version: int, times: tuple[float, float]
     ) -> str:
-        """Return the verifier's word for third parties on a host and its key of tokens."""
+        """Return the host appraisal: the signed statement, for third parties, on a host and its token key."""
         policy = (asked.group.name, version)
         return host_appraisal.make(self.signer, asked.minion, level, boot, key.jwk, policy, *times)
 
     def _own(
         self, asked: Asked, answer: Any, host: dict[str, Any] | None
     ) -> tuple[str, Evidence, Context, token_key.Shown | None]:
-        """Return boot, evidence, context and key of tokens (if any) of an answer that a key of the host signed.
+        """Return the boot, evidence, context and token key (if any) in an answer that a key of the host signed.
 
         :raises Refused: when the host's Salt key signed the answer, but the evidence is refused.
         :raises NotEnrolled: when the host's Salt key signed the answer, but the host has a TPM and is not enrolled.
@@ -234,8 +245,9 @@ class Fleet:
         try:
             boot, evidence, key = _answer(answer)
             thumbprint = "" if key is None else key.thumbprint
+            runs = evidence.ledger.binding() if evidence.kind == "software" and evidence.ledger is not None else b""
             context = Context(
-                self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode(), key=thumbprint
+                self._master, asked.minion, asked.session, asked.nonce, runs, boot.encode(), key=thumbprint
             )
             if host is not None:
                 quotes.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
@@ -409,13 +421,14 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 
 
 def _check_new(key: token_key.Shown | None, boot: str, before: Mapping[str, Any] | None) -> None:
-    """Check that a host's key of tokens was not its key in the boot before.
+    """Check that a host made a new token key in this boot.
 
-    :raises TokenKeyOld: when it was. Somebody has kept the key, which a genuine host has in memory only.
+    :raises TokenKeyOld: when the host had this key already in the boot before. A genuine host keeps the key only in
+        memory, so somebody has copied it.
     """
     last = None if before is None else before.get("token_key")
     if key is not None and last and last[0] == key.thumbprint and last[1] != boot:
-        raise TokenKeyOld("the host's key of tokens is that of an earlier boot")
+        raise TokenKeyOld("the host showed the token key of an earlier boot")
 
 
 def _answer(data: Any) -> tuple[str, Evidence, token_key.Shown | None]:

@@ -51,7 +51,13 @@ class HostState:
             "evidence": record.get("issued"),
             "age": None if not record else int(now - record["issued"]),
             "deadline": None if not record else deadline(record, self.group),
+            **({"ledger": _ledger(record["ledger"])} if counts and record.get("ledger") else {}),
         }
+
+
+def _ledger(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was judged of a host's ledger of runs."""
+    return {"lines": kept["count"], "declaration": kept["declared"], "boot": kept["boot"]}
 
 
 def state(

@@ -54,10 +54,13 @@ def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None)
         "good": None,
         # An attacker must not make the verifier forget the boot of a key by evidence that is refused.
         "token_key": None if before is None else before.get("token_key"),
+        "ledger": before.get("ledger")
+        if before is not None and host is None and before["kind"] == "software"
+        else None,
     }
     if before is not None and host is not None and same_tpm(before, host):
         # Refused evidence must not erase the TPM's last clock.
-        found.update({name: before.get(name, found[name]) for name in ("clock", "key", "seen", "firmware")})
+        found.update({name: before.get(name, found[name]) for name in ("clock", "key", "seen", "firmware", "ledger")})
     return found
 
 

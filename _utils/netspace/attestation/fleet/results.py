@@ -89,6 +89,16 @@ class Results:
             self._store.store("log", key_of(asked.minion), coded)
         return known
 
+    def keep_runs(self, minion: str, runs: Mapping[str, Any]) -> None:
+        """Save the runs that a host's ledger leaves. The record has their digest."""
+        if runs != self.runs(minion):
+            self._store.store("runs", key_of(minion), {"runs": dict(runs)})
+
+    def runs(self, minion: str) -> dict[str, Any]:
+        """Return the saved runs of a host, which count only with the digest in its record."""
+        found = self._store.fetch("runs", key_of(minion)).get("runs")
+        return dict(found) if isinstance(found, dict) else {}
+
     def _log(self, minion: str, digest: str, name: str = "log") -> bytes | None:
         """Return the saved log of a host's boot; None if the saved log has another digest."""
         try:

@@ -233,7 +233,7 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Return whether the master never accepted a message, or accepted none for a whole timeout.
+        """Return whether the round must end: the master accepted no message yet, or none during a whole timeout.
 
         A round goes on if the master is busy only for a moment.
         """

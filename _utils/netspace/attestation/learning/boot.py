@@ -1,8 +1,8 @@
 """Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning.policy`.
 
-By labels in a log, this module distinguishes a kernel from an initrd, and a program from other data that the firmware
-measures. The effect of a wrong label is only that a digest gets into the wrong list, or that the learned policy is
-refused. Pure: no file, no network.
+The labels in a log show this module which file is a kernel and which an initrd, and which data is a program. A wrong
+label has no other effect than that a digest gets into the wrong list, or that the learned policy is refused. Pure: no
+file, no network.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Told:
 
     :param rules: the rules, in a policy's written form. ``pinned`` has the digests of command lines whose text is
         known.
-    :param problems: possible reasons why a group of rules is missing, by the name of the group's first rule.
-    :param unled: PCRs for which the log gives another value than the quoted one.
+    :param problems: for each missing group of rules, possible reasons; the key is the name of the group's first rule.
+    :param unled: PCRs whose quoted value differs from the value that a replay of the log gives.
     """
 
     evidence: Evidence

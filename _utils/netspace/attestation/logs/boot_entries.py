@@ -1,8 +1,9 @@
 """Boot entries of UEFI firmware, as firmware measures them into PCR 1: the boot order, and where each entry leads.
 
 Firmware measures ``BootOrder`` and each ``Boot####`` that it names (PFP 1.06, 3.3.4.2). Some firmware measures the
-whole variable (UEFI_VARIABLE_DATA), other firmware only its content. Then the digest says nothing about the name, and
-the content alone shows what it is. The three forms exclude each other, so data has one meaning for any firmware:
+whole variable (UEFI_VARIABLE_DATA), other firmware only its content. In the latter case the digest doesn't cover the
+variable's name, so the form of the content has to show whether it is an order or an entry. The three forms exclude each
+other, so data has the same meaning with any firmware:
 
 - An order is a list of numbers below 0x7000. A load option has an end node (7f ff), which such a list can't contain.
 - A variable begins with the GUID of UEFI's own variables. As a load option, these bytes would announce a path of
@@ -69,7 +70,7 @@ class _Node(NamedTuple):
 
 
 def read(data: bytes) -> Entry | None:
-    """Return the boot order or boot entry that *data* is; None for other data.
+    """Parse *data* as a boot order or a boot entry; return None for other data.
 
     :param data: what was measured: UEFI_VARIABLE_DATA, or the content of a variable.
     """
@@ -115,7 +116,7 @@ def _option(data: bytes) -> Entry | None:
 def _paths(data: bytes) -> list[list[_Node]] | None:
     """Return the device paths in a list of them; None if the list is not whole, or has more than ``MAX_NODES`` nodes.
 
-    A path of several instances is returned as several paths.
+    A device path with several instances counts as several paths.
     """
     found: list[list[_Node]] = [[]]
     ended = False

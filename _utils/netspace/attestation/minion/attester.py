@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from netspace.attestation.evidence import (
     MAX_AREA,
@@ -21,6 +21,7 @@ from netspace.attestation.evidence import (
     Measurements,
     TeeReport,
 )
+from netspace.attestation.ledger_proof import LedgerProof
 from netspace.attestation.logs import eventlog, ima, systemd
 from netspace.attestation.logs.eventlog import MAX_LOG
 from netspace.attestation.minion import software_key
@@ -40,6 +41,9 @@ _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
 
 log = logging.getLogger(__name__)
+
+# Certifies the ledger of runs by a loaded attestation key; None if that fails.
+Certify: TypeAlias = "Callable[[Device, Any, Context], LedgerProof | None]"
 
 
 class Credential(NamedTuple):
@@ -96,12 +100,14 @@ def by_tpm(
     systemd_log: bytes | None = None,
     measured: Callable[[], Lines] | None = None,
     period: bytes = b"",
+    ledger: Certify | None = None,
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
     :param measured: a function that reads IMA's list; given if the verifier asks for the list. It is called after the
         quote of PCR 10, so that the list has every line that the quote covers.
     :param period: selects the attestation key; see :meth:`netspace.attestation.tpm.device.Device.attestation_key`.
+    :param ledger: a function that certifies the ledger of runs; given if the verifier asks for the ledger.
     """
     made: Measurements | None = None
     with device.attestation_key(period) as (handle, public):
@@ -110,13 +116,17 @@ def by_tpm(
             ima_attest, ima_signature, ima_values = device.quote(handle, context.qualifying(), (ima.PCR,))
             lines = measured()
             made = Measurements(ima_attest, ima_signature, ima_values[ima.PCR], lines.first, lines.raw)
-    return Evidence("tpm", public, attest, signature, values, boot_log, systemd_log, made)
+        runs = None if ledger is None else ledger(device, handle, context)
+    return Evidence("tpm", public, attest, signature, values, boot_log, systemd_log, made, ledger=runs)
 
 
-def by_key(key: software_key.Key, context: Context) -> Evidence:
-    """Return evidence that is signed by a software key. It has qualifying data like a quote, but no PCRs."""
+def by_key(key: software_key.Key, context: Context, ledger: LedgerProof | None = None) -> Evidence:
+    """Return evidence that is signed by a software key. It has qualifying data like a quote, but no PCRs.
+
+    :param ledger: the ledger of runs, to which *context* is bound.
+    """
     attest = SOFTWARE_PREFIX + context.qualifying()
-    return Evidence("software", key.public, attest, key.sign(attest))
+    return Evidence("software", key.public, attest, key.sign(attest), ledger=ledger)
 
 
 def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:

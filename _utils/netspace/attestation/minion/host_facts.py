@@ -178,7 +178,7 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
 
 
 def _hypervisor(root: Path) -> str:
-    """Return the host's role under Xen, ``xen dom0`` or ``xen guest``; under others the name that the kernel shows.
+    """Return the host's role under Xen (``xen dom0`` or ``xen guest``), or the name of another hypervisor.
 
     Sources: Documentation/ABI/stable/sysfs-hypervisor-xen, and xenfs, which is mounted on ``/proc/xen``.
     """
@@ -191,7 +191,7 @@ def _hypervisor(root: Path) -> str:
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """Return the kernel's version, and by name whether it has the features that isolate environments.
+    """Return the kernel's version, and for each feature that isolates environments whether the kernel has it.
 
     A value is None if the feature is not loaded, but a kernel module may provide it.
     """

@@ -23,7 +23,7 @@ from netspace import files, jose
 from netspace.attestation import ear, identity, result, token_key
 from netspace.attestation.evidence import PART, Context, Evidence, from_hex
 from netspace.attestation.evidence import period as read_period
-from netspace.attestation.minion import attester, self_appraisal, settings
+from netspace.attestation.minion import attester, run_ledger, self_appraisal, settings, software_key
 from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
@@ -55,7 +55,7 @@ def answer(
     :param signing: the key of environments' tokens, for which the evidence vouches; None: there is none.
     :raises NetspaceError: when the challenge is malformed, or the configured TPM can't be used.
     """
-    session, nonce, pcrs, first, known, period = _challenge(challenge)
+    session, nonce, pcrs, first, known, period, runs = _challenge(challenge)
     boot = result.boot_id(layout)
     if not boot:
         raise NetspaceError("the id of this boot can't be read: /proc is not mounted")
@@ -63,7 +63,14 @@ def answer(
         first = None  # the verifier also judges evidence without a list
     thumbprint = "" if signing is None else jose.thumbprint(jose.jwk(signing.public_key()))
     context = Context(master, minion, session, nonce, binding=boot.encode(), key=thumbprint)
-    made = _without_log(self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
+    if chosen["tpm"] is None and runs is not None and (listed := run_ledger.unproved(layout, runs)) is not None:
+        context = dataclasses.replace(context, environments=listed.binding())
+        made = attester.by_key(software_key.load(layout), context, listed)
+    else:
+        certify = None if chosen["tpm"] is None or runs is None else run_ledger.certify(layout, runs)
+        proved = {} if certify is None else {"ledger": certify}
+        whole_evidence = self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period, **proved)
+        made = _without_log(whole_evidence, known)
     if "tee" in challenge:
         made = attester.with_tee(made, layout.root, context)
     whole: dict[str, Any] = {"boot": boot, "evidence": made.wire()}
@@ -153,12 +160,14 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
     return made
 
 
-def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None, bytes]:
+def _challenge(
+    data: Any,
+) -> tuple[str, bytes, list[int], int | None, str | None, bytes, Mapping[str, Any] | None]:
     names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
     # The period is absent for a host whose enrolment is older than keys for each period.
-    if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee"} != names:
+    if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee", "ledger"} != names:
         raise Malformed(
-            "challenge: expected session, nonce, pcrs, ima_from, bootlog; possible are also period, salt, tee"
+            "challenge: expected session, nonce, pcrs, ima_from, bootlog; possible are also period, salt, tee, ledger"
         )
     for name in ("salt", "tee"):
         if data.get(name, True) is not True:
@@ -176,7 +185,13 @@ def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None
         raise Malformed("challenge: ima_from: expected the number of a line")
     if data["bootlog"] is not None and from_hex(data["bootlog"], 32) is None:
         raise Malformed("challenge: bootlog: expected the SHA-256 of a log")
-    return session, nonce, pcrs, first, data["bootlog"], read_period(data.get("period", ""))
+    runs = data.get("ledger")
+    if "ledger" in data:
+        if not isinstance(runs, Mapping) or set(runs) != {"boot", "first"} or not isinstance(runs["boot"], str):
+            raise Malformed("challenge: ledger: expected boot and first")
+        if type(runs["first"]) is not int or runs["first"] < 0:
+            raise Malformed("challenge: ledger: first: expected the number of a line")
+    return session, nonce, pcrs, first, data["bootlog"], read_period(data.get("period", "")), runs
 
 
 def _folder(layout: Layout) -> Path:

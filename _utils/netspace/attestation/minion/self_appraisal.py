@@ -1,10 +1,10 @@
 """Self-appraisal of a host without a master: attester and verifier in one process.
 
-If no attacker has root, the host learns whether its TPM, firmware and boot are in the expected state. The result proves
-nothing to other hosts, so it names the verifier ``self``. The module ``verifier`` makes the same checks as on a master,
-but compares only PCR values (``references``), not a policy. So a self-appraisal covers neither measurement lists nor
-TEE reports. The pin (the saved record of the TPM) has the TPM's last clock, but not the boot in which it was read, so a
-TPM reset within one boot goes unnoticed.
+The result tells the host's operator whether TPM, firmware and boot are in the expected state, as long as no attacker
+has root. It proves nothing to other hosts, so its verifier is named ``self``. The module ``verifier`` makes the same
+checks as on a master, but compares only PCR values (``references``), not a policy. So a self-appraisal covers neither
+measurement lists nor TEE reports. The pin (the saved record of the TPM) has the TPM's last clock, but not the boot in
+which it was read, so a TPM reset within one boot goes unnoticed.
 """
 
 from __future__ import annotations
@@ -84,12 +84,18 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
 
 
 def evidence(
-    layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
+    layout: Layout,
+    chosen: Mapping[str, Any],
+    context: Context,
+    ima_from: int | None = None,
+    period: bytes = b"",
+    ledger: attester.Certify | None = None,
 ) -> Evidence:
     """Return evidence for a remote verifier's *context*, signed by the configured TPM or the software key.
 
     :param ima_from: include IMA's list from this line on, with a quote of PCR 10; None: no list.
     :param period: the registrar's bytes from which the TPM derives the attestation key.
+    :param ledger: certifies the ledger of runs, if the verifier asks for it; not for a software key.
     :raises NetspaceError: when the configured TPM can't be used, or when IMA's list is missing.
     """
     if chosen["tpm"] is None:
@@ -99,7 +105,7 @@ def evidence(
     measured = None if ima_from is None else functools.partial(attester.measured, root, ima_from)
     return tpm.run(
         chosen["tpm"],
-        lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured, period),
+        lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured, period, ledger),
         lock=lock_path(layout),
     )
 

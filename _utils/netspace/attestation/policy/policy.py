@@ -27,6 +27,7 @@ A policy is a mapping (YAML, JSON)::
       kexec: refuse                  # or allow: another kernel may be started without a boot
     tcb: {network_boot: never, platform: [<sha256>, ...]}   # what lies below the kernel: the module tcb
     tee: {snp: {measurements: [<hex>, ...]}}                # a confidential guest: netspace.attestation.tee.rules
+    environments: {images: [<sha256>, ...]}                 # what may run now: the module environments
     until:                           # further entries with an end: the old digests while an update is rolled out
       2026-12-24:
         boot: {kernels: [<sha256>, ...]}
@@ -48,6 +49,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from netspace.attestation.logs.ima import BOOT_AGGREGATE, VIOLATION, Entry, File, line
 from netspace.attestation.policy import boot as boot_policy
+from netspace.attestation.policy import environments
 from netspace.attestation.policy import tcb as tcb_policy
 from netspace.attestation.policy.boot import Boot as Boot
 from netspace.attestation.policy_reading import Pattern as Pattern
@@ -149,7 +151,7 @@ class Ima:
     kexec: bool = False
 
     def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries that are not lines of listed files, with their numbers.
+        """Yield each entry that isn't the line of a listed file, with its number.
 
         Violations and lines with a signature are always yielded.
 
@@ -186,6 +188,7 @@ class Policy:
     :param changes: the time at which the next section under ``until`` ends, in seconds since the epoch; None if none is
         in force.
     :param tee: rules for confidential guests; if set, each host must be a confidential guest.
+    :param environments: what hosts may run; if set, each host must keep a ledger of runs.
     """
 
     version: int
@@ -194,6 +197,7 @@ class Policy:
     ima: Ima | None
     changes: float | None = None
     tee: Tee | None = None
+    environments: environments.Environments | None = None
 
 
 def parse(data: Any, now: float | None = None) -> Policy:
@@ -211,12 +215,12 @@ def parse(data: Any, now: float | None = None) -> Policy:
 
 
 def _parsed(data: Any, now: float | None) -> Policy:
-    found = _mapping(data, "policy", ("version", "boot", "ima", "tcb", "tee", "until"))
+    found = _mapping(data, "policy", ("version", "boot", "ima", "tcb", "tee", "environments", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
     boot, ima = _rules(found)
-    whole = {key: plain(found[key]) for key in ("boot", "ima", "tcb", "tee") if key in found}
+    whole = {key: plain(found[key]) for key in ("boot", "ima", "tcb", "tee", "environments") if key in found}
     if "tcb" in whole:
         whole["tcb"] = tcb_policy.plain(whole["tcb"])
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
@@ -229,7 +233,8 @@ def _parsed(data: Any, now: float | None) -> Policy:
     canonical = json.dumps({"version": version, **whole}, sort_keys=True, separators=(",", ":"))
     changes = min((until for until, _ in counting), default=None)
     tee = rules.parse(found["tee"]) if "tee" in found else None
-    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes, tee)
+    runs = environments.read(found["environments"]) if "environments" in found else None
+    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes, tee, runs)
 
 
 def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:

@@ -1,7 +1,7 @@
 """The section ``tcb`` of a policy: terms for what lies below the kernel.
 
-Firmware, processor, management controller and buses are meant. A term is proved by the boot log, by the kernel's
-command line, or by nothing but the host's word (:data:`TOLD`). ``verifier.tcb_rules`` judges the terms. Pure.
+These are firmware, processor, management controller and buses. A term is proved by the boot log or by the kernel's
+command line, or only the host's own claim supports it (:data:`TOLD`). ``verifier.tcb_rules`` judges the terms. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from netspace.attestation.policy_reading import PolicyError, digests, items, map
 
 MAX_VERSIONS = 64
 MAX_VERSION = 128
-# Terms that nothing measured proves: the host's word alone says whether they hold.
+# Terms without a measurement: only the host's own claim says whether they hold.
 TOLD = ("microcode", "bmc", "iommu", "thunderbolt")
 # Terms that the kernel's command line proves.
 SPOKEN = ("lockdown", "usb")
@@ -59,11 +59,12 @@ class Tcb:
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def said_by(self, term: str, line: str) -> bool:
-        """Return whether the kernel's command line *line* makes a term of :data:`SPOKEN` true.
+        """Return whether the kernel's command line *line* satisfies a term of :data:`SPOKEN`.
 
-        In the name of a parameter, ``-`` and ``_`` are alike (parameq in kernel/params.c). Of several values for USB
-        the last one counts; several values of lockdown only raise it (lock_kernel_down in security/lockdown). ``lsm=``
-        without ``lockdown`` leaves the module out, and then its own parameter has no effect (security/security.c).
+        In the name of a parameter, ``-`` and ``_`` are alike (parameq in kernel/params.c). If a line has several values
+        for USB, the last one counts; of several values for lockdown, the strictest (lock_kernel_down in
+        security/lockdown). If ``lsm=`` doesn't list ``lockdown``, the kernel leaves that module out, and the parameter
+        ``lockdown=`` has no effect (security/security.c).
         """
         pairs = [word.strip('"').partition("=") for word in measured.line_words(line)]
         if term == "lockdown":

@@ -147,14 +147,14 @@ def _next(head: Head, line: bytes, number: int) -> Head:
     except (ValueError, RecursionError) as err:
         raise LogBroken(number, str(err)) from err
     if not isinstance(found, dict) or found.keys() != _KEYS or line != _line(found):
-        raise LogBroken(number, "not a record as they are written")
+        raise LogBroken(number, "not a record in the log's form")
     if type(found["n"]) is not int or found["n"] != head.records:
         raise LogBroken(number, f"record {found['n']!r:.20} where {head.records} is due: one was removed or added")
     if found["prev"] != head.hash:
         raise LogBroken(number, "does not follow the record before it")
     hashed = found.pop("hash")
     if hashed != _hash(found):
-        raise LogBroken(number, "was changed: its hash is of something else")
+        raise LogBroken(number, "was changed: its content doesn't match its hash")
     return Head(head.records + 1, hashed)
 
 

@@ -149,7 +149,7 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
 
     problem = issuing(authority.certificate, now)
     if problem or not authority.chain:
-        raise NetspaceError(problem or "a root signs intermediates alone")
+        raise NetspaceError(problem or "a root signs only intermediates")
     pseudonym = secrets.token_hex(16)
     # Whole hours: an exact time of renewal would identify a host again each day.
     begin = (now - SKEW) // 3600 * 3600 + SKEW

@@ -1,7 +1,7 @@
 """Devices that reach a host's memory or start its programs: their drivers and firmware, and the rules for new ones.
 
-Everything is read from files, except a network card's firmware: only the ioctl SIOCETHTOOL tells it (ethtool's
-``ETHTOOL_GDRVINFO``, include/uapi/linux/ethtool.h).
+Everything is read from files, except the version of a network card's firmware, for which the kernel has only the ioctl
+SIOCETHTOOL (ethtool's ``ETHTOOL_GDRVINFO``, include/uapi/linux/ethtool.h).
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def disks(root: Path) -> list[dict[str, Any]]:
 def iommu(root: Path) -> dict[str, Any]:
     """Return the IOMMUs in use, and the number of groups of devices that they keep apart.
 
-    ``opt_in`` is whether the firmware asks the system to keep up protection against DMA (Intel's DMAR table, which only
-    root can read). ``dma_protection`` is whether the kernel relies on it for Thunderbolt
+    ``opt_in`` is true if the firmware asks the system to keep protection against DMA on (Intel's DMAR table, which only
+    root can read). ``dma_protection`` is true if the kernel relies on the IOMMU for Thunderbolt
     (Documentation/admin-guide/thunderbolt.rst).
     """
     table = read(root / "sys/firmware/acpi/tables/DMAR") or b""

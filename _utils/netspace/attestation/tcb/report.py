@@ -1,8 +1,8 @@
 """Table of a host's base below its kernel: what the boot log proves, what the host tells, and the policy's terms.
 
 A measured row comes from a boot log that leads to the quoted PCRs, and only digests with a known meaning count (as in
-``verifier.tcb_rules``). A told row comes from the grain ``netspace_tcb``, which another host made: each value is
-checked, and a value of another form is shown as ``unreadable``. Pure.
+``verifier.tcb_rules``). A told row comes from the grain ``netspace_tcb``, which the host sent and which isn't trusted:
+a value of an unexpected form is shown as ``unreadable``. Pure.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _firmware(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
         if one.kind == events.CRTM_VERSION and (data := one.preimage()) is not None and (text := events.text(data))
     ]
     term = f"firmware: {', '.join(terms.firmware)}" if terms.firmware else ""
-    shown = ", ".join(versions) or "measured without a version in words"
+    shown = ", ".join(versions) or "measured, but the version is not a text"
     holds: bool | None = None
     if terms.firmware:
         try:
@@ -131,7 +131,7 @@ def _platform(extended: Sequence[Extension], terms: Tcb) -> list[Row]:
     off = any(one.digest in measured.DMA_UNPROTECTED for one in extended)
     dma = _row(
         "protection against DMA",
-        "off, says the firmware" if off else "not said to be off",
+        "off, as the firmware reports" if off else "not reported as off",
         7,
         f"dma_protection: {terms.dma_protection}" if terms.dma_protection else "",
         not off if terms.dma_protection else None,

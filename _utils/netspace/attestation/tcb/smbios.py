@@ -43,7 +43,7 @@ class Structure(NamedTuple):
 
 
 class Firmware(NamedTuple):
-    """The platform's firmware (type 0). *release* is its number where the maker gives one, such as ``1.24``."""
+    """The platform's firmware (type 0). *release* is its version number, such as ``1.24``, if the maker gives one."""
 
     vendor: str | None
     version: str | None

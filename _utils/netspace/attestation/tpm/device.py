@@ -372,6 +372,25 @@ class Device:
                 return raw, bytes(signature.marshal()), before
         raise DeviceError(f"the PCRs {', '.join(map(str, pcrs))} keep changing")
 
+    def certify_index(self, key: Any, index: int, size: int, auth: bytes, qualifying: bytes) -> tuple[bytes, bytes]:
+        """Certify the whole value of an NV index; return (TPMS_ATTEST, TPMT_SIGNATURE).
+
+        :param key: the attestation key's handle.
+        :param auth: authorization value of the index.
+        :raises DeviceError: when there is no such index, or it has no value.
+        """
+        tss = self._tss
+        try:
+            handle = self._esapi.tr_from_tpmpublic(index)
+            self._esapi.tr_set_auth(handle, auth)
+            scheme = tss.TPMT_SIG_SCHEME(scheme=tss.constants.TPM2_ALG.NULL)
+            attest, signature = self._esapi.nv_certify(
+                key, handle, tss.TPM2B_DATA(qualifying), scheme, size, 0, auth_handle=handle
+            )
+        except tss.TSS2_Exception as err:
+            raise DeviceError(f"NV index {index:08x}: {err}") from err
+        return bytes(attest), bytes(signature.marshal())
+
     def read(self, pcrs: Sequence[int]) -> dict[int, bytes]:
         """Return the values of *pcrs* in the SHA-256 bank, read in groups of at most eight (the TPM's limit)."""
         values: dict[int, bytes] = {}

@@ -1,8 +1,8 @@
 """Strict parsers of TPM structures, without libtss2.
 
-The structures are TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library specification, Part 2:
-Structures). All integers are big-endian. Every length is checked before it is used, and bytes after a structure are an
-error. This module verifies no signature, reads no file and uses no TPM.
+The structures are TPMS_ATTEST (quotes, and certificates of NV indices), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library
+specification, Part 2: Structures). All integers are big-endian. Every length is checked before it is used, and bytes
+after a structure are an error. This module verifies no signature, reads no file and uses no TPM.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 MAX_STRUCTURE = 4096
 # The fields of TPMS_ATTEST from TPMS_CLOCK_INFO over firmwareVersion to the number of PCR selections.
 _QUOTED = struct.Struct(">QIIBQI")
+# The same fields without that number.
+_CERTIFIED = struct.Struct(">QIIBQ")
 # TPM_RH_ENDORSEMENT (Part 2, 7.4).
 ENDORSEMENT = 0x4000000B
 # TPM_GENERATED_VALUE: if data begins with this value, a restricted key signs it only if the TPM made the data.
 GENERATED = 0xFF544347
-ATTEST_QUOTE = 0x8018
+ATTEST_QUOTE, ATTEST_NV = 0x8018, 0x8014
 
 RSA, ECC, NULL = 0x0001, 0x0023, 0x0010
 AES, CFB = 0x0006, 0x0043
@@ -157,24 +159,66 @@ def quote(raw: bytes) -> Quote:
     :raises WrongType: when the bytes are an attestation structure of another type.
     :raises Malformed: when the bytes are not an attestation structure.
     """
-    reader = Reader(raw, "TPMS_ATTEST")
-    magic = reader.number(4)
-    if magic != GENERATED:
-        raise WrongMagic(f"TPMS_ATTEST begins with {magic:08x} instead of {GENERATED:08x}: not made by a TPM")
-    kind = reader.number(2)
-    if kind != ATTEST_QUOTE:
-        raise WrongType(f"TPMS_ATTEST is of type {kind:04x}; expected a quote ({ATTEST_QUOTE:04x})")
-    signer = reader.sized(68, "the signer's name")
-    extra = reader.sized(64, "qualifying data")
+    reader, signer, extra = _attested(raw, ATTEST_QUOTE, "a quote")
     ticks, resets, restarts, safe, firmware, count = _QUOTED.unpack(reader.take(_QUOTED.size))
-    if safe > 1:
-        raise reader.refuse(f"'safe' is {safe}, neither yes nor no")
+    clock = _clock(reader, ticks, resets, restarts, safe)
     if count > 16:
         raise reader.refuse(f"{count} PCR selections, at most 16 are possible")
     selections = tuple(_selection(reader) for _ in range(count))
     digest = reader.sized(64, "the PCR digest")
     reader.end()
-    return Quote(signer, extra, Clock(ticks, resets, restarts, safe == 1), firmware, selections, digest)
+    return Quote(signer, extra, clock, firmware, selections, digest)
+
+
+class CertifiedIndex(NamedTuple):
+    """TPMS_ATTEST of type TPM_ST_ATTEST_NV (Part 2, 10.12.9).
+
+    :param signer: qualified name of the key that signed the certificate.
+    :param extra: the qualifying data.
+    :param name: name of the NV index. It covers the index's number, type and attributes.
+    :param offset: position of the first byte of *content* in the index.
+    """
+
+    signer: bytes
+    extra: bytes
+    clock: Clock
+    name: bytes
+    offset: int
+    content: bytes
+
+
+def certified_index(raw: bytes) -> CertifiedIndex:
+    """Parse a TPM's certificate of an NV index.
+
+    :raises WrongMagic: when the TPM did not make these bytes itself.
+    :raises WrongType: when the bytes are an attestation structure of another type.
+    :raises Malformed: when the bytes are not an attestation structure.
+    """
+    reader, signer, extra = _attested(raw, ATTEST_NV, "a certificate of an NV index")
+    ticks, resets, restarts, safe, _ = _CERTIFIED.unpack(reader.take(_CERTIFIED.size))
+    clock = _clock(reader, ticks, resets, restarts, safe)
+    name, offset = reader.sized(68, "the index's name"), reader.number(2)
+    content = reader.sized(2048, "the index's content")
+    reader.end()
+    return CertifiedIndex(signer, extra, clock, name, offset, content)
+
+
+def _attested(raw: bytes, kind: int, what: str) -> tuple[Reader, bytes, bytes]:
+    """Read the head of a TPMS_ATTEST of a type; return the reader, the signer's name, and the qualifying data."""
+    reader = Reader(raw, "TPMS_ATTEST")
+    magic = reader.number(4)
+    if magic != GENERATED:
+        raise WrongMagic(f"TPMS_ATTEST begins with {magic:08x} instead of {GENERATED:08x}: not made by a TPM")
+    found = reader.number(2)
+    if found != kind:
+        raise WrongType(f"TPMS_ATTEST is of type {found:04x}; expected {what} ({kind:04x})")
+    return reader, reader.sized(68, "the signer's name"), reader.sized(64, "qualifying data")
+
+
+def _clock(reader: Reader, ticks: int, resets: int, restarts: int, safe: int) -> Clock:
+    if safe > 1:
+        raise reader.refuse(f"'safe' is {safe}, neither yes nor no")
+    return Clock(ticks, resets, restarts, safe == 1)
 
 
 def _selection(reader: Reader) -> tuple[int, frozenset[int]]:

@@ -127,4 +127,4 @@ def _unfounded(
         return None
     if boot.command_lines is None:
         return ImaUnfounded("no command line is proved; give command_lines with ima_policy=tcb")
-    return ImaUnfounded("the command line is proved by PCR 11 or 12 alone, which root extends later, too")
+    return ImaUnfounded("only PCR 11 or 12 proves the command line, and root can extend these after the boot")

@@ -150,7 +150,7 @@ def challenge(
     endorsement = structures.endorsement(enrolment.endorsement)
     untrusted = _endorsed(enrolment, endorsement, roots, lists, now)
     if untrusted and unreadable:
-        untrusted += f"; among the roots can't be read: {', '.join(unreadable)}"[:500]
+        untrusted += f"; these files of roots can't be read: {', '.join(unreadable)}"[:500]
     if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
         raise EndorsementKeyChanged(
             f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}..."

@@ -1,16 +1,17 @@
 """Rules for what lies below the kernel: the terms of a policy's section ``tcb``.
 
-No term believes a log's labels. What counts is the sequence of digests that the TPM quoted:
+The labels in a log don't count, only the sequence of digests that the TPM quoted:
 
 - ``network_boot`` (PCR 1): each digest is a constant, is listed in ``platform``, or has a known preimage that is a boot
-  order or a boot entry to a file on a local disk. An entry that leads to a network has one preimage, so nobody can tell
-  it as another. ``never`` also demands an order before the firmware's separator, since anybody can extend the PCR
-  later: without it, a firmware that measures no entries could be given an order. ``no-entry`` trusts the firmware that
-  PCR 0 proves to measure its entries at some time.
+  order or a boot entry to a file on a local disk. A digest has only one preimage, so an entry that leads to a network
+  can't be presented as another entry. ``never`` also demands a boot order before the firmware's separator. After the
+  separator anybody can extend the PCR, so an attacker could add an order on a machine whose firmware measures none.
+  ``no-entry`` demands no order: it relies on the firmware, which PCR 0 identifies, to measure its entries before or
+  after the separator.
 - ``firmware`` (PCR 0): the digest of a listed version comes before the separator.
-- ``dma_protection`` (PCR 7): the firmware did not say that the protection is off. A digest can't be removed.
-- ``lockdown``, ``usb``: the command line says it, and a PCR proves the line and the kernel that reads it. Root can
-  extend a PCR by a good line after the boot, and another log proves nothing against that. So these terms also need L5:
+- ``dma_protection`` (PCR 7): the firmware did not measure that the protection is off. Nobody can remove such a digest.
+- ``lockdown``, ``usb``: the command line has the setting, and a PCR proves the line and the kernel that reads it. But
+  root can extend a PCR by a good line after the boot, and no boot log shows that. So these terms also need L5:
   the boot aggregate of IMA's list has the PCRs' values at the kernel's start (:func:`check_spoken`).
 - All other terms: nothing proves them (:func:`told`).
 
@@ -51,7 +52,7 @@ def check_told(policy: Boot, proved: Collection[int]) -> None:
     """
     found = told(policy, proved)
     if found:
-        raise ToldOnly(f"nothing but the host's word says whether these terms hold: {', '.join(found)}")
+        raise ToldOnly(f"only the host's own claim supports these terms: {', '.join(found)}")
 
 
 def check_spoken(policy: Boot) -> None:
@@ -61,11 +62,11 @@ def check_spoken(policy: Boot) -> None:
     """
     found = policy.tcb.given(SPOKEN) if policy.tcb is not None else ()
     if found:
-        raise ToldOnly(f"no list of IMA shows that root did not add the command line later: {', '.join(found)}")
+        raise ToldOnly(f"without an IMA list, root may have added the command line after the boot: {', '.join(found)}")
 
 
 def told(policy: Boot, proved: Collection[int] | None = None) -> list[str]:
-    """Return the terms of a policy that nothing but the host's word supports.
+    """Return the terms of a policy that no measurement proves, only the host's own claim.
 
     A term on the command line is proved only if the policy judges the kernel, too, and if each allowed line has the
     term and no ``*``, which could match text that cancels the term.
@@ -137,7 +138,7 @@ def entry(one: Extension) -> Entry | None:
 
 
 def _preimages(one: Extension) -> Iterator[bytes]:
-    """Yield the data that was measured: the event's own, or the content of the variable in it."""
+    """Yield the data that may have been measured: the event's data, or the content of the variable in it."""
     yield from one.preimages()
     if isinstance(one.source, Event):
         content = events.variable(one.source.data)

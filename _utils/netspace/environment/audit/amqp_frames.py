@@ -1,7 +1,7 @@
 """Connections of an environment's program to its broker, for the exhaustion audit: AMQP 0-9-1, and AMQP 1.0's sessions.
 
-This file uses only the standard library, because the audit copies it into an environment. Nothing checks what is sent.
-https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml (sections 2.3.5 and 4.2),
+This file uses only the standard library, because the audit copies it into an environment. It sends any data, also data
+that breaks the protocol. https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml (sections 2.3.5 and 4.2),
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf (parts 1 and 2)
 """
 
@@ -82,7 +82,7 @@ def publish(channel: int, exchange: str, key: str = "", bits: int = 0) -> bytes:
 
 
 def message(exchange: str, key: str, body: bytes, properties: dict[int, str] | None = None, channel: int = 1) -> bytes:
-    """Encode a whole message that must be routed."""
+    """Encode a whole message with the flag ``mandatory``: the broker returns it if it can't be routed."""
     begun = publish(channel, exchange, key, MANDATORY) + header(channel, len(body), properties)
     return begun + (frame(BODY, channel, body) if body else b"")
 
@@ -147,7 +147,7 @@ class Connection(_Stream):
         self.until((20, 11))
 
     def open(self, channel: int) -> None:
-        """Ask for a channel, and don't wait for it."""
+        """Ask the broker to open a channel, without waiting for the answer."""
         self.send(method(channel, (20, 10), b"\0"))
 
     def frames(self) -> Iterator[tuple[int, int, bytes]]:
@@ -193,12 +193,12 @@ def _texts(flags: int, raw: bytes) -> dict[int, str]:
 
 
 def reply_to(exchange: str, key: str) -> dict[int, str]:
-    """Return the texts of a request's header: the address for the answer, and the key as the message's name."""
+    """Return the header of a request: its ``reply_to`` names *exchange* and *key*, and its ``message_id`` is *key*."""
     return {_REPLY_TO: f"{exchange}/{key}", _MESSAGE: key}
 
 
 def answering(texts: dict[int, str]) -> tuple[str, str, dict[int, str]]:
-    """Return exchange, key and header of the answer to a request with a header of these texts."""
+    """Return the exchange, routing key and header for the answer to a request with this header."""
     exchange, _, key = texts[_REPLY_TO].rpartition("/")
     return exchange, key, {_CORRELATION: texts[_MESSAGE]}
 
@@ -234,7 +234,7 @@ class Sessions(_Stream):
         self.until(OPEN)
 
     def until(self, code: int, times: int = 1) -> None:
-        """Read frames until a performative has come so often.
+        """Read frames until *times* performatives with the number *code* have come.
 
         :raises ClosedError: when the broker ends the connection.
         """

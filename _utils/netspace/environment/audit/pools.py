@@ -71,9 +71,9 @@ def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
 
 
 def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
-    """Register a pool whose units are the objects that *take* returns.
+    """Register a pool in which each unit is an object that the decorated function returns.
 
-    The process holds a unit by keeping the object.
+    The pool keeps all objects, so the process holds their units until it ends.
     """
 
     def register(take: Callable[[int], object]) -> None:

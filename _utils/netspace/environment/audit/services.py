@@ -8,10 +8,10 @@ It needs only the standard library (Python 3.10 or newer) and ``amqp_frames.py``
     Answer each request in the environment's mailbox.
 ``ask N``
     Send N requests, one after the other, along the environment's one link for requests; print the seconds until each
-    answer, as a JSON list. The first tenth is left out: a new connection is slower.
+    answer, as a JSON list. The first tenth of the answers is left out, because a new connection is slower.
 ``worst WAY``
-    Try one of :data:`WAYS` in some processes, for :data:`MOST` seconds at most, and then do nothing. Each half second
-    it writes ``taken N``: how often it did what the way says.
+    Try one of the attacks in :data:`WAYS` in several processes, for at most :data:`MOST` seconds, and then do nothing.
+    Each half second the program writes ``taken N``: the number of attempts that succeeded so far.
 ``end``
     End at once, with an error.
 ``endless``
@@ -40,6 +40,7 @@ HELD = 200  # connections that one process keeps, at most
 REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
 CONSUMERS = 200  # of a channel, at a time
+BRIEF = 40  # consumers of a channel, one after the other, until it closes
 TELL = 0.5  # seconds between two lines
 MOST = 600.0  # seconds: so that an audit that was killed doesn't leave this for ever
 LINE = b"x" * 999 + b"\n"
@@ -111,6 +112,14 @@ def messages() -> Iterator[int]:
             yield 1
 
 
+def small() -> Iterator[int]:
+    with amqp.Connection() as connection:
+        many = amqp.message(_exchange(), "", bytes(64)) * 100
+        while True:
+            connection.send(many)
+            yield 100
+
+
 def transactions() -> Iterator[int]:
     with amqp.Connection() as connection:
         connection.send(amqp.method(1, (90, 10)))
@@ -146,6 +155,33 @@ def channels() -> Iterator[int]:
             for _ in numbers:
                 connection.until((20, 41))
             yield len(numbers)
+
+
+def brief() -> Iterator[int]:
+    """Channels that work, and end before anybody looks at them."""
+    mailbox = amqp.card()["mailbox"]
+    with amqp.Connection() as connection:
+        numbers = range(2, min(connection.channels, 8) + 1)
+        ended = {number: amqp.method(number, (60, 30), amqp.short("x") + b"\x01") for number in numbers}
+        while True:
+            for number in numbers:
+                connection.open(number)
+            for number in numbers:
+                pair = amqp.consume(mailbox, "x", quiet=True, channel=number) + ended[number]
+                connection.send(pair * BRIEF + amqp.method(number, (20, 40), bytes(7)))
+            for _ in numbers:
+                connection.until((20, 41))
+            yield len(numbers)
+
+
+def strangers() -> Iterator[int]:
+    """Frames on a connection that never logs in, and so has no account."""
+    with amqp.secured() as stream:
+        stream.sendall(b"AMQP\0\0\x09\x01")
+        many = amqp.frame(amqp.HEARTBEAT, 0, b"") * 1000
+        while True:
+            stream.sendall(many)
+            yield 1000
 
 
 def consumers() -> Iterator[int]:
@@ -205,8 +241,8 @@ def lines() -> Iterator[int]:
 WAYS: dict[str, Callable[[], Iterator[int]]] = {
     way.__name__: way
     for way in (
-        *(connections, handshakes, messages, transactions, unfinished, channels, consumers, bindings, questions),
-        *(sessions, frames, lines),
+        *(connections, handshakes, strangers, messages, small, transactions, unfinished, channels, brief, consumers),
+        *(bindings, questions, sessions, frames, lines),
     )
 }
 
@@ -235,7 +271,7 @@ def worst(way: str) -> None:
 
 
 def _worker(way: Callable[[], Iterator[int]], counts: mmap.mmap, place: int) -> int:
-    """Start a process that tries a way again and again, and adds up how often it succeeded; return its number."""
+    """Start a process that repeats one attack of :data:`WAYS` and counts its successes; return the process's id."""
     pid = os.fork()
     if pid:
         return pid

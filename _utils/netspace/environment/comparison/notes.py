@@ -18,10 +18,10 @@ def problems(name: str, seen: ObservedEnvironment, now: float) -> list[str]:
     status = seen.status
     if status is not None and status.exit == "oom":
         bound = seen.record.spec.limits.memory.written
-        found.append(f"environment {name} was last killed for want of memory (limits:memory {bound})")
+        found.append(f"environment {name} was last killed for lack of memory (limits:memory {bound})")
     elif status is not None and status.oom_kills:
         found.append(
-            f"environment {name}: {status.oom_kills} of its processes were killed for want of memory "
+            f"environment {name}: {status.oom_kills} of its processes were killed for lack of memory "
             f"(limits:memory {seen.record.spec.limits.memory.written})"
         )
     if seen.verdict is not None and seen.verdict.judgement.state == "unhealthy":
@@ -69,7 +69,7 @@ def oversubscribed(desired: Mapping[str, DesiredEnvironment], observed: Observed
     if promised <= observed.budget:
         return []
     has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"
-    return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): a full one fails them all"]
+    return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): a full disk fails them all"]
 
 
 def unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
@@ -77,7 +77,7 @@ def unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> l
     names = sorted(name for name, want in desired.items() if want.spec.limits.io != Io())
     if not names or not (observed.idle or "io" in observed.unkept):
         return []
-    why = "no cgroup controller" if "io" in observed.unkept else "its state folder on no disk"
+    why = "no cgroup controller" if "io" in observed.unkept else "its state folder in memory or on a network"
     return [f"environments run without limits:io, since this host has {why}: {', '.join(names)}"]
 
 

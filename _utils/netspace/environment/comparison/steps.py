@@ -24,7 +24,7 @@ _FIXED = {
     "limits:shm": "the size of /dev/shm is set when it is mounted",
     "limits:tmp": "the size of /tmp is set when it is mounted",
     "limits:pids": "a running program can't be allowed more processes than at its start",
-    "limits:disk": "a file system of its own is given, taken or made smaller only while nothing uses it",
+    "limits:disk": "a separate file system can be added, removed or shrunk only while nothing uses it",
     "init": "process 1 is chosen when the environment starts",
 }
 

@@ -145,7 +145,7 @@ def _astray(confined: str, pid: int) -> bool:
 
 
 class Confinement:
-    """The profiles of one instance. Methods may be called by several threads; the caller has the layout's lock."""
+    """The profiles of one instance. The caller holds the layout's lock; several of its threads may call methods."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout

@@ -149,8 +149,8 @@ class Group:
     """One environment's cgroup, in all cgroup hierarchies of this host.
 
     :param path: the cgroup's path from the root of each hierarchy.
-    :param unit: whether the cgroup's parent is a systemd unit, which has the same limits except io. The parent's limits
-        must never be lower than the environment's. systemd applies a changed unit file only later, so this class
+    :param unit: whether the cgroup's parent is a systemd unit, which has the same limits except io. A lower limit of
+        the parent would limit the environment, and systemd applies a changed unit file only later. So this class
         changes the limits of both cgroups. systemd rounds the CPU limit, so a difference in it is ignored.
     :param lacks: limits that the creator of the cgroup does not set; only ``sockets`` counts.
     """

@@ -59,7 +59,7 @@ def source(spec: Environment, runtime: Runtime) -> str:
 
 
 def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
-    """Return the declaration *spec* of a unikernel, with the tender as its program."""
+    """Return the declaration *spec* of a unikernel, changed so that its program is the tender (see the module)."""
     tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
     guest = Guest(
         kernel=KERNEL,

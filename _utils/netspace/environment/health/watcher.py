@@ -63,9 +63,10 @@ class Watched:
 
 
 class Places:
-    """The order of probes: PROBES of them run at once. Others wait until one has ended, or has run for LONG.
+    """Queue of probes. PROBES of them run at once; the next starts when one has ended or has run for LONG seconds.
 
-    So a check that never answers delays the checks of other environments by LONG, not by its own ``timeout``.
+    So a check that never answers delays other environments' checks only by LONG seconds, even if its own ``timeout`` is
+    longer.
 
     :param submit: starts a probe in a thread of its own; at most THREADS run at once.
     """

@@ -1,7 +1,7 @@
 """Limits of an image's size. An image that exceeds them is refused before it is built.
 
-An image source is untrusted. These limits, far above the needs of programs, keep a small file from filling the host's
-disk or memory.
+An image source is untrusted. A small archive can unpack to a huge one, and these limits keep it from filling the host's
+disk or memory. They are far above the needs of programs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TIME = 2**33
 JSON = 4 * 1024**2
 """Bytes of an OCI index, manifest or configuration."""
 LOOKUPS = 1_000_000
-"""Symbolic links that may be followed to find where members belong."""
+"""The most symbolic links that are followed to find the folder of an archive's member."""
 DICTIONARY = 128 * 1024**2
 """Bytes of memory that a compressed stream may ask for."""
 

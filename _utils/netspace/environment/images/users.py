@@ -22,22 +22,22 @@ def resolve(user: str, read: Callable[[str, int], bytes]) -> tuple[int, int, str
     """
     name, _, group = user.partition(":")
     if not name:
-        return 0, 0, "names no user: runs as the declaration's"
+        return 0, 0, "names no user: the program runs as the declared user"
     people = _table(read("/etc/passwd", _MOST))
     uid, gid = _person(name, people)
     if uid is None:
-        return 0, 0, f"user {name!r} is not in its /etc/passwd: runs as the declaration's"
+        return 0, 0, f"user {name!r} is not in its /etc/passwd: the program runs as the declared user"
     if uid == 0:
-        return 0, 0, f"user {name!r} is root, which is never given: runs as the declaration's"
+        return 0, 0, f"user {name!r} is root, which netspace never allows: the program runs as the declared user"
     if group:
         found = int(group) if _NUMBER.fullmatch(group) else _group(group, _table(read("/etc/group", _MOST)))
         if found is None:
-            return 0, 0, f"group {group!r} is not in its /etc/group: runs as the declaration's user"
+            return 0, 0, f"group {group!r} is not in its /etc/group: the program runs as the declared user"
         gid = found
     if uid > _LAST or (gid or 0) > _LAST:
-        return 0, 0, f"user {user!r} is beyond {_LAST}: runs as the declaration's"
+        return 0, 0, f"user {user!r} is beyond {_LAST}: the program runs as the declared user"
     if gid == 0:
-        return uid, uid, f"its group is root's, which is never given: runs with group {uid}"
+        return uid, uid, f"its group is root's, which netspace never allows: the program runs with group {uid}"
     return uid, gid if gid is not None else uid, ""
 
 

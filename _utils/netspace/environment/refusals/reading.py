@@ -14,7 +14,7 @@ from netspace.layout import Layout
 
 # The packet filter answers these with EPERM when it drops a packet, and counts the packet itself.
 _PACKETS = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
-_UNCOUNTED = "nothing counts them in the kernel; apply again, which tells why"
+_UNCOUNTED = "the program that counts them isn't in the kernel; apply again, and the result has the reason"
 
 By = Literal["profile", "kernel", "rest"]
 
@@ -111,11 +111,11 @@ def _refuses(profile: str, call: str, one: Refusal | program.Seen) -> bool:
 
 
 def _by(record: Record, call: str, seen: program.Seen) -> By | None:
-    """Return who refused a call; None if nobody did.
+    """Return whether a profile or the kernel refused a call; None if neither did.
 
-    Nobody refused a call that the kernel doesn't have, or whose packet was dropped. If the present profile stops the
-    call with another answer, ``strict`` is asked, too: the program may have started with an earlier profile. If the
-    present profile lets the call pass, the kernel refused it.
+    A call can fail without a refusal: the kernel doesn't have it, or the firewall dropped its packet. If the present
+    profile permits the call, the kernel refused it. If the present profile refuses the call with another errno than the
+    program got, the function also compares the profile ``strict``, with which the program may have started.
     """
     answer = seccomp.answer(recording.rules(record), call, seen.arguments)
     if answer == ("ERRNO", seen.answer) or (not answer.passes and _refuses("strict", call, seen)):

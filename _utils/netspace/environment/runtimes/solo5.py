@@ -59,7 +59,7 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
     for kind, name in manifest(Path(kernel).read_bytes(), kernel):
         if kind in found:
             found[kind].append(name)
-    for kind, what in ((_BLOCK, "block device (what it is handed)"), (_NETWORK, "network device (its interface)")):
+    for kind, what in ((_BLOCK, "block device (its files)"), (_NETWORK, "network device (its interface)")):
         if len(found[kind]) > 1:
             raise NetspaceError(f"{kernel} wants {', '.join(found[kind])}: there is only one {what}")
     return (

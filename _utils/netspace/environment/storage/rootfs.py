@@ -74,10 +74,10 @@ def _own_memory(folder: Path) -> None:
 
 
 def _ways(layout: Layout, bundle: Path, base: int) -> None:
-    """Make the folders above the environment's root, so that only the runtime can pass through them.
+    """Make the folders above the environment's root, with modes that let only the runtime pass through them.
 
-    The runtime passes as root of the environment's user namespace, so the folders' modes must not depend on the umask
-    of the process that makes them. Other users of the host can neither list the folders nor enter an environment's
+    The runtime passes as root of the environment's user namespace. It needs exactly these modes, whatever the umask of
+    the process that makes the folders. Other users of the host can neither list the folders nor enter an environment's
     root, so they can't leave files and sockets there.
     """
     folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}

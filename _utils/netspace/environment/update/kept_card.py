@@ -1,9 +1,9 @@
-"""Card (``environment.json``) of an environment that keeps its version, though an update was declared. Pure.
+"""Card (``environment.json``) of an environment that keeps its old version, although an update is declared. Pure.
 
-The update was not made, or was taken back. The declaration gives a card the environment's values, the requests (verbs)
-that the environment may send to its host, and ``audit``. In the card for the other version, a program of the kept
-version may not understand these parts. So they are taken from the kept version's declaration. The other parts, such as
-the list of peers, follow the links, which are updated in any case.
+The update was not made, or was taken back. Some parts of a card come from the environment's declaration: its values,
+the requests (verbs) that it may send to its host, and ``audit``. The old program may not understand the new
+declaration's values, so these parts are taken from the old declaration. The other parts, such as the list of peers,
+follow the links, which are updated in any case.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import msgspec
 
 from netspace import files
 from netspace.environment import record as records
+from netspace.environment import runs
 from netspace.environment.builder import Builder, each
 from netspace.environment.container import oci_runtime
 from netspace.environment.health import state
@@ -36,15 +37,15 @@ def hindrance(new: Environment) -> str:
     if not new.update.rolling:
         return "update:rolling is false"
     if new.health is None or not new.health.exec:
-        return "only a check with exec tells two instances apart"
+        return "only a health check with exec can check each of two instances"
     if new.kernel is not None:
         return "two kernels can't share an interface and a mailbox"
     if new.interface is not None and not new.interface.NONE:
-        return "two would share the addresses of its interface"
+        return "two instances would share the addresses of its interface"
     if not new.read_only:
-        return "two would share its writable layer"
+        return "two instances would share its writable layer"
     if any(volume.source is None or not volume.read_only for volume in new.volumes):
-        return "two would share its volumes"
+        return "two instances would share its volumes"
     return ""
 
 
@@ -86,6 +87,7 @@ def try_beside(
                 for name in made
             ]
         )
+        runs.starting(layout, {layout.beside(name): wanted[name] for name in made})
         refused = supervisor.start(list(made.values()))
 
         def prove(name: str) -> None:
@@ -138,6 +140,7 @@ def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_
     places = {oci_runtime.service_name(layout.beside(name)): name for name in todo}
     try:
         errors = {places[service]: error for service, error in supervisor.remove(list(places)).items()}
+        runs.ended(layout, {layout.beside(name) for name in todo if name not in errors})
     except (NetspaceError, OSError) as err:
         errors = dict.fromkeys(todo, str(err))
     mounted = mounts.table()

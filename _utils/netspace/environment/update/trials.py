@@ -55,7 +55,7 @@ def take_back(
 
     layout = making.layout
     halt(layout, trials)
-    errors = answers(supervisor.stop, trials)
+    errors = answers(layout, supervisor.stop, trials)
     verdict.clear(layout, trials)
     before: dict[str, Record] = {}
     told: dict[str, str] = {}

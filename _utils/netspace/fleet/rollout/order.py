@@ -1,9 +1,9 @@
 """Order of hosts in a rollout: the receiver of a link changes before its sender. Pure.
 
-Between two hosts, only links count that this plan adds, changes or removes. Where a link begins or changes, the
-receiver's host changes first, so that the sender's messages find a mailbox. Where a link ends, the sender's host
-changes first, so that it sends nothing more when the mailbox is removed. A link within one host needs no order, because
-the host changes both ends at once.
+Only links between two hosts count, and only those that this plan adds, changes or removes. Where a link begins or
+changes, the receiver's host changes first, so that the sender's messages find a mailbox. Where a link ends, the
+sender's host changes first, so that it sends nothing more when the mailbox is removed. A link within one host needs no
+order, because the host changes both ends at once.
 
 Hosts that wait for one another in a cycle change in one batch. If they are too many for a batch, they change one after
 the other, and a note says so.

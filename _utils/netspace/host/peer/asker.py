@@ -23,11 +23,11 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unchanged(Exception):
-    """Error: the answer is still the one that the asker knows. The peer answers once it changes, or after some time."""
+    """Error: the answer is the one that the asker has already. The peer answers when it changes, or after some time."""
 
 
 class Later(Exception):
-    """The answer needs root's rights. The keeper of children gives it (``netspace.host.keeper``)."""
+    """The answer needs root's rights, so the keeper of children answers (``netspace.host.keeper``)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Requests that the peer has handed to the keeper of children, until their answers come."""
+"""Requests that the peer has passed to the keeper of children, and that wait for an answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ABSENT = "the host's keeper of children doesn't run; try again, and ask first wh
 
 @dataclass(frozen=True)
 class Way:
-    """The way of an answer.
+    """The address to which an answer is sent.
 
     :param exchange: the exchange through which the request came.
     :param key: the routing key of the answer.
@@ -89,7 +89,7 @@ class Errands:
         return ""
 
     def _send(self) -> None:
-        """Send what waits, as far as the keeper takes it."""
+        """Send waiting requests, as many as the keeper accepts without blocking."""
         with contextlib.suppress(
             OSError
         ):  # it is just being started, or busy; done() finds that a connection is broken

@@ -16,7 +16,7 @@ CARD = "card.json"
 KEY = "token-key.der"
 """The private key of environments' tokens."""
 APPRAISAL = "appraisal.json"
-"""The word of the fleet's verifier on this host and the tokens' key; absent: there is none."""
+"""The signed host appraisal, which names the token key; absent: there is none."""
 VERSION = 1
 MOST = 64 * 1024 * 1024
 
@@ -103,12 +103,12 @@ class Vouched(msgspec.Struct, frozen=True):
 
 
 class Appraisal(msgspec.Struct, frozen=True):
-    """The word of the fleet's verifier on this host, for those who check a token.
+    """The host appraisal: the signed statement of the fleet's verifier on this host, for those who check a token.
 
     :param kid: thumbprint of the tokens' key that it names.
     :param boot: the kernel's id of the boot that was judged.
     :param until: when it expires, in seconds since 1970.
-    :param word: the signed word (``netspace.attestation.host_appraisal``).
+    :param word: the signed host appraisal (``netspace.attestation.host_appraisal``).
     """
 
     kid: str
@@ -195,7 +195,7 @@ def key() -> bytes:
 
 
 def appraisal(vouched: Vouched, now: float) -> str:
-    """Return the verifier's word on this host and the tokens' key; empty if there is none that holds now."""
+    """Return the signed host appraisal for the tokens' key; empty if there is none that is valid now."""
     try:
         found = msgspec.json.decode(_file(APPRAISAL), type=Appraisal)
     except (OSError, ValueError):

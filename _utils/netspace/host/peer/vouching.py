@@ -74,15 +74,16 @@ def _present(layout: Layout) -> bytes:
 
 
 def forget(layout: Layout) -> None:
-    """Delete the tokens' key, and the verifier's word on it."""
+    """Delete the tokens' key, and the host appraisal that names it."""
     files.remove(host_peer.folder(layout) / KEY)
     files.remove(host_peer.folder(layout) / APPRAISAL)
 
 
 def hand_on(layout: Layout) -> None:
-    """Give the peer the word of the fleet's verifier on this host, from the last accepted result.
+    """Give the peer the host appraisal (the verifier's statement on this host) in the last accepted result.
 
-    Nothing is done if there is no key of tokens. An outdated word is no danger: the peer compares key, boot and time.
+    Nothing is done if there is no token key. An outdated host appraisal does no harm: the peer compares key, boot and
+    time.
 
     :raises StateError: the recorded result is damaged.
     """

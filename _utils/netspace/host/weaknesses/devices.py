@@ -16,7 +16,7 @@ _UNITS, _GROUPS, _BUS = "/sys/class/iommu", "/sys/kernel/iommu_groups", "/sys/bu
 def iommu(seen: Readings) -> Row:
     """Return the row on the IOMMU, which bounds the memory that a device can reach (DMA).
 
-    A virtual machine's devices are its hypervisor's, which reaches all of its memory anyway.
+    In a virtual machine, devices belong to the hypervisor, which can read all memory of the machine anyway.
     """
     outcome: Outcome = "unknown"
     if seen.iommus and seen.iommu_groups:
@@ -37,7 +37,7 @@ def iommu(seen: Readings) -> Row:
 
 
 def xen(modes: Mapping[str, tuple[int, int]] | None) -> Row:
-    """Return the row on Xen's devices: whoever opens one acts on the hypervisor as dom0 does.
+    """Return the row on Xen's devices: a process that opens one can control the hypervisor like dom0.
 
     Source: the kernel's drivers/xen/privcmd.c, which checks no right beyond that of opening ``/dev/xen/privcmd``.
 

@@ -15,7 +15,8 @@ SYSCTLS = (_CORE, _COMPILED, _HARDENED)
 _CONFINING = ("apparmor", "selinux", "smack")
 _SECURITY = "/sys/kernel/security"
 _UNMOUNTED = (
-    f"see that securityfs is mounted (`mount -t securityfs securityfs {_SECURITY}`), and read {_SECURITY}/{{}} as root"
+    f"make sure that securityfs is mounted (`mount -t securityfs securityfs {_SECURITY}`), "
+    f"and read {_SECURITY}/{{}} as root"
 )
 
 
@@ -37,9 +38,9 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
         said(reading),
         expected="the name of a file, with neither | nor @ before it",
         matters="environments",
-        why="A handler on the host, mostly root's, reads what a crashed program held. netspace's limit of 1 on core "
-        "files keeps a crash from a handler behind |, and its profiles keep programs from changing that limit. A "
-        "profile of your own may not. No limit keeps a crash from a socket behind @.",
+        why="A handler on the host, usually run by root, reads the memory of a crashed program. With netspace's "
+        "limit of 1 on core files, the kernel starts no handler behind |, and the profiles keep programs from changing "
+        "the limit. A profile of your own may not. No limit keeps a crash from a socket behind @.",
         remedy=f"{setting(_CORE, 'core')} that sorts after the handler's own; or count the handler among what you "
         "trust",
         unseen=unseen(path(_CORE)),
@@ -61,8 +62,8 @@ def compiler(known: Mapping[str, Reading]) -> Row:
         found,
         expected=f"1 or 2, or {_COMPILED} 0",
         matters="environments",
-        why="All profiles let `seccomp` through, so that a program can narrow itself. The kernel compiles its filter "
-        "to machine code with constants of the program's choice in it, which helps to use an error of the kernel's.",
+        why="All profiles permit `seccomp`, so that a program can restrict itself. The kernel compiles its filter "
+        "to machine code with constants of the program's choice, which helps to exploit a bug of the kernel.",
         remedy=setting(_HARDENED, 1),
         unseen=f"read {path(_HARDENED)} as root, in the host's own network namespace",
     )
@@ -96,7 +97,7 @@ def modules(reading: Reading) -> Row:
         said(reading),
         expected=f"one of {', '.join(_CONFINING)} among them",
         matters="host",
-        why="Only its user's rights bound a service of the host (the broker, the forwarder) that was taken over.",
+        why="Only the rights of its user limit a service of the host (the broker, the forwarder) that was taken over.",
         remedy="install the distribution's policy (Debian: `apparmor`), and boot with it (`security=apparmor`)",
         unseen=_UNMOUNTED.format("lsm"),
     )
@@ -120,8 +121,8 @@ def profiles(seen: Readings) -> Row:
         found,
         expected="on and enforcing, with apparmor_parser",
         matters="environments",
-        why="Environments run without a second lock. With it, the kernel refuses mounts, capabilities and user "
-        "namespaces once more, also where a profile of your own lets the system calls through.",
+        why="Environments run without a second barrier. With it, the kernel refuses mounts, capabilities and user "
+        "namespaces once more, even if a profile of your own permits the system calls.",
         remedy="install Debian's `apparmor`, and boot a kernel that has it with `security=apparmor`; environments get "
         "the profile when netspace starts them the next time",
         unseen=_UNMOUNTED.format("lsm"),
@@ -139,8 +140,8 @@ def lockdown(reading: Reading) -> Row:
         mode or said(reading),
         expected="integrity or confidentiality",
         matters="host",
-        why="Root can change the running kernel, and a measured boot does not show what runs after that. A program "
-        "inside has none of the rights that this takes.",
+        why="Root can change the running kernel, and a measured boot does not show what runs after that. Programs "
+        "in environments don't have the rights for that.",
         remedy="boot with Secure Boot, or with `lockdown=integrity`",
         unseen=_UNMOUNTED.format("lockdown"),
     )

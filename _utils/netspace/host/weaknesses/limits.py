@@ -6,7 +6,7 @@ from netspace.environment.container import cgroups
 from netspace.host.weaknesses.readings import Readings
 from netspace.host.weaknesses.row import Outcome, Row, row, said
 
-_UNSEEN = "see that cgroups are mounted at /sys/fs/cgroup"
+_UNSEEN = "make sure that cgroups are mounted at /sys/fs/cgroup"
 
 
 def version(seen: Readings) -> Row:
@@ -24,8 +24,8 @@ def version(seen: Readings) -> Row:
         found,
         expected="version 2",
         matters="environments",
-        why="Under version 1 nothing bounds late writes, nor under runc what unread data takes, and a lack of memory "
-        "ends one process of an environment, not all of it.",
+        why="Under version 1, no limit covers delayed writes to disks, nor (under runc) the memory of unread data in "
+        "sockets. A lack of memory kills one process of an environment, not the whole environment.",
         remedy="with systemd, boot with `systemd.unified_cgroup_hierarchy=1`; else mount cgroup2, alone, at "
         "/sys/fs/cgroup",
         unseen=_UNSEEN,
@@ -50,8 +50,8 @@ def controllers(seen: Readings) -> Row:
         expected=", ".join(sorted(wanted)),
         matters="environments",
         why="A limit without its controller is left out: the environment runs without it.",
-        remedy=f"boot a kernel that has {missing}, without `cgroup_disable=` for it; under version 2, see that no "
-        "hierarchy of version 1 holds it",
+        remedy=f"boot a kernel that has {missing}, without `cgroup_disable=` for it; under version 2, make "
+        "sure that no hierarchy of version 1 has it",
         unseen=_UNSEEN,
     )
 

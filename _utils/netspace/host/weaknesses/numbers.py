@@ -47,7 +47,7 @@ NUMBERS = (
         "vm.mmap_min_addr",
         *(4096, None, 65536),
         "environments",
-        "A program can map page 0. An error of the kernel's (a null pointer) then reads what the program put there.",
+        "A program can map page 0. If a bug makes the kernel use a null pointer, it reads the program's data there.",
     ),
     Number(
         "fs.aio-max-nr",
@@ -75,7 +75,7 @@ NUMBERS = (
         "vm.unprivileged_userfaultfd",
         *(0, 0, 0),
         "local users",
-        "Any user can stop the kernel in the middle of a copy, which makes many of its errors easier to use.",
+        "Any user can stop the kernel in the middle of a copy, which makes many of its bugs easier to exploit.",
         ("userfaultfd",),
     ),
     Number(
@@ -103,13 +103,13 @@ NUMBERS = (
         "kernel.yama.ptrace_scope",
         *(1, 3, 1),
         "local users",
-        "A program can read and steer every other program of the same user.",
+        "A program can read and control every other program of the same user.",
         ("ptrace", "process_vm_readv", "process_vm_writev"),
     ),
-    _of_folders("symlinks", 1, 1, "a user's symbolic link leads a program of root's to another file"),
-    _of_folders("hardlinks", 1, 1, "a user can put links to files that he may not read or write"),
-    _of_folders("fifos", 2, 1, "a program of root's can open a user's FIFO where it means to make a file"),
-    _of_folders("regular", 2, 2, "a program of root's can open a user's file where it means to make one"),
+    _of_folders("symlinks", 1, 1, "a user's symbolic link can make a program of root use another file"),
+    _of_folders("hardlinks", 1, 1, "a user can make hard links to files that the user may not read or write"),
+    _of_folders("fifos", 2, 1, "a program of root that wants to create a file can open a user's FIFO instead"),
+    _of_folders("regular", 2, 2, "a program of root that wants to create a file can open a user's file instead"),
 )
 
 

@@ -26,11 +26,11 @@ def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
             said(reading),
             expected="Not affected, or a Mitigation",
             matters="environments",
-            why="A program can learn by timing alone what the processor held for the kernel or another environment. "
+            why="By timing alone, a program can learn data of the kernel or of another environment. "
             "No filter of system calls refuses that.",
             remedy="install the processor's microcode (Debian: intel-microcode, amd64-microcode) and the newest "
-            "kernel, take `mitigations=off` and its like off the kernel's command line, and reboot; a virtual machine "
-            "needs it of its host too",
+            "kernel, remove `mitigations=off` and similar parameters from the kernel's command line, and reboot; for a "
+            "virtual machine, do the same on its host",
             unseen=f"read {_FOLDER} as root, and this weakness's page in the kernel's admin-guide/hw-vuln",
         )
 

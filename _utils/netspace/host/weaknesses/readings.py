@@ -111,7 +111,7 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
 
 
 def _virtual(cpuinfo: Path) -> bool | None:
-    """Return whether the first processor has the flag ``hypervisor``; None where no flags are told, as on arm64."""
+    """Return whether the first processor has the flag ``hypervisor``; None if no flags are listed, as on arm64."""
     found = _FLAGS.search(_text(cpuinfo).text)
     return None if found is None else "hypervisor" in found[1].split()
 

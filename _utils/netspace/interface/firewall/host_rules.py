@@ -306,8 +306,8 @@ def _counted(
 ) -> None:
     """Add the set and the chains that count dropped packets. Change the chain of packets with a genuine source.
 
-    The host drops a packet that it doesn't forward before the rules that drop could count it. So the chain of packets
-    with a genuine source counts such packets.
+    A packet that the host doesn't forward never reaches the rules that count dropped packets. So the chain of packets
+    with a genuine source counts it.
     """
     sets[counting.SET] = counting.collection(counting.INTERFACE)
     counted = []

@@ -27,7 +27,10 @@ from netspace.spec.types import ADDRESSES_OF_NAME
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Code = Literal["", "name-absent", "name-refused", "name-unanswered"]
-"""Why the last question has no usable answer: there is no such name; the answer is unacceptable; there is none."""
+"""Why the last question has no usable answer: the name doesn't exist, the answer is refused, or no answer came.
+
+Empty if the answer is usable.
+"""
 
 MOST = 64
 """The most addresses of one family in an answer."""
@@ -151,12 +154,12 @@ def refusal(address: str, network: IpNetwork, own: Own) -> str:
     if parsed not in network:
         return f"is not in {network}"
     if any(parsed in block and not _within(network, block) for block in _SPECIAL if block.version == parsed.version):
-        return "is not public; if it is right, give its network as the rule's cidr"
+        return "is not public; to permit it, give its network as the rule's cidr"
     if str(parsed) in own.addresses:
         return "is this host's own"
     for near in own.networks:
         if parsed in near and not _within(network, near):
-            return f"is in this host's network {near}; if it is right, give that network, or a part, as the rule's cidr"
+            return f"is in this host's network {near}; to permit it, give that network, or a part, as the rule's cidr"
     return ""
 
 

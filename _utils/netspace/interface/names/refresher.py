@@ -35,7 +35,7 @@ LOOK = 1.0
 GATHER = 1.0
 """The most seconds that a check waits for answers. The next check takes the answers that come later."""
 THREADS = 16
-"""Questions that are open at once."""
+"""The greatest number of DNS queries that are open at once."""
 OF_ENVIRONMENT, OF_OWNER, OF_SILENT = 4, 2, 4
 """Of these, the most of one environment; of names with the same two last labels; that had no answer last time."""
 

@@ -11,7 +11,8 @@ is refused with 406. RabbitMQ then checks permissions as usual.
 A message that RabbitMQ can't convert for a reader over AMQP 1.0 is also refused with 406: it would end that reader's
 session, and return to the queue.
 
-What a method costs other processes is added to the account's budget (:mod:`netspace.link.broker.budget`).
+If a method makes other processes of the broker work, its price is charged to the account's budget
+(:mod:`netspace.link.broker.budget`).
 
 The interceptor applies to all accounts except those that manage the broker, and except the broker's own shovels, which
 use no account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.
@@ -68,26 +69,31 @@ init(Channel) ->
     case lists:member(administrator, Tags) orelse lists:keymember(rabbit_auth_backend_dummy, 1, Backends) of
         true -> host;
         false ->
+            netspace_guard_budget:began(),
             netspace_guard_budget:charge(Name, netspace_guard_budget:price(channel)),
             Name
     end.
 
 intercept(Method, Content, host) -> {Method, Content};
 intercept(Method, Content, Name) ->
-    netspace_guard_budget:add(price(element(1, Method))),
+    spend(element(1, Method), Name),
     try admitted(Method, Content)
     catch exit:Refused ->
         netspace_guard_budget:charge(Name, netspace_guard_budget:price(refused)),
         exit(Refused)
     end.
 
+%% What is returned for a message is added up. It is forgotten if the channel ends before the next look.
+spend('basic.publish', _) -> netspace_guard_budget:add(price('basic.publish'));
+spend('basic.ack', _) -> ok;
+spend('channel.close', Name) -> netspace_guard_budget:ended(Name);
+spend('channel.close_ok', Name) -> netspace_guard_budget:ended(Name);  % after a refusal
+spend(Method, Name) -> netspace_guard_budget:charge(Name, price(Method)).
+
 %% Of what costs other processes more than the channel's own.
 price('basic.publish') -> netspace_guard_budget:price(message);
 price('queue.bind') -> netspace_guard_budget:price(binding);
 price('queue.unbind') -> netspace_guard_budget:price(binding);
-price('basic.ack') -> 0;
-price('channel.close') -> 0;
-price('channel.close_ok') -> 0;
 price(_) -> netspace_guard_budget:price(method).
 
 %% -- what there is, each with its names and arguments ---------------------------

@@ -1,23 +1,29 @@
-"""Module of the broker's plugin that reads slowly from an account that has the broker work too much.
+"""Module of the broker's plugin that reads slowly from accounts that cost the broker too much processor time.
 
-No limit of an environment bounds what the broker works for it: reading a small frame, or handling a method, takes the
-broker's processor time. So each account has a budget of this time. Erlang counts the work of a process in *reductions*
-(about 10 to 30 ns each). 20 times a second, the module adds up the reductions of all processes of each account's
-connections, and the prices of methods that make other processes work. If that is more than the account's budget, the
-module suspends the processes that read from the account's connections, and their channels, until the budget suffices
-again. TCP then makes the account wait. Nothing is lost or refused.
+The limits of an environment don't bound the broker's work for it: each frame and each method takes processor time of
+the broker. So each account has a budget of this time. Erlang counts the work of a process in *reductions* (about 10 to
+30 ns each). 20 times a second, the module adds up the reductions of all processes of each account's connections, and
+the prices of methods that make other processes work. If that is more than the account's budget, the module suspends the
+processes that read from the account's connections, and their channels, until the budget suffices again. TCP then makes
+the account wait. Nothing is lost or refused.
 
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
 
-An account whose connections the guard has closed waits too, once it is back: a second, and twice as long each time, up
-to about a minute. Ten minutes after the last time this begins anew.
+A channel may end before anybody looks at it. So prices are charged at once. A channel reports its own use if it closes
+soon after it was opened, or if RabbitMQ refuses it something.
 
-``erlang:suspend_process/2`` is meant for debuggers. It is used here because the readers are RabbitMQ's: they have no
-hook for a pause, and the process of a TLS connection has none either. What could make it dangerous was tried: if the
-module's process ends, Erlang resumes all processes that it suspended; a suspended process can be killed, and frees its
-memory. Twice a second a suspended reader goes on for 2 ms, so that it answers requests of the broker's other processes,
-such as a request to close the connection.
+A connection has no account before its login. Until then, it may use as much as a login needs (``LOGIN``); one that
+uses more is ended.
+
+If the guard has closed an account's connections, the account's next connection has to wait one second, and twice as
+long after each further closure, up to about a minute. Ten minutes without a closure reset this time.
+
+``erlang:suspend_process/2`` is meant for debuggers. It is used here because RabbitMQ's readers, and Erlang's processes
+for TLS connections, offer no other way to pause them. Two dangers were tested and excluded: if the module's process
+ends, Erlang resumes all processes that it suspended; and a suspended process can be killed, and frees its memory. Twice
+a second a suspended reader goes on for 2 ms, so that it answers requests of the broker's other processes, such as a
+request to close the connection.
 
 https://www.erlang.org/doc/apps/erts/erlang.html#suspend_process/2
 """
@@ -26,26 +32,29 @@ from __future__ import annotations
 
 MODULE = "netspace_guard_budget"
 RATE = 7_500
-"""Reductions per millisecond and processor that an account may use; at least for two processors."""
+"""Reductions per millisecond and processor that an account may use. One processor counts as two."""
 BURST, DEBT = 3_000, 20_000
-"""Milliseconds of the rate that an account may save up, and that it may owe at most."""
+"""The most that an account may save up, and the most that it may owe, in milliseconds at this rate."""
+LOGIN = 3_000_000
+"""Reductions that a connection may use before its login."""
 LONGEST = 64
 """Seconds that an account waits at most after its connections were closed."""
 PRICES = {
     "connection": 1_800_000,  # as much as it may do unseen before it closes it
     "channel": 50_000,
+    "session": 400_000,  # as a channel, with what it may do unseen before it ends: it can't tell that itself
     "refused": 50_000,
     "method": 5_000,
     "binding": 20_000,
     "message": -500,
 }
-"""Reductions for what other processes do; fewer than 0 are returned."""
+"""Reductions that an account pays for the work of other processes. A price below 0 is given back to the account."""
 
 SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work too much.
 -module(netspace_guard_budget).
 -behaviour(gen_server).
 -export([start_link/0, init/1, handle_call/3, handle_cast/2, handle_info/2]).
--export([charge/2, add/1, closed/2, balance/4, pause/1, rate/1, price/1]).
+-export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, pause/1, rate/1, price/1, stranger/1]).
 
 -define(LOOK, 50).              % ms between two looks
 -define(IDLE, 15000).           % reductions of the whole broker in a ms, below which nobody is looked at
@@ -58,6 +67,7 @@ SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work t
 -define(TOLD, 60000).           % ms between two lines of the log about one account
 -define(WAITING, 3000).         % reductions for a message that waits for a process
 -define(ADDED, netspace_guard_added).
+-define(BEGAN, netspace_guard_began).
 
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
@@ -96,6 +106,21 @@ charge(User, Reductions) ->
 add(Reductions) ->
     put(?ADDED, case get(?ADDED) of undefined -> Reductions; Before -> Before + Reductions end).
 
+%% The calling process is a channel that begins.
+began() -> put(?BEGAN, now_ms()).
+
+%% The calling process is a channel that ends, perhaps before it was looked at: then it charges what it used itself.
+ended(User) ->
+    {reductions, Own} = process_info(self(), reductions),
+    case get(?BEGAN) of
+        Began when is_integer(Began) ->
+            case now_ms() - Began < ?LOOK * ?SELDOM of
+                true -> charge(User, Own);
+                false -> 0
+            end;
+        undefined -> 0
+    end.
+
 closed(User, Readers) -> gen_server:cast(?MODULE, {closed, User, Readers}).
 
 @PRICES@
@@ -126,8 +151,9 @@ look(State = #{look := Look, at := At, total := Before, accounts := Accounts}) -
     Now = now_ms(),
     Total = total(),
     Owing = lists:any(fun(Account) -> waits(Account, Now) end, maps:values(Accounts)),
-    case Owing orelse Total - Before > ?IDLE * (Now - At) orelse Now - At > 1000 of
-        true -> breath(looked(Now, State#{look := Look + 1, at := Now, total := Total}, Now - At));
+    Busy = Total - Before > ?IDLE * (Now - At),
+    case Owing orelse Busy orelse Now - At > 1000 of
+        true -> breath(looked(Now, State#{look := Look + 1, at := Now, total := Total, busy => Busy}, Now - At));
         false -> State
     end.
 
@@ -165,10 +191,37 @@ told(_, Account, _) -> Account.
 known(Charged, State = #{kinds := Before, look := Look}) ->
     Kinds = case Look rem ?SELDOM of 0 -> #{}; _ -> Before end,  % an account that was deleted is nobody's
     All = netspace_guard:connections(),
+    maps:get(busy, State) andalso strangers([Reader || {_, Reader, _} <- All], maps:get(connections, State)),
     Named = Charged ++ [User || {User, _, _} <- All],
     Found = maps:from_list([{User, maps:get(User, Kinds, unknown)} || User <- Named]),
     New = maps:map(fun(User, unknown) -> netspace_guard:is_environment(User); (_, Kind) -> Kind end, Found),
     {maps:from_list([{Reader, User} || {User, Reader, _} <- All, maps:get(User, New)]), State#{kinds := New}}.
+
+%% Ends each connection that has used more than a login needs, and is none of Readers, which have logged in. No process
+%% is asked for its connections: one that is busy with a flood may answer late.
+strangers(Readers, Connections) ->
+    Known = maps:from_keys([Top || Reader <- Readers, Top <- top(Reader, Connections)], true),
+    [begin
+         logger:log(warning, "netspace: a connection is ended: it has the broker do too much before its login",
+                    #{domain => [rabbitmq]}),
+         exit(Reader, kill)
+     end || {_, _, Sup} <- ranch_server:get_connections_sups(), {links, Links} <- [process_info(Sup, links)],
+            Top <- Links, is_pid(Top), not is_map_key(Top, Known), {Reader, Used} <- stranger(Top), Used > @LOGIN@].
+
+top(Reader, Connections) ->
+    case Connections of
+        #{Reader := #{top := Top}} -> Top;
+        _ -> lists:sublist(netspace_guard:ancestors(Reader), 1)
+    end.
+
+%% The reader below a connection's supervisor, and what it and its TLS have used. Each question waits until the process
+%% that is asked runs, so there are few. Before a login, there are no channels.
+stranger(Top) ->
+    [{One, Own + lists:sum([element(1, used(Process)) || Process <- tls(One)])}
+     || [{links, Links}, {_, {supervisor, rabbit_connection_sup, _}}] <- [asked(Top, links)], One <- Links, is_pid(One),
+        [{reductions, Own}, {_, {rabbit_reader, _, _}}] <- [asked(One, reductions)]].
+
+asked(Process, What) -> process_info(Process, [What, {dictionary, '$initial_call'}]).
 
 %% What is known of each connection now, and what each account used since the look before.
 counted(Users, Charged, #{connections := Before, look := Look}) ->
@@ -286,7 +339,7 @@ breath(State) -> State.
 def source() -> str:
     """Return the module's source in Erlang."""
     prices = ";\n".join(f"price({what}) -> {reductions}" for what, reductions in PRICES.items()) + "."
-    filled = {"PRICES": prices, "RATE": RATE, "BURST": BURST, "DEBT": DEBT, "LONGEST": LONGEST}
+    filled = {"PRICES": prices, "LOGIN": LOGIN, "RATE": RATE, "BURST": BURST, "DEBT": DEBT, "LONGEST": LONGEST}
     text = SOURCE
     for name, value in filled.items():
         text = text.replace(f"@{name}@", str(value))

@@ -1,7 +1,7 @@
 """AMQP 0-9-1 consumer for the host itself: receives the messages of many queues over one TLS connection.
 
-It extends the synchronous client of ``amqp``. Whatever the senders send, this process holds at most one message of each
-queue, and of this message no more bytes than the caller wants.
+It extends the synchronous client of ``amqp``. This process holds at most one message of each queue, and keeps no more
+bytes of it than the caller wants. Senders can't change that.
 """
 
 from __future__ import annotations

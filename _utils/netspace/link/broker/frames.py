@@ -177,7 +177,7 @@ handle_request(Request, VHost, User, Connection, Rights) ->
     netspace_guard_management:handle_request(Request, VHost, User, Connection, Rights).
 
 %% What a frame costs other processes than the reader.
-price(16#11) -> netspace_guard_budget:price(channel);
+price(16#11) -> netspace_guard_budget:price(session);
 price(16#12) -> netspace_guard_budget:price(binding);
 price(16#14) -> netspace_guard_budget:price(message);
 price(_) -> 0.

@@ -1,15 +1,15 @@
-"""Module of the broker's plugin that changes messages where RabbitMQ 4.3 handles them in another way than 4.0.
+"""Module of the broker's plugin that makes RabbitMQ 4.3 handle messages as 4.0 does.
 
-Urgent messages: a queue of RabbitMQ 4.0 delivers at most two urgent messages for each one that isn't. A queue of 4.3
-delivers all urgent ones first, so one sender could keep the mail of all others waiting. There, the module gives each
-message that has a priority the usual one, and the queue keeps the order in which they came.
+Priorities: a queue of RabbitMQ 4.0 delivers at most two messages of high priority for each other message. A queue of
+4.3 delivers all messages of high priority first, so one sender could delay the messages of all others. So under 4.3 the
+module gives every message the default priority, and the queue delivers messages in the order of arrival.
 
-Addresses for answers: a reader over AMQP 1.0 gets the address of a request that was sent over AMQP 0-9-1. RabbitMQ 4.0
-gives it as the sender wrote it, ``<exchange>/<key>``. RabbitMQ 4.3 takes it for the name of a queue:
-``/queues/<exchange>%2F<key>``. The module gives the address as 4.0 does.
+Addresses for answers: a request may be sent over AMQP 0-9-1 and read over AMQP 1.0. RabbitMQ 4.0 passes its
+``reply_to`` on as the sender wrote it, ``<exchange>/<key>``. RabbitMQ 4.3 takes the text for the name of a queue, and
+passes on ``/queues/<exchange>%2F<key>``. The module restores the text of 4.0.
 
-RabbitMQ 4.3 calls a message interceptor (``rabbit_msg_interceptor``) for each message, over all protocols. The module
-has no effect in a RabbitMQ whose queues are those of 4.0: it looks for the module of 4.3's queues.
+RabbitMQ 4.3 calls a message interceptor (``rabbit_msg_interceptor``) for each message, over all protocols. In RabbitMQ
+4.0 the module has no effect: it changes messages only if RabbitMQ has the module of 4.3's queues.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link.broker import first_start, listening, loopback, mapper, plugin
+from netspace.link.broker import disk, first_start, listening, loopback, mapper, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff
@@ -70,11 +70,11 @@ own=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins)
 export RABBITMQ_PLUGINS_DIR="${{own##* }}:{plugins}"
 """
 
-# Milliseconds until RabbitMQ tries again to move a dead letter to a full queue; and log entries until a queue frees
-# its log (see ``plugin``).
+# Milliseconds until RabbitMQ moves a dead letter to a full queue again; the bounds on a log (``disk``) of 4.0 and 4.3.
 _ADVANCED = f"""[{{rabbit, [
     {{dead_letter_worker_publisher_confirm_timeout, 10000}},
-    {{quorum_min_checkpoint_interval, {plugin.ENTRIES}}}
+    {{quorum_min_checkpoint_interval, {disk.ENTRIES}}},
+    {{quorum_wal_max_size_bytes, {disk.WAL}}}
 ]}}].
 """
 
@@ -155,8 +155,8 @@ log.file.rotation.size = 10485760
 log.file.rotation.count = 3
 vm_memory_high_watermark.relative = 0.4
 disk_free_limit.absolute = 200MB
-raft.wal_max_size_bytes = 67108864
-raft.segment_max_entries = {plugin.ENTRIES}
+raft.wal_max_size_bytes = {disk.WAL}
+raft.segment_max_entries = {disk.ENTRIES}
 handshake_timeout = 10000
 channel_max = 64
 consumer_max_per_channel = {CONSUMERS}

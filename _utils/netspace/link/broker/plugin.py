@@ -3,8 +3,8 @@
 Memory: without any permission, an account can make the broker keep unbounded data for it. Examples are messages in a
 transaction that is never committed, a message that never ends, and messages that the account doesn't read. RabbitMQ's
 only reaction is the memory alarm, which stops all clients. So a process in the plugin (the *guard*) looks at the memory
-in use ten times a second. From half of the alarm's threshold on, it closes the connections of the account that hold the
-most memory.
+in use ten times a second. If more than half of the alarm's threshold is in use, it closes the connections of the
+account that uses the most memory.
 
 Bindings: an environment that sends requests binds its queue for answers under keys of its choice, and RabbitMQ doesn't
 limit their number. After 1,000 bindings (``objects.ANSWERS``), the plugin deletes each further binding at once, and
@@ -13,15 +13,12 @@ closes the connections of the account.
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse methods and frames that are useful only to an attacker, before RabbitMQ handles them.
 
-Messages: RabbitMQ 4.3 orders messages and writes addresses in another way than 4.0; see
-:mod:`netspace.link.broker.messages`.
+Messages: :mod:`netspace.link.broker.messages` makes RabbitMQ 4.3 order messages and write addresses as 4.0 does.
 
-Work: :mod:`netspace.link.broker.budget` reads slowly from an account that has the broker work too much, and makes an
-account wait whose connections were closed.
+Work: :mod:`netspace.link.broker.budget` reads slowly from an account that costs the broker too much processor time, and
+delays new connections of an account whose connections the guard has closed.
 
-Disk: the quorum queues of RabbitMQ 4.0 free the disk space of acknowledged messages only after 8,192 log entries of any
-size. With messages of 16 MiB that is 128 GiB. The plugin makes them free it after 64 entries. RabbitMQ 4.3 counts
-bytes: its queues free the space after 10 MB.
+Disk: :mod:`netspace.link.broker.disk` has durable queues free the disk space of messages that were read.
 
 Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
@@ -49,20 +46,18 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link.broker import admission, bounds, budget, frames, mapper, messages, refusals, sections
+from netspace.link.broker import admission, bounds, budget, disk, frames, mapper, messages, refusals, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
-ENTRIES = 64
-"""Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard, netspace_guard_budget]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
-               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_budget, netspace_guard_events,
-               netspace_guard_frames, netspace_guard_mapper, netspace_guard_messages, netspace_guard_refusals,
-               netspace_guard_sections]},
+               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_budget, netspace_guard_disk,
+               netspace_guard_events, netspace_guard_frames, netspace_guard_mapper, netspace_guard_messages,
+               netspace_guard_refusals, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -97,6 +92,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
+-define(LISTED, 100).             % reductions for each binding that is counted
 -define(WAITING, 1000).           % what waits for the guard when it is told of no more refusals
 
 start(_, _) -> supervisor:start_link(?MODULE, supervisor).
@@ -108,12 +104,12 @@ init(supervisor) ->
     {ok, {#{intensity => 10, period => 10}, [Budget, Guard]}};
 init(guard) ->
     process_flag(priority, high),
-    %% Least milliseconds and entries between two snapshots of a queue; the most entries.
-    persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    netspace_guard_disk:set(),
     _ = logger:add_primary_filter(netspace_guard, {fun ?MODULE:plain/2, []}),
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
+    self() ! {compact, #{}},
     {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
@@ -140,6 +136,9 @@ handle_info({elect, Left}, State) ->
         Orphans when Orphans > 0, Left > 1 -> erlang:send_after(1000, self(), {elect, Left - 1});
         _ -> ok
     end,
+    {noreply, State};
+handle_info({compact, Asked}, State) ->
+    erlang:send_after(1000, self(), {compact, netspace_guard_disk:compact(Asked)}),
     {noreply, State};
 handle_info({ended, Reader}, State = #{ending := Ending}) ->
     {noreply, State#{ending := maps:remove(Reader, Ending)}};
@@ -185,11 +184,12 @@ steers(One) ->
         orelse One >= 16#2028 andalso One =< 16#202E orelse One >= 16#2066 andalso One =< 16#2069.
 
 %% The manager's account is no environment's, nor is the broker itself.
-is_environment(User) ->
+is_environment(User) when is_binary(User) ->
     case rabbit_auth_backend_internal:lookup_user(User) of
         {ok, Found} -> not lists:member(administrator, internal_user:get_tags(Found));
         _ -> false
-    end.
+    end;
+is_environment(_) -> false.  % a connection within the broker, such as a shovel's, has no account
 
 %% -- queues --------------------------------------------------------------------
 %% Has whose log is whose written down, for all queues that were made by now.
@@ -280,8 +280,12 @@ size_of(Process) ->
 
 %% -- bindings ------------------------------------------------------------------
 bound(Made = #{user_who_performed_action := User}, State) ->
-    case is_environment(User) andalso
-        length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's own
+    Count = case is_environment(User) of
+        true -> length(rabbit_binding:list_for_destination(destination(Made)));
+        false -> 0
+    end,
+    netspace_guard_budget:charge(User, Count * ?LISTED),  % the guard works for it
+    case Count > @ANSWERS@ + 1 of  % one is the queue's own
         true -> cut(User, <<"binds more than @ANSWERS@ answers">>, [], undo(Made, State));
         false -> State
     end.
@@ -344,12 +348,13 @@ tell(State) -> State.
 
 def sources() -> Mapping[str, str]:
     """Return the plugin's source files, by name."""
-    filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
+    filled = _GUARD.replace("@ANSWERS@", str(ANSWERS))
     return {
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
         f"{budget.MODULE}.erl": budget.source(),
+        f"{disk.MODULE}.erl": disk.source(),
         **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
         f"{messages.MODULE}.erl": messages.SOURCE,
         f"{refusals.MODULE}.erl": refusals.SOURCE,

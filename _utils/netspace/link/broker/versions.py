@@ -49,7 +49,7 @@ def check(version: tuple[int, ...]) -> None:
 
 
 def check_data(version: tuple[int, ...], data: Path, instance: str) -> None:
-    """Check that RabbitMQ *version* can read a node's *data*. If it can't, it would end again at each start.
+    """Check that RabbitMQ *version* can read a node's *data*. Otherwise the node would fail at each start.
 
     :param data: the folder of the node's data. Data without a list of feature flags are accepted: the node has not
         started with them yet.
@@ -63,7 +63,7 @@ def check_data(version: tuple[int, ...], data: Path, instance: str) -> None:
         if version >= since and flag not in flags:
             raise NetspaceError(
                 f"RabbitMQ {_shown(version)}: it can't read the mail in {data}, which an older version wrote; "
-                "install that version again and have the mail read, or move the folder away"
+                "install that version again until the mail is read, or move the folder away"
             )
 
 

@@ -36,7 +36,10 @@ def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
     """Return which of *environments* the forwarder doesn't serve, each with the reason and the remedy."""
     left = set(environments).difference(process.served(process.current(layout)))
     there = process.namespaces(layout, left)
-    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
+    why = {
+        True: "a program in it has taken its port for the broker; end that program",
+        False: "it has no network namespace",
+    }
     return {name: f"{why[name in there]}; apply again" for name in sorted(left)}
 
 
@@ -62,7 +65,7 @@ def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
             if not _loopback_is_up():
                 found[name] = f"its loopback is down; ip -n {layout.netns_name(name)} link set lo up"
             elif not ports.root_listens(port):
-                found[name] = f"nothing of the host's listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
+                found[name] = f"no process of the host listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
 
     threads.in_thread(look)
     return found

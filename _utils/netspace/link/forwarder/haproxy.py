@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from netspace.errors import NetspaceError
@@ -100,3 +100,25 @@ def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: F
             break
         time.sleep(0.05)
     return False
+
+
+def end(layout: Layout, ways: Collection[str]) -> None:
+    """End the connections over removed routes, in all workers.
+
+    They are ended one by one, because an old worker refuses to end all sessions of a server at once ("Proxy is
+    disabled"). https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
+
+    :param ways: the routes' backends, ``to:<environment>:<host>``.
+    """
+    if not ways:
+        return
+    backends = {f"be={way}" for way in ways}
+    # Old workers would still route a connection that has no backend yet by the old rules.
+    undecided = {f"fe=environment:{way.split(':')[1]}" for way in ways}
+    # Each line: a process id and the kind of the process.
+    listed = [line.split() for line in ask(layout, "show proc").splitlines() if line[:1].isdigit()]
+    for worker in (line[0] for line in listed if line[1] == "worker"):
+        for line in ask(layout, f"@!{worker} show sess").splitlines():
+            told = set(line.split())
+            if backends & told or (undecided & told and "be=<NONE>" in told):
+                ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")

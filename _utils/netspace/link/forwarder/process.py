@@ -64,7 +64,7 @@ _ENTRY = re.compile(
     re.MULTILINE,
 )
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
-_WAY = "backend to:"
+WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
 FROM_ONE = 500  # connections from one of them
 PATIENCE = "10s"  # for a client's TLS ClientHello, the first thing that it sends
@@ -239,7 +239,7 @@ def _from_environment(layout: Layout, wanted: Wanted, name: str) -> list[str]:
     lines = []
     for host, about in away:
         # One backend per environment and host, so that revoking one route can end its connections alone.
-        lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
+        lines += [f"{WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
     lines += [
         f"{SECTION}{name}",
         f"    # network namespace {wanted.namespaces[name]}",
@@ -324,7 +324,7 @@ def entries(config: str) -> dict[str, tuple[int, int]]:
 def _ways(config: str) -> set[str]:
     """Return the routes to other hosts in a configuration: backend ``to:<environment>:<host>`` and server line."""
     lines = config.splitlines()
-    return {f"{line} {after}" for line, after in itertools.pairwise(lines) if line.startswith(_WAY)}
+    return {f"{line} {after}" for line, after in itertools.pairwise(lines) if line.startswith(WAY)}
 
 
 def available() -> None:
@@ -363,7 +363,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
             except NetspaceError:
                 files.write(config_file(layout), before.encode())  # its next start would load this file
                 raise
-            _sever(layout, _ways(before) - _ways(config))
+            haproxy.end(layout, {line.split()[1] for line in _ways(before) - _ways(config)})
     else:
         if status is not None and status.state in ("running", "starting", "frozen"):
             raise_any(supervisor.stop([NAME]))
@@ -400,28 +400,6 @@ def _reload(layout: Layout) -> None:
     if not answer.startswith("Success=1"):
         alerts = [line.partition("config : ")[2] or line for line in answer.splitlines() if "[ALERT]" in line]
         raise NetspaceError(f"the forwarder refuses its configuration: {'; '.join(alerts) or answer[:400]}")
-
-
-def _sever(layout: Layout, gone: Collection[str]) -> None:
-    """End the connections over removed routes, in all workers.
-
-    They are ended one by one, because an old worker refuses to end all sessions of a server at once ("Proxy is
-    disabled"). https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
-
-    :param gone: the removed routes, as :func:`_ways` returns them.
-    """
-    if not gone:
-        return
-    backends = {f"be={one.split()[1]}" for one in gone}
-    # Old workers would still route a connection that has no backend yet by the old rules.
-    undecided = {f"fe=environment:{one.split()[1].split(':')[1]}" for one in gone}
-    # Each line: a process id and the kind of the process.
-    listed = [line.split() for line in haproxy.ask(layout, "show proc").splitlines() if line[:1].isdigit()]
-    for worker in (line[0] for line in listed if line[1] == "worker"):
-        for line in haproxy.ask(layout, f"@!{worker} show sess").splitlines():
-            told = set(line.split())
-            if backends & told or (undecided & told and "be=<NONE>" in told):
-                haproxy.ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")
 
 
 def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:

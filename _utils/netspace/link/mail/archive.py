@@ -171,8 +171,8 @@ def _found(folder: int, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]
 
 def _foreign(path: str) -> NetspaceError:
     return NetspaceError(
-        f"the broker's data: {path!r:.200} is not a folder or a regular file of the user {node.USER}'s, with one name; "
-        "RabbitMQ makes no other, so see who made it, and remove it"
+        f"the broker's data: {path!r:.200} is not a folder or a regular file of the user {node.USER}, "
+        "without a hard link; RabbitMQ makes no others, so find out who made it, and remove it"
     )
 
 

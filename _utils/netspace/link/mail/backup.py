@@ -105,8 +105,8 @@ def _own(layout: Layout) -> LocalBroker:
     record = read(layout)
     if not isinstance(record.broker, LocalBroker) or not record.links:
         raise NetspaceError(
-            "there is no broker of netspace's own on this host; apply its links first, and back up a cluster of yours "
-            "by its own means"
+            "there is no broker of netspace's own on this host; apply its links first, and back up your own cluster "
+            "by its own tools"
         )
     node.available()
     return record.broker

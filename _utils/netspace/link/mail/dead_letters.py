@@ -107,8 +107,8 @@ class Letters:
         if record.broker is None or not record.links:
             if names.DEAD in record.parked:
                 raise NetspaceError(
-                    "the dead letters are kept, but the broker doesn't run without a link: declare one to get at them, "
-                    "or have them purged (netspace_link.absent with purge)"
+                    "the dead letters are kept, but the broker doesn't run without a link: declare one to see them, "
+                    "or delete them (netspace_link.absent with purge)"
                 )
             raise NetspaceError("there are no links, and so no dead letters")
         self.layout = layout

@@ -11,9 +11,9 @@ from netspace.spec.types import Link
 
 
 def empty(layout: Layout, record: Record, environment: str) -> None:
-    """Delete the messages in the environment's mailbox, in the queues of links to it, and the answers to it.
+    """Delete all messages that wait for an environment: in its mailbox, in queues of links to it, and answers.
 
-    Answers that come later find no way to it: the bindings that its program made for them are deleted first.
+    The bindings that its program made for answers are deleted first, so answers that come later are dropped.
 
     :raises NetspaceError: the broker can't do that now.
     """

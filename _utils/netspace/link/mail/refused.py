@@ -49,7 +49,7 @@ def refused(layout: Layout, environment: str) -> Refused:
 
 
 class InVain(NamedTuple):
-    """An environment's requests to the broker that were refused, or the reason why none are known.
+    """Requests of an environment that the broker refused, or the reason why they aren't known.
 
     :param refusals: the refused requests.
     :param unseen: why nothing is recorded; empty if refusals are recorded.

@@ -13,7 +13,7 @@ Answers = Mapping[str, Any]
 """The result of each minion, or an exception."""
 
 ROUNDS = 2
-"""Rounds of an exchange. A host seals for a peer only after the peer confirmed its endorser; this takes two."""
+"""Rounds of an exchange. It needs two: a host seals for a peer only after the peer confirmed the host's endorser."""
 
 
 def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class PeerKeys:
     def problems(self, links: Iterable[Link], now: float) -> list[Problem]:
         """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy.
 
-        A problem of another host is the cause of the problems of all environments on that host.
+        The problems of an environment on another host name that host's problem as their cause.
 
         :param now: seconds since 1970.
         """
@@ -124,7 +124,7 @@ class PeerKeys:
             if known is None:
                 text = f"{host}: nothing is known of its keys for sealed links; {REMEDY}"
             elif self.own is not None and known.knows != self.own.kid:
-                text = f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
+                text = f"{host} hasn't confirmed that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
             elif known.ends < now + SOON:
                 text = f"{host}: its endorser's certificate expires on {_day(known.ends)}; {REMEDY}"
             if text:
@@ -132,9 +132,9 @@ class PeerKeys:
         for host, environment in sorted(set(_read(links))):
             last, text = max((key["exp"] for key in self.keys(host, environment)), default=None), ""
             if last is None and self.of(host) is not None:
-                text = f"{environment}@{host}: there is no key to seal for it; {REMEDY}"
+                text = f"{environment}@{host}: the key to seal messages for it is missing; {REMEDY}"
             elif last is not None and last < now + SOON:
-                text = f"{environment}@{host}: the last key to seal for it expires on {_day(last)}; {REMEDY}"
+                text = f"{environment}@{host}: the last key to seal messages for it expires on {_day(last)}; {REMEDY}"
             if text:
                 found.append(Problem("seal-keys", text, f"{environment}@{host}", f"seal-keys:{host}"))
         return found

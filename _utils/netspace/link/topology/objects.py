@@ -83,7 +83,7 @@ def entered(links: Iterable[Link]) -> set[str]:
 def writer(link: Link) -> str:
     """Return the publisher into a link's exchange, on the broker that has the exchange.
 
-    It is the sender; for a buffered link from another host, it is that host's broker.
+    The publisher is the link's sender. But into a buffered link from another host, that host's broker publishes.
     """
     if link.via == "buffered" and link.from_host is not None:
         return carrier(link.from_host)

@@ -107,7 +107,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the layout that can be drawn larger on a screen: a host's nodes in several columns, or in one column."""
+    """Return the layout that a screen shows larger: a host's nodes in several columns, or in one."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 

@@ -23,7 +23,7 @@ def granted(name: str, tenant: Tenant) -> tuple[str, ...]:
 
 
 def fits(grant: str, name: str) -> bool:
-    """Return whether a name is the granted one, or has the granted beginning and more."""
+    """Return whether a grant covers a name: the name is equal to it, or longer than a granted beginning."""
     if grant.endswith("*"):
         return name.startswith(grant[:-1]) and len(name) >= len(grant)
     return name == grant
@@ -65,7 +65,7 @@ def wrong(tenants: Mapping[str, Tenant], path: str) -> list[Problem]:
 
 
 def shared(one: str, other: str) -> bool:
-    """Return whether two grants have a name in common."""
+    """Return whether some name is covered by both grants."""
     first, second = one.rstrip("*"), other.rstrip("*")
     if one.endswith("*") and other.endswith("*"):
         return first.startswith(second) or second.startswith(first)
@@ -73,7 +73,7 @@ def shared(one: str, other: str) -> bool:
 
 
 def misplaced(declared: Declaration, path: str) -> list[Problem]:
-    """Return the environments whose names and tenants don't match, and those of tenants that aren't declared.
+    """Return problems of environments: a name that doesn't belong to the environment's tenant, or an undeclared tenant.
 
     :param path: the path of the declaration.
     """

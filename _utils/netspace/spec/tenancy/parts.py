@@ -1,7 +1,7 @@
 """Checks of the parts that tenants write themselves: a part names nothing beyond its own tenant. Pure.
 
-A part is written by somebody who may be hostile. So its problems are told without names of other environments, and
-their number and length are bounded. A part with a problem isn't joined with the rest.
+The author of a part may be hostile. So messages about its problems contain no names of other environments, and their
+number and length are bounded. A part with a problem isn't merged into the declaration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PATH, _MESSAGE = 200, 300
 
 
 class Part(NamedTuple):
-    """A tenant's part, as far as its types are right.
+    """The values of a tenant's part whose types are right.
 
     :param environments: the names of the environments of the tenant.
     :param links: the links, by their paths in the declaration.
@@ -82,7 +82,7 @@ def add(
 def placed(problems: Iterable[Problem], path: str, moved: Mapping[str, str]) -> list[Problem]:
     """Return problems with the real paths of parts' environments, and fit for the operator's terminal.
 
-    :param path: the path of the operator's environments, where later checks suppose all of them.
+    :param path: the path of the operator's environments. Later checks assume that all environments are there.
     :param moved: the real paths of parts' environments, by name.
     """
     found = []
@@ -96,7 +96,7 @@ def placed(problems: Iterable[Problem], path: str, moved: Mapping[str, str]) -> 
 
 
 def untold(problems: Sequence[Problem], path: str) -> list[Problem]:
-    """Return the problems of a part in a form that can't disturb the operator's terminal.
+    """Return the problems of a part without characters that could control the operator's terminal.
 
     :param path: the path of the part.
     """
@@ -107,7 +107,7 @@ def untold(problems: Sequence[Problem], path: str) -> list[Problem]:
 
 
 def unread(tenant: Tenant, path: str) -> Iterator[Problem]:
-    """Yield a problem if the tenant's files weren't read. Without them, its environments would seem to be gone."""
+    """Yield a problem if the tenant's files weren't read. Otherwise an apply would remove the environments in them."""
     if tenant.include:
         yield Problem(f"{path}:include", "only a command on the host itself reads these files; check it there")
 
@@ -138,7 +138,7 @@ def permitted(
     path: str,
     known: Collection[str] = (),
 ) -> Iterator[Problem]:
-    """Yield what environments of tenants have beyond their tenants' permissions.
+    """Yield a problem for each value of a tenant's environment that exceeds the tenant's permissions.
 
     :param environments: declared environments.
     :param usual: the host's default runtimes.
@@ -158,7 +158,7 @@ def permitted(
 
 
 def _named(spec: Environment) -> Iterator[tuple[str, str]]:
-    """Yield the environments that an environment names outside of links: (key, name)."""
+    """Yield the environments that an environment names in keys such as ``after``, apart from links: (key, name)."""
     for index, other in enumerate(spec.after):
         yield f"after:{index}", other
     for target, bound in spec.delegates.items():
@@ -170,8 +170,9 @@ def _named(spec: Environment) -> Iterator[tuple[str, str]]:
 def inside(tenants: Mapping[str, Part]) -> tuple[dict[str, Link], list[Problem]]:
     """Return the links of all parts, by their paths, and problems.
 
-    A link within a tenant is the tenant's. A link between two tenants counts if it is in the parts of both, with the
-    same values. All problems of other links have the same text, so that they don't tell which names exist.
+    A tenant may declare any link between its own environments. A link between two tenants is accepted if the parts of
+    both contain it with the same values. The problems of all other links have the same text, so that a tenant can't
+    learn from it which names exist.
 
     :param tenants: the parts, by tenant.
     """

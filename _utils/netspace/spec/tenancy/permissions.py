@@ -1,7 +1,7 @@
-"""Permissions of tenants: what the operator lets a tenant declare for its environments. Pure.
+"""Permissions of tenants: the values that the operator lets a tenant declare for its environments. Pure.
 
-A key of an environment is either harmless for others, or bounded here. The bounds are those of the section ``tenants``,
-which the operator writes. What that section doesn't name is refused.
+Each key of an environment is either harmless for others, or bounded here by the section ``tenants``, which the operator
+writes. A value that this section doesn't permit is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCATION = (
 
 # -- what the operator wrote -------------------------------------------------------------------------
 def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
-    """Yield the problems of what a tenant's section permits: (key, message)."""
+    """Yield the problems of the permissions in a tenant's section: (key, message)."""
     for index, image in enumerate(tenant.images):
         location = _parts(image)[0]
         if not _located(location) or not clean(_path(location)):
@@ -62,16 +62,16 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
     for index, verb in enumerate(tenant.host):
         if verb not in extensions.host_verbs():
             known = ", ".join(extensions.host_verbs())
-            yield f"host:{index}", f"{verb!r:.60} is nothing that the host can be asked for; choose from {known}"
+            yield f"host:{index}", f"{verb!r:.60} is no request that the host answers; choose from {known}"
     for index, file in enumerate(tenant.include):
         if not clean(file) or file in tenant.include[:index]:
             yield f"include:{index}", f"{file!r:.100}: expected the absolute path of a file, which no other entry names"
 
 
 def shared(tenants: dict[str, Tenant], path: str) -> list[Problem]:
-    """Return the ports, folders, files and interfaces that two tenants would share.
+    """Return a problem for each port, folder, file and interface that is permitted to two tenants.
 
-    One of them could take them, so that the other's part would be refused.
+    If one tenant used it first, the other's part would be refused.
     """
     problems: list[Problem] = []
     folders: list[tuple[str, str]] = []
@@ -105,7 +105,7 @@ def shared(tenants: dict[str, Tenant], path: str) -> list[Problem]:
 
 # -- what the tenant wrote --------------------------------------------------------------------------
 def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple[str, str]]:
-    """Yield what an environment has that its tenant may not declare: (key, message).
+    """Yield a problem for each value of an environment that its tenant may not declare: (key, message).
 
     :param usual: the host's default runtimes.
     """
@@ -128,10 +128,13 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
             text = f"{volume.source!r:.200} is in none of the tenant's folders ({_listed(tenant.folders)})"
             yield f"volumes:{index}:source", f"{text}; give a size, or another folder"
     if spec.kernel is None and not spec.read_only and spec.limits.disk is None:
-        yield "limits:disk", "missing; a tenant's environment has a limit on its disk, or read_only: true"
+        yield "limits:disk", "missing; declare this limit, or read_only: true"
     for index, verb in enumerate(spec.host):  # a child may ask no more than its parent
         if verb not in tenant.host:
-            yield f"host:{index}", f"{verb!r:.60}: the tenant may not ask that; it may ask: {_listed(tenant.host)}"
+            yield (
+                f"host:{index}",
+                f"{verb!r:.60}: the tenant may not request that; it may request: {_listed(tenant.host)}",
+            )
     if spec.stop_timeout > STOP_TIMEOUT:
         yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are possible for a tenant"
     if spec.settle > SETTLE:
@@ -144,12 +147,12 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
 
 
 def _root(spec: Environment | Template, tenant: Tenant, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the image or kernel that a tenant may not name."""
+    """Yield a problem for an image or kernel that the tenant may not use."""
     kernel = getattr(spec, "kernel", None)
     text = spec.image if kernel is None else f"kernel:{kernel}"
     if not any(matches(one, text, spec.source_hash or "") for one in tenant.images):
         key = "image" if kernel is None else "kernel"
-        yield f"{where}{key}", f"{text!r:.200} is none of the tenant's images; it may name: {_listed(tenant.images)}"
+        yield f"{where}{key}", f"{text!r:.200} isn't an image of the tenant; it may name: {_listed(tenant.images)}"
 
 
 def _interface(spec: Interface | None, tenant: Tenant) -> Iterator[tuple[str, str]]:
@@ -172,14 +175,14 @@ def _interface(spec: Interface | None, tenant: Tenant) -> Iterator[tuple[str, st
 
 
 def _same(spec: Interface, given: Interface) -> bool:
-    """Return whether an interface differs from a permitted one in nothing but free keys."""
+    """Return whether an interface equals a permitted one, apart from keys that the tenant may choose freely."""
     if type(spec) is not type(given):
         return False
     return all(getattr(spec, key) == getattr(given, key) for key in spec.__struct_fields__ if key not in FREE)
 
 
 def _told(given: Interface) -> str:
-    """Return a permitted interface as a declaration has it, without defaults."""
+    """Return a permitted interface in the form of a declaration, without defaults."""
     fields = msgspec.structs.fields(given)
     keys = {field.encode_name: getattr(given, field.name) for field in fields if field.name not in FREE}
     usual = {field.encode_name: field.default for field in fields}
@@ -208,8 +211,8 @@ def _rule(rule: Allow, outside: Iterable[str]) -> str:
 def matches(pattern: str, image: str, source_hash: str) -> bool:
     """Return whether a permission for images covers an image or kernel.
 
-    The location must be written straight: ``..`` would lead elsewhere. A digest alone permits nothing, because then a
-    tenant could have the host read any file.
+    The location must be a normalized path, because ``..`` would lead elsewhere. A permission can't consist of a digest
+    alone: a tenant could then make the host read any file, to compare its digest.
     """
     location, digest = _parts(pattern)
     found = _HASH.fullmatch(source_hash)

@@ -1,7 +1,7 @@
-"""Sums of what a tenant's environments declare, and the quotas that they may not exceed. Pure.
+"""Sums of the declared limits of a tenant's environments, and the quotas that these sums may not exceed. Pure.
 
-Each limit that is summed here is enforced for each environment, by the kernel or by the broker. So environments whose
-limits keep a quota together can't exceed it when they run.
+The kernel or the broker enforces each of these limits for each environment. So if the sum of the limits is within a
+quota, the running environments can't exceed the quota together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def instances(spec: Environment) -> int:
 
 
 def used(declared: Declaration, tenant: str) -> Quota:
-    """Return what the environments of a tenant may use together, by their declared limits.
+    """Return the resources that a tenant's environments may use together: the sums of their declared limits.
 
     :param declared: a declaration with the places of children, and without the links to the host.
     """
@@ -55,7 +55,7 @@ def _disk(spec: Environment) -> int:
 
 
 def _connections(spec: Environment) -> int:
-    """Return the most connections of an environment. Those through published ports have a limit of their own."""
+    """Return the most connections of an environment. Connections through published ports have a separate limit."""
     its = spec.interface
     if not isinstance(its, Filtered):
         return 0
@@ -63,10 +63,10 @@ def _connections(spec: Environment) -> int:
 
 
 def _queues(own: Set[str], linked: Collection[Link]) -> tuple[int, int]:
-    """Return the most messages that may wait in a tenant's queues, and the most bytes of these messages.
+    """Return the greatest number of messages that may wait in a tenant's queues, and of their bytes.
 
-    A queue belongs to the tenant whose environment reads it. The queue of requests to the host, and an outbox to
-    another host, belong to the sender's.
+    A queue counts for the tenant whose environment reads it. The queue of requests to the host, and an outbox to
+    another host, count for the sender's tenant.
     """
     boxes = {end for link in linked for end in (link.source, link.target)} & own
     asking = {link.source for link in linked if link.pattern == "request"} & own
@@ -123,7 +123,7 @@ _REMEDIES = {
 
 
 def unsound(quota: Quota) -> Iterable[tuple[str, str]]:
-    """Yield the parts of a quota that can't be one: (key, message)."""
+    """Yield the invalid values in a quota: (key, message)."""
     for key in Quota.__struct_fields__:
         value = getattr(quota, key)
         if not 0 <= value <= 2**53:

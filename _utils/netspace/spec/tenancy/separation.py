@@ -1,7 +1,7 @@
 """Proof that tenants don't reach each other, or a path by which one does. Pure.
 
 The paths are those of :mod:`netspace.spec.reach`: links and rules of interfaces, through any number of environments of
-the host, whose programs could pass data on. ``reaches`` of a tenant permits what a path would otherwise refute.
+the host, whose programs could pass data on. The key ``reaches`` of a tenant permits paths to the tenants in it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ def problems(declared: Declaration, path: str) -> list[Problem]:
 
 
 def refuted(world: World, declared: Declaration) -> dict[tuple[str, str], tuple[Edge, ...]]:
-    """Return a shortest path for each pair of tenants of which the first reaches the second without permission.
+    """Return each pair of tenants (A, B) in which A reaches B without permission, with a shortest path from A to B.
 
-    A tenant that another one may reach answers that one. So from the first to the second, only paths count then on
-    which each step is begun by its sender.
+    If B may reach A, then A may answer B. So a path from A to B then counts only if none of its steps is an answer.
     """
     whose = {name: spec.tenant for name, spec in declared.environments.items() if spec.tenant is not None}
     known = reach.edges(world)

@@ -1,8 +1,9 @@
 """The client of netspace's own supervisor, for hosts where systemd is not PID 1.
 
 The client reads definitions, desired services and statuses from files (see ``definitions``). Only starts and stops need
-the daemon; a look at many services asks it first, which costs a fifth. The client starts the daemon on demand, from the
-library's copy. The daemon ends when it has nothing left to watch.
+the daemon. To read the states of many services, the client asks the daemon first, because that takes a fifth of the
+time. The client starts the daemon on demand, from the library's copy. The daemon ends when it has nothing left to
+watch.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ class DaemonSupervisor:
         return found
 
     def _running(self, names: Collection[str]) -> dict[str, Status]:
-        """Return the status of those of *names* that run, by one question to the daemon.
+        """Return the statuses of the running services among *names*, by one question to the daemon.
 
-        The result is empty if no daemon answers soon: none runs, it is of an earlier version, or the host is too busy.
+        The result is empty if no daemon answers soon: no daemon runs, it has an earlier version, or the host is too
+        busy.
         """
         if not presence.attended(self.layout):
             return {}

@@ -200,7 +200,7 @@ class Stopper:
             self.units.idle(unit, "stopped" if unit.exit == "exit 0" else "failed")
 
     def _present(self, started: Service) -> Service:
-        """Return a service with its present health check and ``restart``, which may have changed since its start.
+        """Return a service as it was started, but with its present health check and ``restart``.
 
         A service without a readable definition is returned as it was started.
         """

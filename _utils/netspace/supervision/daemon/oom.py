@@ -84,7 +84,7 @@ class OomTracker:
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return
         if killed := self._count(unit):
-            self.units.say(f"{unit.name}: the kernel killed {killed} of its processes for want of memory")
+            self.units.say(f"{unit.name}: the kernel killed {killed} of its processes for lack of memory")
             self.units.record(unit, "running")
 
     def _count(self, unit: Unit) -> int:

@@ -5,8 +5,8 @@ disk (fallocate(2)), or by a lease (fcntl(2)) delay every process that opens the
 is a named pipe in a folder that only root can write. The daemon reads at most ``CHUNK`` bytes at a time from the pipe;
 a program that writes faster has to wait.
 
-The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program waits
-when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
+The program itself also has the pipe open for reading, so the pipe always has a reader. If no supervisor runs, the
+program therefore gets no SIGPIPE, and waits when the pipe is full. The next supervisor finds the pipe by its name.
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ def header_value(text: str) -> bytes:
 
 
 def dump_request(request: Request, host: bytes) -> bytes:
-    """Return *request* as the body of a message to the environment *host*."""
+    """Return *request* as the body of a message.
+
+    :param host: the name of the receiving environment, for the header ``Host``.
+    """
     headers = [(name, value) for name, value in end_to_end(request.headers) if name != b"host"]
     start = h11.Request(
         method=request.method,

@@ -1,4 +1,4 @@
-"""``attest``: gives the asking environment a token, signed for its host, as a proof for others of where it runs.
+"""``attest``: gives the asking environment a signed token, with which it proves to others on which host it runs.
 
 ``docs/host-peer.md`` describes the answer, and ``netspace.attestation.environment_token`` the token.
 """
@@ -33,15 +33,15 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True):
     """The proof.
 
-    :param evidence: a collection (CMW) of the token, the host's statement about its key and, if there is one, the word
-        of the fleet's verifier on the host; as JSON text. The program passes it on unchanged.
+    :param evidence: a collection (CMW), as JSON text. It contains the token, the host's statement about the token key
+        and, if there is one, the host appraisal by the fleet's verifier. The program passes it on unchanged.
     """
 
     evidence: str
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Return the token for one request, with what the host and the fleet's verifier say about the token's key.
+    """Return the token for one request, with the statements of the host and of the fleet's verifier about its key.
 
     :raises Refused: the host has no signed statement.
     """

@@ -1,6 +1,6 @@
 """``children``: the children of the asking environment that run.
 
-The peer hands the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
+The host's peer process passes the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Child(msgspec.Struct, frozen=True):
     :param name: the name by which the asker calls it.
     :param environment: its name as an environment, by which messages reach it.
     :param template: the name of its template.
-    :param until: when its life ends, in seconds since 1970.
+    :param until: the end of its lifetime, in seconds since 1970.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""``delegate``: gives a peer a weaker right, made of a link of the asking environment, for some time.
+"""``delegate``: gives a peer, for some time, a right to send over which the asking environment itself has a link.
 
-The peer has no right to make links. It hands the request to the keeper of children, which believes nothing of it.
-``docs/host-peer.md`` describes the answer.
+The host's peer process may not make links. It passes the request to the keeper of children, which checks everything
+again. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The right, which the peer has now.
+    """The right that the peer has now.
 
     :param link: the receiver of the messages, as the asker calls it.
     :param to: the peer that has the right, as the asker calls it.

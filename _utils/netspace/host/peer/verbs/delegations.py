@@ -1,6 +1,6 @@
-"""``delegations``: the rights that the asking environment delegated and that still hold.
+"""``delegations``: the rights that the asking environment has delegated and that are still in force.
 
-The peer hands the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
+The host's peer process passes the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``end``: ends a child of the asking environment.
 
-The peer hands the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
+The host's peer process passes the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``revoke``: takes back a right that the asking environment delegated, and all that was made of that right.
+"""``revoke``: takes back a right that the asking environment delegated, and all rights that derive from it.
 
-The peer hands the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
+The host's peer process passes the request to the keeper of children. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``spawn``: starts a child of the asking environment, by a template of its declaration.
 
-The peer has no right to start anything. It hands the request to the keeper of children, which believes nothing of it.
-``docs/host-peer.md`` describes the answer.
+The host's peer process may not start anything. It passes the request to the keeper of children, which checks everything
+again. ``docs/host-peer.md`` describes the answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     :param name: the name by which the asker calls it.
     :param environment: its name as an environment, by which messages reach it.
-    :param until: when its life ends, in seconds since 1970.
+    :param until: the end of its lifetime, in seconds since 1970.
     """
 
     name: str
