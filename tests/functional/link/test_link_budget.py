@@ -166,7 +166,7 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
     told = log(host).count(ended)
     with contextlib.closing(host.connect("web")), contextlib.closing(host.connect("audit")):
         # All that each connection has used, with its own processes and those of TLS.
-        tops = "{_, Reader, _} <- netspace_guard:connections(), Top <- netspace_guard:ancestors(Reader)"
+        tops = "{_, Reader, _} <- netspace_guard:connections(), [Top | _] <- [netspace_guard:ancestors(Reader)]"
         spent = f"[Used || {tops}, {{_, Used}} <- {budget.MODULE}:stranger(Top)]"
         used = [int(number) for number in re.findall(r"\d+", host.evaluate(f"{spent}."))]
     assert len(used) >= 2 and 0 < min(used) < budget.LOGIN / 2, f"of {used}, one has just logged in"
