@@ -168,10 +168,10 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
         tops = "{_, Reader, _} <- netspace_guard:connections(), [Top | _] <- [netspace_guard:ancestors(Reader)]"
         spent = f"[Used || {tops}, {{_, Used}} <- {budget.MODULE}:stranger(Top)]"
         used = [int(number) for number in re.findall(r"\d+", host.evaluate(f"{spent}."))]
-    assert len(used) >= 2 and 0 < min(used) < budget.LOGIN / 2, f"of {used}, one has just logged in"
         for connection in (one, other):
             connection.process_data_events(0.5)
             assert connection.is_open, "who logs in is not ended"
+    assert len(used) >= 2 and 0 < min(used) < budget.LOGIN / 2, f"of {used}, one has just logged in"
 
 
 @pytest.mark.root
