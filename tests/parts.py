@@ -81,14 +81,15 @@ TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm
 # Files by turns of the same kind: each follows pages or a command, and other tests need what these use every day.
 FILES = (
     (
+        *(f"tests/integration/test_{what}.py" for what in ("demo_hosts", "attestation_schedule", "systemd_kernel")),
+        "tests/functional/host/test_host_tenants.py",
+    ),
+    (
         *("tests/integration/test_day_two.py", "tests/functional/host/test_host_services.py"),
         *("tests/functional/host/test_host_delegate.py", "tests/functional/link/test_link_budget.py"),
         "tests/functional/host/test_host_other_tools.py",
     ),
-    (
-        *(f"tests/integration/test_{what}.py" for what in ("demo_hosts", "attestation_schedule", "systemd_kernel")),
-        *("tests/functional/host/test_host_tenants.py", "tests/integration/test_lab_between.py"),
-    ),
+    ("tests/integration/test_lab_between.py", "tests/integration/test_secrets_fleet.py"),
 )
 
 
