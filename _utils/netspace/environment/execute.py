@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +34,8 @@ from netspace.text import harmless
 
 MAX_OUTPUT = 1024 * 1024
 DROPPED = 12 * 1024 * 1024  # the most bytes a second that are read and dropped, as of a program's log
+_PREFIX = "exec-"  # of the folder of one execution
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)
 _REAPED = 5.0  # seconds allowed to a runtime for ending after its program was killed
 
@@ -65,8 +69,8 @@ def enter(
     :raises NetspaceError: when the program can't be run.
     """
     process = oci_config.process(name, record.spec, record.image.defaults, list(arguments), confined=record.confined)
-    with tempfile.TemporaryDirectory(prefix="exec-", dir=layout.run) as folder:
-        scratch = Path(folder)
+    sweep(layout)
+    with _scratch(layout) as scratch:
         pid, log = scratch / "pid", scratch / "log"
         files.write(scratch / "process.json", oci_config.encode(process))
         call = oci_runtime.beside(layout, name, record.runtime, mounts.table(), scratch)
@@ -74,6 +78,36 @@ def enter(
         if not done.timed_out and not pid.exists() and log.exists():
             raise NetspaceError(f"exec in environment {name}: {oci_runtime.complaint(log)}")
         return done
+
+
+def sweep(layout: Layout) -> None:
+    """Remove the folders of executions whose process was killed."""
+    for folder in layout.run.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, or gone
+            fd = os.open(folder, _FOLDER)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def _scratch(layout: Layout) -> Iterator[Path]:
+    """Make a folder for one execution. Its lock tells :func:`sweep` that the folder is in use."""
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=layout.run) as folder:
+            try:
+                fd = os.open(folder, _FOLDER)
+            except FileNotFoundError:  # swept before it had its lock
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                if os.fstat(fd).st_nlink:  # else swept as well
+                    yield Path(folder)
+                    return
+            finally:
+                os.close(fd)
 
 
 def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgroup: str) -> Done:

@@ -34,6 +34,7 @@ def noted(layout: Layout) -> dict[str, list[str]]:
 
 def forget(host: Parts, token: str) -> None:
     """Remove a trial's image, and then its note. Call this function after its environments are gone."""
+    from netspace.environment import execute
     from netspace.environment.storage import mounts
 
     layout, store = host.layout, host.environments.store
@@ -45,6 +46,7 @@ def forget(host: Parts, token: str) -> None:
     for left in (made / INSIDE[1:], made, made.parent):
         with contextlib.suppress(OSError):  # absent, or another audit's
             left.rmdir()
+    execute.sweep(layout)
     files.remove(_path(layout, token))
 
 

@@ -86,7 +86,7 @@ def test_service_that_begins_again_is_told(applied, short, monkeypatch):
     monkeypatch.setattr(service_exhaustion._Stage, "_times", killing)
     (row,) = service_exhaustion.exhaust(Host(Layout()), "web", ["exec: programs that never end"])
     assert row.outcome == "leak"
-    assert row.detail.endswith("; the health began again")
+    assert row.detail.endswith("; the health was restarted")
     assert left() == []
 
 
