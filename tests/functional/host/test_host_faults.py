@@ -109,6 +109,8 @@ def check(world: World, scenario: Scenario) -> list[str]:
         wrong.append(f"the next run fails: {error}")
     if scenario.then is not None:
         then = scenario.then
+        if scenario.before == world.reboot:  # services start in the background
+            world.settled(scenario.looks)
         planned = faultpoints.run(lambda: faults_host.converge(then, test=True), traced=False)
         if error := succeeded(planned):
             wrong.append(f"the plan after it fails: {error}")
