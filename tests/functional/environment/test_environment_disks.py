@@ -114,7 +114,7 @@ def test_a_size_shrinks_by_a_restart_and_never_below_what_is_there(host, writabl
     assert "limits:disk: it holds 30" in plan.refusals[0].message
     host.sh("web", "rm /var/big; echo kept > /var/file")
     one = step(host, declared("32M"))
-    assert (one.action, one.reason.split(" ")[0:2]) == ("restart", ["a", "file"])
+    assert (one.action, one.reason.split(" ")[0:2]) == ("restart", ["a", "separate"])
     assert host.apply(declared("32M"))["web"].error == ""
     assert host.sh("web", "cat /var/file") == "kept"
     assert "No space left" in fill(host, "web", "/var/big", 40)
@@ -284,7 +284,7 @@ def test_a_lost_record_does_not_lose_the_layer(host, writable, monkeypatch):
         host.sh("web", "mkdir -p /var/d; echo kept > /var/d/file")
         base = host.kind.recorded()["web"].base
         records.path(host.layout, "web").unlink()
-        assert "web has no record" in host.plan({"other": host.desired("other")}).notes[0]
+        assert "web has a layer, but no record" in host.plan({"other": host.desired("other")}).notes[0]
         # By now its ids are another's.
         monkeypatch.setattr(
             user_ids, "_free", lambda _, used, base=base: base if base not in used else base + user_ids.COUNT

@@ -521,7 +521,7 @@ def test_an_image_s_user_is_found_by_name_and_root_is_never_given(host, tmp_path
     host.run("root", image=f"oci:{folder}:root", command=[])
     assert host.sh("shop", "id") == "uid=33(shop) gid=34"
     assert host.sh("root", "id") == "uid=1000 gid=1000"
-    assert "never given" in host.kind.recorded()["root"].image.defaults.notes[0]
+    assert "netspace never allows" in host.kind.recorded()["root"].image.defaults.notes[0]
     host.run("shop", image=f"oci:{folder}:shop", command=[], args=[f"echo args; {STAY}"], user=1000)
     until(lambda: host.operations.logs("shop", 1) == {"lines": ["args"]})
     assert host.sh("shop", "id") == "uid=1000 gid=1000"
