@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -102,6 +102,7 @@ def take(
     why: list[Refusal] = []
     read: dict[str, bytes] = {}
     to_open: dict[Place, _Wanted] = {}
+    of_sources: list[_Wanted] = []
     for environment, spec in wanted.items():
         opened[environment], kept[environment] = {}, {}
         before, now = _read(layout, environment), held(layout, environment)
@@ -109,6 +110,8 @@ def take(
             one = _Wanted(environment, name, secret, before.get(name), now.get(name))
             if one.kept is not None and one.kept.minimum == secret.minimum:
                 kept[environment][name] = one.kept
+            if secret.source is not None:
+                of_sources.append(one)
             try:
                 _permit(secret, trust)
                 if secret.source is not None:
@@ -138,7 +141,7 @@ def take(
             if one.held is not None:
                 opened[one.environment][one.name] = one.held
     if not test:
-        _sealed(layout, wanted, opened, kept, why)
+        _sealed(layout, [one for one in of_sources if one.name in opened[one.environment]], opened, kept, why)
     return Taken(opened, kept, Result(Plan(refusals=why)))
 
 
@@ -179,19 +182,12 @@ def _from(uri: str, source: Source | None, read: dict[str, bytes]) -> bytes:
 
 
 def _sealed(
-    layout: Layout,
-    wanted: Mapping[str, Environment],
-    opened: Opened,
-    kept: dict[str, dict[str, Kept]],
-    why: list[Refusal],
+    layout: Layout, todo: Sequence[_Wanted], opened: Opened, kept: dict[str, dict[str, Kept]], why: list[Refusal]
 ) -> None:
-    """Encrypt secrets from sources to this host, where they are new or changed, or this host has another key."""
-    todo = [
-        (environment, name, secret)
-        for environment, spec in wanted.items()
-        for name, secret in declared_secrets.of(spec).items()
-        if secret.source is not None and name in opened[environment]
-    ]
+    """Encrypt secrets from sources to this host, where they are new or changed, or this host has another key.
+
+    :param todo: secrets from sources that are open.
+    """
     if not todo:
         return
     from netspace.attestation import sealed_value
@@ -200,10 +196,11 @@ def _sealed(
     chosen = host_key.settings(layout)
     kind = "software" if chosen.get("tpm") is None else "tpm"
     to = None
-    for environment, name, secret in todo:
+    for one in todo:
+        environment, name, secret = one.environment, one.name, one.secret
         plain, old = opened[environment][name], kept[environment].get(name)
         same = old is not None and not old.host and sealed_value.read(old.sealed).kind == kind
-        if same and held(layout, environment).get(name) == plain:
+        if same and one.held == plain:
             continue
         try:
             if kind == "software" and int(secret.minimum[1:]) >= int(secret_key.LEAST_OF_TPM[1:]):
