@@ -12,7 +12,6 @@ import pytest
 from support.fleet import lab_faults
 from support.fleet.lab_faults import IMAGE, rolled_out
 from support.hosts.lab import Lab
-from support.hosts.lab import lab as lab_of
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -50,14 +49,7 @@ MINION = "salt-minion --config-dir"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "fleet.yaml").write_text(FLEET)
-    with lab_of(folder / "lab") as made:
-        made.do("up", str(folder / "fleet.yaml"))
-        made.warm()
-        made.runner("netspace_fleet.join", "h1", "h2")
-        made.apply()
-        made.runner("netspace_fleet.join", "h1", "h2")
+    with lab_faults.joined(tmp_path_factory.mktemp("lab"), FLEET) as made:
         yield made
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support.hosts.lab import LAB, Lab
+from support.hosts.lab import lab as lab_of
 from support.waiting import until
 
 IMAGE = "tar:salt://images/shop.tar"
@@ -32,6 +33,19 @@ time.time = lambda: real() + {seconds}
 runpy.run_path("/usr/bin/web", run_name="__main__")
 """
 """``web`` with a clock that is wrong: in the lab, all hosts have the machine's."""
+
+
+@contextlib.contextmanager
+def joined(folder: Path, fleet: str) -> Iterator[Lab]:
+    """Run a lab with the fleet's file *fleet*, in which h1 and h2 have joined and are as declared."""
+    (folder / "fleet.yaml").write_text(fleet)
+    with lab_of(folder / "lab") as made:
+        made.do("up", str(folder / "fleet.yaml"))
+        made.warm()
+        made.runner("netspace_fleet.join", "h1", "h2")
+        made.apply()
+        made.runner("netspace_fleet.join", "h1", "h2")
+        yield made
 
 
 def plan_of(lab: Lab) -> str:
