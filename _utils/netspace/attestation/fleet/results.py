@@ -90,7 +90,7 @@ class Results:
         return known
 
     def keep_runs(self, minion: str, runs: Mapping[str, Any]) -> None:
-        """Save the runs that a host's ledger leaves. The record has their digest."""
+        """Save a host's runs, as its judged ledger has them. The host's record has their digest."""
         if runs != self.runs(minion):
             self._store.store("runs", key_of(minion), {"runs": dict(runs)})
 
