@@ -105,7 +105,7 @@ def _least(*bounds: float | None) -> float | None:
 def _made(
     wanted: Mapping[str, Possible], own: Mapping[str, Link], make: Callable[[Possible, Link], Link | None]
 ) -> Iterator[tuple[Possible, Link]]:
-    """Yield each possible link whose holder has the link that it derives from, which comes before it."""
+    """Yield each possible link whose holder has the link from which it derives, and that link before it."""
     waiting: dict[str, list[Possible]] = {}
     for name in sorted(wanted):
         waiting.setdefault(wanted[name].of, []).append(wanted[name])
