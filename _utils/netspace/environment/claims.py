@@ -41,7 +41,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments that need the same things on the host."""
+    """Return a text that is equal for environments with the same needs on the host; the index groups by it."""
     return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
 
 
