@@ -230,7 +230,7 @@ class Delegations(Converge):
         if not self._parents_of([to]):
             return None
         there = child_records.read(self.layout, to)
-        if there is None or there.begun is None or child_records.due(self.layout, to):
+        if there is None or there.begun is None or child_records.over(self.layout, to, there):
             raise Refused("not-available", f"{to}: no such child runs")
         return there.begun
 
