@@ -11,7 +11,7 @@ lock. So a revocation doesn't wait for an apply.
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -80,7 +80,7 @@ class Delegations(Converge):
             above = record.read(self.layout, own.name)
             until, ends = self._end(bound.lifetime, limits.until, above)
             there = Delegation(
-                id=secrets.token_hex(8),
+                id=os.urandom(8).hex(),
                 holder=holder,
                 to=one.to,
                 target=one.target,
