@@ -16,7 +16,7 @@ from netspace.index import Index
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "3"  # raise it whenever `of` finds something else in the same record
+_VERSION = "4"  # raise it whenever `of` or `sort` finds something else in the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -41,8 +41,8 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments that need the same things on the host."""
-    return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
+    """Return a text that is equal for environments that need the same things on the host, and have a tenant or none."""
+    return f"{its.watched:d} {its.promised > 0:d} {its.tenant != '':d} {its.confined}"
 
 
 def of(record: Record) -> Claims:
