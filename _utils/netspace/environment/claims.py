@@ -19,7 +19,7 @@ from netspace.known import Known
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "3"  # raise it whenever `of` finds something else in the same record
+_VERSION = "4"  # raise it whenever `of` or `sort` finds something else in the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -70,8 +70,11 @@ class Bases(Container[int]):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments with the same needs on the host; the index groups by it."""
-    return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
+    """Return a text that is equal for environments with the same needs on the host, and with or without a tenant.
+
+    The index groups by it.
+    """
+    return f"{its.watched:d} {its.promised > 0:d} {its.tenant != '':d} {its.confined}"
 
 
 def of(record: Record) -> Claims:
