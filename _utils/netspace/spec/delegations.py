@@ -217,7 +217,7 @@ def _bound_wrong(declared: Declaration, holder: str, target: str, own: Link | No
     if own is None:
         yield "", f"{holder} has no link to {target}, and nobody may delegate one to it; leave it out"
     elif spawns.parent_of(target, declared.environments.get):
-        yield "", f"{target} is a child, whose links its template has; leave it out"
+        yield "", f"{target} is a child, whose template declares its links; leave it out"
 
 
 def _receiver_wrong(declared: Declaration, links: Mapping[str, Link], holder: str, to: str, target: str) -> str:
