@@ -321,7 +321,7 @@ def remove(path: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Turn a system error inside the context (no space, too many open files) into an error for the operator.
+    """Turn a system error inside the context (no space, too many open files) into a NetspaceError with a remedy.
 
     :raises NetspaceError: the system refused a call.
     """

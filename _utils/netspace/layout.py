@@ -162,7 +162,7 @@ class Layout:
     def whose(self, name: str) -> str:
         """Return the environment of an instance.
 
-        *name* is the environment's name, or the name of its second instance (:meth:`beside`).
+        :param name: the environment's name, or the name of its second instance (:meth:`beside`).
         """
         return name.removesuffix(_BESIDE)
 

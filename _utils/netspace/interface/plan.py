@@ -174,7 +174,7 @@ class Planner:
                 work = InterfaceChange(
                     record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known
                 )
-                reason = "an environment that its rules cover came or went"
+                reason = "an environment that its rules cover was added or removed"
                 steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
         return steps
 
@@ -230,7 +230,7 @@ class Planner:
                 action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
                 changes["link"] = {"old": "as it was", "new": f"created again: {reason}"}
             elif make and _shape(before) == _shape(wanted):
-                action, reason = "rebuild", "its link is gone, or half of it"
+                action, reason = "rebuild", "its link, or one end of it, is gone"
         if not changes:
             # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())

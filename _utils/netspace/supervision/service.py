@@ -97,7 +97,7 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: whether a count of OOM kills that lacks those of the last second is enough; it takes less work.
+        :param noticed: whether a count of OOM kills may lack those of the last second, which saves work.
         """
         ...
 
