@@ -179,13 +179,11 @@ class ApplyRun:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        # Only a new environment needs the user ids of all others.
-        new = any(work.record is None for work in self._left().values())
-        taken = {name: its.base for name, its in self._claims().items()} if new else {}
+        taken = claims.Bases(self._claims())
         for name, work in self._left().items():
             try:
-                base = user_ids.allocate([name], taken)[name] if work.record is None else work.record.base
-                taken[name] = base
+                base = user_ids.free(name, taken) if work.record is None else work.record.base
+                taken.add(base)
                 image = built[source(work)] if name in rebuilt else None
                 record = self._record(name, work, base, image)
                 if work.record is not None and work.assemble:

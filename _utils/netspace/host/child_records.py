@@ -41,7 +41,7 @@ class Run(msgspec.Struct, frozen=True):
 
     def lasts(self) -> bool:
         """Return whether the process still runs."""
-        return self.boot == boot() and process.alive(self.pid, self.ticks)
+        return self.boot == files.boot_id() and process.alive(self.pid, self.ticks)
 
     @property
     def began(self) -> float:
@@ -83,11 +83,6 @@ class Child(msgspec.Struct, frozen=True):
     begun: Run | None = None
 
 
-def boot() -> str:
-    """Return the kernel's id of this boot (random(4))."""
-    return files.read("/proc/sys/kernel/random/boot_id", 64).decode().strip()
-
-
 def now() -> float:
     """Return the seconds since the boot, including time in suspend (``CLOCK_BOOTTIME``, clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -103,7 +98,7 @@ def run_of(layout: Layout, name: str) -> Run | None:
         there = process.stat(int(pid))
         if there is not None and there.ticks > 0 and there.state not in "ZX":
             found.append((there.ticks, int(pid)))
-    return Run(boot(), min(found)[1], min(found)[0]) if found else None
+    return Run(files.boot_id(), min(found)[1], min(found)[0]) if found else None
 
 
 def _path(layout: Layout, place: str) -> Path:
@@ -147,11 +142,14 @@ PARENT_ENDED, OVER = "its parent has ended", "its lifetime is over"
 
 def due(layout: Layout, place: str) -> str:
     """Return why the child at a place must end; empty if it may go on. Changes nothing."""
+    child = read(layout, place)
+    return "its record is damaged" if child is None else over(layout, place, child)
+
+
+def over(layout: Layout, place: str, child: Child) -> str:
+    """Return why *child*, read from the record of its place, must end; empty if it may go on."""
     from netspace.environment import record as records
 
-    child = read(layout, place)
-    if child is None:
-        return "its record is damaged"
     if child.begun is None:
         return "its start was interrupted"
     if not child.within.lasts():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
 from netspace.host import delegation_records
@@ -187,7 +188,7 @@ class Children(Cards):
         spec = msgspec.structs.replace(there.spec, values=child.values, state="running")
         if errors := self._become({place: msgspec.structs.replace(there, spec=spec)}):
             raise NetspaceError(errors[place])
-        run = record.run_of(self.layout, place) or Run(record.boot(), 0, 0)  # it may have ended already
+        run = record.run_of(self.layout, place) or Run(files.boot_id(), 0, 0)  # it may have ended already
         begun = msgspec.structs.replace(child, begun=run)
         record.write(self.layout, place, begun)
         return begun

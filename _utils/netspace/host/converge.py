@@ -335,7 +335,7 @@ class Converge(Cards):
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
         """Return the declared environments; those in which a child runs get the child's state and values.
 
-        If a child must end (``child_records.due``), or its template has changed since its start, its environment stays
+        If a child must end (``child_records.over``), or its template has changed since its start, its environment stays
         as declared: stopped.
         """
         from netspace.environment import record as records
@@ -345,7 +345,7 @@ class Converge(Cards):
         there, _ = self.environments.readable(taken) if taken else ({}, {})
         for name in sorted(taken & there.keys()):
             child, was = child_records.read(self.layout, name), there[name].spec
-            if child is None or child_records.due(self.layout, name):
+            if child is None or child_records.over(self.layout, name, child):
                 continue
             now = msgspec.structs.replace(found[name], values=child.values, state="running")
             required = trust.requirement(now, declared.attestation)

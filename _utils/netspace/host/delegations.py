@@ -11,7 +11,7 @@ lock. So a revocation doesn't wait for an apply.
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -80,7 +80,7 @@ class Delegations(Converge):
             above = record.read(self.layout, own.name)
             until, ends = self._end(bound.lifetime, limits.until, above)
             there = Delegation(
-                id=secrets.token_hex(8),
+                id=os.urandom(8).hex(),
                 holder=holder,
                 to=one.to,
                 target=one.target,
@@ -230,7 +230,7 @@ class Delegations(Converge):
         if not self._parents_of([to]):
             return None
         there = child_records.read(self.layout, to)
-        if there is None or there.begun is None or child_records.due(self.layout, to):
+        if there is None or there.begun is None or child_records.over(self.layout, to, there):
             raise Refused("not-available", f"{to}: no such child runs")
         return there.begun
 

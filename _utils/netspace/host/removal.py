@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 
 from netspace.errors import NetspaceError
@@ -162,6 +161,8 @@ class Removal(Cards):
             self.environments.purge()
             recorded_calls.end(self.layout)
             self.supervisor.purge()
+        import shutil  # few runs remove everything
+
         for folder in (self.layout.run, self.layout.logs):
             shutil.rmtree(folder, ignore_errors=True)
         kept = self.layout.volumes("")

@@ -7,7 +7,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import ModuleType
 
 import msgspec
@@ -24,8 +23,7 @@ BUSY = "too many requests about children and delegations wait; try again later"
 ABSENT = "the host's keeper of children doesn't run; try again, and ask first which children or delegations there are"
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(msgspec.Struct, frozen=True):
     """The address to which an answer is sent.
 
     :param exchange: the exchange through which the request came.

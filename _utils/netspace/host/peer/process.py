@@ -24,9 +24,10 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+import msgspec
 
 from netspace import folder_watch
 from netspace.errors import NetspaceError
@@ -62,8 +63,7 @@ KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
 
 
-@dataclass
-class Held:
+class Held(msgspec.Struct):
     """A request whose answer is held back until it changes, but at most until the time *until* (``time.monotonic``).
 
     :param body: the request, encoded again without white space.
