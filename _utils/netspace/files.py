@@ -382,7 +382,7 @@ def held(path: Path, busy: Callable[[], Exception | None] | None = None) -> int:
 
 
 def _patiently(fd: int, busy: Callable[[], Exception | None]) -> None:
-    """Take an exclusive lock, unless *busy* returns an error before it is free."""
+    """Wait until the lock on *fd* is free, and take it; raise an error as soon as *busy* returns one."""
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -333,10 +333,10 @@ class Planner:
 def _few(
     range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
 ) -> addresses.Allocation | None:
-    """Return the allocation for a few interfaces, without a look at the addresses of all others.
+    """Return the addresses of a few interfaces, found without decoding the records of all other interfaces.
 
-    The result is None if all interfaces must be looked at: one of these interfaces must give up its address, the first
-    address of a new one may be taken, or there are too many of them.
+    The result is None if that isn't possible, and all records must be decoded: an interface would lose its address, the
+    address that a new one would get by its name may belong to another, or there are too many interfaces.
 
     :param asking: the interfaces' declared addresses, by environment; None: any address.
     """
