@@ -70,7 +70,7 @@ class Bases(Container[int]):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments with the same needs on the host that all have, or all lack, a tenant.
+    """Return a text that is equal for environments with equal needs on the host that all have, or all lack, a tenant.
 
     The index groups the claims by this text.
     """
