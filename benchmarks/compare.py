@@ -8,7 +8,8 @@ the best of all turns, because other load on the machine only adds to a time. Li
 out.
 
 By default only lines of *processor time* are compared, since they don't change on a machine that is busy with other
-work. ``--clock`` compares all times. It exits with 1 if a line takes more than R times (default 1.05) what it took.
+work. ``--clock`` compares all times. It exits with 1 if a value is more than R times (default 1.05) that of the earlier
+commit.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def unchanged(declared: dict[str, Any]) -> None:
 
 
 def asked(name: str, work: Work) -> Any:
-    """Return what *work* returns with the mailbox of an environment, in its network namespace."""
+    """Call *work* with the mailbox of an environment, in the environment's network namespace; return the result."""
 
     async def connected() -> Any:
         async with Mailbox(LAYOUT.inside(name)) as mailbox:
@@ -197,7 +197,7 @@ def test_right_ends_with_its_time_and_its_maker(here: dict[str, Any]) -> None:
 
 
 def test_right_that_ends_while_a_request_waits_is_not_handed_on(here: dict[str, Any]) -> None:
-    """A request of *till* waits for an apply, and meanwhile its own right ends."""
+    """While till's request to delegate waits for the lock, till's own right ends: nothing is delegated."""
     delegate(until=time.time() + 6)
     with ThreadPoolExecutor(1) as pool:
         with Host(LAYOUT)._lock(False):

@@ -1,6 +1,6 @@
-"""``netspace_environment.exhaust`` tries what one environment can do to each service of the host, and cleans up.
+"""``netspace_environment.exhaust`` tries attacks of one environment on each service of the host, and cleans up.
 
-Each day it tries two of the ways; ``NETSPACE_ATTACKS=all`` tries all.
+Each day it tries two of the attacks; ``NETSPACE_ATTACKS=all`` tries all.
 """
 
 from __future__ import annotations
