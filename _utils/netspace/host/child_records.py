@@ -29,7 +29,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of an environment's program, known by the oldest process of that run.
+    """One run of an environment's program, identified by the oldest process of that run.
 
     :param boot: the kernel's id of the boot in which it runs.
     :param ticks: the start time of the process in clock ticks since that boot.
@@ -45,11 +45,11 @@ class Run(msgspec.Struct, frozen=True):
 
     @property
     def began(self) -> float:
-        """The time of the process's start, in seconds since the boot."""
+        """Start time of the process, in seconds since the boot."""
         return self.ticks / _TICKS
 
     def kill(self) -> None:
-        """Kill the process, and so all that runs in its namespace of processes (pid_namespaces(7))."""
+        """Kill the process. The kernel then kills all others in its PID namespace (pid_namespaces(7))."""
         with contextlib.suppress(OSError):  # it has ended
             fd = os.pidfd_open(self.pid)
             try:
@@ -60,12 +60,12 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A child.
+    """Record of one child: an environment that its parent started from a template.
 
     :param parent: the name of its parent.
     :param template: the name of its template.
     :param name: the name that its parent chose.
-    :param values: its values, as the parent gave them, with those of the template.
+    :param values: its values: those of the template, replaced by those that the parent gave.
     :param until: the end of its lifetime, in seconds since 1970, as in the answer to its parent.
     :param ends: the same in seconds since the boot (:func:`now`). Only this value is enforced, because somebody may set
         the wall clock.
@@ -167,9 +167,9 @@ def over(layout: Layout, place: str, child: Child) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _templates(layout: Layout, parent: str, stamp: tuple[int, int, int]) -> frozenset[str] | None:
-    """Return the templates in an environment's record. The record is read again only after a change.
+    """Return the templates in an environment's record; None if the record is damaged.
 
-    Return None if the record is damaged.
+    :param stamp: the stamp of the record's file. The record is read again only when the stamp has changed.
     """
     from netspace.environment import record as records
 

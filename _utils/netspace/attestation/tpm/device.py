@@ -300,7 +300,7 @@ class Device:
             yield loaded
 
     def activated(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """Open one of several credentials like :meth:`activate`; an error of this one doesn't end the others.
+        """Open a credential as :meth:`activate` does, but raise an error that doesn't keep others from being opened.
 
         :raises DeviceError: when the credential is not for these two keys.
         """
