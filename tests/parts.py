@@ -73,7 +73,7 @@ PARTS = {
     },
     "vm": {
         "vm-attestation": files(VM, "attestation"),
-        "vm-supervision": files(VM, "supervision reboot runtimes"),
+        "vm-supervision": files(VM, "supervision reboot runtimes lower_levels"),
         "vm-kinds": files(VM, "images interfaces apparmor stress"),
         "vm": ["tests/vm"],
     },
