@@ -188,6 +188,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
     from netspace.host.host import Host
     from netspace.layout import Layout
     from netspace.supervision.daemon import presence
+    from netspace.supervision.daemon.client import DaemonSupervisor
 
     rounds = Rounds()
     layout = Layout()
@@ -203,6 +204,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
 
     say(f"{options.count} environments")
     supervisor = make(options.count)
+    assert isinstance(supervisor, DaemonSupervisor), "run it where systemd isn't process 1, or with --systemd"
     try:
         bare, bare_all = floor(options.count)
         known = metrics.families(Host(layout))
