@@ -61,7 +61,10 @@ def _one(name: str, about: str, value: float | None, **by: str) -> Family:
 
 
 def _attended(host: Host, statuses: Mapping[str, Status]) -> bool | None:
-    """Return whether the supervisor runs; None if it has nothing to do, so that netspace's own ends or never began."""
+    """Return whether the supervisor runs; None if no program is to be supervised.
+
+    Without a program, netspace's own supervisor ends, or was never started.
+    """
     up = host.supervisor.attended()
     return None if up and all(one.state in ("stopped", "failed") for one in statuses.values()) else up
 
@@ -166,7 +169,7 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return, for each rule, the end of its samples' labels, and its key among the counts."""
+        """Return, for each rule, the last part of its samples' labels, and its key among the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from netspace.supervision import process
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-@dataclass(frozen=True)
-class Service:
+
+class Service(NamedTuple):
     """A program to keep running.
 
     :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
@@ -43,7 +44,7 @@ class Service:
     name: str
     command: tuple[str, ...]
     description: str = ""
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = NOTHING
     working_dir: str = "/"
     pid_file: Path | None = None
     cleanup: tuple[tuple[str, ...], ...] = ()
@@ -55,7 +56,7 @@ class Service:
     until: tuple[Path, ...] = ()
     condemned: Path | None = None
     log: Path | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = NOTHING
     delegate: bool = False
     init: bool = False
 
