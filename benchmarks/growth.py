@@ -94,8 +94,12 @@ def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--counts", default="0,100,1000", help="how many others there are (default 0,100,1000)")
     parser.add_argument("--rules", action="store_true", help="the others and the one have ten rules each")
-    parser.add_argument("--profile", default="", help="put profiles of the last round of each into this folder")
+    parser.add_argument(
+        "--profile", default="", help="put profiles of the last round of each into this folder, which is made"
+    )
     options = parser.parse_args()
+    if options.profile:
+        os.makedirs(options.profile, exist_ok=True)
     bench.on_a_host_of_its_own()
     counts = sorted({0, *map(int, options.counts.split(","))})
     rounds = Rounds()

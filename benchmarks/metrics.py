@@ -132,15 +132,13 @@ def used(pid: int) -> float:
 def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return functions that read files without parsing their content: of the cgroups, and all that there are."""
     from netspace.environment import counters
-    from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime
-    from netspace.environment.storage import mounts
     from netspace.layout import Layout
     from netspace.supervision import cgroup
     from netspace.supervision import definitions as services
 
     layout = Layout()
-    places: Any = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
+    places: Any = counters.Reader()._places
     kills = cgroups("")[0] / ("memory.events" if len(cgroups("")) == 1 else "memory.oom_control")
     of_cgroups, others = [], []
     for number in range(count):

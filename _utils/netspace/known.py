@@ -217,6 +217,12 @@ class Known(Mapping[str, T]):
         own = self._noted.text[at + len(key) : self._noted.text.index(b"\n", at + 1)]  # without the name
         return part in own and not any(part in msgspec.json.encode(value) for value in others)
 
+    def lack(self, part: bytes) -> bool:
+        """Return whether certainly no value's JSON contains *part*. Decodes no value."""
+        if part in self._noted.text:
+            return False
+        return not any(part in msgspec.json.encode(value) for value in self._new.values() if value is not None)
+
     def groups(self) -> Groups:
         """Return, for each sort, the number of the values that have it, and their first names."""
         if self._sorts is None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netspace import files
 from netspace.environment import record as records
 from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
@@ -48,7 +49,7 @@ def run_of(pid: int) -> Run:
     """Return the run of a process that lasts."""
     there = child_records.process.stat(pid)
     assert there is not None
-    return Run(child_records.boot(), pid, there.ticks)
+    return Run(files.boot_id(), pid, there.ticks)
 
 
 def own_run() -> Run:

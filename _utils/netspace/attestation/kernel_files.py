@@ -40,7 +40,7 @@ def there(path: Path) -> bool:
 
 
 def names(path: Path) -> list[str]:
-    """Return the sorted names in a folder; none if it can't be read."""
+    """Return the sorted names in a folder; an empty list if the folder can't be read."""
     try:
         return sorted(os.listdir(path))[:MAX_NAMES]
     except OSError:

@@ -38,7 +38,7 @@ class Pace:
     def _gain(self, now: float) -> None:
         """Share out the time that has passed. Who has all that he may save up leaves his share to the others."""
         passed, self._at = SHARE * max(0.0, now - self._at), now
-        names = sorted(self._left, key=self._left.__getitem__)
+        names = sorted(self._left, key=self._left.__getitem__) if passed else []
         while names:
             name = names.pop()  # who lacks least
             gained = min(passed / (len(names) + 1), BURST - self._left[name])

@@ -11,7 +11,6 @@ ledger; without that file each function does nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -228,19 +227,14 @@ def using(layout: Layout, path: Path, patience: float = PATIENCE) -> Iterator[nv
     :param patience: seconds to wait for other uses.
     :raises IndexFailure: when another process uses the TPM for too long.
     """
-    lock = layout.records("attestation") / "tpm.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock, deadline = layout.records("attestation") / "tpm.lock", time.monotonic() + patience
+
+    def busy() -> nv_index.IndexFailure | None:
+        late = time.monotonic() > deadline
+        return nv_index.IndexFailure(f"the TPM is in use by another process (it holds {lock})") if late else None
+
+    fd = files.held(lock, busy)
     try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise nv_index.IndexFailure(f"the TPM is in use by another process (it holds {lock})") from None
-                time.sleep(0.005)
         with nv_index.opened(path, max(ANSWER, patience)) as send:
             yield send
     finally:
@@ -300,7 +294,7 @@ def _boot(layout: Layout) -> str:
     :raises NetspaceError: when it can't be read.
     """
     try:
-        return (layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+        return files.boot_id(layout.root)
     except OSError as err:
         raise NetspaceError(f"the ledger of runs: the id of this boot can't be read: {err}") from err
 

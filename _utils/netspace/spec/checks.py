@@ -221,13 +221,13 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 def _host_verbs(spec: Environment, path: str) -> list[Problem]:
     """Check the key ``host`` of an environment: each verb exists, and is listed once."""
-    import difflib
-
     known = extensions.host_verbs()
     problems = []
     for index, verb in enumerate(spec.host):
         where = f"{path}:host:{index}"
         if verb not in known:
+            import difflib  # a declaration without mistakes doesn't need it
+
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))

@@ -222,7 +222,7 @@ def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declar
             found[f"{where}:{key} ({link.name})"] = link
     own = environments.keys() - declared.environments.keys()
     problems += [
-        Problem(f"{path}:links", f"{link.name}: {end} is a child, whose links its template has; leave the link out")
+        Problem(f"{path}:links", f"{link.name}: {end} is a child, whose template declares its links; leave this out")
         for link in declared.links
         for end in (link.source, link.target)
         if end in own

@@ -35,7 +35,7 @@ class Policies:
     def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
         """Use the policies in a registrar's *folder*.
 
-        :param clock: returns the time in seconds since the epoch, from which expired parts of a policy are known.
+        :param clock: returns the time in seconds since the epoch; by it, expired parts of a policy are left out.
         """
         self._folder = folder / "policies"
         self._signer = signer

@@ -48,7 +48,7 @@ class Kind(Enum):
     ORDER = "boot order"
     LOCAL = "a file on a disk of this host"
     NETWORK = "a network"
-    OTHER = "a place that its form does not show"
+    OTHER = "a place that the entry's form does not show"
 
 
 class Entry(NamedTuple):

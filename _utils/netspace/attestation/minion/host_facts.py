@@ -127,7 +127,7 @@ def _secure_boot(root: Path) -> dict[str, Any]:
             return {"enabled": None, "reason": "the firmware's variables can't be read (efivarfs is not mounted)"}
         return {"enabled": False, "reason": "the firmware has no Secure Boot"}
     if len(raw) != 5 or raw[4] > 1:
-        return {"enabled": None, "reason": "the firmware's variable SecureBoot is not a yes or no"}
+        return {"enabled": None, "reason": "the firmware's variable SecureBoot is neither 0 nor 1"}
     return {"enabled": raw[4] == 1}
 
 

@@ -59,8 +59,7 @@ class DaemonSupervisor:
         cgroup, kernel = payload_cgroups(self.layout), memory_events.reader()
 
         def kills(name: str) -> int | None:
-            # The daemon notes each kill in the trace within a second or so.
-            return None if noticed and watched else kernel(cgroup(name))
+            return None if noticed else kernel(cgroup(name))  # the daemon notes each kill in the trace
 
         with files.folder(definitions.traces(self.layout)) as folder, files.folder("/proc") as processes:
             for name in names:
