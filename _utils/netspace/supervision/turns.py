@@ -19,7 +19,7 @@ from netspace.supervision.cgroup import file_value
 
 FREE = 0.25
 """Processors that an environment may use at its full weight."""
-MOST = 5
+MOST = 6
 """How often a weight is halved at most."""
 KEPT = 0.5
 """How much of the use that was seen before counts beside the use since the last look."""
@@ -40,10 +40,10 @@ class _Files(NamedTuple):
 def halved(use: float) -> int:
     """Return how often the weight of an environment that uses so many processors is halved. Pure.
 
-    Twice the use is a quarter of the weight. So the kernel prefers whoever uses less, whatever that is.
+    Twice the use is a sixteenth of the weight. So the kernel prefers whoever uses less, even if it is not much less.
     """
     times = 0
-    while times < MOST and use > FREE * 2 ** (times / 2):
+    while times < MOST and use > FREE * 2 ** (times / 4):
         times += 1
     return times
 

@@ -74,7 +74,7 @@ def test_weight_falls_with_use_and_has_a_least_value() -> None:
     times = [halved(use) for use in uses]
     assert times == sorted(times), "who uses more never has more"
     assert (halved(0), halved(FREE), halved(1000)) == (0, 0, MOST)
-    assert halved(2 * 0.4) == halved(0.4) + 2, "twice the use is a quarter of the weight"
+    assert halved(2 * 0.26) == halved(0.26) + 4, "twice the use is a sixteenth of the weight"
 
 
 def test_who_computes_goes_last_and_gets_its_weight_back(groups: Groups) -> None:
