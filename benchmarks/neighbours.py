@@ -279,9 +279,11 @@ def _programs() -> str:
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=1)
     parser.add_argument("--ways", default="", help="attacks to measure, separated by commas (default: all)")
-    parser.add_argument("--attackers", type=int, default=1, help="environments that attack at the same time (default 1)")
+    parser.add_argument("--attackers", type=int, default=1, help="environments that attack together (default 1)")
     parser.add_argument("--turns", type=int, default=4, help="turns of work and rest for each attack (default 4)")
-    parser.add_argument("--minutes", type=float, default=40.0, help="no attack begins after so many minutes (default 40)")
+    parser.add_argument(
+        "--minutes", type=float, default=40.0, help="begin no attack after so many minutes (default 40)"
+    )
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     every = ways()
