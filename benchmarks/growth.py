@@ -140,7 +140,7 @@ class World:
         if not self.profiles:
             work()
             return
-        profile = cProfile.Profile(time.thread_time)  # on a busy machine, time by the clock tells nothing
+        profile = cProfile.Profile(time.thread_time)  # processor time: on a busy machine, elapsed time says little
         profile.runcall(work)
         profile.dump_stats(os.path.join(self.profiles, f"{step}.{self.others}.prof"))
 
@@ -163,11 +163,9 @@ def _alone(rounds: Rounds) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = bench.arguments(__doc__)
-    parser.add_argument("--counts", default="0,100,1000", help="how many others there are (default 0,100,1000)")
-    parser.add_argument("--rules", action="store_true", help="the others and the one have ten rules each")
-    parser.add_argument(
-        "--profile", default="", help="put profiles of the last round of each into this folder, which is made"
-    )
+    parser.add_argument("--counts", default="0,100,1000", help="numbers of other environments (default 0,100,1000)")
+    parser.add_argument("--rules", action="store_true", help="give each environment ten rules for outgoing packets")
+    parser.add_argument("--profile", default="", help="write profiles of the last round into this folder")
     options = parser.parse_args()
     if options.profile:
         os.makedirs(options.profile, exist_ok=True)
@@ -176,7 +174,7 @@ def main() -> None:
     rounds = Rounds()
     with bench.disk(in_memory=options.memory_disk) as folder:
         world = World(folder, options.profile, rules=options.rules)
-        for measure in (world.measure, world.measure_by_hand, world.measure_process):  # modules are loaded
+        for measure in (world.measure, world.measure_by_hand, world.measure_process):  # loads the modules; not recorded
             measure(Rounds())
         for _ in range(options.rounds):
             world.measure_process(rounds)

@@ -115,7 +115,7 @@ class Index(Generic[T]):
         self._weight: int | None = None
         self._head = _Head(version)
         self._noted: _State[T] = self._nothing()
-        self._known: _State[T] | None = None  # what `read` found: what is noted, if that is sealed
+        self._known: _State[T] | None = None  # the values that `read` returned; written if they can be sealed
         self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
         self._fresh: set[str] = set()  # records that may be too young to be noted
         self._watch: folder_watch.Watch | None = None

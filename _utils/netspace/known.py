@@ -13,9 +13,9 @@ import msgspec
 
 T = TypeVar("T")
 Groups = dict[str, tuple[int, list[str]]]
-"""By sort: how many values have it, and the first names, in alphabetical order, of those that have it."""
+"""For each sort: the number of its values, and their first names in alphabetical order."""
 _FEW = 32  # names that are looked for one by one; where more are asked for, all values are decoded
-_FIRST = 8  # names that are kept of each sort: so many of them can go until all have to be looked at again
+_FIRST = 8  # names that are kept of each sort: once so many are removed, all values must be looked at again
 
 
 class Lines(Generic[T]):
@@ -56,7 +56,7 @@ class Lines(Generic[T]):
         return isinstance(name, str) and (name in self.whole() if self._many() else self.place(name)[1] > 0)
 
     def _many(self) -> bool:
-        """Return whether to decode all values, because many were looked up already. Counts one look-up."""
+        """Count one look-up; return whether there were so many that all values are better decoded at once."""
         self._asked += 1
         return self._whole is not None or self._asked > _FEW
 
@@ -152,7 +152,7 @@ def _key(name: str) -> bytes:
 class Known(Mapping[str, T]):
     """Values by name. A value's *sort* is a text that is equal for all values that the caller treats alike.
 
-    Sorts and texts can be looked up without decoding all values.
+    The sorts, and whether a text occurs in a value, can be looked up without decoding all values.
 
     :param noted: the stored values.
     :param sort: returns the sort of a value.

@@ -340,7 +340,7 @@ class ApplyRun:
         return {**tell_host(self._tell, known), **given}
 
     def _audit(self) -> None:
-        """Begin to count refused calls before programs start. If this is impossible, the host's apply reports it."""
+        """Begin to record refused calls before programs start. If this fails, the host's apply reports it later."""
         known = {name: self._records[name] for name, work in self._left().items() if work.want.spec.audit}
         if not known:
             return

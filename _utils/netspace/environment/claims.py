@@ -19,7 +19,7 @@ from netspace.known import Known
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "3"  # raise it whenever `of` finds something else in the same record
+_VERSION = "4"  # increase it whenever `of` or `sort` returns something else for the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -70,8 +70,11 @@ class Bases(Container[int]):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments that need the same things on the host."""
-    return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
+    """Return a text that is equal for environments with equal needs on the host that all have, or all lack, a tenant.
+
+    The index groups the claims by this text.
+    """
+    return f"{its.watched:d} {its.promised > 0:d} {its.tenant != '':d} {its.confined}"
 
 
 def of(record: Record) -> Claims:

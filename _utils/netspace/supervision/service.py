@@ -98,7 +98,8 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: whether a count of OOM kills that lacks those of the last second is enough; it takes less work.
+        :param noticed: whether the OOM kills that the supervisor has noticed are enough; that takes less work. It
+            notices one within about a second, or, if it doesn't run, once it runs again.
         """
         ...
 

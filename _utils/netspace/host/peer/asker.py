@@ -22,7 +22,7 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unchanged(Exception):
-    """Error: the answer is the one that the asker has already. The peer answers when it changes, or after some time."""
+    """Error: the answer is still the one that the asker has. The peer answers when it changes, or after some time."""
 
 
 class Later(Exception):

@@ -108,7 +108,7 @@ class Errands:
         return way
 
     def done(self, verbs: dict[str, ModuleType]) -> Iterator[tuple[Way, str, bytes, str]]:
-        """Yield the answers that have come: way, asker, body, and the text for the log.
+        """Yield the answers that have come: the address to answer to, the asker, the body, and the text for the log.
 
         If the keeper has ended, the requests that it received are refused. Later requests wait for a new keeper, and
         are refused after :data:`PATIENCE`.
