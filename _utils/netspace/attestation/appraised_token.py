@@ -43,9 +43,9 @@ def verify(
     minion: str | None,
     minimum: int,
 ) -> tuple[Attested, Appraised]:
-    """Check a collection; return the claims about the environment, and the content of the host appraisal.
+    """Check an environment's token with its host appraisal; return the claims about the environment and the appraisal.
 
-    :param text: the collection.
+    :param text: token and appraisal as a CMW collection.
     :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
     :param expected: the values that the asker expects. *pcrs* must be None, because the verifier has judged the PCRs.
         *host* is only the host's own claim, so it may be given only together with *minion*.

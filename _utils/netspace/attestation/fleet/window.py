@@ -157,7 +157,7 @@ class Window:
         return None
 
     def _forget(self, task: Running) -> None:
-        """Drop the further answers to the last answered call, and keep no more of them."""
+        """Drop the stored answers to the call that was answered last, and ignore later answers to it."""
         if task.heard is not None:
             self._heard.pop((task.heard.job, task.minion), None)
             task.heard = None
