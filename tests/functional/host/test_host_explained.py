@@ -101,7 +101,7 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
 
 
 def test_explain_tells_why_a_host_refuses(host: Salt, image: Path) -> None:
-    """The program isn't in the image. An apply refuses it, so nothing was made that could be looked at."""
+    """The image lacks the program, so an apply makes nothing of the environment; explain still gives the reason."""
     environments = {"lost": {"image": f"tar:{image}", "command": ["/usr/bin/till"], "limits": {"memory": "64M"}}}
     with declared(host, {"environments": environments}):
         lost = explained(host, "lost")

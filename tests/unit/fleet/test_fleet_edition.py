@@ -104,7 +104,7 @@ def test_a_damaged_record_lets_no_pillar_in(host: EditionFile, text: str) -> Non
 
 
 def test_a_planned_edition_stays_when_changes_are_taken_back(tmp_path: Path, host: EditionFile) -> None:
-    """The master keeps the number, not the slice: so hosts that get back their former part don't refuse it."""
+    """A slice whose changes are taken back keeps the newer edition's number, so that hosts accept it."""
     declared = master(tmp_path / "one", 7, "old")
     for number, when in ((8, "old"), (9, "new")):
         data = yaml.safe_load((tmp_path / "one/fleet.yaml").read_text()) | {"apply": "planned", "edition": number}
