@@ -2,7 +2,7 @@
 
 A policy is a mapping (YAML, JSON)::
 
-    version: 3                       # never falls; recorded in results
+    version: 3                       # must not decrease; recorded in results
     boot:
       secure_boot: true              # on, with keys, not in debug mode
       dbx: [<sha256>, ...]           # the revocation list has at least these
