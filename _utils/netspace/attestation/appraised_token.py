@@ -56,7 +56,7 @@ def verify(
     """
     if expected.pcrs or (expected.host is not None and minion is None):
         raise ValueError(
-            "a verifier doesn't vouch for PCRs, and for a host's name in links only with the minion's name"
+            "a verifier doesn't vouch for PCRs, so give none; give a host's name in links only with the minion's name"
         )
     token, _, word = environment_token.parts(text)
     if not word:
