@@ -88,7 +88,7 @@ class One:
         config = json.loads((self.layout.bundle("one") / "config.json").read_bytes())
 
         def hand(number: int) -> Environment:
-            return Environment(folder, number, mounted, _as(config, folder, number, record.base), record.base)
+            return Environment(folder, number, mounted, like(config, folder, number, record.base), record.base)
 
         self.hand = hand
         self.hands = [hand(number) for number in range(HANDS)]
@@ -186,7 +186,7 @@ class One:
 HANDS = 11
 
 
-def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
+def like(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
     """Return netspace's container configuration with the paths and names of the peer's environment *number*."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     bundle = folder / f"hand{number}"

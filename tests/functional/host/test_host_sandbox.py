@@ -75,7 +75,7 @@ def test_sandbox_whose_folder_is_not_root_s_alone_refuses(spoiled: str, own: Pat
     done = subprocess.run([SANDBOX, "true"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "sandbox: /run/netspace-sandbox is no folder that root alone can enter; remove it\n",
+        "sandbox: /run/netspace-sandbox is not a folder that only root can enter; remove it\n",
     )
 
 

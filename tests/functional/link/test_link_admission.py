@@ -333,7 +333,7 @@ def test_a_client_s_name_ends_no_line_of_the_log(host):
     with contextlib.closing(host.connect("web", client_properties={"connection_name": FORGED})) as connection:
         assert connection.is_open
     log = host.layout.broker / "log/broker.log"
-    until(lambda: "forged" in log.read_text(), "it is logged", patience=30)
+    until(lambda: "forged" in log.read_text(), "it is logged")
     text = log.read_text()
     assert not {one for one in text if not one.isprintable()} - {"\n", "\t"}
     assert not any(

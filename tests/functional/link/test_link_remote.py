@@ -329,7 +329,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
     for told, why in (
         ({"level": "L2", "until": now + 3600}, "h1 has L2"),
         ({"level": "L5", "until": now - 1}, "has expired"),
-        ({}, "has told no level of h1"),
+        ({}, "has reported no level of h1"),
     ):
         assert why in apply(**told) and h2.links.names() == {"web@h1.audit", "orders.web@h1"}
         assert not sent()

@@ -59,7 +59,7 @@ def test_of_two_masters_the_older_one_is_refused(tmp_path: Path, host: EditionFi
     old, new = master(tmp_path / "old", 6, "old"), master(tmp_path / "new", 7, "new")
     editions.check({}, pillar(old), note=True)
     editions.check({}, pillar(new), note=True)
-    with pytest.raises(NetspaceError, match="edition 7 before, and the master that was asked now has 6"):
+    with pytest.raises(NetspaceError, match="edition 7 before, and this master has 6"):
         editions.check({}, pillar(old), note=True)
     assert host.read() == 7
     # Brought up to date, it is obeyed again; and then the other one is refused.
