@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from netspace.environment.record import Record
 
 LEDGER, OWN = 0.75, 0.5
-"""No child starts if more than LEDGER of the ledger of runs is filled (1: all), or its parent's children fill over OWN."""
+"""No child starts if the ledger of runs is filled beyond LEDGER (1: all), or beyond OWN by its parent's children."""
 
 Code = Literal[
     "verb-not-permitted",
