@@ -101,9 +101,8 @@ TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm
 FILES = (
     (
         *files(FLEET, "attestation"),
-        *files(HOST, "other_tools services delegate"),
+        *files(HOST, "services delegate"),
         *files(LINK, "budget shared"),
-        "tests/functional/salt/test_install.py",
     ),
     (
         *files(WHOLE, "lab demo_hosts systemd_kernel"),
@@ -113,7 +112,7 @@ FILES = (
     (
         *files(WHOLE, "day_two systemd_whole_host"),
         *files(FLEET, "targets"),
-        *files(HOST, "mailbox"),
+        *files(HOST, "mailbox other_tools"),
         *files(LINK, "sealed_hosts"),
     ),
     (
@@ -121,6 +120,7 @@ FILES = (
         *files(FLEET, "secrets registrar"),
         *files(HOST, "stopped planned"),
         *files(LINK, "buffered renaming"),
+        "tests/functional/salt/test_install.py",
     ),
 )
 
