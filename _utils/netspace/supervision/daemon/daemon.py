@@ -118,7 +118,7 @@ class Daemon:
         self.loop.due()
         self.starting.pump()
         self.loop.wait()
-        self.children.reap()
+        self.children.reap_if_due()
         if self.ending.sweeping:
             self.ending.sweep()
         if not self.starting.launching:  # a launched program's status may come before its PID file is read
@@ -141,8 +141,10 @@ class Daemon:
 
     def _woken(self, wake: int) -> None:
         """Handle a signal. SIGTERM ends only the daemon; the next daemon adopts the running services."""
-        if signal.SIGTERM in os.read(wake, 4096):
-            self._over = True
+        numbers = os.read(wake, 4096)
+        self._over = self._over or signal.SIGTERM in numbers
+        if signal.SIGCHLD in numbers:
+            self.children.signalled()
 
     def _leave_nothing(self) -> None:
         """Remove the folders that only a running daemon needs: traces, pipes, and detached programs' cgroups."""
