@@ -2,19 +2,19 @@
 
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N] [--systemd]
 
-It starts a sandbox (``scripts/sandbox``). Netspace's own supervisor runs a program for each environment. Besides, the
-environments have only the files that the metrics are read from: record, health mark and cgroup. These figures are
-compared:
+It starts a sandbox (``scripts/sandbox``). netspace's own supervisor runs a program for each environment. Apart from
+that, the environments have only the files from which the metrics are read: record, health mark and cgroup. These
+figures are compared:
 
-*all metrics* -- one call of the function, after its imports, while the supervisor runs; what the supervisor does for it
-is counted. The peer opens, reads and closes two files of each cgroup by bare system calls, without parsing the content:
-nothing else tells their memory and processor time.
+*all metrics* -- one call of the function, after its imports, while the supervisor runs. The supervisor's work for it is
+included. The peer opens, reads and closes two files of each cgroup by bare system calls, without parsing the content.
+Memory and processor time of an environment can't be read elsewhere.
 
-*all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and its successor has
-adopted the programs. The successor reads a file of each process.
+*all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and the next one took over
+the programs. The programs aren't its children, so it reads a file in /proc for each of them.
 
-*all metrics without a supervisor* -- the same call while a signal stops the supervisor. It reads 2,000 files more: the
-traces, and the processes. The peer reads the same 4,000 files.
+*all metrics without a supervisor* -- the same call while SIGSTOP halts the supervisor. The function then reads 2,000
+files more: the supervisor's traces of starts, and the processes in /proc. The peer reads the same 4,000 files.
 
 *the text alone* -- writing the text from values that were read before.
 
@@ -75,7 +75,7 @@ def make(count: int) -> Supervisor:
     supervisor.define([program(service) for service in services])
     failed = supervisor.start(services)
     assert not failed, failed
-    index = claims.index(layout)  # an apply writes it
+    index = claims.index(layout)  # an apply writes this file
     index.read()
     index.begin()
     for number, service in enumerate(services):
@@ -160,7 +160,7 @@ def read(paths: list[str]) -> None:
 
 
 def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return functions that read files without parsing their content: of the cgroups, and all that there are."""
+    """Return two functions that read files without parsing them: those of the cgroups, and all that metrics need."""
     from netspace.environment import counters
     from netspace.environment.container import oci_runtime
     from netspace.layout import Layout
@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
             timed("floor", bare)
         first = presence.holder(layout)
         os.kill(first, signal.SIGKILL)
-        # Its successor has adopted the programs once it answers; no program is a child of it.
+        # Once the next supervisor answers, it has taken over the programs; none of them is its child.
         while presence.holder(layout) in (0, first) or len(supervisor._running(services)) < options.count:
             time.sleep(0.1)
         for _ in range(options.rounds):
