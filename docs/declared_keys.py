@@ -32,9 +32,11 @@ def docstring(app: Any, what: str, name: str, obj: Any, options: object, lines: 
     for field in msgspec.structs.fields(obj):
         at = next((at for at, line in enumerate(lines) if line.startswith(f":param {field.encode_name}:")), None)
         if at is None:
+            if not (about := _about(field.type)):
+                continue  # no key of its own, as its thing's docstring tells
             while lines and not lines[-1]:
                 lines.pop()
-            lines.append(f":param {field.encode_name}: {_about(field.type)}")
+            lines.append(f":param {field.encode_name}: {about}")
             at = len(lines) - 1
         end = at + 1
         while end < len(lines) and lines[end].startswith(" "):
