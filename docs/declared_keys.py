@@ -6,6 +6,7 @@ Sphinx would show them as the signature of a Python class, with sizes in bytes.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
@@ -32,7 +33,7 @@ def docstring(app: Any, what: str, name: str, obj: Any, options: object, lines: 
     for field in msgspec.structs.fields(obj):
         at = next((at for at, line in enumerate(lines) if line.startswith(f":param {field.encode_name}:")), None)
         if at is None:
-            if not (about := _about(field.type)):
+            if not (about := _inherited(obj, field.encode_name) or _about(field.type)):
                 continue  # no key of its own, as its thing's docstring tells
             while lines and not lines[-1]:
                 lines.pop()
@@ -49,6 +50,15 @@ def docstring(app: Any, what: str, name: str, obj: Any, options: object, lines: 
 
 def _declared(what: str, obj: object) -> bool:
     return what == "class" and isinstance(obj, type) and issubclass(obj, msgspec.Struct)
+
+
+def _inherited(obj: type, key: str) -> str:
+    """Return what the docstrings of base classes say about a key."""
+    for base in obj.__mro__[1:]:
+        found = re.search(rf"^:param {key}: (.*(?:\n +.*)*)", inspect.getdoc(base) or "", re.MULTILINE)
+        if found:
+            return " ".join(found[1].split())
+    return ""
 
 
 def _about(found: Any) -> str:
