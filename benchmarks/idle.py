@@ -26,7 +26,7 @@ import bench
 from bench import line, say
 
 LIMIT_OWN, LIMIT_BROKER, LIMIT_IDLE = 30.0, 80.0, 0.3
-SETTLE = 20.0  # seconds: Erlang gives memory back that its start needed
+SETTLE = 20.0  # seconds until Erlang has released the memory that only its start needed
 BROKER = "beam.smp"
 OWN = ("supervisor", "stand-by supervisor", "health", "peer")
 PLAIN = "plain@localhost"

@@ -45,10 +45,10 @@ WORK, REST = 3.0, 2.0  # seconds of a turn
 BEGINNING = 1.2  # seconds of a turn that don't count: the former one still has an effect
 APPLIES = 3  # while they work, and while they rest, in each turn's place
 KILLED = 137
-SIGNS = "/var/tmp"  # where the attackers and this program see each other's files
+SIGNS = "/var/tmp"  # where the attackers and this program signal to each other by files
 SOURCES = ("exhaust.py", "pools.py", "storms.py", "services.py", "amqp_frames.py")
 
-# Asks and asks; tells when each answer came, and its milliseconds.
+# A program that sends requests one after another, and prints when each answer came, and after how many milliseconds.
 ASK = """
 import time
 peer = next(peer for peer in card["peers"] if peer["to"] == "orders")
@@ -67,7 +67,7 @@ while time.monotonic() < end:
     taken.append((round(now, 4), round((now - began) * 1000, 3)))
 print(json.dumps(taken))
 """
-# Shouts while it is told to.
+# A program that writes to its log as fast as possible while a certain file exists.
 SHOUT = """
 import os, time
 line = b"x" * 999 + b"\\n"
@@ -245,7 +245,7 @@ class World:
         def work(name: str) -> None:
             try:
                 while self._run(name, WORST, how, way, stdin=_programs())["retcode"] == KILLED and not over.is_set():
-                    say(f"{way}: {name} was killed for it, and begins anew")
+                    say(f"{way}: {name} was killed; starting it again")
             except BaseException as err:
                 failed.append(err)
 
@@ -278,10 +278,12 @@ def _programs() -> str:
 
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=1)
-    parser.add_argument("--ways", default="", help="some of them, parted by commas (default: all)")
-    parser.add_argument("--attackers", type=int, default=1, help="environments that attack at once (default 1)")
+    parser.add_argument("--ways", default="", help="attacks to measure, separated by commas (default: all)")
+    parser.add_argument("--attackers", type=int, default=1, help="environments that attack together (default 1)")
     parser.add_argument("--turns", type=int, default=4, help="turns of work and rest for each attack (default 4)")
-    parser.add_argument("--minutes", type=float, default=40.0, help="after which no other way begins (default 40)")
+    parser.add_argument(
+        "--minutes", type=float, default=40.0, help="begin no attack after so many minutes (default 40)"
+    )
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     every = ways()
@@ -292,7 +294,7 @@ def main() -> None:
         world = World(options.attackers)
         try:
             for way in wanted:
-                # Nothing was measured yet: then the first way has its turn, however long it took to begin.
+                # At least the first attack is measured, even if the preparation took all the minutes.
                 if time.monotonic() >= until and lines:
                     continue
                 with world.at_worst(*every[way]):

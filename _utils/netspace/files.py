@@ -321,7 +321,7 @@ def remove(path: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Turn a system error inside the context (no space, too many open files) into an error for the operator.
+    """Turn a system error inside the context (no space, too many open files) into a NetspaceError with a remedy.
 
     :raises NetspaceError: the system refused a call.
     """
@@ -382,7 +382,7 @@ def held(path: Path, busy: Callable[[], Exception | None] | None = None) -> int:
 
 
 def _patiently(fd: int, busy: Callable[[], Exception | None]) -> None:
-    """Take an exclusive lock, unless *busy* returns an error before it is free."""
+    """Wait until the lock on *fd* is free, and take it; raise an error as soon as *busy* returns one."""
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

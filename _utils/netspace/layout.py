@@ -164,7 +164,7 @@ class Layout(_Place):
     def whose(self, name: str) -> str:
         """Return the environment of an instance.
 
-        *name* is the environment's name, or the name of its second instance (:meth:`beside`).
+        :param name: the environment's name, or the name of its second instance (:meth:`beside`).
         """
         return name.removesuffix(_BESIDE)
 

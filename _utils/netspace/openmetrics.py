@@ -47,7 +47,7 @@ def labels(**values: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    if "\\" in value or '"' in value or "\n" in value:  # few have one, and each of them costs more
+    if "\\" in value or '"' in value or "\n" in value:  # few values need escapes, and each escape costs more
         return value.translate(_ESCAPES)
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def test_yaml_and_json_are_one_declaration(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert declaration_file.read("-") == found
+
+
+def test_package_s_command_calls_itself_by_its_name(tmp_path: Path) -> None:
+    """The command of the Debian package, run with the library of this checkout."""
+    text = (ROOT / "debian/bin/netspace").read_text().replace("/usr/bin/python3 -I", sys.executable)
+    command = tmp_path / "netspace"
+    command.write_text(text)
+    variables = {"PYTHONPATH": str(ROOT / "_utils"), "COLUMNS": "80"}
+    done = subprocess.run(["sh", command, "plan"], env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: netspace plan "), done.stderr
+    assert "\nnetspace plan: error: the following arguments are required: FILE" in done.stderr
 
 
 def test_pillar_example_is_read_whole() -> None:

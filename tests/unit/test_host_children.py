@@ -194,7 +194,7 @@ def test_children_end_with_their_keeper(host: Host, declared: Declaration, monke
 def test_parent_that_may_not_ask_any_more_keeps_no_child(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper stays, since another environment may spawn."""
+    """A parent may no longer ask its host: its child ends. The keeper stays, since another environment may spawn."""
     other = parse.declaration({"environments": {"other": parent(worker=template())}})
     recorded(host, other)
     child_records.write(host.layout, "web-worker-1", a_child())
@@ -211,7 +211,7 @@ def test_parent_that_may_not_ask_any_more_keeps_no_child(
 def test_child_that_ends_during_an_apply_is_not_started(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ran when the apply read its record, and has ended when the apply looks at what runs."""
+    """A child that ends after the apply has read its record, and before it looks at programs, isn't started again."""
     child_records.write(host.layout, "web-worker-1", a_child())
     wanted = dict.fromkeys(["web-worker-1", "web"], DesiredEnvironment(declared.environments["web"]))
     planned: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""Requests about children on their way from the peer to its keeper and back, and what the keeper makes of them."""
+"""Requests about children: how the peer passes them to the keeper, and how the keeper answers them."""
 
 from __future__ import annotations
 

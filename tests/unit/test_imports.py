@@ -24,7 +24,7 @@ print(*(name for name in sys.argv[3:] if sys.modules.get(name) is not None))
 
 
 def loaded(module: str, code: str = LOADED) -> list[str]:
-    """Return the heavy modules that a process with this module of the library has."""
+    """Return which of the heavy modules a process loads that imports this module of the library."""
     command = [sys.executable, "-I", "-c", code, str(LIBRARY), module, *HEAVY]
     return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout.split()
 

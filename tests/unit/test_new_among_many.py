@@ -1,4 +1,4 @@
-"""What a new environment gets doesn't depend on whether the others' claims were decoded."""
+"""A new environment gets the same address and user ids whether or not the other environments' claims were decoded."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ class Context:
     :param environments: the lines of a ledger of runs that a software key signs (``LedgerProof.binding``); empty if the
         evidence has no ledger, or if the TPM's NV index proves the ledger.
     :param binding: a further value to which the evidence is bound, such as the id of the boot; may be empty.
-    :param key: thumbprint of the key that signs the tokens of the host's environments, for which the host vouches by
-        this evidence; empty: for none.
+    :param key: thumbprint of the host's token key (which signs tokens of its environments), if the evidence vouches for
+        this key; else empty.
     """
 
     verifier: str

@@ -1,4 +1,4 @@
-"""Reading of the kernel's small files, below a root folder. Nothing here raises: a value that can't be read is None."""
+"""Readers of small files of the kernel, below a root folder. They raise no error: an unreadable value is None."""
 
 from __future__ import annotations
 

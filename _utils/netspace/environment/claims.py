@@ -19,7 +19,7 @@ from netspace.known import Known
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "4"  # raise it whenever `of` or `sort` finds something else in the same record
+_VERSION = "4"  # increase it whenever `of` or `sort` returns something else for the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -70,9 +70,9 @@ class Bases(Container[int]):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments with the same needs on the host, and with or without a tenant.
+    """Return a text that is equal for environments with equal needs on the host that all have, or all lack, a tenant.
 
-    The index groups by it.
+    The index groups the claims by this text.
     """
     return f"{its.watched:d} {its.promised > 0:d} {its.tenant != '':d} {its.confined}"
 

@@ -174,7 +174,7 @@ class Planner:
                 work = InterfaceChange(
                     record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known
                 )
-                reason = "an environment that its rules cover came or went"
+                reason = "an environment that its rules cover was added or removed"
                 steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
         return steps
 
@@ -230,7 +230,7 @@ class Planner:
                 action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
                 changes["link"] = {"old": "as it was", "new": f"created again: {reason}"}
             elif make and _shape(before) == _shape(wanted):
-                action, reason = "rebuild", "its link is gone, or half of it"
+                action, reason = "rebuild", "its link, or one end of it, is gone"
         if not changes:
             # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())
@@ -333,10 +333,10 @@ class Planner:
 def _few(
     range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
 ) -> addresses.Allocation | None:
-    """Return the allocation for a few interfaces, without a look at the addresses of all others.
+    """Return the addresses of a few interfaces, found without decoding the records of all other interfaces.
 
-    The result is None if all interfaces must be looked at: one of these interfaces must give up its address, the first
-    address of a new one may be taken, or there are too many of them.
+    The result is None if that isn't possible, and all records must be decoded: an interface would lose its address, the
+    address that a new one would get by its name may belong to another, or there are too many interfaces.
 
     :param asking: the interfaces' declared addresses, by environment; None: any address.
     """

@@ -48,7 +48,7 @@ def reader(above: str = "") -> Callable[[str], int]:
 
 
 def _sums(mounts: str = "/proc/self/mounts") -> bool:
-    """Return whether a control group of version 2 certainly counts what happens in the groups below it, too.
+    """Return True if each control group of version 2 also counts events of the groups below it; False if it may not.
 
     It doesn't if the hierarchy was mounted with the option ``memory_localevents``. A host has thousands of mounts, and
     this one is among the first.

@@ -1,4 +1,4 @@
-"""Statuses of many units by one question to systemd: who is told of, and who is left to further questions."""
+"""Statuses of many units by one question to systemd: which units get a status, and which must be asked about singly."""
 
 from __future__ import annotations
 

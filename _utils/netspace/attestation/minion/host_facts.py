@@ -184,7 +184,7 @@ def _hypervisor(root: Path) -> str:
     """
     kind = _text(root / "sys/hypervisor/type") or ""
     if kind != "xen":
-        # "": the kernel names none, which doesn't mean that there is none.
+        # Empty: the kernel names no hypervisor. There may be one nevertheless.
         return kind if re.fullmatch(r"[a-z0-9_-]{1,20}", kind) else ""
     first = _text(root / "sys/hypervisor/start_flags/initdomain") == "1"
     return "xen dom0" if first or "control_d" in (_text(root / "proc/xen/capabilities") or "").split() else "xen guest"

@@ -393,7 +393,7 @@ def wait(
         while True:
             try:
                 if api.get("vhosts", layout.instance, query="columns=name") is None:
-                    complaint = "it has no vhost of ours"
+                    complaint = "its virtual host is missing"
                 elif not (complaint := listening.unanswered(layout, spec)):
                     return
             except (UnreachableError, RefusedError) as err:  # it refuses requests while it loads its definitions

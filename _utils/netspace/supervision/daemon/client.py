@@ -31,7 +31,7 @@ from netspace.supervision.service import Service, State, Status
 # Seconds to wait for an answer: the longest possible stop, and a reserve.
 PATIENCE = 3600.0 + 120.0
 ATTEMPTS = 5
-GLANCE = 1.0  # seconds to wait for what the traces tell as well
+GLANCE = 1.0  # seconds to wait for the daemon; without an answer, the traces are read
 
 STATES: dict[str, State] = {
     "launching": "starting",

@@ -261,7 +261,7 @@ class Systemd:
         return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
 
     def _cancel(self, names: Sequence[str]) -> None:
-        """Remove the timers that would have had these stopped services' programs killed."""
+        """Remove the timers that would kill the programs of these services, because they have stopped."""
         patterns = []
         for name in names:
             with contextlib.suppress(OSError):

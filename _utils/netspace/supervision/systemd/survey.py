@@ -27,7 +27,7 @@ _PID_FILE = b"\nPIDFile="
 
 
 def running(layout: Layout, folder: Path) -> dict[str, Status]:
-    """Return the status of each detached service that has run without an end since its start was last requested.
+    """Return the status of each detached service that runs, and that hasn't ended since its start was last requested.
 
     The result is empty if systemd doesn't answer.
 
