@@ -2,19 +2,20 @@
 
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
 
-It starts a sandbox (``scripts/sandbox``). Netspace's own supervisor runs a program for each environment. Besides, the
-environments have only the files that the metrics are read from: record, health mark and cgroup. These figures are
-compared:
+It starts a sandbox (``scripts/sandbox``). netspace's own supervisor runs a program for each environment. Apart from
+that, the environments have only the files from which the metrics are read: record, health mark and cgroup. These
+figures are compared:
 
-*all metrics* -- one call of the function, after its imports, while the supervisor runs; what the supervisor does for it
-is counted. The peer opens, reads and closes two files of each cgroup by bare system calls, without parsing the content:
-nothing else tells their memory and processor time.
+*all metrics* -- one call of the function, after its imports, while the supervisor runs. The supervisor's work for it is
+included. The peer opens, reads and closes two files of each cgroup by bare system calls, without parsing the content.
+Memory and processor time of an environment can't be read elsewhere.
 
-*all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and its successor has
-adopted the programs. The successor reads a file of each process.
+*all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and the next one took over
+the programs. The programs aren't its children, so it reads a file in /proc for each of them.
 
-*all metrics without a supervisor* -- the same call while a signal stops the supervisor. It reads 3,000 files more: the
-traces, the processes, and the kernel's counts of OOM kills. The peer reads the same 5,000 files.
+*all metrics without a supervisor* -- the same call while SIGSTOP halts the supervisor. The function then reads 3,000
+files more: the supervisor's traces of starts, the processes in /proc, and the kernel's counts of OOM kills. The peer
+reads the same 5,000 files.
 
 *the text alone* -- writing the text from values that were read before.
 """
@@ -68,7 +69,7 @@ def make(count: int) -> DaemonSupervisor:
     supervisor.define([Service(service, ("/bin/sleep", "infinity")) for service in services])
     failed = supervisor.start(services)
     assert not failed, failed
-    index = claims.index(layout)  # an apply writes it
+    index = claims.index(layout)  # an apply writes this file
     index.read()
     index.begin()
     for number, service in enumerate(services):
@@ -130,17 +131,15 @@ def used(pid: int) -> float:
 
 
 def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return functions that read files without parsing their content: of the cgroups, and all that there are."""
+    """Return two functions that read files without parsing them: those of the cgroups, and all that metrics need."""
     from netspace.environment import counters
-    from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime
-    from netspace.environment.storage import mounts
     from netspace.layout import Layout
     from netspace.supervision import cgroup
     from netspace.supervision import definitions as services
 
     layout = Layout()
-    places: Any = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
+    places: Any = counters.Reader()._places
     kills = cgroups("")[0] / ("memory.events" if len(cgroups("")) == 1 else "memory.oom_control")
     of_cgroups, others = [], []
     for number in range(count):
@@ -194,7 +193,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
             timed("floor", bare)
         first = presence.holder(layout)
         os.kill(first, signal.SIGKILL)
-        # Its successor has adopted the programs once it answers; no program is a child of it.
+        # Once the next supervisor answers, it has taken over the programs; none of them is its child.
         while presence.holder(layout) in (0, first) or len(supervisor._running(services)) < options.count:
             time.sleep(0.1)
         for _ in range(options.rounds):

@@ -37,11 +37,11 @@ from bench import Rounds, line, say
 sys.path.insert(0, str(bench.ROOT / "tests"))
 GOALS = {"round trip": 2.0, "apply": 1.5}
 OUTPUT = "output"
-SECONDS = 60  # at most, for one way
+SECONDS = 60  # longest duration of one attack
 KILLED = 137
-SIGNS = "/var/tmp"  # where worst and this program see each other's files
+SIGNS = "/var/tmp"  # where the environment and this program signal to each other by files
 
-# Asks and asks; tells the milliseconds of each answer.
+# A program that sends requests one after another, and prints the milliseconds to each answer.
 ASK = """
 import time
 peer = next(peer for peer in card["peers"] if peer["to"] == "orders")
@@ -58,7 +58,7 @@ for number in range(int(sys.argv[1])):
     taken.append((time.perf_counter() - began) * 1000)
 print(json.dumps(taken[len(taken) // 10:]))
 """
-# Shouts while it is told to.
+# A program that writes to its log as fast as possible while a certain file exists.
 SHOUT = """
 import os, time
 line = b"x" * 999 + b"\\n"
@@ -175,7 +175,7 @@ class World:
         def work() -> None:
             try:
                 while not self._did("worst", WORST, how, way, str(SECONDS), stdin=_programs()) and not over.is_set():
-                    say(f"{way}: killed for it, and begins anew")
+                    say(f"{way}: the attacking program was killed; starting it again")
             except BaseException as err:
                 failed.append(err)
 
@@ -203,9 +203,9 @@ def _programs() -> str:
 
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=3)
-    parser.add_argument("--ways", default="", help="some of them, parted by commas (default: all)")
-    parser.add_argument("--messages", type=int, default=200, help="of one round (default 200)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which no other way begins (default 8)")
+    parser.add_argument("--ways", default="", help="attacks to measure, separated by commas (default: all)")
+    parser.add_argument("--messages", type=int, default=200, help="requests of one round (default 200)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no attack begins after so many minutes (default 8)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     every = ways()
@@ -216,7 +216,7 @@ def main() -> None:
         try:
             for number in range(options.rounds):
                 for way in wanted:
-                    # Nothing was measured yet: then the first way has its turn, however long it took to begin.
+                    # At least the first attack is measured, even if the preparation took all the minutes.
                     if time.monotonic() >= until and rounds.values:
                         continue
                     say(f"round {number + 1}: {way}")

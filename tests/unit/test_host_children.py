@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netspace import files
 from netspace.environment import record as records
 from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
@@ -48,7 +49,7 @@ def run_of(pid: int) -> Run:
     """Return the run of a process that lasts."""
     there = child_records.process.stat(pid)
     assert there is not None
-    return Run(child_records.boot(), pid, there.ticks)
+    return Run(files.boot_id(), pid, there.ticks)
 
 
 def own_run() -> Run:
@@ -192,7 +193,7 @@ def test_children_end_with_their_keeper(host: Host, declared: Declaration, monke
 def test_parent_that_may_not_ask_any_more_keeps_no_child(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper stays, since another environment may spawn."""
+    """A parent may no longer ask its host: its child ends. The keeper stays, since another environment may spawn."""
     other = parse.declaration({"environments": {"other": parent(worker=template())}})
     recorded(host, other)
     child_records.write(host.layout, "web-worker-1", a_child())
@@ -209,7 +210,7 @@ def test_parent_that_may_not_ask_any_more_keeps_no_child(
 def test_child_that_ends_during_an_apply_is_not_started(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ran when the apply read its record, and has ended when the apply looks at what runs."""
+    """A child that ends after the apply has read its record, and before it looks at programs, isn't started again."""
     child_records.write(host.layout, "web-worker-1", a_child())
     wanted = dict.fromkeys(["web-worker-1", "web"], DesiredEnvironment(declared.environments["web"]))
     planned: list[set[str]] = []

@@ -31,7 +31,7 @@ def starting(layout: Layout, known: Mapping[str, Record]) -> None:
     """Record that environments are about to be started.
 
     :param known: the records with which they are started.
-    :raises NetspaceError: when that can't be written. Then none of them may be started.
+    :raises NetspaceError: when the ledger can't be written; none of the environments may be started then.
     """
     if known and kept(layout):
         from netspace.ledger import journal
@@ -48,7 +48,7 @@ def ended(layout: Layout, names: Collection[str]) -> None:
 
 
 def described(layout: Layout, name: str, record: Record) -> Run:
-    """Return what the ledger says of a run."""
+    """Return the facts about a run that the ledger records: image, configuration and certificate."""
     from netspace.ledger.entries import Run
 
     return Run(record.image.digest, record.config, _certificate(layout, name))

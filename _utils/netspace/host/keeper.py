@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 Verb = Literal["spawn", "end", "children", "delegate", "revoke", "delegations"]
 MOST, ALL = 32 * 1024, 1024
-"""The most bytes of a request from the peer, and the most requests that wait here."""
+"""The most bytes of a request from the peer; and the most requests that wait in the keeper."""
 AGAIN, TICK = 2.0, 30.0
 """Seconds until a child that couldn't be ended is tried again; and the longest sleep while children run."""
 PATIENCE, GLANCE = 20.0, 0.02
-"""Seconds that a request waits for another run of netspace at most, and after which the keeper looks around then."""
+"""Seconds that a request waits at most for another run of netspace; and between two calls of ``_attend`` meanwhile."""
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +101,7 @@ class Keeper:
         self._watched: dict[Run, int] = {}
         self._over_already: set[Run] = set()
         self._way: socket.socket | None = None
-        self._waiting: dict[str, deque[Ask]] = {}  # by asker; whose turn it is comes first
+        self._waiting: dict[str, deque[Ask]] = {}  # by asker; the first one is served next
         self._begun: dict[int, str] = {}  # revocations of which the broker knows already
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         place = host_peer.folder(layout) / host_peer.KEEPER
@@ -160,14 +160,14 @@ class Keeper:
         way = self._way
         try:
             told = self._answered(ask)
-            if self._way is way:  # no new peer, who knows nothing of this request
+            if self._way is way:  # not if a new peer has connected, which knows nothing of this request
                 way.send(told)
         except OSError as err:
             self._say(f"the peer's connection ends: {err}")
             self._leave()
 
     def _receive(self) -> None:
-        """Take the requests that the peer has sent."""
+        """Read the requests that the peer has sent, and queue them by asker."""
         while self._way is not None and sum(map(len, self._waiting.values())) < ALL:
             try:
                 request = self._way.recv(MOST)
@@ -194,16 +194,16 @@ class Keeper:
             self._way = None
 
     def _attend(self, severed: set[str]) -> None:
-        """End delegations at the broker, while a request waits for another run of netspace.
+        """Take new requests, and end delegations at the broker, while a request waits for another run of netspace.
 
-        :param severed: the links that were ended so far, to which others are added.
+        :param severed: the names of links that were ended there so far. This method adds to them.
         """
         self._receive()
         for ask in [ask for turns in self._waiting.values() for ask in turns]:
             if ask.verb != "revoke" or ask.id in self._begun:
                 continue
             host = self._host()
-            with contextlib.suppress(msgspec.MsgspecError, RecursionError, NetspaceError, OSError):  # told at its turn
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError, NetspaceError, OSError):  # it is told later
                 self._permitted(host, ask)
                 wanted = msgspec.json.decode(ask.arguments, type=revoke.Arguments)
                 self._begun[ask.id] = host.begin_revocation(ask.asker, wanted.link, wanted.to)
@@ -286,7 +286,7 @@ class Keeper:
             return _encoded(Told(asked.id, _NONE, "failed", "the host couldn't answer; its log says why"))
 
     def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:
-        late = time.monotonic() + PATIENCE  # of all that this request waits for
+        late = time.monotonic() + PATIENCE  # for all waits of this request together
         host = self._host(late)
         self._permitted(host, asked)
         if isinstance(arguments, delegate.Arguments):

@@ -1,4 +1,4 @@
-"""An environment that has the broker work too much is read slowly; it loses nothing, and others notice nothing."""
+"""The broker reads slowly from an environment that makes it work too much; nothing is lost, and others don't wait."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def cards(linked, tmp_path_factory) -> str:
 
 @pytest.fixture
 def host(linked) -> Iterator[World]:
-    """The host; what accounts owe is forgotten afterwards, so that no other test waits."""
+    """Yield the host. Afterwards the guard forgets what accounts have used, so that no other test is slowed."""
     yield linked
     linked.forgive()
     linked.no_mail()
@@ -105,7 +105,7 @@ def host(linked) -> Iterator[World]:
 
 @contextlib.contextmanager
 def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Have *web* do its worst in a way of the audit's program."""
+    """Run one attack (*way*) of the audit's program in web."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "_utils")}
     command = [*host.place("web", cards), sys.executable, services.__file__, "worst", way]
     with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as process:
@@ -116,21 +116,21 @@ def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def held(host) -> int:
-    """Return how many processes are suspended."""
+    """Return the number of processes in the broker that the guard has suspended."""
     state = f"#{{held := Held}} = sys:get_state({budget.MODULE}, {ANSWER})"
     suspended = "length([One || One <- maps:keys(Held), {status, suspended} =:= process_info(One, status)])"
     return int(host.evaluate(f"{state}, {suspended}."))
 
 
 def account(host, name: str, what: str) -> str:
-    """Return what the module knows of an environment's account."""
+    """Return a value (*what*) that the guard's module keeps about an environment's account; ``none`` without one."""
     user = host.card(name)["broker"]["username"]
     find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
     return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER}), {find}.")
 
 
 def slowed(host, name: str) -> bool:
-    """Return whether an account was slowed. The module forgets who has spent nothing."""
+    """Return whether the guard has slowed an account. It keeps nothing about an account that has caused no work."""
     return account(host, name, "told") not in ("0", "none")
 
 
@@ -157,7 +157,7 @@ def log(host) -> str:
 @pytest.mark.root
 @pytest.mark.exhaustion
 def test_flood_before_a_login_ends_its_connection(host, cards):
-    """Such a connection has no account, so nothing could be read slowly for it."""
+    """A connection that floods the broker before its login is ended, because it has no account to be slowed."""
     ended = "a connection is ended: it has the broker do too much before its login"
     with worst(host, cards, "strangers"):
         until(lambda: ended in log(host), "nobody is ended", patience=PATIENCE)
@@ -177,7 +177,7 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
 @pytest.mark.root
 @pytest.mark.parametrize("refused", [False, True])
 def test_channel_that_ends_at_once_is_charged(host, refused):
-    """Its own reductions and the prices of its methods aren't forgotten if nobody looks at it meanwhile."""
+    """A channel that ends before the guard measures it is still charged for its reductions and its methods."""
     user, times = host.card("web")["broker"]["username"], 50
     with contextlib.closing(host.connect("web")) as connection:
         host.evaluate(f"sys:suspend({budget.MODULE}, {ANSWER}), ets:delete_all_objects({budget.MODULE}).")
@@ -200,7 +200,7 @@ def test_channel_that_ends_at_once_is_charged(host, refused):
 
 @pytest.mark.root
 def test_connection_within_the_broker_has_no_account(host):
-    """A shovel's connection, whose user is ``none``, doesn't end the module, and with it all bounds of the guard."""
+    """A shovel's connection, whose user is ``none``, doesn't crash the guard's module, which enforces all limits."""
     before = host.evaluate(f"whereis({budget.MODULE}).")
     host.evaluate(f"{budget.MODULE}:charge(none, 1).")
     until(lambda: host.evaluate(f"ets:lookup({budget.MODULE}, none).") == "[]", "nobody looks", patience=PATIENCE)
@@ -211,7 +211,7 @@ def test_connection_within_the_broker_has_no_account(host):
 
 @pytest.mark.root
 def test_fast_sender_is_not_slowed(host):
-    """20,000 small messages, which nobody reads until they are there, leave the budget as it was."""
+    """An account that sends 20,000 small messages without a pause is not slowed."""
     with contextlib.closing(host.connect("audit")) as connection:
         channel = connection.channel()
         for _ in range(20_000):

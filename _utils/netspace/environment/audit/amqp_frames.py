@@ -36,7 +36,7 @@ def card() -> dict[str, Any]:
 
 
 def plain(timeout: float = PATIENCE) -> socket.socket:
-    """Connect to the forwarder's port, and say nothing."""
+    """Connect to the forwarder's port, and send nothing."""
     account = card()["broker"]
     return socket.create_connection((account["host"], account["port"]), timeout)
 
@@ -131,7 +131,7 @@ class _Stream:
 
 
 class Connection(_Stream):
-    """A logged-in connection with one open channel, by AMQP 0-9-1."""
+    """A logged-in connection by AMQP 0-9-1, with one open channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Connection(_Stream):
 
 
 def _texts(flags: int, raw: bytes) -> dict[int, str]:
-    """Return the short strings of a header, by bit. Only headers that :func:`header` made are understood."""
+    """Return the short strings of a header, by flag bit. Only headers that :func:`header` made are understood."""
     found = {}
     for bit in (_CORRELATION, _REPLY_TO, _MESSAGE):
         if flags & 1 << bit:

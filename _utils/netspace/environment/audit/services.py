@@ -39,8 +39,8 @@ PROCESSES = 4
 HELD = 200  # connections that one process keeps, at most
 REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
-CONSUMERS = 200  # of a channel, at a time
-BRIEF = 40  # consumers of a channel, one after the other, until it closes
+CONSUMERS = 200  # consumers of one channel at the same time
+BRIEF = 40  # consumers that a channel has one after the other before it is closed
 TELL = 0.5  # seconds between two lines
 MOST = 600.0  # seconds: so that an audit that was killed doesn't leave this for ever
 LINE = b"x" * 999 + b"\n"
@@ -83,7 +83,7 @@ def ask(times: str) -> None:
     print(json.dumps(taken[len(taken) // 10 :]), flush=True)
 
 
-# -- ways: each yields how often it did something, again and again -------------------------------
+# -- attacks: each is a generator, and yields how often it has succeeded since its last yield ------
 def connections() -> Iterator[int]:
     kept: list[socket.socket] = []
     try:
@@ -158,7 +158,7 @@ def channels() -> Iterator[int]:
 
 
 def brief() -> Iterator[int]:
-    """Channels that work, and end before anybody looks at them."""
+    """Use channels and close them at once, before the broker can measure their use; yield how many."""
     mailbox = amqp.card()["mailbox"]
     with amqp.Connection() as connection:
         numbers = range(2, min(connection.channels, 8) + 1)
@@ -175,7 +175,7 @@ def brief() -> Iterator[int]:
 
 
 def strangers() -> Iterator[int]:
-    """Frames on a connection that never logs in, and so has no account."""
+    """Send empty frames on a connection that never logs in, and so has no account; yield how many."""
     with amqp.secured() as stream:
         stream.sendall(b"AMQP\0\0\x09\x01")
         many = amqp.frame(amqp.HEARTBEAT, 0, b"") * 1000
