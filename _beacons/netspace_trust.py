@@ -32,7 +32,7 @@ _NEEDED = (
     *("netspace.plugin.fileserver", "netspace.plugin.own_pillar", "netspace.plugin.refusal"),
     "netspace.plugin.salt_keys",
 )
-"""What a revision of links loads, and the module through which a master asks for it."""
+"""Modules that a revision of links needs, and the module by which a master requests it."""
 
 __virtualname__ = "netspace_trust"
 
@@ -49,8 +49,8 @@ def validate(config: Any) -> tuple[bool, str]:
 
 
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Load what jobs of netspace need, if it isn't loaded. Never returns an event."""
-    sys.modules["netspace"].refresh(__file__)  # the name netspace here may mean a library that was dropped
+    """Load the modules that netspace's jobs need, unless they are loaded. Never returns an event."""
+    sys.modules["netspace"].refresh(__file__)  # this file's name netspace may be an unloaded library
     for name in _NEEDED:
         import_module(name)
     return []

@@ -1,5 +1,5 @@
-"""Base below this host's kernel
-=============================
+"""Trusted computing base below this host's kernel
+===============================================
 
 Grain ``netspace_tcb``: microcode, firmware, UEFI variables, management controller (BMC), IOMMU, Thunderbolt, USB,
 lockdown, and the firmware of network cards and disks. The kernel's files show them; no process is started. Root sees

@@ -859,7 +859,7 @@ def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
 
 
 def _desk() -> admission.Desk:
-    """Return the object that judges minions whose keys are pending.
+    """Return the object that handles minions whose keys are pending.
 
     :raises NetspaceError: when there is no inventory.
     """
@@ -888,7 +888,7 @@ def _admitting(claim: admission.Claim) -> admission.Work:
 
 
 def _accept(claim: admission.Claim, valid_id: Callable[[Any, str], bool]) -> None:
-    _registrar().note("admission", _verdict(claim), time.time())  # before the deed, as all of the log
+    _registrar().note("admission", _verdict(claim), time.time())  # recorded before it is done
     salt_keys.accept(__opts__, claim.minion, claim.key, valid_id)
 
 
@@ -940,9 +940,11 @@ def states(minions: list[str]) -> dict[str, Any]:
 
 
 def standing(minion: str) -> dict[str, Any]:
-    """Return what decides whether a minion's host may have a secret: its
-    ``level`` by the last valid result, and the ``keys`` of its enrolled
-    TPM (SHA-256 of the endorsement keys).
+    """Return the facts that decide whether a minion's host may have a
+    secret.
+
+    These are its ``level`` by the last valid result, and the ``keys``
+    of its enrolled TPM (SHA-256 of the endorsement keys).
 
     CLI Example:
 
@@ -1013,8 +1015,8 @@ def explain(minion: str) -> dict[str, Any]:
 
 
 def tcb(minion: str = "*") -> dict[str, Any]:
-    """Return the base below the kernel of each host, with the source of
-    each fact.
+    """Return the trusted computing base below each host's kernel (firmware
+    and hardware), with the source of each fact.
 
     A fact is *measured in PCR n* if the host's last boot log leads to
     the quoted value, and if the digest has a known meaning. Everything

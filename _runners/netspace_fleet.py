@@ -717,7 +717,7 @@ def _edges(timeout: object) -> control.MakeEdges:
             print(progress.line(event), file=sys.stderr, flush=True)
             try:
                 _event(*progress.message(plan, event))
-            except Exception as err:  # the bus must not decide whether a rollout goes on
+            except Exception as err:  # a failing bus must not stop the rollout
                 log.warning("netspace: an event of the rollout was not sent: %s", err)
 
         def attest(minions: Sequence[str]) -> None:

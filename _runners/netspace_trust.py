@@ -126,7 +126,7 @@ class _Master:
         }
 
     def attest(self, minions: Collection[str]) -> None:
-        # A minion can delete its own key. A host without one is silent; with nobody to ask, Salt would report an error.
+        # A minion can delete its own key, and then counts as silent. If no minion is left, Salt would report an error.
         if known := _minions().accepted(sorted(minions)):
             self._run("attest", known, "list")
 
@@ -146,7 +146,7 @@ class _Master:
     @staticmethod
     def _run(function: str, *arguments: Any) -> dict[str, Any]:
         found: dict[str, Any] = __salt__[f"netspace_attestation.{function}"](*arguments)
-        if found.get("valid") is False:  # a minion may be called so, and then it is a mapping
+        if found.get("valid") is False:  # it is a mapping if a minion's id is "valid"
             raise NetspaceError(f"netspace_attestation.{function}: {found.get('reason', found)}")
         return {minion: one for minion, one in found.items() if isinstance(one, dict)}
 

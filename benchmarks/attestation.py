@@ -60,9 +60,9 @@ PCRS = boot_forge.PCRS["shim-grub"]
 LINES = 2000
 HOSTS = 10_000
 ROUNDS = 12
-# How often each round does one thing.
+# How often each verifier does each work in one round.
 TIMES = {"quote": 40, "boot": 40, "list": 20, "hosts": 10}
-# Hosts that are judged at one go.
+# Hosts whose evidence is verified in one measured call; the figure is scaled to HOSTS.
 BLOCK = HOSTS // 100
 NONCE = "0123456789abcdef0123456789abcdef"
 
@@ -180,7 +180,7 @@ def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[st
         return verifier.verify_quote(evidence, bound, Expected(context, PCRS, None, None, rules, start, b"", good))
 
     assert ask(made, None).level == 3 and ask(made, judged).level == 4 and ask(listed, whole).level == 5
-    # What a fleet's hosts ask for all day: nothing new since the last time, as it comes off the wire.
+    # What the hosts of a fleet send all day, as received from the network: nothing new since the last time.
     first = ask(listed, whole)
     state, good = first.ima, first.boot
     assert state is not None and good is not None

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "_utils"))
 
 _INSIDE = "NETSPACE_BENCHMARK_SANDBOX"
 LOAD = "NETSPACE_BENCHMARK_LOAD"
-# No host forbids bytecode. Where it is forbidden, each salt-call compiles the library anew: 0.1 s and more.
+# Removed from the environment: real hosts have bytecode files, and compiling the library costs each salt-call 0.1 s.
 _FORBIDDEN = "PYTHONDONTWRITEBYTECODE"
 _STATE = Path("/var/lib/netspace")
 
@@ -40,12 +40,12 @@ def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one object, alone on stdout")
     form.add_argument("--markdown", action="store_true", help="print a table for docs/performance.md, alone on stdout")
-    told = f"rounds, of which the medians are told (default {rounds})"
+    told = f"number of rounds; the result has their medians (default {rounds})"
     parser.add_argument("--rounds", type=int, default=rounds, help=told)
     parser.add_argument(
         "--memory-disk",
         action="store_true",
-        help="keep netspace's files in memory, not on this machine's disk: tells what syncing costs",
+        help="keep netspace's files in memory, not on this machine's disk: the difference is the cost of syncing",
     )
     return parser
 
@@ -62,6 +62,18 @@ def on_a_host_of_its_own() -> None:
     os.execve(command[0], command, {**variables, _INSIDE: "1"})
 
 
+def on_a_machine_with_systemd() -> None:
+    """Continue on a machine whose process 1 is systemd, unless this is that machine already."""
+    if os.environ.get(_INSIDE):
+        return
+    if os.geteuid() != 0:
+        sys.exit("benchmarks make namespaces and mounts: run them as root")
+    machine = str(ROOT / "tests/support/hosts/systemd_host.py")
+    script = [str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
+    note_load()
+    os.execve(sys.executable, [sys.executable, machine, sys.executable, *script], {**os.environ, _INSIDE: "1"})
+
+
 def note_load() -> None:
     """Record the machine's load for a table's caption, before anything is measured."""
     os.environ[LOAD] = f"{os.getloadavg()[0]:.1f}"
@@ -75,9 +87,9 @@ def disk(*, in_memory: bool) -> Iterator[Path]:
     place = Path("/dev/shm") if in_memory else ROOT / ".cache/benchmarks"
     place.mkdir(exist_ok=True, parents=True)
     if not in_memory:
-        # ext4 doesn't give an inode away for a while after its file was removed, and looks at each such one for every
-        # new file near by. So that one round doesn't measure the removals of another (or of somebody else's tests),
-        # each folder made here is put somewhere else on the disk.
+        # For some time after a file was removed, ext4 doesn't reuse its inode, but examines each such inode for every
+        # new file near by. So that no round measures the removals of another round (or of other tests on this machine),
+        # this attribute makes ext4 put each folder made here into another region of the disk.
         subprocess.run(["chattr", "+T", str(place)], check=False, capture_output=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as name:
         folder = Path(name)
@@ -161,7 +173,7 @@ def machine() -> str:
     for program in ("crun", "podman", "docker", "incus"):
         with contextlib.suppress(FileNotFoundError):
             said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-            # crun, podman and docker say "podman version 5.4.2", incus says "6.0.4".
+            # crun, podman and docker print "podman version 5.4.2", incus prints "6.0.4".
             found.append(f"{program} {said.replace(',', ' ').split()[2 if ' ' in said else 0]}")
     version = 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1
     found += [f"{os.cpu_count()} processors", f"control groups of version {version}"]

@@ -249,7 +249,7 @@ class Environment:
         ) as running:
             os.close(read)
             assert running.stdout is not None
-            # A program that stays keeps the pipe: only crun's own end is waited for.
+            # The container's program inherits the pipe, and may go on running: wait only until crun itself has ended.
             code = running.wait()
             if code:
                 raise RuntimeError(f"crun {arguments[0]}: {running.stdout.read().decode()}")

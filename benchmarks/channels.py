@@ -36,10 +36,10 @@ from bench import line, say
 sys.path.insert(0, str(bench.ROOT / "tests"))
 
 LARGE, PAGES = "/srv/large", 4096
-LENGTHS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds of a slot
-BEGIN = 2.0  # seconds until both programs run
+LENGTHS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # lengths of a slot, in seconds
+BEGIN = 2.0  # seconds from the start of both programs to the first slot
 
-# The sender's deed for a 1, by channel, and the receiver's number.
+# By channel: what the sender executes for a 1 (DEEDS), and which number the receiver measures.
 DEEDS = {
     "processors": "while time.time() < end: pass",
     "memory and its caches": "while time.time() < end: block[:] = other",
@@ -247,7 +247,7 @@ class World:
         for length in LENGTHS:
             bits = [random.getrandbits(1) for _ in range(slots)]
             wrong = self.signalled(channel, deed, length, bits)
-            # Chance makes some of so few slots right.
+            # With so few slots, some bits are right by chance: assume a share of wrong bits one standard error higher.
             surely = min(0.5, wrong + 1 / math.sqrt(slots / 2)) if wrong > 0.25 else wrong
             found.append((capacity(surely) / length, length, wrong))
         return max(found)
@@ -276,8 +276,8 @@ class World:
 
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=1)
-    parser.add_argument("--channels", default="", help="some of them, parted by commas (default: all)")
-    parser.add_argument("--slots", type=int, default=200, help="of each length (default 200)")
+    parser.add_argument("--channels", default="", help="channels to measure, separated by commas (default: all)")
+    parser.add_argument("--slots", type=int, default=200, help="number of slots of each length (default 200)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     wanted = options.channels.split(",") if options.channels else ["page cache", *DEEDS]

@@ -95,7 +95,7 @@ async def measured(rounds: Rounds, count: int) -> None:
     async with Mailbox(layout.inside("web")) as mailbox:
         await mailbox.host.children()
         for number in range(count + 1):
-            kept = rounds if number else Rounds()  # the first loads what each later one has
+            kept = rounds if number else Rounds()  # the first one loads modules, so it isn't recorded
             with kept.timed("spawn"):
                 began = time.time()
                 await mailbox.host.spawn("worker", "w")

@@ -143,7 +143,7 @@ class Podman(_Command):
     programs = ("podman",)
 
     def prepare(self) -> None:
-        # Its usual network has 250 addresses; ours has room for all.
+        # Podman's default network has 250 addresses; this one has enough for all containers.
         networks = self.folder / "networks"
         networks.mkdir()
         bridge = {"subnet": NETWORK, "gateway": GATEWAY.partition("/")[0]}
@@ -184,7 +184,7 @@ class Docker(_Command):
     programs = ("docker", "dockerd")
 
     def prepare(self) -> None:
-        # A proxy process for each port is its default; without them it is faster.
+        # Docker's default is a proxy process for each published port. Without these processes it is faster.
         self._serve(
             [
                 *("dockerd", "-H", f"unix://{self.folder}/docker.sock", "--data-root", f"{self.folder}/data"),

@@ -88,7 +88,7 @@ class One:
         config = json.loads((self.layout.bundle("one") / "config.json").read_bytes())
 
         def hand(number: int) -> Environment:
-            return Environment(folder, number, mounted, _as(config, folder, number, record.base), record.base)
+            return Environment(folder, number, mounted, like(config, folder, number, record.base), record.base)
 
         self.hand = hand
         self.hands = [hand(number) for number in range(HANDS)]
@@ -106,7 +106,7 @@ class One:
     def _apply(self, environments: Mapping[str, Any]) -> None:
         from netspace.spec import parse
 
-        # As the state netspace_environment.running does: the namespace and the interface come with it.
+        # As the state netspace_environment.running does: it makes the namespace and the interface too.
         result = self.host.converge_environments(parse.declaration({"environments": environments}))
         assert result.ok, result.failures
 
@@ -118,7 +118,7 @@ class One:
         with rounds.timed("one"):
             with rounds.timed("one make and run"):
                 self._apply({"one": self._spec(["/bin/true"])})
-                # On a busy machine it may have been told by then that it runs.
+                # On a busy machine, the apply may have returned as soon as the program ran.
                 while (status := self.host.environments.list()["one"])["state"] == "running":
                     time.sleep(0.002)
                 assert (status["state"], status["exit"]) == ("stopped", "exit 0"), status
@@ -186,7 +186,7 @@ class One:
 HANDS = 11
 
 
-def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
+def like(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
     """Return netspace's container configuration with the paths and names of the peer's environment *number*."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     bundle = folder / f"hand{number}"
@@ -363,7 +363,7 @@ def measure(options: Any, folder: Path) -> Rounds:
     try:
         for number in range(options.rounds * 3 + 1):
             say(f"one environment: round {number + 1} of {options.rounds * 3 + 1}")
-            kept = Rounds() if number == 0 else rounds  # the first warms everything
+            kept = Rounds() if number == 0 else rounds  # the first round, which loads modules, isn't recorded
             one.by_hand(kept)
             one.ours(kept)
             one.program(kept)
@@ -381,7 +381,7 @@ def measure(options: Any, folder: Path) -> Rounds:
         one.memory_by_hand(rounds, options.idle)
     one.end()
     salt = Salt(folder)
-    salt.apply()  # of nothing: whatever is compiled first is compiled now
+    salt.apply()  # of an empty declaration, so that Salt's first compilation of modules isn't measured
     for number in range(options.rounds):
         say(f"{options.count} environments through Salt: round {number + 1} of {options.rounds}")
         salt.measure(rounds, root, options.count)

@@ -81,7 +81,7 @@ def declare(folder: Path, hosts: int, environments: int) -> None:
     register = Register(folder / "kept/hosts")
     register.folder.mkdir(parents=True)
     for minion, facts in published(f"h{number}" for number in range(hosts)).items():
-        register.path(minion).write_bytes(msgspec.json.encode(facts))  # without waiting for the disk a thousand times
+        register.path(minion).write_bytes(msgspec.json.encode(facts))  # no fsync of a thousand files
 
 
 def written(folder: Path) -> FleetDeclaration:
@@ -195,14 +195,14 @@ def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
 def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--hosts", type=int, default=1000, help="number of hosts (default 1000)")
-    parser.add_argument("--environments", type=int, default=0, help="number of environments (default: one a host)")
+    parser.add_argument("--environments", type=int, default=0, help="number of environments (default: one per host)")
     options = parser.parse_args()
     bench.note_load()
     rounds, shown = Rounds(), 0
     with tempfile.TemporaryDirectory(prefix="fleet-plan-") as name:
         folder = Path(name)
         declare(folder, options.hosts, options.environments or options.hosts)
-        written(folder).answer("h0")  # the mode begins
+        written(folder).answer("h0")  # from now on, declarations are planned before they are in force
         for turn in range(options.rounds):
             say(f"{options.hosts} hosts, round {turn + 1} of {options.rounds}")
             shown = measure(folder, options.hosts, rounds)

@@ -115,7 +115,7 @@ def worker(folder: Path, count: int) -> dict[str, float]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found["parsed"] = fleet.used(lambda: yaml.load(file.read_text(), loader))
     found["compiled"] = fleet.used(lambda: written(folder).check())
-    written(folder).answer("h0")  # the mode begins: what is declared is in force
+    written(folder).answer("h0")  # puts this declaration in force; each later one is planned first
     bus = ApplyingBus(written(folder))
     minions = SimulatedMinions(bus)
 

@@ -8,12 +8,21 @@ measurement. In each round, one more environment is made, found unchanged when o
 runs (its memory), changed so that it restarts (a variable), and removed. Each step is a call of the library with its
 own ``Host``, as in a state. Only this environment is declared, so the others should have no effect. The peer of each
 value is the same step without other environments. The goal is at most 1.3 times the peer's value.
+
+*by hand* -- the same environment is made and removed without netspace (``by_hand.py``) among the same others. This
+tells how much of the growth is that of the kernel and of crun, whatever netspace does.
+
+*alone* -- goals for the steps without other environments. *new process* is ``python -m netspace apply`` with nothing to
+do, beyond the same call of the library in this process, which has loaded it.
 """
 
 from __future__ import annotations
 
 import cProfile
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,17 +30,24 @@ from typing import Any
 
 import bench
 from bench import Rounds, line, say
-from environments import IDLE, image
+from by_hand import Environment
+from environments import IDLE, image, like
+
+from netspace.environment.user_ids import COUNT
 
 GOAL = 1.3
+ALONE = {"create": 60.0, "create cpu": 30.0, "remove": 25.0, "new process cpu": 60.0}
+"""Goals in milliseconds for the steps without other environments."""
 BATCH = 100
 STEPS = ("create", "unchanged", "change", "restart", "remove")
+BY_HAND = ("by hand, create", "by hand, remove")
 
 
 class World:
     """The existing environments, and one that is made and removed."""
 
-    def __init__(self, root: Path, profiles: str, *, rules: bool) -> None:
+    def __init__(self, folder: Path, profiles: str, *, rules: bool) -> None:
+        root = image(folder)
         self.one: dict[str, Any] = {"image": f"dir:{root}", "command": IDLE, "interface": {"kind": "veth"}}
         if rules:
             allowed = [{"to": f"192.0.2.{number}/32", "protocol": "tcp", "port": 443} for number in range(10)]
@@ -39,6 +55,21 @@ class World:
         self.others = 0
         self.profiles = profiles
         self.apply({"resident": self.one})  # so the supervisor and the image are there, and forwarding stays as it is
+        self.hand = self._by_hand(folder)
+        self.file = folder / "declared.json"
+        self.file.write_text(json.dumps({"netspace": {"environments": {"resident": self.one}}}))
+
+    def _by_hand(self, folder: Path) -> Environment:
+        """Return the same environment, to be made without netspace."""
+        from netspace.host.host import Host
+        from netspace.layout import Layout
+
+        host, layout = Host(Layout()), Layout()
+        record = host.environments.recorded()["resident"]
+        config = json.loads((layout.bundle("resident") / "config.json").read_bytes())
+        mounted = host.environments.store.mountpoint(record.image.digest)
+        base = record.base - COUNT  # nobody's
+        return Environment(folder, 1, mounted, like(config, folder, 1, base), base)
 
     def apply(self, environments: Mapping[str, Any]) -> None:
         from netspace.host.host import Host
@@ -68,6 +99,30 @@ class World:
             self.apply({f"other{number}": self.one for number in range(start, min(start + BATCH, count))})
         self.others = count
 
+    def measure_by_hand(self, rounds: Rounds) -> None:
+        with rounds.timed(f"by hand, create {self.others}"):
+            self.hand.make()
+            self.hand.start()
+        with rounds.timed(f"by hand, remove {self.others}"):
+            self.hand.kill()
+            self.hand.drop()
+
+    def measure_process(self, rounds: Rounds) -> None:
+        """Measure a process of its own that applies a declaration with nothing to do; and the same in this process."""
+        from netspace.host.host import Host
+        from netspace.layout import Layout
+        from netspace.spec import parse
+
+        command = [sys.executable, "-m", "netspace", "apply", str(self.file)]
+        with rounds.timed("a new process"):
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": f"{bench.ROOT}/_utils"}
+            )
+        with rounds.timed("no new process"):
+            declared = parse.declaration(json.loads(self.file.read_text())["netspace"])
+            for apply in Host(Layout()).each_kind(declared).values():
+                assert apply().ok
+
     def measure(self, rounds: Rounds) -> None:
         larger = {**self.one, "limits": {"memory": "300M"}}
         other = {**larger, "env": {"A": "B"}}
@@ -85,35 +140,57 @@ class World:
         if not self.profiles:
             work()
             return
-        profile = cProfile.Profile(time.thread_time)  # on a busy machine, time by the clock tells nothing
+        profile = cProfile.Profile(time.thread_time)  # processor time: on a busy machine, elapsed time says little
         profile.runcall(work)
         profile.dump_stats(os.path.join(self.profiles, f"{step}.{self.others}.prof"))
 
 
+def _alone(rounds: Rounds) -> dict[str, dict[str, Any]]:
+    """Return the lines about the steps without other environments."""
+    values = {f"{step}{kind}": rounds.middle(f"{step} 0{kind}") for step in STEPS for kind in ("", " cpu")}
+    new, same = (rounds.middle(f"{name} process cpu") for name in ("a new", "no new"))
+    values["new process cpu"] = new - same
+    peers = {f"{step}{kind}": f"by hand, {step} 0{kind}" for step in ("create", "remove") for kind in ("", " cpu")}
+    lines = {}
+    for key, goal in ALONE.items():
+        peer, value = ("the same without", same) if key not in peers else ("by hand", rounds.middle(peers[key]))
+        unit = "ms cpu" if key.endswith(" cpu") else "ms"
+        lines[f"{key.removesuffix(' cpu')}, {unit.split()[-1]}, alone"] = line(
+            values[key], unit, peer, value, limit=goal
+        )
+    return lines
+
+
 def main() -> None:
     parser = bench.arguments(__doc__)
-    parser.add_argument("--counts", default="0,100,1000", help="how many others there are (default 0,100,1000)")
-    parser.add_argument("--rules", action="store_true", help="the others and the one have ten rules each")
-    parser.add_argument("--profile", default="", help="put profiles of the last round of each into this folder")
+    parser.add_argument("--counts", default="0,100,1000", help="numbers of other environments (default 0,100,1000)")
+    parser.add_argument("--rules", action="store_true", help="give each environment ten rules for outgoing packets")
+    parser.add_argument("--profile", default="", help="write profiles of the last round into this folder")
     options = parser.parse_args()
+    if options.profile:
+        os.makedirs(options.profile, exist_ok=True)
     bench.on_a_host_of_its_own()
     counts = sorted({0, *map(int, options.counts.split(","))})
     rounds = Rounds()
     with bench.disk(in_memory=options.memory_disk) as folder:
-        world = World(image(folder), options.profile, rules=options.rules)
-        world.measure(Rounds())  # modules are loaded
+        world = World(folder, options.profile, rules=options.rules)
+        for measure in (world.measure, world.measure_by_hand, world.measure_process):  # loads the modules; not recorded
+            measure(Rounds())
+        for _ in range(options.rounds):
+            world.measure_process(rounds)
         for count in counts:
             world.grow(count)
             for number in range(options.rounds):
                 say(f"among {count}: round {number + 1} of {options.rounds}")
                 world.measure(rounds)
-        lines = {}
-        for step in STEPS:
+                world.measure_by_hand(rounds)
+        lines = _alone(rounds)
+        for step in (*STEPS, *BY_HAND):
             for count in counts[1:]:
                 for unit, kind in (("ms", ""), ("ms cpu", " cpu")):
                     alone, among = (rounds.middle(f"{step} {one}{kind}") for one in (0, count))
                     lines[f"{step}, {unit.split()[-1]}, among {count}"] = line(
-                        among, unit, "alone", alone, ratio=GOAL if kind else None
+                        among, unit, "alone", alone, ratio=GOAL if kind and step in STEPS else None
                     )
         world.end()
     bench.tell(lines, options)

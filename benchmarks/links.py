@@ -80,7 +80,7 @@ class Host:
         from netspace.link.reconciler import DesiredLinks
         from netspace.spec.types import LocalBroker
 
-        # The last has a password, so that both ways into an environment can be measured.
+        # The last environment logs in by password, the others by certificate, so that both can be measured.
         broker = LocalBroker(passwords=(self.names[-1],))
         observed = self.links.observe()
         plan = self.links.plan(
@@ -122,7 +122,10 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """The time from a revocation to the broker's first refusal, as seen by a sender that never stops."""
+    """Measurement of the time from a revocation to the first message that the broker refuses.
+
+    A program sends all the time, so that the first refusal is noticed at once.
+    """
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.broker.management import Management
@@ -203,7 +206,7 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
     shim = folder / "bin"
     shim.mkdir()
     setting = " ".join(f"'{key}={value}'" for key, value in variables.items())
-    # Salt finds rabbitmqctl by PATH, and knows of no other node than the machine's own.
+    # Salt finds rabbitmqctl by PATH, and can't be given another node than the machine's own: so the shim sets the node.
     (shim / "rabbitmqctl").write_text(
         "#!/bin/sh\ncd /\nexec setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups "
         f'env {setting} /usr/lib/rabbitmq/bin/rabbitmqctl "$@"\n'

@@ -74,7 +74,7 @@ def measured(command: list[str], patience: float) -> Any:
 
 
 class Found:
-    """The figures so far, and the reasons for missing peers."""
+    """The measured values so far, and for each peer that wasn't measured the reason."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -143,7 +143,7 @@ def links(found: Found, folder: Path) -> None:
         assert not refused, refused
         admin = node.login(world.layout)
         assert admin, "the broker keeps no login"
-        login = folder / "login"  # no argument of a process: others could read it
+        login = folder / "login"  # a file, since other users could read the arguments of a process
         login.touch(mode=0o600)
         login.write_text(f"amqp://{admin.username}:{admin.password}@127.0.0.1:{PLAIN_PORT}/{world.layout.instance}")
         for kind in ("disk", "memory"):
@@ -228,7 +228,7 @@ def _table(found: Found) -> Iterator[str]:
 
 def main() -> int:
     parser = bench.arguments(__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="the most for one measurement (default 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="longest duration of one measurement (default 3)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     found = measure(options)

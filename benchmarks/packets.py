@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> tuple[float, float]:
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=7)
     parser.add_argument("--count", type=int, default=1000, help="environments (default 1000)")
-    parser.add_argument("--times", type=int, default=5000, help="datagrams a round (default 5000)")
+    parser.add_argument("--times", type=int, default=5000, help="datagrams of a round (default 5000)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     with bench.disk(in_memory=options.memory_disk):

@@ -353,7 +353,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
                 found[name] = sandbox.ask(method)
         return found
 
-    say("what is loaded and cached first: one of each")
+    say("warming up: one container of each engine")
     for what in ("run", "create", "remove"):
         step(what, what, kept=False)
     before = each("memory")
@@ -462,10 +462,10 @@ def plot(rounds: Rounds, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the medians are told (default 7)")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="which (default: all)")
-    parser.add_argument("--counts", default="0,50,100,200", help="how many others there are (default 0,50,100,200)")
-    parser.add_argument("--plot", default="", metavar="FILE", help="draw the time to create one more, as SVG")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds (default 7); the result has medians")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="engines, separated by commas (default: all)")
+    parser.add_argument("--counts", default="0,50,100,200", help="numbers of other containers (default 0,50,100,200)")
+    parser.add_argument("--plot", default="", metavar="FILE", help="draw the time to create one more container, as SVG")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     parser.add_argument("--call", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()

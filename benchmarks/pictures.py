@@ -48,7 +48,7 @@ def main() -> None:
     from netspace.plugin import fleet_picture
     from netspace.plugin.picture import layout
 
-    fleet_picture.picture("html", pictures.compiled(pictures.shop()))  # jinja2 is imported, and the template compiled
+    fleet_picture.picture("html", pictures.compiled(pictures.shop()))  # imports jinja2, compiles the template
     lines: dict[str, dict[str, Any]] = {}
     for count in map(int, options.counts.split(",")):
         rounds = Rounds()

@@ -28,7 +28,7 @@ sys.path[:0] = [str(bench.ROOT / "client/src"), str(bench.ROOT / "tests")]
 
 PLAIN_PORT = 5699
 BODY = b"x" * 64
-FLIGHT = 256  # messages that wait for a confirmation at once, as netspace-client's
+FLIGHT = 256  # the number of unconfirmed messages that netspace-client permits too
 PATHS = ("bare", "near", "direct", "buffered")
 
 
@@ -196,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     path.run(one_by_one(path, 20))
                     rounds.note(f"one {what}", path.run(one_by_one(path, 200)))
                     rounds.note(f"many {what}", path.run(many(path, options.messages)))
-                    if what == "buffered":  # what is still on its way isn't the next path's
+                    if what == "buffered":  # takes messages still on their way
                         later.run(_drain(later, 220 + options.messages))
     return lines(rounds)
 
@@ -209,7 +209,7 @@ async def _drain(later: Any, count: int) -> None:
 
 def main() -> int:
     parser = bench.arguments(__doc__, rounds=3)
-    parser.add_argument("--messages", type=int, default=2000, help="of one measurement (default 2000)")
+    parser.add_argument("--messages", type=int, default=2000, help="messages of one measurement (default 2000)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     bench.tell(measure(options), options)

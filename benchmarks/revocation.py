@@ -1,14 +1,16 @@
-"""The time from the event that a host lost its master's trust until its peer has ended its links, in a lab.
+"""The time from a host's loss of trust until the host at the other end has ended its links with it, in a lab.
 
 usage: sudo python benchmarks/revocation.py [--json] [--rounds N] [--busy N]
 
-A real master and two minions run on this machine (scripts/lab). Host h1 has a link to h2, one from h2, and one of its
-own, so that its broker goes on. In each round, another key answers for h2. The time of the event is that of the
-master's record. *Ended* is the moment when h1's forwarder leads to h2 no more; *recorded*, when h1's record has no link
-with h2. The floor is the time of an empty job (test.ping) on the same minion, asked for by a process that is ready.
+A real master and two minions run on this machine (scripts/lab). Host h1 has a link to h2, a link from h2, and a link
+between two of its own environments, which keeps its broker running. In each round, h2's attestation key is moved away,
+so h2 answers with another key and the master no longer trusts it. The time begins with the event in the master's audit
+log. *Ended* is the moment when h1's forwarder no longer connects to h2; *recorded*, when h1's record has no link with
+h2. The peer is the time of an empty job (test.ping) on the same minion, requested by a process that has its modules
+loaded.
 
-Both minions and the master share this machine, and h2 does its own part meanwhile. So the times are longer than on
-separate machines.
+The master and both minions share this machine, and h2 works at the same time. So the times are longer than on separate
+machines.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ client = salt.client.LocalClient(mopts=salt.config.client_config(os.environ["SAL
 for number in range(int(sys.argv[1]) + 1):
     began = time.time()
     assert client.cmd("h1", "test.ping") == {"h1": True}
-    if number:  # the first one loads what the others have
+    if number:  # the first one loads modules
         print("took", time.time() - began)
 """
 KEY = "/var/lib/netspace/attestation/key"
@@ -59,13 +61,13 @@ PATIENCE = 180.0
 def first_process(home: Path) -> int:
     """Return the PID, on this machine, of the first process of a lab's host."""
     pid = int((home / "pid").read_text().split()[0])
-    for _ in range(2):  # the shell's child is unshare, and its child the host's first process
+    for _ in range(2):  # from the shell to its child, unshare, and on to the host's first process
         pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
     return pid
 
 
 def appraised(folder: Path) -> float:
-    """Return the time at which the master appraised h2 last."""
+    """Return the time of the master's last verdict on h2, from its audit log."""
     lines = (folder / "master/attestation/audit.log").read_text().splitlines()
     times = [one["time"] for one in map(json.loads, lines) if one["event"] == "state" and one["data"]["minion"] == "h2"]
     return float(times[-1])
@@ -73,7 +75,7 @@ def appraised(folder: Path) -> float:
 
 @contextlib.contextmanager
 def busy(programs: int) -> Iterator[None]:
-    """Run programs that each need a processor all the time."""
+    """Run programs during the context, each of which keeps a processor busy."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     try:
         yield
@@ -142,7 +144,7 @@ def measure(rounds: Rounds, options: object, folder: Path) -> None:
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=3)
     parser.add_argument(
-        "--busy", type=int, default=0, metavar="N", help="programs that need a processor each meanwhile"
+        "--busy", type=int, default=0, metavar="N", help="programs that keep a processor busy meanwhile (default 0)"
     )
     options = parser.parse_args()
     bench.on_a_host_of_its_own()

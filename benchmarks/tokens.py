@@ -1,21 +1,22 @@
-"""The cost of a proof of where a program runs: made by its host's peer, checked by others, and shown to the verifier.
+"""The cost of a proof of the host and environment in which a program runs: to make it, check it, and vouch for its key.
 
 usage: .venv/bin/python benchmarks/tokens.py [--json | --markdown] [--rounds N]
 
-The benchmark needs no root. These figures are measured, in milliseconds of this process's processor time:
+A host signs such proofs with its token key, for which the attestation verifier vouches (docs/adr/0082). The benchmark
+needs no root. These figures are measured, in milliseconds of this process's processor time:
 
-*a proof* -- what the peer does for one request of the verb ``attest``, without the transport. Its peer is a bare
-signature by ES256 with the same library (libcrypto).
+*a proof* -- the work of a host's peer (the service that answers the host's environments) for one request of the verb
+``attest``, without the transport. It is compared with a bare signature by ES256 with the same library (libcrypto).
 
-*a check* -- what a checker does who trusts the verifier: two signatures. Its peer is two bare checks with
-``cryptography``.
+*a check* -- the work of a program that trusts the verifier and checks a proof: two signatures. It is compared with two
+bare checks with ``cryptography``.
 
 *a check without netspace* -- the same by ``client/examples/check_appraised_evidence.py``.
 
-With swtpm and tpm2-pytss, also the time that passes (ms) for:
+With swtpm and tpm2-pytss, also the elapsed time (ms) of:
 
-*a host's answer* -- the answer to the verifier's challenge, with the key of tokens and its proof. Its peer is the same
-without a key. The answers go through a new connection to the TPM each, as on a host.
+*a host's answer* -- the host's answer to the verifier's challenge, with its token key and the proof that it has this
+key. It is compared with an answer without a key. Each answer opens a new connection to the TPM, as on a host.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def measure(rounds: Rounds, count: int) -> None:
 
 
 def measure_answers(rounds: Rounds, count: int) -> bool:
-    """Measure a host's answers with a software TPM; return whether there is one."""
+    """Measure a host's answers with a software TPM; return False if this machine has none."""
     if shutil.which("swtpm") is None or importlib.util.find_spec("tpm2_pytss") is None:
         return False
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -170,7 +171,7 @@ def main() -> None:
         "a check without netspace": line(middle("script"), "ms", "two bare checks", middle("bare checks")),
     }
     if measure_answers(rounds, options.rounds):
-        found["a host's answer with a software TPM and a key of tokens, time"] = line(
+        found["a host's answer with a software TPM and a token key, time"] = line(
             middle("answer"), "ms", "without a key", middle("answer without"), limit=middle("answer without") + 10
         )
     bench.tell(found, options)

@@ -29,6 +29,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: error: {message}\n")
 
 
+def _import_msgspec() -> None:
+    """Import msgspec without typing_extensions, which msgspec uses in place of ``typing`` where it is installed.
+
+    The library needs nothing of it, and it costs each process 10 ms and 1 MB. Other packages can import it afterwards.
+    No other thread runs yet.
+    """
+    if "typing_extensions" in sys.modules or "msgspec" in sys.modules:
+        return
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        del sys.modules["typing_extensions"]
+
+
 def _readers(layout: Layout, environment: str) -> int:
     """Return the number of consumers of an environment's mailbox. Only this function imports the AMQP client."""
     from netspace.link import status
@@ -36,8 +51,8 @@ def _readers(layout: Layout, environment: str) -> int:
     return status.readers(layout, environment)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m netspace", description="The parts of netspace that run without Salt.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description="The parts of netspace that run without Salt.")
     parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_declared(commands)
@@ -124,9 +139,12 @@ def _declared(layout: Layout, options: argparse.Namespace) -> int:
     return commands.converge(layout, options.file, as_json=options.json, test=options.command == "plan")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, program: str = "python -m netspace") -> int:
+    """Run one command; return its exit code.
+
+    :param program: the words by which the operator calls this program, for its help and errors.
+    """
+    parser = _parser(program)
     options = parser.parse_args(arguments)
     if options.command == "file-root":
         return _file_root()
@@ -138,8 +156,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(err))
     if os.geteuid() != 0 and not (options.command == "check" and options.no_host):
         parser.error("only root can do that")
-    if options.command in ("check", "plan", "apply", "list"):
-        return _declared(layout, options)
     if options.command == "supervise":
         from netspace import library_copy
         from netspace.supervision.daemon import daemon
@@ -149,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.link.forwarder import launch
 
         launch.main(layout)
+    _import_msgspec()
+    if options.command in ("check", "plan", "apply", "list"):
+        return _declared(layout, options)
     if options.command == "renew":
         from netspace.host import renew
 

@@ -321,7 +321,7 @@ def remove(path: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Turn a system error inside the context (no space, too many open files) into an error for the operator.
+    """Turn a system error inside the context (no space, too many open files) into a NetspaceError with a remedy.
 
     :raises NetspaceError: the system refused a call.
     """
@@ -347,28 +347,58 @@ def locked(path: Path, give_up: Callable[[], bool] | None = None) -> Iterator[No
     :param give_up: called again and again while another run holds the lock; None: wait however long it takes.
     :raises NetspaceError: *give_up* returned True.
     """
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def busy() -> NetspaceError | None:
+        ended = give_up is not None and give_up()
+        return NetspaceError("another run of netspace is changing this host; try again later") if ended else None
+
+    fd = held(path, None if give_up is None else busy)
     try:
-        if give_up is None:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        else:
-            _patiently(fd, give_up)
         yield
     finally:
         os.close(fd)
 
 
-def _patiently(fd: int, give_up: Callable[[], bool]) -> None:
-    """Take an exclusive lock, unless *give_up* returns True before it is free."""
+def held(path: Path, busy: Callable[[], Exception | None] | None = None) -> int:
+    """Take an exclusive lock on *path*; return the descriptor that holds the lock until it is closed.
+
+    The file is created if it is absent.
+
+    :param busy: called again and again while another process holds the lock; what it returns is raised. None: wait
+        however long it takes.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if busy is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            _patiently(fd, busy)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _patiently(fd: int, busy: Callable[[], Exception | None]) -> None:
+    """Wait until the lock on *fd* is free, and take it; raise an error as soon as *busy* returns one."""
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if give_up():
-                raise NetspaceError("another run of netspace is changing this host; try again later") from None
+            if (error := busy()) is not None:
+                raise error from None
         time.sleep(_PAUSE)
+
+
+def boot_id(root: Path = Path("/")) -> str:
+    """Return the kernel's id of this boot (random(4)).
+
+    :param root: the folder that has the host's ``proc``.
+    :raises OSError: the id can't be read.
+    """
+    return read(root / "proc/sys/kernel/random/boot_id", 64).decode().strip()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:

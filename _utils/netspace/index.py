@@ -115,7 +115,7 @@ class Index(Generic[T]):
         self._weight: int | None = None
         self._head = _Head(version)
         self._noted: _State[T] = self._nothing()
-        self._known: _State[T] | None = None  # what `read` found: what is noted, if that is sealed
+        self._known: _State[T] | None = None  # the values that `read` returned; written if they can be sealed
         self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
         self._fresh: set[str] = set()  # records that may be too young to be noted
         self._watch: folder_watch.Watch | None = None
@@ -237,8 +237,8 @@ class Index(Generic[T]):
             return
         now.groups = Known(was.values, self._sort, was.groups, new).groups()
         head = msgspec.structs.replace(head, groups=now.groups)
-        content = msgspec.json.encode(head) + now.values.text + now.stamps.text
-        files.write(self._path, _digest(content) + content)
+        content = (msgspec.json.encode(head), now.values.text, now.stamps.text)
+        files.write(self._path, b"".join((_digest(*content), *content)))
         self._head, self._noted = head, now
 
     def _sealed(self, stamps: Mapping[str, Stamp], names: set[str], same: bool) -> Stamp | None:
@@ -283,17 +283,15 @@ class Index(Generic[T]):
             whole = files.read(self._path, _LARGEST)
         except OSError:
             return
-        content = whole[_DIGEST:]
-        if whole[:_DIGEST] != _digest(content):
+        if whole[:_DIGEST] != _digest(memoryview(whole)[_DIGEST:]):
             return
-        first, feed, _ = content.partition(b"\n")
+        begin = whole.find(b"\n", _DIGEST)
         try:
-            head = msgspec.json.decode(first, type=_Head)
+            head = msgspec.json.decode(whole[_DIGEST:begin] if begin > 0 else b"", type=_Head)
         except (msgspec.DecodeError, RecursionError):  # made by a version that noted it otherwise
             return
-        if head.version == self._version and feed:
-            at = len(first) + head.size
-            values, stamps = content[len(first) : at], content[at:]
+        if head.version == self._version:
+            values, stamps = whole[begin : begin + head.size], whole[begin + head.size :]
             if not all(text[:1] == text[-1:] == b"\n" for text in (values, stamps)) or _weight(head) is None:
                 return
             self._head = head
@@ -330,6 +328,9 @@ def _weight(head: _Head) -> int | None:
         return None
 
 
-def _digest(content: bytes) -> bytes:
-    """Return the file's first line: the digest of the rest, which shows damage."""
-    return hashlib.sha256(content).hexdigest().encode() + b"\n"
+def _digest(*content: bytes | memoryview) -> bytes:
+    """Return the file's first line: the digest of the rest, given in parts, which shows damage."""
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest().encode() + b"\n"

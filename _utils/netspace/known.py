@@ -13,9 +13,9 @@ import msgspec
 
 T = TypeVar("T")
 Groups = dict[str, tuple[int, list[str]]]
-"""By sort: how many values have it, and the first names, in alphabetical order, of those that have it."""
+"""For each sort: the number of its values, and their first names in alphabetical order."""
 _FEW = 32  # names that are looked for one by one; where more are asked for, all values are decoded
-_FIRST = 8  # names that are kept of each sort: so many of them can go until all have to be looked at again
+_FIRST = 8  # names that are kept of each sort: once so many are removed, all values must be looked at again
 
 
 class Lines(Generic[T]):
@@ -41,6 +41,7 @@ class Lines(Generic[T]):
         self._whole = None if whole is None else dict(whole)
         self._again = again
         self._asked = 0
+        self._places: dict[str, tuple[int, int]] = {}  # where the lines of names are that were looked up
 
     @classmethod
     def of(cls, values: Mapping[str, T], form: type[T]) -> Lines[T]:
@@ -52,10 +53,10 @@ class Lines(Generic[T]):
         return self.text.count(b"\n") - 1
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self.whole() if self._many() else self.text.find(_key(name)) >= 0)
+        return isinstance(name, str) and (name in self.whole() if self._many() else self.place(name)[1] > 0)
 
     def _many(self) -> bool:
-        """Return whether to decode all values, because many were looked up already. Counts one look-up."""
+        """Count one look-up; return whether there were so many that all values are better decoded at once."""
         self._asked += 1
         return self._whole is not None or self._asked > _FEW
 
@@ -66,15 +67,25 @@ class Lines(Generic[T]):
         """
         if self._many():
             return self.whole().get(name)
-        key = _key(name)
-        at = self.text.find(key)
-        if at < 0:
+        at, end = self.place(name)
+        if not end:
             return None
         try:
-            value: T = _decoder(self._form)(self.text[at + len(key) : self.text.find(b"\n", at + 1)])
+            value: T = _decoder(self._form)(self.text[at + len(_key(name)) : end])
         except (msgspec.DecodeError, RecursionError):
             return self.mend().get(name)
         return value
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Return where the line of *name* is in the text: the line feed before it, and that after it; (0, 0): nowhere.
+
+        A host may have thousands of lines, so a place that was found is remembered.
+        """
+        found = self._places.get(name)
+        if found is None:
+            at = self.text.find(_key(name))
+            found = self._places[name] = (0, 0) if at < 0 else (at, self.text.index(b"\n", at + 1))
+        return found
 
     def whole(self) -> Mapping[str, T]:
         """Return all values, ordered by name.
@@ -101,6 +112,7 @@ class Lines(Generic[T]):
         values = self._again()
         self._whole = {name: values[name] for name in sorted(values)}
         self.text = Lines.of(self._whole, self._form).text
+        self._places = {}
         self.mended = True
         return self._whole
 
@@ -112,15 +124,15 @@ class Lines(Generic[T]):
         if len(new) > _FEW:
             merged = {name: value for name, value in {**self.whole(), **new}.items() if value is not None}
             return Lines.of(merged, self._form)
-        text = self.text
+        parts, begin = [], 0
+        for at, end in sorted(self.place(name) for name in new):
+            parts.append(self.text[begin:at])
+            begin = end
+        parts.append(self.text[begin:])
         for name, value in new.items():
-            key = _key(name)
-            at = text.find(key)
-            if at >= 0:
-                text = text[:at] + text[text.index(b"\n", at + 1) :]
             if value is not None:
-                text = text + key[1:] + msgspec.json.encode(value) + b"\n"
-        return Lines(text, self._form, again=self._again)
+                parts += [_key(name)[1:], msgspec.json.encode(value), b"\n"]
+        return Lines(b"".join(parts), self._form, again=self._again)
 
 
 _DECODERS: dict[Any, Callable[[bytes], Any]] = {}
@@ -140,7 +152,7 @@ def _key(name: str) -> bytes:
 class Known(Mapping[str, T]):
     """Values by name. A value's *sort* is a text that is equal for all values that the caller treats alike.
 
-    Sorts and texts can be looked up without decoding all values.
+    The sorts, and whether a text occurs in a value, can be looked up without decoding all values.
 
     :param noted: the stored values.
     :param sort: returns the sort of a value.
@@ -209,13 +221,19 @@ class Known(Mapping[str, T]):
 
     def alone(self, name: str, text: str) -> bool:
         """Return whether *name* is certainly the only name whose value contains *text*."""
-        part, key = msgspec.json.encode(text), _key(name)
-        at = self._noted.text.find(key)
-        if at < 0 or self._noted.text.count(part) != 1:
+        part = msgspec.json.encode(text)
+        at, end = self._noted.place(name)
+        if not end or self._noted.text.count(part) != 1:
             return False
         others = (value for other, value in self._new.items() if value is not None and other != name)
-        own = self._noted.text[at + len(key) : self._noted.text.index(b"\n", at + 1)]  # without the name
+        own = self._noted.text[at + len(_key(name)) : end]  # without the name
         return part in own and not any(part in msgspec.json.encode(value) for value in others)
+
+    def lack(self, part: bytes) -> bool:
+        """Return whether certainly no value's JSON contains *part*. Decodes no value."""
+        if part in self._noted.text:
+            return False
+        return not any(part in msgspec.json.encode(value) for value in self._new.values() if value is not None)
 
     def groups(self) -> Groups:
         """Return, for each sort, the number of the values that have it, and their first names."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
 _BESIDE = "-NEXT"
@@ -23,20 +23,22 @@ def below(folder: Path, name: str) -> Path:
     return folder / name
 
 
-@dataclass(frozen=True)
-class Layout:
+class _Place(NamedTuple):
+    instance: str
+    root: Path
+
+
+class Layout(_Place):
     """The paths and names of one netspace instance on one host.
 
     :param instance: prefix of every system-wide name.
     :param root: directory that stands for ``/``; only unit tests set it.
     """
 
-    instance: str = "netspace"
-    root: Path = Path("/")
-
-    def __post_init__(self) -> None:
-        if not INSTANCE.fullmatch(self.instance):
-            raise ValueError(f"instance {self.instance!r}: expected a letter, then up to 15 of a-z and 0-9")
+    def __new__(cls, instance: str = "netspace", root: Path = Path("/")) -> Layout:
+        if not INSTANCE.fullmatch(instance):
+            raise ValueError(f"instance {instance!r}: expected a letter, then up to 15 of a-z and 0-9")
+        return super().__new__(cls, instance, root)
 
     # -- persistent: survives a reboot --------------------------------------
     @cached_property
@@ -162,7 +164,7 @@ class Layout:
     def whose(self, name: str) -> str:
         """Return the environment of an instance.
 
-        *name* is the environment's name, or the name of its second instance (:meth:`beside`).
+        :param name: the environment's name, or the name of its second instance (:meth:`beside`).
         """
         return name.removesuffix(_BESIDE)
 

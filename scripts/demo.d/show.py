@@ -149,7 +149,7 @@ def check_pillar() -> None:
     """
     try:
         found = salt("netspace.paths_to", "orders", "declared=True")  # Salt masks the values of a pillar
-    except Failed:  # there is no orders; Salt has told it
+    except Failed:  # orders isn't declared; Salt has reported it
         found = {}
     paths = found.get("paths", ()) if isinstance(found, dict) else ()
     senders = {path["from"] for path in paths if not (path["through"] or path["answers"])}

@@ -16,11 +16,11 @@ ADMISSION = 4507
 DEVICE = "device:/dev/tpmrm0"
 """The TPM of a host that is a machine."""
 TPM_ROOTS = "/etc/tpm-roots"
-"""Where a machine finds the certificates of the TPMs' maker."""
+"""Folder on a machine with the certificates of the TPMs' maker."""
 SLOW = 300
-"""Seconds within which a machine answers, which may be translated."""
+"""Seconds within which a machine answers, even if QEMU translates its code because there is no KVM."""
 PCRS = (*range(10), 11, 12)
-"""PCRs with what a machine boots, up to the kernel's command line and the files that the boot loader reads."""
+"""PCRs with measurements of a machine's boot, up to the kernel's command line and the boot loader's files."""
 MOST = 200
 """Hosts of a lab at most: addresses of one /24."""
 

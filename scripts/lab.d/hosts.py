@@ -29,7 +29,7 @@ class Host:
     shares_kernel = True
     """Whether the host is a set of namespaces on this machine."""
     tcti = TCTI
-    """Where a program on the host finds its TPM."""
+    """TCTI string by which a program on the host reaches the host's TPM."""
 
     def __init__(self, home: Path, daemon: str) -> None:
         self.home = home

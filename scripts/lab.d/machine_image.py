@@ -22,9 +22,9 @@ CONSOLE = "169.254.77.15"
 """Address of each machine at its second cable. That cable leads to the operator's shell alone."""
 COMMAND_LINE = f"{image.COMMAND_LINE} net.ifnames=0"
 TREE = "/opt/netspace-tree"
-"""Where Salt finds the checkout's resources."""
+"""Folder in which Salt finds the checkout's resources."""
 CONNECTED = "lab: it has its files and cables"
-"""What a machine says on its console after HOME_SCRIPT."""
+"""Line that a machine writes to its console after HOME_SCRIPT."""
 SHELL_PACKAGES = ("openssh-server",)
 
 HOME_SCRIPT = f"""#!/bin/sh -e
@@ -129,7 +129,7 @@ DefaultTimeoutStartSec=900
 DefaultTimeoutStopSec=300
 DefaultDeviceTimeoutSec=900
 """
-"""A machine without KVM, beside others, takes its time."""
+"""Settings of systemd with long timeouts, because a machine without KVM is slow."""
 
 # Services of packages that netspace runs itself, by other names.
 MASKED = (

@@ -28,17 +28,17 @@ from vmlab import image, qemu
 from vmlab.flavours import Flavour
 
 MEMORY = 1024
-"""MiB of a machine."""
+"""Memory of a machine in MiB."""
 OVERHEAD = 608
-"""MiB that QEMU itself takes beside, most of it for translated code."""
+"""Further memory in MiB that QEMU itself needs, most of it for translated code."""
 RESERVE = 1024
-"""MiB that the master and this machine's own programs keep."""
+"""Memory in MiB that is left for the master and this machine's own programs."""
 SLOW = 8
-"""Without KVM everything in a machine takes so many times as long, or longer."""
+"""Factor by which everything in a machine takes longer without KVM."""
 DISKS = "disk"
-"""A machine's folder for what survives a power failure."""
+"""A machine's folder for files that survive a power failure."""
 LISTENS = "Server listening on"
-"""sshd's words on the console, once the operator's shell is there."""
+"""Line that sshd writes to the console once the operator's shell can be reached."""
 STAGES = (
     ("BdsDxe: starting", "its kernel starts"),
     (machine_image.CONNECTED, "its services start"),
@@ -229,7 +229,7 @@ class Machine(Host):
             raise Failed(f"{self.name}: it is off; start it: lab start {self.name}")
         await_boot([self])
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
-        # Its other end joins the words, and gives them to a shell.
+        # sshd joins the words and passes them to a shell.
         words = [] if list(command) == ["bash"] else [shlex.join(command)]
         ssh = ["ssh", *terminal, *machine_home.ssh_options(self.home), "--", "root@127.0.0.1", *words]
         os.execvp("nsenter", ["nsenter", f"--target={self._switch()}", "--net", "--", *ssh])  # noqa: S606

@@ -15,7 +15,7 @@ from processes import Failed, run
 
 PROGRAMS = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
 SOCKET = "/run/tpm.sock"
-"""Where a host finds its TPM: its ``/run`` is its own."""
+"""Socket of a host's TPM, the same path on each host, because each host has a ``/run`` of its own."""
 MAKERS = ("issuercert.pem", "swtpm-localca-rootca-cert.pem")
 """The maker's certificates, in the maker's folder."""
 TCTI = f"swtpm:path={SOCKET}"

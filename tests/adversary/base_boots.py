@@ -107,7 +107,7 @@ def _platform(boot: str) -> list[str]:
 def make(chance: random.Random, kinds: tuple[str, ...] = tuple(KINDS), told: bool = False) -> BootWorld | str:
     """Return a new world, or the reason why this attempt made none.
 
-    :param told: give the policy a term that nothing proves, too.
+    :param told: whether the policy also gets a term that nothing proves.
     """
     good = chance.choice(boots.recorded()[:4])
     own = "uki" if good.name.startswith("uki") else "shim-grub"

@@ -18,9 +18,13 @@ from netspace.attestation.logs.eventlog import NO_ACTION
 class Claim:
     """The logs that a forger sends, and his extensions of PCRs.
 
-    :param early: extensions before systemd measured; *late*: extensions afterwards.
+    :param events: the boot log's events.
+    :param words: the records of systemd's log.
+    :param early: extensions before systemd measured.
+    :param late: extensions after systemd measured.
     :param header: algorithms that the log claims; a second algorithm has meaningless digests.
     :param cut: number of bytes that are cut off the log's end.
+    :param systemd: whether systemd's log is sent.
     """
 
     events: tuple[Entry, ...]

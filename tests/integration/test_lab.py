@@ -138,7 +138,7 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
         return float(last["time"])
 
     def revised(after: str = "") -> list[tuple[str, list[str]]]:
-        """Return the jobs by which minions were told of a change of trust: their ids, and whom each told."""
+        """Return the jobs that told minions of a change of trust, as pairs: the job's id, and the minions."""
         jobs = lab.runner("jobs.list_jobs", "search_function=netspace_link.signed_answer").items()
         asked = [(job, one["Target"], one["Arguments"][0]["asked"]["function"]) for job, one in sorted(jobs)]
         return [(job, who) for job, who, function in asked if function == "netspace_trust.revise" and job > after]

@@ -159,7 +159,7 @@ def test_a_master_that_is_down_grants_and_revokes_nothing(lab: Lab) -> None:
 
 
 def test_a_master_with_an_older_declaration_is_refused(lab: Lab) -> None:
-    """Two masters that disagree: one was restored from a copy of the time before the last change."""
+    """A master is replaced by a copy from before the last change: hosts refuse its older declaration."""
     first, second = (
         f"{FLEET}edition: 1\n",
         FLEET.replace("command: [", "env: {TRY: again}, command: [") + "edition: 2\n",

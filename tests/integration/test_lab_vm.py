@@ -32,20 +32,10 @@ for place in sys.argv[1:]:
 ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
 
 
-def applied(lab: Lab) -> bool:
-    """Apply the pillar of both hosts; return whether all is as declared. A translated broker may start too slowly."""
-    try:
-        lab.apply()
-    except AssertionError as err:
-        assert "doesn't start" in str(err) or "isn't ready" in str(err)
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_of(tmp_path_factory.mktemp("lab") / "lab") as made:
-        said = made.do("up", "--vm", timeout=2400)
+    with lab_of(tmp_path_factory.mktemp("lab") / "lab", patience=3600) as made:
+        said = made.do("up", "--vm")
         for host in ("h1", "h2"):
             assert f"{host}: its key is accepted by its TPM" in said
         yield made
@@ -78,7 +68,8 @@ def test_a_cut_parts_two_machines_and_mend_joins_them(lab: Lab) -> None:
 
 def test_pages_lines_carry_a_sealed_request_to_a_measured_host(lab: Lab) -> None:
     lab.runner("netspace_fleet.join", "h1", "h2")
-    until(lambda: applied(lab), patience=2400)
+    lab.apply()
+    assert lab.apply() == 0
     lab.runner("netspace_fleet.join", "h1", "h2")
     until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=300)
     levels = {host: lab.salt(host, "netspace_attestation.status")[host]["level"] for host in ("h1", "h2")}
@@ -94,5 +85,5 @@ def test_pages_lines_carry_a_sealed_request_to_a_measured_host(lab: Lab) -> None
 def test_a_machine_that_lost_power_comes_back_with_its_links(lab: Lab) -> None:
     lab.do("kill", "h2")
     assert "h2      198.51.100.2     off" in lab.do("status")
-    assert lab.do("start", "h2", timeout=2400) is not None
+    assert lab.do("start", "h2") is not None
     until(lambda: lab.asks("4 plums") == ANSWER.format("4 plums"), patience=600)

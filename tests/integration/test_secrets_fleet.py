@@ -1,4 +1,4 @@
-"""A real master gives secrets to real minions by its own results. No cache, log or disk has one."""
+"""A real master gives secrets to real minions, as its own results permit. No cache, log or disk contains a secret."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ class Fleet:
         return found
 
     def hits(self, *words: str) -> list[str]:
-        """Return the files in which one of *words* is, except for the store, and memory of the host a and b."""
+        """Return the files of the fleet, and of the machine's caches and logs, that contain one of *words*.
+
+        The store of secrets is left out, and so is the memory of the hosts a and b.
+        """
         states = [layout.state for layout in self.layouts.values()] + [layout.logs for layout in self.layouts.values()]
         roots = [Path(self.master.config["root_dir"]), *(Path(one.config["root_dir"]) for one in self.minions.values())]
         found = set()

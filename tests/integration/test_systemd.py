@@ -31,6 +31,10 @@ if what == "define":
     value = supervisor.define([records.decode(record) for record in argument])
 elif what == "observe":
     value = {name: status._asdict() for name, status in supervisor.observe().items()}
+elif what == "noticed":
+    asked, show = [], supervisor._show
+    supervisor._show = lambda names: asked.extend(names) or show(names)
+    value = [{name: status._asdict() for name, status in supervisor.observe(noticed=True).items()}, asked]
 elif what == "payload":
     value = payload_cgroup(Layout(), argument)
 elif what == "both":
@@ -351,6 +355,29 @@ def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
     assert call("stop", ["deaf"]) == {}
     assert call("observe")["deaf"]["exit"] == "signal 9"
     until(lambda: "code=killed, status=9/KILL" in log(host, "deaf"))
+
+
+def test_one_question_tells_of_all_that_never_ended(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost, tmp_path: Path
+) -> None:
+    """A survey has the statuses that systemd tells. systemd is asked only about units that ended or don't run."""
+    held = detached("held", until=[str(tmp_path / "comes-later")])
+    names = ["again", "frozen", "steady", "stopped"]
+    call("define", [*(detached(name) for name in names), held, plain("attached"), plain("never")])
+    assert call("start", [*names, "held", "attached"]) == {}
+    assert call("stop", ["stopped"]) == {}
+    pids = {name: status["pid"] for name, status in call("observe").items()}
+    host.run("kill", "-9", str(pids["again"]))
+    host.run("kill", "-STOP", str(pids["frozen"]))
+    until(lambda: (now := call("observe"))["again"]["restarts"] == 1 and now["again"]["state"] == "running")
+    assert call("start", ["again", "steady"]) == {}
+    (told, asked), whole = call("noticed"), call("observe")
+    assert asked == ["again", "attached", "held", "never", "stopped"]
+    for name in whole:
+        assert abs(told[name].pop("since") - whole[name].pop("since")) < 2, name
+    assert told == whole
+    assert (told["again"]["restarts"], told["frozen"]["state"]) == (1, "frozen")
+    host.run("kill", "-CONT", str(pids["frozen"]))
 
 
 def test_slow_cleanup_after_a_short_stop_is_no_failure(

@@ -27,7 +27,7 @@ from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
 from support import checkout
 from support.hosts.whole_host import IDLE, IMAGE, all_true, by_id, python
-from support.sampling import todays
+from support.sampling import EVERY, todays
 from support.waiting import until
 
 from netspace.environment import runtimes
@@ -363,7 +363,7 @@ def test_each_command_of_the_pages_for_all_hosts_is_answered_by_hosts_alone(flee
     every = commands()
     assert len(every) > 50 and {("netspace.teardown",), ("mine.send", "netspace_link.public_key")} <= set(every)
     last = [words for words in every if words[0] in LAST]
-    for function, *arguments in (*todays([words for words in every if words not in last], 3), *last):
+    for function, *arguments in (*todays([words for words in every if words not in last], 3, every=EVERY), *last):
         # The packages and files of this machine are not the test's.
         arguments = [one for one in arguments if not one.startswith("file=")]
         if "netspace_link.public_key" in (function, *arguments):

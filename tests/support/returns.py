@@ -1,4 +1,4 @@
-"""Returns of netspace's functions, one of each form that has a table."""
+"""Sample returns of netspace's functions: one for each kind of return that has a table."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ _NEAR = 400 * 86400
 
 
 def times_without_text(function: str, data: object) -> Iterator[str]:
-    """Yield the place of each time in *data*, a return of *function*, that has no text beside it."""
+    """Yield the place of each time in *data*, a return of *function*, that has no readable text beside it."""
     if function.startswith("netspace") and function not in MACHINES:
         yield from _without_text(data, "", time.time())
 

@@ -14,6 +14,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 FAULTS = os.environ.get("NETSPACE_FAULTS", "some")
+EVERY = 4
+"""Days from one run to the next of a test file that runs by turns (``FILES`` in ``tests/parts.py``)."""
 
 
 def today() -> int:
@@ -21,11 +23,12 @@ def today() -> int:
     return int(os.environ.get("NETSPACE_DAY") or time.time() // 86400)
 
 
-def todays(values: Sequence[T], days: int, day: int | None = None) -> list[T]:
+def todays(values: Sequence[T], days: int, day: int | None = None, *, every: int = 1) -> list[T]:
     """Return today's share of *values*. In *days* days in a row, each value is returned once.
 
     :param day: number of the day; None: today's.
+    :param every: the test runs only each *every* days (:data:`EVERY` for a file by turns): those are the days in a row.
     """
     if FAULTS != "some":
         return list(values)
-    return list(values[(today() if day is None else day) % days :: days])
+    return list(values[(today() if day is None else day) // every % days :: days])

@@ -127,3 +127,29 @@ def test_who_reads_another_s_file_follows_no_link_and_waits_for_nobody(tmp_path)
     for name in ("link", "pipe", "absent", "."):
         with pytest.raises(OSError):
             files.opened(tmp_path / name)
+
+
+def test_a_held_lock_is_refused_in_the_callers_words(tmp_path):
+    """Whoever waits for a lock decides how long, and with which error it ends."""
+    path, asked = tmp_path / "deep" / "lock", []
+
+    def busy():
+        asked.append(None)
+        return StateError("held by another") if len(asked) == 3 else None
+
+    first = files.held(path)
+    with pytest.raises(StateError, match="held by another"):
+        files.held(path, busy)
+    assert len(asked) == 3
+    os.close(first)
+    os.close(files.held(path, busy))
+    assert len(asked) == 3, "a free lock is taken at once"
+
+
+def test_boot_id_is_that_of_the_given_root(tmp_path):
+    place = tmp_path / "proc/sys/kernel/random/boot_id"
+    with pytest.raises(FileNotFoundError):
+        files.boot_id(tmp_path)
+    place.parent.mkdir(parents=True)
+    place.write_text("6c3f\n")
+    assert files.boot_id(tmp_path) == "6c3f" != files.boot_id()

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netspace import files
 from netspace.environment import record as records
 from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
@@ -24,6 +25,7 @@ from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
 from netspace.host.host import Host
 from netspace.layout import Layout
+from netspace.ledger import entries, journal
 from netspace.link import host_peer
 from netspace.link.mail import emptying
 from netspace.link.record import Record
@@ -48,7 +50,7 @@ def run_of(pid: int) -> Run:
     """Return the run of a process that lasts."""
     there = child_records.process.stat(pid)
     assert there is not None
-    return Run(child_records.boot(), pid, there.ticks)
+    return Run(files.boot_id(), pid, there.ticks)
 
 
 def own_run() -> Run:
@@ -192,7 +194,7 @@ def test_children_end_with_their_keeper(host: Host, declared: Declaration, monke
 def test_parent_that_may_not_ask_any_more_keeps_no_child(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper stays, since another environment may spawn."""
+    """A parent may no longer ask its host: its child ends. The keeper stays, since another environment may spawn."""
     other = parse.declaration({"environments": {"other": parent(worker=template())}})
     recorded(host, other)
     child_records.write(host.layout, "web-worker-1", a_child())
@@ -209,7 +211,7 @@ def test_parent_that_may_not_ask_any_more_keeps_no_child(
 def test_child_that_ends_during_an_apply_is_not_started(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ran when the apply read its record, and has ended when the apply looks at what runs."""
+    """A child that ends after the apply has read its record, and before it looks at programs, isn't started again."""
     child_records.write(host.layout, "web-worker-1", a_child())
     wanted = dict.fromkeys(["web-worker-1", "web"], DesiredEnvironment(declared.environments["web"]))
     planned: list[set[str]] = []
@@ -272,3 +274,24 @@ def test_emptying_deletes_the_ways_of_late_answers(host: Host, monkeypatch: pyte
     ways, *queues = api.deleted
     assert ways == ("bindings", "netspace", "e", "reply.host", "q", "replies.w", "k")
     assert [queue for _, _, queue, _ in queues] == ["lane.a.w", "replies.w"]
+
+
+@pytest.mark.parametrize(
+    ("about", "part", "refused"),
+    [("web-worker-1", 0.51, True), ("other-worker-1", 0.51, False), ("other-worker-1", 0.76, True)],
+)
+def test_children_never_fill_the_ledger_of_their_host(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch, about: str, part: float, refused: bool
+) -> None:
+    """No parent can lower the trust in its host, which a full ledger lowers until the next boot."""
+    monkeypatch.setattr(child_records, "run_of", lambda _, name: own_run() if name == "web" else None)
+    monkeypatch.setattr(host, "_begin", lambda _place, _there, child: child)
+    files.write_json(host.layout.records("attestation") / "ledger.json", {})
+    line = entries.ended([about], 1)[0]
+    files.write(journal.folder(host.layout) / "log", line * round(part * entries.MOST_LINES))
+    if refused:
+        with pytest.raises(Refused, match="records no more starts of children") as told:
+            host.spawn("web", "worker", "w", {})
+        assert told.value.code == "too-many"
+    else:
+        assert host.spawn("web", "worker", "w", {})[0] == "web-worker-1"

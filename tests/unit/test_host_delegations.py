@@ -1,7 +1,7 @@
 """Delegations on a host, with its records in a folder of its own: no program runs, and no broker.
 
-Attackers ask in the name of others, beyond their right, late, again, and while links, runs and clocks change. After
-each step, whoever has a delegated right must have got it from somebody who has it, and no more of it.
+Attackers ask in the name of others, for more than their right, late and repeatedly, while links, runs and clocks
+change. After each step, each delegated right must come from a holder who has this right, with limits at least as wide.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.host import child_records, delegation_records, keeper
+from netspace.host import child_records, delegation_records, keeper, pace
 from netspace.host import delegations as use_cases
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
@@ -191,7 +191,10 @@ def test_revocation_severs_what_was_made_of_it(world: World) -> None:
 
 
 def test_right_ends_when_its_holder_may_not_ask_any_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keeper stays, since another environment may delegate."""
+    """A holder may no longer ask its host: its delegation ends.
+
+    The keeper stays, since another environment may delegate.
+    """
     monkeypatch.setattr(Host, "_peer_service", lambda *_: Result(Plan()))
     monkeypatch.setattr(Host, "_library", lambda *_, **__: "")
     world.delegate("web", "orders", "till")
@@ -226,7 +229,7 @@ def test_damaged_record_is_no_right(world: World) -> None:
 
 @pytest.mark.parametrize("end", ["time", "program", "revocation"])
 def test_right_that_ended_meanwhile_is_not_handed_on(world: World, end: str) -> None:
-    """The request waited for the lock, for example of an apply, while the right ended that it is about."""
+    """While a request waits for the lock, such as for an apply, the holder's own right ends: nothing is delegated."""
     world.delegate("web", "orders", "till")
     made = delegation_records.read(world.layout, "till.orders")
     assert made is not None
@@ -308,8 +311,26 @@ def told(end: socket.socket) -> tuple[int, str]:
     return found["id"], "" if found["answer"] else found["code"]
 
 
+def test_keeper_works_for_nobody_without_end(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
+    """An environment that has used up its time waits, and others don't. Its revocations come soon."""
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    mine._pace.spend("web", pace.BURST + 1, child_records.now())
+    ask(end, 1, "web", "delegations")
+    ask(end, 2, "web", "revoke", link="orders", to="till")
+    ask(end, 3, "till", "delegations")
+    for _ in range(4):
+        mine._serve()
+    assert [told(end), told(end)] == [(2, ""), (3, "")]
+    assert 0 < (mine._pause() or 0) <= 2 / pace.SHARE + 1
+    assert [one.id for turns in mine._waiting.values() for one in turns] == [1]
+    world.now += 3 / pace.SHARE
+    mine._serve()
+    assert told(end) == (1, "")
+
+
 def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
-    """Another environment's request waits for an apply. Meanwhile the revoked right is gone at the broker."""
+    """While another environment's request waits for an apply, a revoked right is removed from the broker."""
     mine, end = kept
     world.delegate("web", "orders", "till")
     world.severed.clear()
@@ -358,7 +379,7 @@ def test_environments_take_turns_at_the_keeper(world: World, kept: tuple[keeper.
 
 # -- attackers -----------------------------------------------------------------------------------------------------
 def sound(world: World) -> None:
-    """Check that each delegated right has its maker, who has it too, and has no less; after what is due was ended."""
+    """End due delegations; check that each holder has the right that it delegated, with limits at least as wide."""
     world.settle()
     there = world.links
     known = {name: delegation_records.read(world.layout, name) for name in delegation_records.names(world.layout)}

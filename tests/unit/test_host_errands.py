@@ -1,4 +1,4 @@
-"""Requests about children on their way from the peer to its keeper and back, and what the keeper makes of them."""
+"""Requests about children: how the peer passes them to the keeper, and how the keeper answers them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import child_records, keeper
 from netspace.host import children as use_cases
@@ -175,7 +176,7 @@ def test_keeper_ends_for_a_name_that_no_peer_sends(asker: str) -> None:
 
 
 def test_records_of_children_tell_who_lasts(tmp_path: Path) -> None:
-    layout, own = Layout(root=tmp_path), Run(child_records.boot(), os.getpid(), 1)
+    layout, own = Layout(root=tmp_path), Run(files.boot_id(), os.getpid(), 1)
     there = child_records.process.stat(os.getpid())
     assert there is not None and not own.lasts()
     own = msgspec.structs.replace(own, ticks=there.ticks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import json
 import pickle
 import select
@@ -81,7 +80,7 @@ def test_request_without_an_address_is_dropped(
 def who(number: int = 0, **more: str) -> Delivery:
     body = bytearray(json.dumps({"v": 1, "verb": "who", "arguments": {"service": "sales", **more}}).encode())
     found = request("asks.web", f"replies.web/{number}")
-    return dataclasses.replace(found, body=body, size=len(body), received=len(body))
+    return msgspec.structs.replace(found, body=body, size=len(body), received=len(body))
 
 
 def state(broker: Broker) -> str:
@@ -117,13 +116,13 @@ def test_held_requests_take_little_memory(asked: process.Peer, monkeypatch: pyte
     known = msgspec.structs.replace(TOLD, environments={one.name: own for one in senders.values()})
     broker, most = Broker(), 2
     monkeypatch.setattr(process, "HELD_ALL", most)
-    asked._answer(broker, dataclasses.replace(who(), exchange="asks.0"), known, senders)
+    asked._answer(broker, msgspec.structs.replace(who(), exchange="asks.0"), known, senders)
     before, broker.done = state(broker), []
     for number, exchange in enumerate(senders):
         found = who(number, unless=before)
         padded = bytearray(found.body.replace(b"{", b"{" + b" " * 5000, 2))
         large = {"body": padded, "size": len(padded), "properties": found.properties + bytes(100_000)}
-        asked._answer(broker, dataclasses.replace(found, exchange=exchange, **large), known, senders)
+        asked._answer(broker, msgspec.structs.replace(found, exchange=exchange, **large), known, senders)
     answered = [way for what, way in broker.done if what == "answered"]
     assert answered == [f"replies.web/{most}"], "one more of all environments is answered at once"
     assert len(asked.held) == most

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import parts
 import pytest
+from support.sampling import EVERY
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ["unit", "functional", "integration", "vm"]
 
 
 def taken(file: str, command: list[str]) -> bool:
@@ -19,7 +22,7 @@ def taken(file: str, command: list[str]) -> bool:
     )
 
 
-@pytest.mark.parametrize("folders", [["unit", "functional", "integration", "vm"], ["vm"], ["functional"], ["unit"]])
+@pytest.mark.parametrize("folders", [FOLDERS, ["vm"], ["functional"], ["unit"]])
 def test_every_file_is_in_one_part(folders: list[str]) -> None:
     chosen = parts.in_order(folders)
     everything = [path for paths in chosen.values() for path in paths]
@@ -40,16 +43,33 @@ def test_machines_run_by_turns_beside_others_and_all_of_them_alone() -> None:
     assert set(parts.in_order(["vm"], 1)) == set(parts.PARTS["vm"])
 
 
-def test_files_by_turns_each_run_on_one_of_the_days() -> None:
-    folders = ["unit", "functional", "integration", "vm"]
-    files = [file for turn in parts.FILES for file in turn]
+def of_day(day: int | None) -> list[list[str]]:
+    """Return the commands of a day's parts."""
+    left_out = [path for folder in parts.PARTS.values() for paths in folder.values() for path in paths]
+    left_out += parts.of_another_day(FOLDERS, day)
+    return [parts.command(paths, left_out) for paths in parts.in_order(FOLDERS, day).values()]
+
+
+@pytest.mark.parametrize("day", [None, *range(len(parts.FILES))])
+def test_files_by_turns_run_on_their_days_alone(day: int | None) -> None:
+    files = {file for turn in parts.FILES for file in turn}
     assert all((ROOT / file).exists() for file in files)
-    left_out = [parts.of_another_day(folders, day) for day in range(len(parts.FILES))]
-    assert all(sorted({*files} - {*left}) == sorted(turn) for left, turn in zip(left_out, parts.FILES, strict=True))
-    whole = [parts.PARTS["integration"]["integration"], *(parts.PARTS["functional"][one] for one in ("host", "links"))]
-    commands = [parts.command(paths, left_out[0]) for paths in whole]
-    assert [file for file in files if any(taken(file, command) for command in commands)] == list(parts.FILES[0])
-    assert parts.of_another_day(folders, None) == parts.of_another_day(["integration"], 1) == []
+    run = {file for file in files if any(taken(file, command) for command in of_day(day))}
+    assert run == (files if day is None else {*parts.FILES[day]})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_that_is_asked_for_alone_has_all_its_files(folder: str) -> None:
+    assert parts.of_another_day([folder], 1) == []
+    assert parts.in_order([folder], 1) == parts.in_order([folder])
+
+
+@pytest.mark.parametrize("file", sorted({file for turn in parts.FILES for file in turn}))
+def test_share_of_a_file_by_turns_counts_its_own_days(file: str) -> None:
+    """With a share of each day, a file of each fourth day would try the same one of two shares for ever."""
+    assert len(parts.FILES) == EVERY
+    for call in re.findall(r"\btodays\((.*)", (ROOT / file).read_text()):
+        assert "every=EVERY" in call, f"{file}: {call}"
 
 
 def test_parts_of_another_day_are_no_part_of_a_whole_folder() -> None:

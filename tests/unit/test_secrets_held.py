@@ -83,7 +83,7 @@ def test_reboot_opens_what_trust_permits(layout: Layout) -> None:
 
 
 def test_host_without_a_tpm_keeps_no_secret_that_demands_one(layout: Layout) -> None:
-    """A level that was reached in another way, such as by a report of a confidential guest, is not enough."""
+    """A secret that demands a TPM isn't kept on a host without one, whatever level the host reached in another way."""
     why = taken(layout, {"db": {"source": URI, "minimum": "L2"}}, {URI: WORD}, Trust(5, "self", ""))
     assert len(why) == 1 and "has no TPM" in why[0]
     assert not secrets.held(layout, "web") and not secrets.recorded(layout)

@@ -118,7 +118,7 @@ def test_messages_are_what_another_library_reads():
 
 
 class Told(amqp_frames.Connection):
-    """A connection whose peer has said all that it ever will."""
+    """A connection whose peer has already sent all its bytes."""
 
     def __init__(self, said: bytes) -> None:
         self._unread = said

@@ -52,7 +52,7 @@ def test_a_socket_that_waits_is_found_with_its_program(
 
 
 def test_holder_that_closes_another_descriptor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker opens and closes descriptors all the time, also while netspace looks for the holder of its port."""
+    """The holder of a port is found although it closes a descriptor meanwhile, as a broker does all the time."""
     listed = os.listdir
 
     def with_gone(path: str) -> list[str]:

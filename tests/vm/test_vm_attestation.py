@@ -1,44 +1,20 @@
-"""Trust levels of virtual machines: with Secure Boot and a boot log, with only a TPM, and without either."""
+"""Trust of a virtual machine with Secure Boot, a TPM and a boot log, whose kernel measures programs in the end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.hosts.whole_host import all_true
 from vmlab import image
-from vmlab.lab import ROOTS, STAY, Lab, Salt, environment
+from vmlab.lab import Lab, Salt
 from vmlab.machine import Machine
 from vmlab.master import Master
+from vmlab.trust import PCRS, REFERENCES, TPM, learn, vault
 
 pytestmark = pytest.mark.vm
-
-REFERENCES = "/etc/netspace-references.json"
-# GRUB measures its commands and the command line into 8, what it reads into 9. Rules for kernels rest on 11 and
-# 12, too, which nothing measures into here.
-PCRS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
-TPM = {"policy": "prefer", "minimum": "L3", "tpm": "device:/dev/tpmrm0", "roots": ROOTS, "pcrs": PCRS}
-
-
-def vault(level: str, **attestation: Any) -> dict[str, Any]:
-    common = environment(STAY, restart="on-failure")
-    return {
-        "attestation": attestation,
-        "environments": {
-            "plain": common,
-            "vault": {**common, "attestation": {"policy": "require", "minimum": level}},
-        },
-    }
-
-
-def learn(machine: Machine, salt: Salt) -> None:
-    """Accept this boot's measurements as good."""
-    evidence = salt("netspace_attestation.evidence", "ab" * 32)
-    values = {pcr: [value] for pcr, value in evidence["pcrs"].items()}
-    machine.put(REFERENCES, json.dumps({"sha256": values}))
 
 
 def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
@@ -124,22 +100,3 @@ def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     machine.sh("/usr/bin/sha512sum /dev/null")
     found = master("attest", "vm")["vm"]
     assert (found["level"], found["code"]) == ("L4", "ima-file") and "/usr/bin/sha512sum" in found["reason"], found
-
-
-def test_a_tpm_without_a_log_stops_at_l3(clone: Callable[[str], Machine]) -> None:
-    machine = clone("unlogged")
-    salt = Salt(machine)
-    salt.apply(vault("L3", **TPM))
-    learn(machine, salt)
-    all_true(salt.apply(vault("L3", **TPM, references=REFERENCES)))
-    status = salt("netspace_attestation.status")
-    assert status["level"] == "L3" and "log" in status["reason"], status
-    assert machine.sh("systemctl is-active netspace-environment-vault") == "active"
-
-
-def test_without_a_tpm_a_host_has_l1(plain: Machine, salt: Salt) -> None:
-    states = salt.apply(vault("L2", policy="prefer", minimum="L3", tpm="device:/dev/tpmrm0"))
-    assert "vault" in states["netspace environments"]["comment"]
-    assert salt("netspace_attestation.status")["level"] == "L1"
-    assert plain.sh("systemctl is-active netspace-environment-plain") == "active"
-    assert plain.sh("systemctl is-active netspace-environment-vault", check=False) != "active"

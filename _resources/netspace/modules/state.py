@@ -93,7 +93,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         try:
             with salt_targets.of(self.opts).files(self.opts["id"]) as inside:
                 there = bool(wanted) and all(inside.look(str(path)) is not None for path in wanted)
-            comment = f"{', '.join(map(str, wanted))}: " + ("there" if there else "not all there")
+            comment = f"{', '.join(map(str, wanted))}: " + ("they exist" if there else "not all of them exist")
         except NetspaceError as err:
             there, comment = False, str(err)
         done = {"skip_watch": True} if there else {}

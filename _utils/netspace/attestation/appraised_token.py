@@ -47,12 +47,12 @@ def verify(
 
     :param text: the collection.
     :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
-    :param expected: without PCRs, which the verifier has judged. Its *host* is only the host's claim, so it needs
-        *minion*.
-    :param minion: the host's name at the verifier; None: any host of the fleet is good.
+    :param expected: the values that the asker expects. *pcrs* must be None, because the verifier has judged the PCRs.
+        *host* is only the host's own claim, so it may be given only together with *minion*.
+    :param minion: the host's name at the verifier; None: any host of the fleet is accepted.
     :param minimum: the lowest level, 1 to 5.
     :raises Refused: when a check fails; the error's code names the check.
-    :raises ValueError: when PCRs are expected, or a host's name in links without a minion.
+    :raises ValueError: when *expected* has PCRs, or has *host* without *minion*.
     """
     if expected.pcrs or (expected.host is not None and minion is None):
         raise ValueError(
@@ -82,7 +82,7 @@ def check_current(told: Appraised, record: Mapping[str, Any] | None, level: int)
 
     :param record: the verifier's last result of this host.
     :param level: the host's present level at the verifier: 0 if its result has expired, or if it was revoked.
-    :raises AppraisalOutdated: when the host was restarted, has another key of tokens, or has a lower level.
+    :raises AppraisalOutdated: when the host was restarted, has another token key, or has a lower level.
     """
     key = None if record is None else record.get("token_key")
     if record is None or not key or key[0] != jose.thumbprint(told.key) or record["boot"] != told.boot:

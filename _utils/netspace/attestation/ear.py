@@ -80,7 +80,7 @@ class AppraisalClaims:
     :param appraisal: statement on host and key for third parties (``netspace.attestation.host_appraisal``); empty
         without a key.
     :param ledger: fields on the host's ledger of runs; empty if the policy demands none.
-    :param environments: fields on each environment that runs by that ledger, by name.
+    :param environments: fields on each environment that is running according to that ledger, by the environment's name.
     """
 
     minion: str

@@ -63,7 +63,7 @@ APPRAISED = "tag:netspace.invalid,2026:environment-evidence#2"
 TOKEN_TYPE, KEY_TYPE = "application/eat+jwt", "application/vnd.netspace.host-key+json"
 APPRAISAL_TYPE = "application/vnd.netspace.host-appraisal+jwt"
 EVIDENCE, ENDORSEMENT, RESULT = 4, 2, 8
-"""The members ``ind`` of a CMW: evidence, endorsements, and attestation results."""
+"""Values of a CMW's field ``ind``, which tells the kind of a message: evidence, endorsements, attestation results."""
 TYP = "eat+jwt"
 PREFIX = b"netspace-host-key/1\0"
 """Precedes the statement in all that is signed, so that no other use of the host's key can be mistaken for it."""

@@ -35,7 +35,7 @@ MAX_PCR = 23
 # One spelling per number, so that no PCR can be given twice.
 PCR_NAMES = frozenset(str(index) for index in range(MAX_PCR + 1))
 MIN_NONCE, MAX_NONCE = 16, 64
-# Bytes of a TEE's report, of the certificates that its host gave it, and of the area that holds its log.
+# Most bytes of a TEE's report, of the certificates that the TEE's host gave it, and of the area that holds its log.
 MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
 MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
 MAX_CHAIN = 8
@@ -55,11 +55,11 @@ class Context:
     :param host: the host's identity with this verifier.
     :param session: the verifier's id for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
-    :param environments: the ledger of runs that comes with evidence of a software key; empty: none comes, or the TPM's
-        NV index proves it.
+    :param environments: the lines of a ledger of runs that a software key signs (``LedgerProof.binding``); empty if the
+        evidence has no ledger, or if the TPM's NV index proves the ledger.
     :param binding: a further value to which the evidence is bound, such as the id of the boot; may be empty.
-    :param key: thumbprint of the key that signs the tokens of the host's environments, for which the host vouches by
-        this evidence; empty: for none.
+    :param key: thumbprint of the host's token key (which signs tokens of its environments), if the evidence vouches for
+        this key; else empty.
     """
 
     verifier: str
@@ -88,7 +88,7 @@ class Context:
             self.nonce,
             hashlib.sha256(self.environments).digest(),
             hashlib.sha256(self.binding).digest(),
-            # Verifiers of earlier versions know no such key, so there is a field only if there is a key.
+            # Verifiers of earlier versions don't know this field, so it is added only if there is a key.
             *((self.key.encode(),) if self.key else ()),
         )
         return hashlib.sha256(fields).digest()

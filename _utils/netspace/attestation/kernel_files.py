@@ -1,4 +1,4 @@
-"""Reading of the kernel's small files, below a root folder. Nothing here raises: a value that can't be read is None."""
+"""Readers of small files of the kernel, below a root folder. They raise no error: an unreadable value is None."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def there(path: Path) -> bool:
 
 
 def names(path: Path) -> list[str]:
-    """Return the sorted names in a folder; none if it can't be read."""
+    """Return the sorted names in a folder; an empty list if the folder can't be read."""
     try:
         return sorted(os.listdir(path))[:MAX_NAMES]
     except OSError:

@@ -13,10 +13,10 @@ from netspace.ledger import entries
 
 @dataclass(frozen=True)
 class LedgerProof:
-    """Lines of a ledger.
+    """Lines of a ledger of runs, and the TPM's certificate of the ledger's NV index.
 
     :param first: number of the first line in *lines*.
-    :param lines: may have lines after the certified value, since the host goes on recording.
+    :param lines: the lines as bytes. Some may be newer than the certificate, since the host goes on recording.
     :param attest: TPMS_ATTEST of the NV index, with the qualifying data of the quote; empty for a software key.
     :param signature: TPMT_SIGNATURE of *attest*; empty for a software key.
     """
@@ -36,7 +36,7 @@ class LedgerProof:
         }
 
     def binding(self) -> bytes:
-        """Return what a software key signs of the ledger, as ``Context.environments``."""
+        """Return the bytes of the ledger that a software key signs (as ``Context.environments``): number and lines."""
         return self.first.to_bytes(8, "big") + self.lines
 
 

@@ -556,8 +556,8 @@ class AppraisalMissing(Refused):
 
     code = "appraisal-none"
     remedy = (
-        "let the master attest the host once an environment may ask for proofs, and ask the environment again; "
-        "a host that judges itself has no such statement"
+        "allow an environment of the host to ask for proofs, attest the host on the master, and ask the environment "
+        "again; a host that judges itself has no such statement"
     )
 
 
@@ -597,7 +597,7 @@ class AppraisalOutdated(Refused):
 
 
 class TokenKeyOther(Refused):
-    """A token by another key than the one that the host appraisal names."""
+    """A token signed by another key than the one that the host appraisal names."""
 
     code = "token-key"
     remedy = "find out who made this token; no appraised host vouches for its key"
@@ -618,7 +618,7 @@ class TokenKeyOld(Refused):
 
 
 class TokenOtherBoot(Refused):
-    """A token of another boot of the host than the one that the verifier judged."""
+    """A token from another boot of the host than the boot that the verifier judged."""
 
     code = "token-boot"
     remedy = "ask the environment again; if it happens again, find out who put token and appraisal together"
@@ -751,7 +751,7 @@ class LedgerIndex(Refused):
     """A TPM's certificate of another NV index than the ledger's, or of an index with other properties."""
 
     code = "ledger-index"
-    remedy = "find out who defined the host's NV index; without a ledger there, netspace defines it again"
+    remedy = "find out who defined the host's NV index; to define it again, remove the ledger from the host and apply"
 
 
 class LedgerBoot(Refused):

@@ -70,7 +70,7 @@ def path(layout: Layout) -> Path:
 def boot_id(layout: Layout) -> str:
     """Return the kernel's id of this boot (``random(4)``); empty if it can't be read."""
     try:
-        return (layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+        return files.boot_id(layout.root)
     except OSError:
         return ""
 

@@ -2,13 +2,13 @@
 
 A *recipient* is a host's public key for secrets. There are two kinds:
 
-- ``software``: an X25519 key, which lies in a file of the host. Whoever reads that file opens the secret.
-- ``tpm``: an endorsement key of a TPM, and an *anchor*, a key that the TPM derives and never gives away. The content
-  key is in a credential (TPM2_MakeCredential) for both. So only that TPM opens it, and only where the anchor's policy
-  is satisfied. Nobody has to believe a recipient's anchor: a wrong one opens nothing in this TPM.
+- ``software``: an X25519 key in a file of the host. Anybody who can read that file can open the secret.
+- ``tpm``: a TPM's endorsement key, and an *anchor*: a key that the TPM derives and that can't leave the TPM. A
+  credential (TPM2_MakeCredential) for both keys has the content key. So only this TPM can open the secret. Nobody needs
+  to trust the anchor in a recipient: no TPM can open a secret for a false anchor.
 
-The secret is encrypted by AES-256-GCM with a key of its own. The *context* (who the secret is for) is authenticated.
-Whoever moves a ciphertext to another environment, name or requirement makes it useless.
+AES-256-GCM encrypts the secret with a new key, the *content key*. It also authenticates the *place* that the secret is
+for: host, environment, name and trust level. So a ciphertext that was copied to another place can't be opened.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 MOST = 48 * 1024
-"""The most characters of a ciphertext."""
+"""Maximum length of a ciphertext, in characters."""
 MOST_RECIPIENT = 8 * 1024
 _CONTENT_KEY = 32
 _NONCE = bytes(12)
-"""Each content key encrypts one text, so its nonce needs not differ."""
+"""The nonce, which may be constant because each content key encrypts only one text."""
 _LABEL = b"netspace-secret/1"
 
 
@@ -90,8 +90,9 @@ class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Place(NamedTuple):
     """The place that a secret is for.
 
-    :param host: the host's name as its sealer knows it: the minion's id; empty if the host itself seals.
-    :param minimum: the lowest trust level of a host that gets it.
+    :param host: the minion's id; empty if the host itself encrypts the secret.
+    :param name: the secret's name.
+    :param minimum: the lowest trust level at which the host opens the secret, such as ``L2``.
     """
 
     host: str
@@ -101,52 +102,52 @@ class Place(NamedTuple):
 
     @property
     def context(self) -> bytes:
-        """The place as bytes. No two places have the same."""
+        """The place as bytes, which differ for any two places."""
         parts = [_LABEL, *(part.encode() for part in self)]
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def recipient(text: object) -> Recipient:
-    """Read a recipient from an untrusted text.
+    """Parse a recipient in an untrusted text.
 
-    :raises SealedError: it isn't one.
+    :raises SealedError: when *text* is not a recipient.
     """
     if not isinstance(text, str) or len(text) > MOST_RECIPIENT:
-        raise SealedError(f"a key for secrets: no text of up to {MOST_RECIPIENT} characters")
+        raise SealedError(f"key for secrets: expected a text of at most {MOST_RECIPIENT} characters")
     try:
         found = msgspec.json.decode(text, type=Recipient)
         if found.kind == "software":
             if len(decoded(found.key)) != 32 or found.template or found.endorsement or found.anchor:
-                raise ValueError("no X25519 key alone")
+                raise ValueError("kind software: expected an X25519 key and no other field")
         else:
             if found.key:
-                raise ValueError("a TPM's key has no software key")
+                raise ValueError("kind tpm: expected no software key")
             _keys(found)
     except (ValueError, RecursionError, Malformed) as err:
-        raise SealedError(f"a key for secrets: {err}") from err
+        raise SealedError(f"key for secrets: {err}") from err
     return found
 
 
 def read(text: object) -> Sealed:
-    """Read a ciphertext from an untrusted text.
+    """Parse a ciphertext in an untrusted text.
 
-    :raises SealedError: it isn't one.
+    :raises SealedError: when *text* is not a ciphertext.
     """
     if not isinstance(text, str) or len(text) > MOST:
-        raise SealedError(f"no ciphertext of up to {MOST} characters")
+        raise SealedError(f"ciphertext: expected a text of at most {MOST} characters")
     try:
         found = msgspec.json.decode(text, type=Sealed)
         for part in (found.share, found.text, found.credential):
             decoded(part)
     except (ValueError, RecursionError) as err:
-        raise SealedError(f"no ciphertext: {err}") from err
+        raise SealedError(f"ciphertext: {err}") from err
     return found
 
 
 def seal(to: Recipient, place: Place, plain: bytes) -> str:
-    """Encrypt *plain* so that only the host of *to* opens it, and only for *place*.
+    """Encrypt *plain* so that only the host of *to* can open it, and only for *place*.
 
-    :raises SealedError: the recipient's key can't be used.
+    :raises SealedError: when the recipient's key can't be used.
     """
     content_key, share, held = secrets.token_bytes(_CONTENT_KEY), b"", b""
     if to.kind == "software":
@@ -156,7 +157,7 @@ def seal(to: Recipient, place: Place, plain: bytes) -> str:
             endorsement, anchor = _keys(to)
             held, share = credential.make(endorsement, anchor.name, content_key)
         except Malformed as err:
-            raise SealedError(f"a key for secrets: {err}") from err
+            raise SealedError(f"key for secrets: {err}") from err
     text = _aead(content_key).encrypt(_NONCE, plain, place.context)
     return Sealed(to.kind, digest(to), _b64(share), _b64(text), _b64(held), to.template).encoded
 
@@ -164,7 +165,7 @@ def seal(to: Recipient, place: Place, plain: bytes) -> str:
 def opened(sealed: Sealed, content_key: bytes, place: Place) -> bytes:
     """Decrypt a ciphertext with its content key.
 
-    :raises SealedError: the ciphertext is for another place, or was changed.
+    :raises SealedError: when the ciphertext is for another place, or was changed.
     """
     from cryptography.exceptions import InvalidTag
 
@@ -175,9 +176,11 @@ def opened(sealed: Sealed, content_key: bytes, place: Place) -> bytes:
 
 
 def agreed(private: bytes, share: bytes) -> bytes:
-    """Return the content key of a ciphertext to a software key.
+    """Return the content key of a ciphertext that was encrypted to a software key.
 
-    :raises SealedError: the share is no key.
+    :param private: the private software key (X25519).
+    :param share: the ciphertext's *share*: the sender's public key.
+    :raises SealedError: when *share* is not a valid key.
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -185,7 +188,7 @@ def agreed(private: bytes, share: bytes) -> bytes:
     try:
         shared = key.exchange(X25519PublicKey.from_public_bytes(share))
     except ValueError as err:
-        raise SealedError("no ciphertext: its share is no key") from err
+        raise SealedError("ciphertext: its share is not a valid key") from err
     return _derived(shared, share, key.public_key().public_bytes_raw())
 
 
@@ -197,18 +200,18 @@ def digest(to: Recipient) -> str:
 def decoded(text: str) -> bytes:
     """Return the bytes of a text in base64.
 
-    :raises ValueError: the text is something else.
+    :raises ValueError: when *text* is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as err:
-        raise ValueError("not in base64") from err
+        raise ValueError("not base64") from err
 
 
 def _keys(to: Recipient) -> tuple[structures.Public, structures.Public]:
     """Return the endorsement key and the anchor of a TPM's recipient.
 
-    :raises Malformed: a key is malformed, or of the wrong kind.
+    :raises Malformed: when a key is malformed, or is of the wrong kind.
     """
     endorsement = structures.endorsement(decoded(to.endorsement))
     anchor = structures.public(decoded(to.anchor))
@@ -228,7 +231,7 @@ def _agreed(theirs: bytes) -> tuple[bytes, bytes]:
     try:
         shared = ours.exchange(X25519PublicKey.from_public_bytes(theirs))
     except ValueError as err:  # a point of a small order
-        raise SealedError("a key for secrets: it can't be used") from err
+        raise SealedError("key for secrets: not a valid X25519 key") from err
     return share, _derived(shared, share, theirs)
 
 
@@ -243,7 +246,7 @@ def _aead(key: bytes) -> AESGCM:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     if len(key) != _CONTENT_KEY:
-        raise ValueError("no content key")
+        raise ValueError("not a content key")
     return AESGCM(key)
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 FIELD = "token_key"
 """The field of an answer that holds the key."""
 _PREFIX = b"netspace-token-key/1\0"
-"""Precedes all that the key signs for a verifier, so that it is never the signature of a token."""
+"""Prefix of all data that the key signs for a verifier, so that such a signature is never valid for a token."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A key of tokens that a host showed.
+    """A token key that a host showed to its verifier.
 
     :param jwk: the public key.
     :param proof: its signature for the challenge: r and s, 32 bytes each.
@@ -45,9 +45,9 @@ class Shown:
 
 
 def shown(key: EllipticCurvePrivateKey, context: Context) -> dict[str, Any]:
-    """Return the wire form of a key and of its proof for a challenge.
+    """Return the wire form of a token key, and of the key's proof for a challenge.
 
-    :param context: with the key's thumbprint.
+    :param context: the challenge; its field *key* is the key's thumbprint.
     """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -76,7 +76,7 @@ def parse(data: Any) -> Shown:
 def check(one: Shown, context: Context) -> None:
     """Check that the key signed the challenge.
 
-    :param context: with the key's thumbprint.
+    :param context: the challenge; its field *key* is the key's thumbprint.
     :raises TokenKeyUnproved: when another key signed, or the signature is for another challenge or host.
     """
     from cryptography.exceptions import InvalidSignature

@@ -179,13 +179,11 @@ class ApplyRun:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        # Of all others, only a new environment needs to know.
-        new = any(work.record is None for work in self._left().values())
-        taken = {name: its.base for name, its in self._claims().items()} if new else {}
+        taken = claims.Bases(self._claims())
         for name, work in self._left().items():
             try:
-                base = user_ids.allocate([name], taken)[name] if work.record is None else work.record.base
-                taken[name] = base
+                base = user_ids.free(name, taken) if work.record is None else work.record.base
+                taken.add(base)
                 image = built[source(work)] if name in rebuilt else None
                 record = self._record(name, work, base, image)
                 if work.record is not None and work.assemble:
@@ -342,7 +340,7 @@ class ApplyRun:
         return {**tell_host(self._tell, known), **given}
 
     def _audit(self) -> None:
-        """Begin to count refused calls before programs start. If this is impossible, the host's apply reports it."""
+        """Begin to record refused calls before programs start. If this fails, the host's apply reports it later."""
         known = {name: self._records[name] for name, work in self._left().items() if work.want.spec.audit}
         if not known:
             return

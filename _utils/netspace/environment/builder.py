@@ -153,7 +153,7 @@ class Builder:
         """Return ``config.json`` as it was made, but with the limits of *record*.
 
         An environment that an earlier version of netspace made keeps all other settings of that version until it is
-        made anew. So it may lack mounts that the present version's configuration has.
+        rebuilt. So it may lack mounts that the present version's configuration has.
         """
         content = self._rendered(name, record)
         if record.revision == oci_config.revision(self.controllers):

@@ -6,6 +6,8 @@ only records that the index lacks are decoded.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 import msgspec
 
 import netspace
@@ -13,10 +15,11 @@ from netspace.environment import record as records
 from netspace.environment.record import Record
 from netspace.environment.storage import disk_sizes
 from netspace.index import Index
+from netspace.known import Known
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
-_VERSION = "3"  # raise it whenever `of` finds something else in the same record
+_VERSION = "4"  # increase it whenever `of` or `sort` returns something else for the same record
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -40,9 +43,38 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tenant: str = ""
 
 
+class Bases(Container[int]):
+    """The first host user ids of all environments. Few are decoded: most questions need only the noted text.
+
+    :param known: the claims of all environments.
+    """
+
+    def __init__(self, known: Mapping[str, Claims]) -> None:
+        self._known = known
+        self._given: set[int] = set()
+        self._all: set[int] | None = None
+
+    def add(self, base: int) -> None:
+        """Count *base* as taken, too."""
+        self._given.add(base)
+
+    def __contains__(self, base: object) -> bool:
+        if base in self._given:
+            return True
+        # A value's JSON begins with the base: "[1879048192,".
+        if self._all is None and isinstance(self._known, Known) and self._known.lack(f"[{base},".encode()):
+            return False
+        if self._all is None:
+            self._all = {its.base for its in self._known.values()}
+        return base in self._all
+
+
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments that need the same things on the host."""
-    return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
+    """Return a text that is equal for environments with equal needs on the host that all have, or all lack, a tenant.
+
+    The index groups the claims by this text.
+    """
+    return f"{its.watched:d} {its.promised > 0:d} {its.tenant != '':d} {its.confined}"
 
 
 def of(record: Record) -> Claims:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
+from netspace.environment.storage import mounts
 from netspace.supervision.cgroup import file_value, values
 
 Counter = Literal["memory", "processor_seconds", "processes", "memory_hits", "process_hits", "throttled_seconds"]
@@ -32,8 +34,10 @@ class _Place(NamedTuple):
 class Reader:
     """Reader of the counters of many environments. It looks up the cgroup hierarchies only once."""
 
-    def __init__(self, hierarchies: Hierarchies) -> None:
-        self._places = _unified() if hierarchies.unified else _separate(hierarchies)
+    def __init__(self) -> None:
+        # With version 2, the table of mounts isn't read: a thousand environments have thousands of mounts.
+        unified = os.path.exists(f"{ROOT}/cgroup.controllers")
+        self._places = _unified() if unified else _separate(Hierarchies(mounts.table(), ()))
 
     def read(self, counter: Counter, cgroup: str) -> float | None:
         """Return a counter of a cgroup; None if this host doesn't have the counter or the cgroup.

@@ -18,9 +18,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from netspace import files
 from netspace.environment.container import oci_config, oci_runtime
@@ -40,8 +41,7 @@ _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)
 _REAPED = 5.0  # seconds allowed to a runtime for ending after its program was killed
 
 
-@dataclass
-class Done:
+class Done(msgspec.Struct):
     """The result of a program that ended; ``retcode`` is 124 after a timeout."""
 
     retcode: int

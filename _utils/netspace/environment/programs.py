@@ -54,7 +54,7 @@ def lacking(
         if seen is not None and not renewed and seen.record.spec == want.spec:
             status = seen.status
             if status is not None and status.state == "running":
-                continue  # no call for each of the others
+                continue  # it runs unchanged: save the calls below
         if want.state != "running" or want.kept or want.spec.kernel or not (renewed or _starts(want, seen)):
             continue
         if want.image not in looks:

@@ -268,7 +268,7 @@ class Environments:
         return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
 
     def hand_out_held(self, names: Collection[str]) -> dict[str, str]:
-        """Write the files of these environments into their ``/run/netspace`` as they are held now.
+        """Write the files that netspace now holds for these environments into their ``/run/netspace``.
 
         :return: the errors, by environment.
         """

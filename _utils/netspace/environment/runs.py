@@ -31,7 +31,7 @@ def starting(layout: Layout, known: Mapping[str, Record]) -> None:
     """Record that environments are about to be started.
 
     :param known: the records with which they are started.
-    :raises NetspaceError: when that can't be written. Then none of them may be started.
+    :raises NetspaceError: when the ledger can't be written; none of the environments may be started then.
     """
     if known and kept(layout):
         from netspace.ledger import journal
@@ -47,8 +47,17 @@ def ended(layout: Layout, names: Collection[str]) -> None:
         journal.note_ends(layout, names)
 
 
+def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
+    """Return how much of the ledger is filled (1: all), and how much by lines about these environments."""
+    if not kept(layout):
+        return 0.0, 0.0
+    from netspace.ledger import journal
+
+    return journal.filled(layout, names)
+
+
 def described(layout: Layout, name: str, record: Record) -> Run:
-    """Return what the ledger says of a run."""
+    """Return the facts about a run that the ledger records: image, configuration and certificate."""
     from netspace.ledger.entries import Run
 
     return Run(record.image.digest, record.config, _certificate(layout, name))

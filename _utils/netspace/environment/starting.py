@@ -13,7 +13,8 @@ import os
 import select
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from netspace import files
 from netspace.environment import record as records
@@ -38,8 +39,7 @@ _FIRST, _LONGER, _LONGEST = 0.001, 1.5, 0.1
 _DESCRIPTORS = 64  # the most programs whose end is waited for; of more, each look asks the kernel
 
 
-@dataclass
-class _Started:
+class _Started(msgspec.Struct):
     """A program that was just started and is being watched.
 
     :param status: the supervisor's status of its service.
@@ -57,7 +57,7 @@ class _Started:
     cgroup: str
     seen: bool
     pidfd: int = -1
-    switches: int | None = field(default=None)
+    switches: int | None = None
 
     def open(self) -> None:
         """Open a pidfd, which becomes readable when the program ends. If that fails, ``/proc`` is read instead."""

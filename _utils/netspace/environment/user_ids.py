@@ -8,7 +8,7 @@ subuid allocates (systemd's "Users, Groups, UIDs and GIDs", section "Summary").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from netspace.errors import NetspaceError
 
@@ -32,13 +32,18 @@ def allocate(names: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
     for name in names:
         base = taken.get(name)
         if base is None:
-            base = _free(name, used)
+            base = free(name, used)
             used.add(base)
         bases[name] = base
     return bases
 
 
-def _free(name: str, used: set[int]) -> int:
+def free(name: str, used: Container[int]) -> int:
+    """Return the first host id of a new environment.
+
+    :param used: the first ids of all existing environments.
+    :raises NetspaceError: when all ranges are in use.
+    """
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     for offset in range(RANGES):
         base = FIRST + (start + offset) % RANGES * COUNT

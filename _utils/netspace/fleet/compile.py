@@ -37,13 +37,13 @@ from netspace.spec.types import Declaration, Interface
 MAX_LINKS = 1_000_000
 """The most links between single instances of environments."""
 MAX_EDGES = 2_000_000
-"""The most ways from one end to another (by a link or a rule) that are computed for a fleet."""
+"""The most edges that are computed for a fleet. An edge: one end may reach another by one link or rule."""
 MAX_PROOFS = 50_000_000
-"""The greatest product of the numbers of ways and assertions: each assertion examines all ways."""
+"""The greatest product of the numbers of edges and assertions, because each assertion examines all edges."""
 MAX_CHOICES = 5_000_000
 """The most replicas that all links together choose among. A choice computes a hash for each replica."""
 _TRIED = 8
-"""The most hosts on which an environment without a host is tried."""
+"""The most hosts on which an environment that has no host yet is checked for problems."""
 
 
 class Compiled(NamedTuple):
@@ -126,7 +126,7 @@ def fleet(
         if found is not None:
             parsed[host] = found
         problems += wrong
-        if len(joined) < len(later):  # what it will be when all hosts have joined
+        if len(joined) < len(later):  # also check the slice as it will be once all hosts have joined
             problems += _Slice(declared, host, names, by_host.get(host, ()), later).parsed()[1]
     for name in declared.environments:
         if name not in placement.hosts:
@@ -155,7 +155,7 @@ def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[M
             why = f"{host} joined as {facts.trust_domain}, and is declared as {declared.trust_domain(host)}"
             missing.append(Missing(host, f"{why}: {again}"))
         elif (first := keys.setdefault(public_keys.canonical(facts.public_key), host)) != host:
-            missing.append(Missing(host, f"{host} has the key of {first}: give it its own, then {again}"))
+            missing.append(Missing(host, f"{host} has the key of {first}: give it a key of its own, then {again}"))
         else:
             joined[host] = facts
     return joined
@@ -283,13 +283,13 @@ class _Slice:
         body = dict(way.entry.body)
         source, target = way.entry.source, way.entry.target
         if way.source == way.target:
-            body.pop("via", None)  # nothing lies between the two
+            body.pop("via", None)  # a link within one host needs no way between hosts
         elif way.source == self._host:
             if way.alone:
-                body.setdefault("as", target)  # so that the program has one name for it, wherever it runs
+                body.setdefault("as", target)  # one name for the program, on whichever host *target* is
             target = f"{target}@{way.target}"
         else:
-            body.pop("as", None)  # the sender's word, and none of the receiver's business
+            body.pop("as", None)  # only the sender uses this name
             source = f"{source}@{way.source}"
         return {"from": source, "to": target, **body}
 
@@ -347,9 +347,9 @@ class _Slice:
 def _too_many(edges: int, assertions: int) -> str:
     """Return why the proof of the assertions would take too long; empty if it doesn't."""
     if edges > MAX_EDGES:
-        return f"more than {MAX_EDGES} ways lead from one end to another; declare fewer replicas, links or rules"
+        return f"more than {MAX_EDGES} edges (an end may reach another); declare fewer replicas, links or rules"
     if edges * assertions > MAX_PROOFS:
-        return f"{assertions} assertions about {edges} ways are more than can be proved; {MAX_PROOFS // edges} can"
+        return f"{assertions} assertions about {edges} edges are too many; declare at most {MAX_PROOFS // edges}"
     return ""
 
 

@@ -28,11 +28,11 @@ from netspace.fleet.types import Fleet, FleetError, Problem
 FOLDER = "/var/lib/netspace-master/fleet"
 MAX_FILES = 256
 REGISTER = "what hosts published"
-"""The path of problems outside the declaration's files: a damaged file of the register."""
+"""The path of a problem that is not in the declaration's files, but in a damaged file with facts about a host."""
 _NESTED = 16
 _TRIES = 5
 PAUSE = 30.0
-"""Seconds for which what is in force is served after a failure, before the next attempt."""
+"""Seconds from a failure to compile until the next attempt; until then, minions get the declaration in force."""
 SALT = "salt://"
 
 
@@ -69,7 +69,7 @@ class _Now(NamedTuple):
 
     :param manifest: the declaration in force: the present one, or the last good one before it.
     :param refusal: why the present declaration is refused.
-    :param news: whether it has just been refused.
+    :param news: whether the present declaration has just been refused.
     :param changing: whether a file was written a moment ago and may be incomplete, so that compiling waits.
     """
 
@@ -196,7 +196,7 @@ class FleetDeclaration:
             return _Now(manifest, None, False)
         try:
             return self._now()
-        except Exception as err:  # a full disk, and whatever else must not take the pillar from all minions
+        except Exception as err:  # such as a full disk: it must not leave all minions without pillar
             self.store.paused = time.monotonic() + PAUSE
             reason = f"can't be compiled or put in force: {type(err).__name__}: {err}"
             self._sources.tell(Refusal(Inputs({}, {}, ""), ((self.root, "", reason),), 1, time.time()))
@@ -215,7 +215,7 @@ class FleetDeclaration:
         return dict(self.store.sections(manifest)) if manifest is not None else {}
 
     def cut(self, change: Change) -> None:
-        """Change the slices in force by the function *change*, without a look at the declaration."""
+        """Change the slices in force by the function *change*, without reading the declaration."""
         with self.store.lock():
             if self.given.active():
                 self.given.cut(change)
@@ -273,9 +273,9 @@ class FleetDeclaration:
         if known is not None:
             return known
         with self.store.lock():
-            if self.given.active():  # another process, which had the lock, began to plan changes: hosts have its slices
+            if self.given.active():  # meanwhile, another process has set apply: planned, so hosts keep their slices
                 return _Now(self.store.current().manifest, None, False)
-            known = self._known()  # of that process
+            known = self._known()  # another process may have compiled the files
             if known is not None:
                 return known
             compiled, inputs = self._compile()
@@ -360,7 +360,7 @@ class FleetDeclaration:
             ("environments", len(placed), found.declared.environments),
         ):
             if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
-                why = f"there are none, and {was} are in force; if that is intended, write `{key}: {{}}`"
+                why = f"the files declare none, but {was} are in force; if that is intended, write `{key}: {{}}`"
                 yield Problem(self.root, key, why)
 
     def _documents(
@@ -375,7 +375,7 @@ class FleetDeclaration:
                 continue
             if len(documents) == MAX_FILES or depth > _NESTED:
                 problems.append(
-                    Problem(name, "", f"more than {MAX_FILES} files, or {_NESTED} of which one includes the next")
+                    Problem(name, "", f"more than {MAX_FILES} files, or more than {_NESTED} levels of includes")
                 )
                 break
             documents[name] = data = self._read(name, stamps, names, problems)
@@ -387,9 +387,7 @@ class FleetDeclaration:
                 for index, other in enumerate(_listed(data.get(key), name, key, problems)):
                     found = _beside(name, other, self.root)
                     if found is None:
-                        why = (
-                            f"{other!r:.200}: expected the name of a file, which lies where {self.root} does, or below"
-                        )
+                        why = f"{other!r:.200}: expected the name of a file in the folder of {self.root} or below"
                         problems.append(Problem(name, f"{key}:{index}", why))
                     elif key == "include":
                         waiting.append((found, depth + 1))
@@ -404,7 +402,7 @@ class FleetDeclaration:
             return None
         try:
             found = self._sources.render(str(path))
-        except Exception as err:  # any error of a renderer, of which each has its own
+        except Exception as err:  # a renderer may raise any error
             problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
             return None
         if found is None or found == {}:

@@ -22,7 +22,7 @@ MOST = 2**53
 
 
 class EditionFile:
-    """The highest edition so far, in a file of its own. No file: 0, which is no edition."""
+    """The highest edition so far, in a file of its own. Without the file, it is 0, which means no edition."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +70,7 @@ def valid(edition: Any) -> bool:
 
 
 def admitted(file: EditionFile, pillar: Any) -> int:
-    """Return the edition of a pillar that a host may apply; 0: it has none, as a pillar that is no fleet's.
+    """Return the edition of a pillar that a host may apply; 0 if the pillar has none, as one that isn't a fleet's.
 
     :param file: the host's own record.
     :raises NetspaceError: the host was given a higher edition before.
@@ -80,7 +80,7 @@ def admitted(file: EditionFile, pillar: Any) -> int:
         raise NetspaceError(f"pillar:{KEY}: {found!r:.40} is no edition")
     if found < highest:
         raise NetspaceError(
-            f"pillar:{KEY}: this host was given edition {highest} before, and the master that was asked now has "
-            f"{found or 'none'}; bring that master up to date. To go back to it for good, remove {file.path}"
+            f"pillar:{KEY}: this host was given edition {highest} before, and this master has "
+            f"{found or 'none'}; bring this master up to date. To accept its older declaration, remove {file.path}"
         )
     return int(found)

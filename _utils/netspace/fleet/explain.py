@@ -58,7 +58,7 @@ def placement(compiled: Compiled, fleet: Fleet, name: str, why: Reasons) -> dict
     elif len(why.possible) <= wanted:
         reason = "these are all hosts that `on` matches and that are possible"
     else:
-        reason = f"{len(why.possible)} hosts are possible for {wanted}: it stays where it was; else a hash chooses"
+        reason = f"{len(why.possible)} hosts are possible, {wanted} needed: present ones stay, a hash chooses others"
     return {
         "hosts": list(on),
         "on": list(placing.terms),

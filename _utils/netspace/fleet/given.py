@@ -218,7 +218,7 @@ class GivenSlices:
     def cut(self, change: Change) -> None:
         """Change all present and previous slices by the function *change*.
 
-        All candidates are deleted, because they still contain what is to be removed.
+        All candidates are deleted, because they still contain the parts that *change* removes.
         """
         self.forget(())
         known = {one.minion: one for one in self.all()}
@@ -232,7 +232,7 @@ class GivenSlices:
                     made[minion] = msgspec.structs.replace(made[minion], slice=msgspec.Raw(raw), digest=digest(raw))
                 else:
                     made[minion] = msgspec.structs.replace(made[minion], previous=msgspec.Raw(raw), before=digest(raw))
-        for minion, one in made.items():  # both at once, so that no kill leaves a slice that could be given back
+        for minion, one in made.items():  # one write for both slices, so that a kill can't leave an uncut previous one
             if one is not known[minion]:
                 files.write(self._path(minion), msgspec.json.encode(one))
 

@@ -39,14 +39,14 @@ Stamp = tuple[int, ...] | None
 A record of an earlier version has no time of any change, so it equals no present stamp."""
 
 Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
-"""A change of what minions have under ``netspace``."""
+"""A function that returns changed slices. Slices are given by minion, as they stand under ``netspace``."""
 
 MAX_REFUSED = 100
 """The greatest number of problems that are kept."""
 SETTLED = 20_000_000
 """Nanoseconds after which another change of a file has another time: two ticks of the slowest kernel clock (100 Hz)."""
 UNCHANGED = 2_000_000_000
-"""Nanoseconds for which a file must be unchanged before minions get what is in it: it may be half-written."""
+"""Nanoseconds for which a file must be unchanged before its content is used, since it may be half-written."""
 REMEMBERED = 30 * 24 * 3600
 """Seconds for which the hosts of an environment are remembered after it is gone, so that it returns to its mailbox."""
 MAX_REMEMBERED = 20_000
@@ -184,7 +184,7 @@ class Store:
             try:
                 placed = self.placed()
             except StateError:
-                placed = None  # a host must be cut out all the same
+                placed = None  # an unreadable file must not keep a host in the fleet
             self._put(slices, placed, self._gone(), manifest.inputs)
 
     def placed(self) -> dict[str, tuple[str, ...]]:

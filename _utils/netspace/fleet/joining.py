@@ -19,7 +19,7 @@ from netspace.link.pki.root import NAME, Root
 from netspace.spec.types import LevelName
 
 RENEW = 90 * 24 * 3600
-"""Seconds before its end from which on an authority's certificate is replaced."""
+"""A join replaces an authority's certificate if it expires in fewer than this many seconds."""
 MAX_REQUEST = 16 * 1024
 
 
@@ -86,7 +86,7 @@ def join(
         try:
             level = _level(minion.attest())
         except NetspaceError as err:
-            level = None  # what an earlier attestation said counts no longer
+            level = None  # the level of an earlier attestation doesn't count any more
             missing.append(f"attestation: {err}; then join again")
     if level != (old.level if old else None):
         changes["level"] = {"old": old.level if old else None, "new": level}

@@ -129,7 +129,7 @@ def problems(search: Search, asserted: Iterable[AssertionEntry]) -> list[Problem
         path = search.violation(spec)
         if path:
             steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
-            flows = "data flows" if spec.flow else "it is reached"
+            flows = "data flows" if spec.flow else "a path leads"
             why = f"{flows} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"
             found.append(Problem(file, where, why))
     return found

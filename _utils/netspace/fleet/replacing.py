@@ -51,10 +51,10 @@ def replace(
             folder = str(settings.get("broker", {}).get("authority", AUTHORITY))
             asked = minion(fleet.minion(host)).call("netspace_link.authority_request", folder=folder)
             present = _key(asked)
-        except NetspaceError as err:  # it is dead, or not accepted yet: no machine there has the certified key
+        except NetspaceError as err:  # the machine is down, or its key isn't accepted yet: it hasn't the certified key
             present, silent = "", str(err)
     known = declaration.register.path(fleet.minion(host)).exists()
-    left = present != certified or (certified is None and known)  # released, and killed before it left
+    left = present != certified or (certified is None and known)  # an earlier call was killed after the release
     if left:
         if settings.get("attestation", {}).get("verifier") == "master":
             release(fleet.minion(host))

@@ -1,11 +1,12 @@
-"""Secrets in a host's slice: the master reads each from its source, and encrypts it to the host that may have it.
+"""Secrets in a host's slice: the master reads each secret from its source, and encrypts it to the host.
 
-A slice in force has sources alone. Each time when a minion gets its pillar, the sources are replaced by ciphertexts.
-So no file of the master, and no cache of pillars, has a secret. A host gets a ciphertext only if the master's own last
-result for that minion meets what the secret demands. What the host says of itself decides nothing.
+The slices on the master's disk have only the names of sources. Whenever a minion gets its pillar, the master replaces
+each source by a ciphertext. So neither a file of the master nor a cache of pillars has a secret. A host gets a
+ciphertext only if it reaches the trust level that the secret demands, by the master's own last attestation result.
+The host's claims about itself don't count.
 
-The host gave the key to which secrets are encrypted when it joined. From ``L2`` on, that must be a key of the TPM that
-the master enrolled for this minion.
+Secrets are encrypted to a public key that the host sent when it joined. For secrets that demand ``L2`` or more, it must
+be a key of the TPM that the master enrolled for this minion.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from netspace.attestation.tpm import structures
 from netspace.errors import NetspaceError
 
 Read = Callable[[str], object]
-"""Returns the secret at a source. Its errors may have anything in their text."""
+"""A function that reads a secret from its source (a URI). The text of its errors may contain the secret."""
 MOST = 16 * 1024
 _TPM = 2
-"""The lowest level of which a secret has to be encrypted to a TPM."""
+"""A secret that demands this trust level or a higher one must be encrypted to a TPM."""
 
 
 class Standing(NamedTuple):
-    """The master's own knowledge of a host.
+    """The master's own records of a host.
 
-    :param level: its level by the master's last valid result; 0 without one.
-    :param keys: fingerprints of the endorsement keys that the master enrolled for it.
+    :param level: the host's trust level (0 to 5) by the master's last valid result; 0 without one.
+    :param keys: fingerprints of the endorsement keys that the master enrolled for the host.
     """
 
     level: int
@@ -43,7 +44,8 @@ class _UnreadError(NetspaceError):
 class Filled(NamedTuple):
     """A slice with ciphertexts in place of sources.
 
-    :param problems: why a secret is left out, by environment and name: the master's own log, never the minion.
+    :param problems: why a secret is left out, by the names of environment and secret. This is only for the master's
+        log; the minion must not get it.
     """
 
     section: dict[str, Any]
@@ -51,11 +53,13 @@ class Filled(NamedTuple):
 
 
 def filled(section: Mapping[str, Any], minion: str, key: str, standing: Standing, read: Read) -> Filled:
-    """Return the slice with a ciphertext for each secret that the host may have, and with no source.
+    """Return the slice without sources, and with a ciphertext of each secret that the host may have.
 
     :param section: the slice, as it stands under ``netspace``.
     :param minion: the minion's id, which Salt has authenticated.
-    :param key: the host's key for secrets, as it published it; empty: it published none.
+    :param key: the public key for secrets that the host sent when it joined; empty if it sent none.
+    :param standing: the master's records of this host.
+    :param read: reads a secret from its source.
     """
     problems: dict[tuple[str, str], str] = {}
     known: dict[str, bytes] = {}
@@ -102,12 +106,12 @@ def _recipient(minimum: str, key: str, standing: Standing) -> sealed_value.Recip
 
 
 def _plain(uri: str, read: Read, known: dict[str, bytes]) -> bytes:
-    """Return the secret at a source. No error has a text of the source: that could be the secret."""
+    """Return the secret at a source. No error message contains text from the source, which could be the secret."""
     if uri in known:
         return known[uri]
     try:
         found = read(uri)
-    except Exception as err:  # a plugin of somebody else
+    except Exception as err:  # the plugin that reads the source may raise anything
         raise _UnreadError(f"its source can't be read ({type(err).__name__}); see: salt-run sdb.get {uri}") from None
     plain = found.encode() if isinstance(found, str) else found
     if not isinstance(plain, bytes) or found == uri or not 0 < len(plain) <= MOST:

@@ -16,7 +16,7 @@ from netspace.errors import NetspaceError
 from netspace.text import printable
 
 Mark = Literal["well", "odd", "bad", "off", "unknown"]
-"""A judgement: it is well; it is changing or unusual; something is wrong; it is off, as declared; nothing is known."""
+"""A rating: in order; changing or unusual (odd); something is wrong (bad); off, as declared; nothing is known."""
 ORDER: tuple[Mark, ...] = ("bad", "unknown", "odd", "well", "off")
 """Marks from the one that needs attention first."""
 Whose = Literal["master", "host", "nobody"]

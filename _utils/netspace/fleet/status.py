@@ -85,7 +85,7 @@ def expected(declaration: FleetDeclaration) -> Expected:
         if host not in minions:
             minions[host] = found.declared.minion(host) if found.declared is not None else host
             waiting[host] = "nothing was applied there yet: salt-run netspace_fleet.plan"
-    notes = (f"{problem}. What is in force is shown",) if found.problems else ()
+    notes = (f"{problem}; this shows the slices in force",) if found.problems else ()
     return Expected(minions, placed, frozenset(off), waiting, notes)
 
 

@@ -94,7 +94,7 @@ class Targets:
         grain, _, wanted = term[2:].rpartition(":")
         if term[0] != "G" or not grain or grain not in self._fleet.trusted_grains:
             raise NetspaceError(
-                f"{term!r:.100}: a grain is a host's claim about itself, and a host that is taken over could draw the "
+                f"{term!r:.100}: a grain is a host's claim about itself, so an attacker on a host could attract the "
                 "environment to it; match by ids or labels of your own, or name the grain under trusted_grains"
             )
         known = {host: self._published.get(self._fleet.minion(host)) for host in self._fleet.hosts}

@@ -272,8 +272,8 @@ def decide(
             begun = old.since if old is not None and old.kind == "judged" else now
             hosts[minion] = Distrust("judged", state.state, state.code, state.reason[:MAX_REASON], begun)
         elif old is None and (lost or (asked and now - since >= GRACE and late != 1)):
-            # After a master was down, its minions may still be about to connect again: so the first late look cuts
-            # nobody. If all looks are late, the next one does: silence grants nothing for ever.
+            # After a downtime of the master, its minions may need some time to connect again. So the first late check
+            # cuts no host. A second late check in a row does, so that a silent host doesn't keep its links for ever.
             hosts[minion] = Distrust("expired", state.state, state.code, state.reason[:MAX_REASON], now)
         elif old is None:
             expiring[minion] = since

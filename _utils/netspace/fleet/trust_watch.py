@@ -28,11 +28,11 @@ from netspace.text import printable
 
 REVISE = "netspace_trust.revise"
 SEALS = "netspace_link.exchange_seals"
-"""The runner that exchanges keys of sealed links, if that failed."""
+"""The runner function that an operator calls if the exchange of keys for sealed links failed."""
 ATTEST = "netspace_attestation.attest"
-"""The runner that asks silent hosts again, if that failed."""
+"""The runner function that an operator calls if silent hosts could not be asked again."""
 MOST_GROUPS = 8
-"""The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
+"""The most messages, each about another set of hosts. For more sets, one message tells minions to compare all links."""
 
 
 _EARLIER = "unexpected keyword argument 'cut'"
@@ -103,7 +103,7 @@ class _Begun:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return those minions whose last look in this process began before *asked*; their looks begin now."""
+        """Return the minions whose last look in this process began before *asked*, and begin their looks."""
         due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
         self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
         return due
@@ -111,10 +111,15 @@ class _Begun:
 
 _begun = _Begun()
 _known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str], dict[str, set[str]]]] = {}
-"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice.
+"""Cache of the slices in force, by the path of the book.
 
-The last part has, by the minion of each host from which links with ``attested`` lead to other hosts, these hosts'
-minions.
+Each value has five parts:
+
+- stamps of the files in force;
+- the names of the hosts that the master judges, by minion;
+- all minions with a slice;
+- the minions without a slice to which other hosts still have links;
+- for each minion whose host sends by a link with ``attested``: the minions of the receivers' hosts.
 """
 
 
@@ -135,13 +140,13 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
     news, after = _seen(declaration, master, hosts, chosen, whole=not names, asked=asked)
     failed = _told(declaration, master, hosts, news)
     if not names:
-        # A host is cut as expired before it was asked only if the book was lost: it may be back at once.
+        # If the book was lost, hosts were cut as expired before they were asked. So they are asked now, too.
         cut = {minion for minion, one in after.hosts.items() if one.kind == "expired" and one.since >= began}
         silent = sorted({*after.expiring, *cut} & set(hosts.hosts))
         if silent:
             try:
                 master.attest(silent)
-            except NetspaceError as err:  # nobody was asked, so nobody is cut for silence; others are told all the same
+            except NetspaceError as err:  # no host could be asked, so none is cut for silence
                 failed[ATTEST] = printable(str(err)[: trust.MAX_REASON])[: trust.MAX_REASON]
             else:
                 news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
@@ -220,7 +225,7 @@ def _seen(
         wanted: dict[str, list[str]] = {}
         for minion in changes:
             if minion not in hosts.hosts:
-                continue  # it is no longer in force, and no slice has links to it
+                continue  # the host isn't in the fleet any more, and no slice has links to it
             for peer in concerned(hosts, minion, before, after):
                 wanted.setdefault(peer, []).append(hosts.hosts[minion])
         for minion in trust.relevelled(before, after):
@@ -239,7 +244,8 @@ def _seen(
             **({} if distrust is None else msgspec.to_builtins(distrust)),
         }
         master.tell("restored" if distrust is None else "distrusted", data)
-    told = {minion: names for minion, names in wanted.items() if minion in after.waiting}  # others have no slice
+    # A minion without a slice needn't be informed.
+    told = {minion: names for minion, names in wanted.items() if minion in after.waiting}
     return {minion: {host: after.waiting[minion][host] for host in names} for minion, names in told.items()}, after
 
 
@@ -293,14 +299,15 @@ def _told(
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
         failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
-    # What a peer's answer says may be a lie, also to the terminal.
+    # A peer's answer may be false, and may have control characters for the terminal.
     return {minion: printable(text[: trust.MAX_REASON])[: trust.MAX_REASON] for minion, text in failed.items()}
 
 
 def _gone(hosts: Judged, book: Book) -> Callable[[Iterable[str]], list[str]]:
-    """Return a function that selects those hosts by name that lose all links to other hosts by the master's distrust.
+    """Return a function that returns, of some hosts (by name), those that lose all links to other hosts by distrust.
 
-    A minion that is told so ends these links at once, before it asks for its pillar.
+    The message to a minion names these hosts, so that the minion ends its links with them at once, before it requests
+    its pillar.
     """
     minions = {host: minion for minion, host in hosts.hosts.items()}
 
@@ -388,7 +395,7 @@ def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judge
             hosts.hosts[minion]: since for minion, since in sorted(book.expiring.items()) if minion in hosts.hosts
         },
         "waiting": {
-            **dict.fromkeys(sorted(book.waiting), "it is told again at the next look"),
+            **dict.fromkeys(sorted(book.waiting), "it is informed again at the next look"),
             **{minion: text for minion, text in failed.items() if minion in book.waiting or minion in (SEALS, ATTEST)},
         },
     }

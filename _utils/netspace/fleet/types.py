@@ -25,7 +25,7 @@ AUTHORITY = "/etc/netspace/authority"
 MAX_TERMS = 256
 
 Reaction = Literal["cut", "report"]
-"""What follows for a host's links when the master no longer trusts the host."""
+"""The reaction when the master no longer trusts a host: cut the host's links, or only report it."""
 
 
 class Problem(NamedTuple):

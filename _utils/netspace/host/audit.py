@@ -32,10 +32,10 @@ OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
 
 @dataclass(frozen=True)
 class Twins:
-    """Two twins of an environment, before they run: they have a note on disk, and a network. The first twin attacks.
+    """Two twins of an environment, prepared but not started: noted on disk, and joined to a network.
 
     :param original: the environment's record.
-    :param names: the names of the twins.
+    :param names: the names of the twins. The first one attacks.
     :param interface: the original's interface.
     :param problem: why the twins' interfaces differ from the original's; empty if they don't.
     """
@@ -48,10 +48,10 @@ class Twins:
 
 @contextlib.contextmanager
 def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
-    """Yield two twins of an environment, under the instance's lock; remove them afterwards.
+    """Make two twins of an environment under the instance's lock; yield them, and remove them afterwards.
 
     :param network: the ranges from which the twins get addresses.
-    :raises NetspaceError: when there is no such environment, or it must not run now.
+    :raises NetspaceError: the environment doesn't exist, or must not run now.
     """
     from netspace.environment.audit import twin
     from netspace.interface import record as records
@@ -72,10 +72,10 @@ def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
 
 
 def audit(host: Host, name: str, network: Network) -> Rows:
-    """Try to break out of a twin of an environment.
+    """Let one twin of an environment try to break out, to the host and to the second twin.
 
     :return: a row per attempt: ``name``, ``group``, ``outcome``, ``detail``.
-    :raises NetspaceError: when there is no such environment, or its twins can't run; see :func:`twins`.
+    :raises NetspaceError: the environment doesn't exist, or its twins can't run; see :func:`twins`.
     """
     from netspace.environment.audit import twin
 
@@ -132,7 +132,7 @@ def _anonymous(interface: Interface) -> Interface:
 
 @contextlib.contextmanager
 def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
-    """Listen at the host's end of a twin's interface; yield the addresses and ports that the twin tries to reach."""
+    """Listen on the host's end of the attacking twin's interface; yield the addresses and ports for the twin to try."""
     gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
     port = 0
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""Refused system calls and files of an audited environment, each with the setting that would permit it. Only reads."""
+"""System calls and files that were refused to an audited environment, each with the setting that would permit it.
+
+This module changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ _NEVER_WRITABLE = ("/proc", "/sys", "/run/netspace")
 _OWN = "no built-in profile has it; only a profile of your own (seccomp: file:/...) could"
 _OPERATORS = "your own profile refuses it; permit it there"
 _EARLIER = "the profile permits it now; an earlier one refused it, or the kernel does"
-_MOUNT = "it lies on a mount that is read-only whatever read_only says, or was when it was refused"
-_FULL = "too many different ones were refused to keep each"
+_MOUNT = "its mount is always read-only, or was read-only at that time"
+_FULL = "too many different refusals to record each one"
 
 
 def refused(layout: Layout, name: str, record: Record) -> tuple[list[Refused], str]:
-    """Return the refused calls of an environment, and why none is recorded (empty if refusals are recorded).
+    """Return the calls and files that were refused to an environment, and why none are recorded (empty if they are).
 
     :param record: the environment's record.
     """
@@ -61,7 +64,7 @@ def _quoted(path: str) -> str:
 
 
 def _spoken(one: Refusal) -> str:
-    """Return a call as text, with its arguments up to the last one that isn't 0."""
+    """Return a system call as text, without trailing arguments that are 0."""
     used = max((index for index, value in enumerate(one.arguments, 1) if value), default=0)
     return f"{one.call}({', '.join(_number(value) for value in one.arguments[:used])})" if used else one.call
 
@@ -71,7 +74,10 @@ def _number(value: int) -> str:
 
 
 def _call(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return a call that the profile refused, with the built-in profile that would permit it, or why none would."""
+    """Return *told*, a system call that the profile refused, with the built-in profile that would permit it.
+
+    If none would, the returned refusal has the reason.
+    """
     from netspace.environment.container import seccomp
     from netspace.environment.refusals import recording
 
@@ -85,7 +91,7 @@ def _call(one: Refusal, record: Record, told: Refused) -> Refused:
 
 
 def _file(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return a refused file, with the setting that would permit it, or why none would."""
+    """Return *told*, a refused file, with the setting that would permit it. If none would, it has the reason."""
     import errno
 
     if one.answer != errno.EROFS:
@@ -98,12 +104,12 @@ def _file(one: Refusal, record: Record, told: Refused) -> Refused:
             return told._replace(why=f"the volume at {volume.target} is declared read_only")
     if not record.spec.read_only:
         return told._replace(why=_MOUNT)
-    risk = "its program could then change its own files; a volume for this folder alone permits less"
+    risk = "the program could then change all its files; a volume for this folder alone permits less"
     return told._replace(part=Setting("read_only", "false", risk))
 
 
 def _merged(found: Iterable[Refused]) -> list[Refused]:
-    """Return refusals, with those of the same kind and text counted as one."""
+    """Count refusals of the same kind and text as one; return the merged refusals."""
     merged: dict[tuple[str, str], Refused] = {}
     for one in found:
         known = merged.get((one.kind, one.what))

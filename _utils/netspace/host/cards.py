@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 class Cards(TrustGate):
-    """Use cases that need environments with their cards. A card lists the links of its environment."""
+    """Operations of a host on environments together with their cards; a base class of the host's other operations."""
 
     def _desired(
         self,
@@ -58,7 +58,7 @@ class Cards(TrustGate):
         :param access: the environments' access to the broker; None: it is looked up if there are links.
         :param kept: environments that keep running unchanged, because the host lacks trust.
         :param recorded: whether the specifications come from records, which lack the interfaces.
-        :param opened: the environments' secrets, by name; for others, those that are held in memory count.
+        :param opened: secrets by environment; the environments that it lacks get the secrets that are in memory now.
         """
         from netspace.environment.desired import DesiredEnvironment
 
@@ -122,23 +122,23 @@ class Cards(TrustGate):
 
     # -- children ---------------------------------------------------------------------
     def _places(self, parent: str) -> list[str]:
-        """Return the environments that are places for children of the environment *parent*, as it was applied."""
+        """Return the places (environments that wait for a child) that the applied declaration of *parent* makes."""
         known = self.environments.readable([parent])[0].get(parent)  # damaged: an apply reports it
         return [] if known is None else [place.name for place in spawns.places(parent, known.spec)]
 
     def _without_ended(self, known: Mapping[str, Record]) -> dict[str, Record]:
-        """Return these records without those of children that must end, which would be started again."""
+        """Leave out the records of children that must end, because an apply by these records would start them again."""
         ended = {one for one in child_records.places(self.layout, known) if child_records.due(self.layout, one)}
         return {name: record for name, record in known.items() if name not in ended}
 
     def _ended(self, names: Iterable[str]) -> set[str]:
-        """Return those of these environments that are children whose program has ended."""
+        """Return the names among *names* that belong to children whose program has ended."""
         if not self.layout.records(child_records.KIND).is_dir():
             return set()
         return {place for place in child_records.places(self.layout, names) if child_records.ended(self.layout, place)}
 
     def _end_children(self, keep: Collection[str]) -> None:
-        """End all children except those of the environments in *keep* (``children``)."""
+        """End all children, except those of the environments in *keep*."""
 
     def _free_places(self, test: bool) -> None:
         """Remove the records of children whose place (:mod:`netspace.host.children`) no longer exists."""
@@ -164,7 +164,7 @@ class Cards(TrustGate):
         return known - (kept & delegations.possible(environments).keys())
 
     def _end_with(self, lapsed: Collection[str], run: Callable[[], Result]) -> Result:
-        """Sever delegated links at the broker, call *run*, which removes the links, and remove the records.
+        """End delegated links: sever them at the broker, call *run*, which removes the links, and remove the records.
 
         If the broker is down, *run* starts it, and the messages that wait on these links are deleted afterwards.
         """
@@ -177,7 +177,7 @@ class Cards(TrustGate):
         return result
 
     def _severed(self, doomed: Collection[Link]) -> bool:
-        """Sever links at the broker; return whether that succeeded."""
+        """Delete the exchanges and waiting messages of links at the broker; return whether that succeeded."""
         if not doomed:
             return True
         try:
@@ -203,8 +203,8 @@ class Cards(TrustGate):
     def _formerly_host(self) -> str:
         """Return why links to the host itself aren't possible yet; empty if they are possible.
 
-        An earlier version allowed an environment with the name ``host``. While it exists, it could read the requests to
-        the host. After its removal, its kept mail would come to the host.
+        An earlier version allowed an environment with the name ``host``. If it still exists, it could read the requests
+        to the host. If it was removed and its mail was kept, the host would get this mail.
         """
         there = self.environments.names([peer.NAME]) or any(
             peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
@@ -235,12 +235,12 @@ class Cards(TrustGate):
     ) -> Result:
         """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
-        The keeper of children is started if an environment with such a link may have children, or delegate; else it is
-        removed.
+        Also start the keeper of children if an environment with such a link may have children, or delegate; else remove
+        the keeper.
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
         :param declared: the environments after the change, by name. For other environments, the records count.
-        :param version: the digest of the library's copy that the services shall run; None: that of an apply.
+        :param version: the digest of the library's copy that the services run; None: of the copy that an apply makes.
         """
         from netspace.link import host_peer
 
@@ -263,7 +263,7 @@ class Cards(TrustGate):
         for made, wanted, why in parts if spawning else reversed(parts):
             result = result.joined(self._peer_service(test, made, wanted, why))
         if not test:
-            # Who may not ask any more can't end them; and without a keeper, nobody ends them in time.
+            # Without the right to ask, an environment can't end its children; without a keeper, nobody ends them.
             self._end_children(asking if spawning else ())
             self._end_delegations(asking if spawning else ())
         if not asking and not test and result.ok:  # a run was killed before it removed the folder

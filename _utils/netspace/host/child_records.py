@@ -29,7 +29,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of an environment's program, known by the oldest process of that run.
+    """One run of an environment's program, identified by the oldest process of that run.
 
     :param boot: the kernel's id of the boot in which it runs.
     :param ticks: the start time of the process in clock ticks since that boot.
@@ -41,15 +41,15 @@ class Run(msgspec.Struct, frozen=True):
 
     def lasts(self) -> bool:
         """Return whether the process still runs."""
-        return self.boot == boot() and process.alive(self.pid, self.ticks)
+        return self.boot == files.boot_id() and process.alive(self.pid, self.ticks)
 
     @property
     def began(self) -> float:
-        """The time of the process's start, in seconds since the boot."""
+        """Start time of the process, in seconds since the boot."""
         return self.ticks / _TICKS
 
     def kill(self) -> None:
-        """Kill the process, and so all that runs in its namespace of processes (pid_namespaces(7))."""
+        """Kill the process. The kernel then kills all others in its PID namespace (pid_namespaces(7))."""
         with contextlib.suppress(OSError):  # it has ended
             fd = os.pidfd_open(self.pid)
             try:
@@ -60,12 +60,12 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A child.
+    """Record of one child: an environment that its parent started from a template.
 
     :param parent: the name of its parent.
     :param template: the name of its template.
     :param name: the name that its parent chose.
-    :param values: its values, as the parent gave them, with those of the template.
+    :param values: its values: those of the template, replaced by those that the parent gave.
     :param until: the end of its lifetime, in seconds since 1970, as in the answer to its parent.
     :param ends: the same in seconds since the boot (:func:`now`). Only this value is enforced, because somebody may set
         the wall clock.
@@ -83,11 +83,6 @@ class Child(msgspec.Struct, frozen=True):
     begun: Run | None = None
 
 
-def boot() -> str:
-    """Return the kernel's id of this boot (random(4))."""
-    return files.read("/proc/sys/kernel/random/boot_id", 64).decode().strip()
-
-
 def now() -> float:
     """Return the seconds since the boot, including time in suspend (``CLOCK_BOOTTIME``, clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -103,7 +98,7 @@ def run_of(layout: Layout, name: str) -> Run | None:
         there = process.stat(int(pid))
         if there is not None and there.ticks > 0 and there.state not in "ZX":
             found.append((there.ticks, int(pid)))
-    return Run(boot(), min(found)[1], min(found)[0]) if found else None
+    return Run(files.boot_id(), min(found)[1], min(found)[0]) if found else None
 
 
 def _path(layout: Layout, place: str) -> Path:
@@ -147,11 +142,14 @@ PARENT_ENDED, OVER = "its parent has ended", "its lifetime is over"
 
 def due(layout: Layout, place: str) -> str:
     """Return why the child at a place must end; empty if it may go on. Changes nothing."""
+    child = read(layout, place)
+    return "its record is damaged" if child is None else over(layout, place, child)
+
+
+def over(layout: Layout, place: str, child: Child) -> str:
+    """Return why *child*, read from the record of its place, must end; empty if it may go on."""
     from netspace.environment import record as records
 
-    child = read(layout, place)
-    if child is None:
-        return "its record is damaged"
     if child.begun is None:
         return "its start was interrupted"
     if not child.within.lasts():
@@ -169,9 +167,9 @@ def due(layout: Layout, place: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _templates(layout: Layout, parent: str, stamp: tuple[int, int, int]) -> frozenset[str] | None:
-    """Return the templates in an environment's record. The record is read again only after a change.
+    """Return the templates in an environment's record; None if the record is damaged.
 
-    Return None if the record is damaged.
+    :param stamp: the stamp of the record's file. The record is read again only when the stamp has changed.
     """
     from netspace.environment import record as records
 

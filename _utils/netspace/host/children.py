@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from netspace import files
+from netspace.environment import runs
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
 from netspace.host import delegation_records
@@ -27,6 +29,9 @@ from netspace.spec.types import Environment, Template
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
+
+LEDGER, OWN = 0.75, 0.5
+"""The part of the ledger of runs up to which children are started, and the part that one parent's children may fill."""
 
 Code = Literal[
     "verb-not-permitted",
@@ -43,7 +48,7 @@ Code = Literal[
 
 
 class Refused(NetspaceError):
-    """The refusal of a request about children, with its code (``docs/host-peer.md``)."""
+    """Error: a request about children or delegations is refused. It has the answer's code (``docs/host-peer.md``)."""
 
     def __init__(self, code: Code, text: str) -> None:
         self.code = code
@@ -51,7 +56,7 @@ class Refused(NetspaceError):
 
 
 class Children(Cards):
-    """Use cases that start and end children."""
+    """Operations of a host that start and end children."""
 
     def spawn(
         self, parent: str, template: str, name: str, values: Mapping[str, Any], asked: float = math.inf
@@ -61,7 +66,7 @@ class Children(Cards):
         :param name: the name by which the parent calls it.
         :param asked: the time of the parent's request, in seconds since the boot. If the parent's program was started
             after this time, the request is refused.
-        :raises Refused: the parent may not have such a child, or the host differs from the declaration.
+        :raises Refused: the parent may not have such a child, or the host isn't as declared.
         :raises NetspaceError: it can't be started now. The text is for the host's log, not for the parent.
         """
         with self._lock(False):
@@ -81,7 +86,7 @@ class Children(Cards):
             free = [
                 place
                 for place in places
-                # An operator may have started a place. What runs there is nobody's child. And a right that was
+                # A place that an operator has started isn't free: its program is no child. And a right that was
                 # delegated to an earlier child must have ended.
                 if place.template == template
                 and place.name not in {*taken, *given}
@@ -89,6 +94,9 @@ class Children(Cards):
             ]
             if not free:
                 raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")
+            all_of_it, own = runs.filled(self.layout, _names(places))
+            if all_of_it > LEDGER or own > OWN:
+                raise Refused("too-many", f"{template}: the host records no more starts of children until its restart")
             place, there = self._startable(free, parent, spec, made_of)
             until, ends = time.time() + made_of.lifetime, record.now() + made_of.lifetime
             child = Child(parent, template, name, {**made_of.values, **values}, until, ends, within)
@@ -125,10 +133,10 @@ class Children(Cards):
         return found
 
     def finish(self, places: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-        """End the children at these places that are due, all together, and free the places.
+        """End the due children among those at *places* in one apply, and free their places.
 
-        If its parent has ended or its lifetime is over, a child is killed at once, without its template's
-        ``stop_timeout``. Otherwise it could prolong its life.
+        If a child's parent has ended, or the child's lifetime is over, the child is killed at once. Its template's
+        ``stop_timeout`` doesn't count then, because the child could use it to live longer.
 
         :return: two mappings by place: the reason for each child's end, and the errors.
         :raises NetspaceError: none can be ended now.
@@ -187,7 +195,7 @@ class Children(Cards):
         spec = msgspec.structs.replace(there.spec, values=child.values, state="running")
         if errors := self._become({place: msgspec.structs.replace(there, spec=spec)}):
             raise NetspaceError(errors[place])
-        run = record.run_of(self.layout, place) or Run(record.boot(), 0, 0)  # it may have ended already
+        run = record.run_of(self.layout, place) or Run(files.boot_id(), 0, 0)  # it may have ended already
         begun = msgspec.structs.replace(child, begun=run)
         record.write(self.layout, place, begun)
         return begun
@@ -199,7 +207,7 @@ class Children(Cards):
         """
         if not places:
             return {}
-        # First: a damaged record, of the place or of the parent, must not keep a child alive.
+        # Kill first: a damaged record, of the place or of the parent, must not keep a child alive.
         errors = self.environments.stop(self.environments.names(places))
         there, _ = self.environments.readable(places)  # an apply reports one that is damaged
         children = {place: child for place in there if (child := record.read(self.layout, place)) is not None}

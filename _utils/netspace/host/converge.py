@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 LEDGER = "ledger"
-"""Name of the ledger of runs, as of a thing of the kind attestation."""
+"""Name under which steps of the kind ``attestation`` concern the ledger of runs."""
 
 
 class Converge(Cards):
-    """Use cases that apply the four kinds: attestation, interfaces, links and environments."""
+    """Operations of a host that apply the four kinds: attestation, interfaces, links and environments."""
 
     def each_kind(self, declared: Declaration, *, test: bool = False) -> dict[str, Callable[[], Result]]:
-        """Return a function for each kind that applies its part of a whole declaration; call them in order."""
+        """Return the functions that apply each kind's part of a whole declaration, by kind; call them in this order."""
         return {
             "attestation": lambda: self.converge_attestation(declared.attestation, test=test),
             "interface": lambda: self.converge_interfaces(declared, whole=True, test=test),
@@ -45,7 +45,7 @@ class Converge(Cards):
         """
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
-            if any(outcome.step.name == LEDGER for outcome in result.outcomes):  # what runs already isn't in a new one
+            if any(outcome.step.name == LEDGER for outcome in result.outcomes):  # a new one lacks running programs
                 from netspace.host import ledger
 
                 ledger.settle(self.layout, self.supervisor)
@@ -164,7 +164,7 @@ class Converge(Cards):
         """Return an error for each link in a partial declaration that has a child at one of its ends."""
         ends = {end: link for link in declared for end in (link.source, link.target)}
         return [
-            Problem(ends[end].name, f"{end} is a child, whose links its template has; leave the link out")
+            Problem(ends[end].name, f"{end} is a child, whose template declares its links; leave this out")
             for end in self._parents_of(ends)
         ]
 
@@ -176,7 +176,7 @@ class Converge(Cards):
         ]
 
     def _parents_of(self, names: Collection[str]) -> dict[str, str]:
-        """Return, of those environments that are places for children, the recorded parents."""
+        """Return the recorded parent of each environment in *names* that is a place for children."""
         known, _ = self.environments.readable({one for name in names for one in spawns.possible_parents(name)})
         specs = {name: record.spec for name, record in known.items()}
         return {name: parent for name in names if (parent := spawns.parent_of(name, specs.get))}
@@ -310,9 +310,10 @@ class Converge(Cards):
     def _secrets(
         self, wanted: Mapping[str, Environment], withheld: Collection[str], test: bool
     ) -> tuple[Mapping[str, Mapping[str, bytes]], Result]:
-        """Return the secrets of these environments, which are held in memory now; and why others are withheld.
+        """Read or open the secrets of these environments, and hold them in memory (not in a test).
 
         :param withheld: environments that get none, because the host lacks the trust that they demand.
+        :return: the secrets, by environment; and a result with the reasons why others are withheld.
         """
         known = set(self.environments.names(wanted)) if self.layout.records("secrets").is_dir() else set()
         todo = {name: spec for name, spec in wanted.items() if spec.secrets or name in known}
@@ -334,7 +335,7 @@ class Converge(Cards):
     def _with_children(self, declared: Declaration) -> dict[str, Environment]:
         """Return the declared environments; those in which a child runs get the child's state and values.
 
-        If a child must end (``child_records.due``), or its template has changed since its start, its environment stays
+        If a child must end (``child_records.over``), or its template has changed since its start, its environment stays
         as declared: stopped.
         """
         from netspace.environment import record as records
@@ -344,7 +345,7 @@ class Converge(Cards):
         there, _ = self.environments.readable(taken) if taken else ({}, {})
         for name in sorted(taken & there.keys()):
             child, was = child_records.read(self.layout, name), there[name].spec
-            if child is None or child_records.due(self.layout, name):
+            if child is None or child_records.over(self.layout, name, child):
                 continue
             now = msgspec.structs.replace(found[name], values=child.values, state="running")
             required = trust.requirement(now, declared.attestation)
@@ -354,7 +355,7 @@ class Converge(Cards):
 
 
 def _without_ciphertext(spec: Environment) -> Environment:
-    """Return a specification without the ciphertexts of its secrets, which change each time they are made."""
+    """Return a specification without the ciphertexts of its secrets, which differ after each encryption."""
     if not spec.secrets:
         return spec
     from netspace.spec import secrets

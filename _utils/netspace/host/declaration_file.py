@@ -36,7 +36,7 @@ def read(path: str) -> Declaration:
     except UnicodeDecodeError as err:
         raise SpecError([Problem(name, "not encoded in UTF-8; save it in this encoding")]) from err
     except ValueError as err:
-        raise SpecError([Problem(name, f"no {form}: {' '.join(str(err).split())}; correct it there")]) from err
+        raise SpecError([Problem(name, f"not valid {form}: {' '.join(str(err).split())}; correct it there")]) from err
     section = document.get("netspace") if isinstance(document, Mapping) else None
     if section is None:
         raise SpecError([Problem("netspace", f"missing in {name}; put the declaration under this key")])

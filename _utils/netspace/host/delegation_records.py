@@ -20,16 +20,19 @@ from netspace.spec.delegations import Granted, Possible
 
 KIND = "delegations"
 _DEEPEST = 64
-"""The most delegations that may follow from one another."""
+"""The most delegations in a chain in which each one derives from the previous one."""
 
 
 class Delegation(msgspec.Struct, frozen=True):
-    """A right that a program delegated.
+    """A delegated right: one environment may send to a second, because a third one, the holder, asked the host for it.
 
     :param id: a random text, different for each delegation.
     :param holder: the environment whose program delegated the right.
     :param to: the environment that got the right.
     :param target: the receiver of its messages.
+    :param rate: the most messages per second; None: no limit.
+    :param size: the most bytes of a message's body; None: no limit.
+    :param length: the most messages that wait; None: no limit of its own.
     :param until: its end in seconds since 1970, as in the answer to the holder.
     :param ends: the same in seconds since the boot. Only this value is enforced, because somebody may set the wall
         clock.
@@ -58,7 +61,7 @@ class Delegation(msgspec.Struct, frozen=True):
 
     @property
     def possible(self) -> Possible:
-        """The link that was declared for it."""
+        """The declared possible link that this delegation uses."""
         return Possible(self.holder, self.to, self.target)
 
     @property
@@ -87,7 +90,10 @@ def _path(layout: Layout, name: str) -> Path:
 
 
 def names(layout: Layout, among: Iterable[str] | None = None) -> set[str]:
-    """Return the names of the links that were delegated."""
+    """Return the names of the delegated links.
+
+    :param among: names that are looked up; None: all.
+    """
     return files.record_names(layout.records(KIND), among)
 
 
@@ -115,7 +121,7 @@ def remove(layout: Layout, gone: Iterable[str]) -> None:
 
 
 def due(layout: Layout) -> dict[str, str]:
-    """Return the delegations that must end now: the reasons, by the names of their links. Changes nothing."""
+    """Return the delegations that must end now: by the name of each one's link, the reason. Changes nothing."""
     known = {name: read(layout, name) for name in names(layout)}
     found = {name: why for name, one in known.items() if (why := _why(layout, one))}
     alive = {one.id: one for name, one in known.items() if one is not None and name not in found}
@@ -124,10 +130,10 @@ def due(layout: Layout) -> dict[str, str]:
         if not lost:
             break
         for one in lost:
-            found[one.name] = "the right of which it was made has ended"
+            found[one.name] = "the right from which it derives has ended"
             del alive[one.id]
     else:
-        found |= {one.name: "it was delegated too often" for one in alive.values() if one.under}
+        found |= {one.name: "its chain of delegations is too long" for one in alive.values() if one.under}
     return found
 
 
@@ -137,7 +143,10 @@ def _stands_on(one: Delegation, alive: Mapping[str, Delegation]) -> bool:
 
 
 def _why(layout: Layout, one: Delegation | None) -> str:
-    """Return why one delegation must end, apart from the delegations from which it derives."""
+    """Return why a delegation must end by itself; the delegations from which it derives don't count here.
+
+    An empty text means that it may go on.
+    """
     if one is None:
         return "its record is damaged"
     if one.revoked:
@@ -161,9 +170,9 @@ def _why(layout: Layout, one: Delegation | None) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _receivers(layout: Layout, holder: str, stamp: tuple[int, int, int]) -> frozenset[tuple[str, str]] | None:
-    """Return the links that an environment may delegate, and to whom. The record is read again only after a change.
+    """Return the links that an environment may delegate, as pairs of receiver and peer; None if its record is damaged.
 
-    Return None if the record is damaged.
+    :param stamp: the stamp of the record's file. The record is read again only when the stamp has changed.
     """
     from netspace.environment import record as records
 

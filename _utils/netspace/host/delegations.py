@@ -11,7 +11,7 @@ lock. So a revocation doesn't wait for an apply.
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -43,20 +43,21 @@ class Limits(NamedTuple):
 
 
 class Delegations(Converge):
-    """Use cases that make and end delegations."""
+    """Operations of a host that make and end delegations."""
 
     def delegate(self, holder: str, link: str, to: str, limits: Limits, asked: float = math.inf) -> Delegation:
         """Give a peer a right that is at most as strong as the holder's link; return the record of the delegation.
 
         :param link: the receiver of the holder's link, as the holder calls it.
         :param to: the peer, as the holder calls it.
+        :param limits: the limits that the holder asks for.
         :param asked: the time of the holder's request, in seconds since the boot. If the holder's program was started
             after this time, the request is refused.
         :raises Refused: the holder may not delegate that.
         :raises NetspaceError: it can't be made now. The text is for the host's log, not for the holder.
         """
         with self._lock(False):
-            # What ended while this waited for the lock is gone first: nothing is made of it, and it takes no room.
+            # First end what fell due while this waited for the lock: no right may derive from it, and it doesn't count.
             self._unmake(record.due(self.layout))
             spec = self._holder(holder)
             own, given = self._called(holder, link), self._called(holder, to)
@@ -79,7 +80,7 @@ class Delegations(Converge):
             above = record.read(self.layout, own.name)
             until, ends = self._end(bound.lifetime, limits.until, above)
             there = Delegation(
-                id=secrets.token_hex(8),
+                id=os.urandom(8).hex(),
                 holder=holder,
                 to=one.to,
                 target=one.target,
@@ -123,8 +124,9 @@ class Delegations(Converge):
         return found.name
 
     def end_revocation(self, name: str) -> None:
-        """End a delegation whose revocation was begun, in the records.
+        """Remove the records of a delegation that :meth:`begin_revocation` has ended at the broker.
 
+        :param name: the name of its link.
         :raises NetspaceError: it can't be ended now.
         """
         _, errors = self.settle_delegations()
@@ -132,7 +134,7 @@ class Delegations(Converge):
             raise NetspaceError(errors[name])
 
     def sever_due(self, but: Collection[str] = ()) -> set[str]:
-        """End the delegations that are due at the broker, without the lock; return the names of their links.
+        """End due delegations at the broker, without the lock; return the names of their links.
 
         :param but: names of links for which this was done already.
         """
@@ -143,7 +145,7 @@ class Delegations(Converge):
         return due
 
     def delegated(self, holder: str) -> dict[tuple[str, str], Delegation]:
-        """Return an environment's delegations that are in force, by the names that its program uses for link and peer.
+        """Return an environment's delegations that are in force, by receiver and peer as its program calls them.
 
         Changes nothing.
         """
@@ -184,7 +186,7 @@ class Delegations(Converge):
         return known.spec
 
     def _own(self, holder: str) -> list[Link]:
-        """Return the holder's links in force to other environments of this host."""
+        """Return the holder's links that are in force and lead to other environments of this host."""
         known = self._linked().links.values()
         return [link for link in known if link.source == holder and link.to_host is None and not peer.is_link(link)]
 
@@ -206,30 +208,35 @@ class Delegations(Converge):
             raise Refused("too-many", f"{most} have this right, and no more may at once; revoke one")
 
     def _end(self, lifetime: float, until: float | None, above: Delegation | None) -> tuple[float, float]:
-        """Return the end of a new delegation: in seconds since 1970, and in seconds since the boot."""
+        """Return the end of a new delegation: in seconds since 1970, and in seconds since the boot.
+
+        :param lifetime: the longest time that the declaration permits, in seconds.
+        :param until: the end that the holder asks for, in seconds since 1970; None: after *lifetime*.
+        :param above: the delegation from which the holder has its own right; None: its link is declared.
+        """
         today, now = time.time(), child_records.now()
         left = lifetime if until is None else min(lifetime, until - today)
         if above is not None:
             left = min(left, above.ends - now)
         if left <= 0:
-            raise Refused("arguments-invalid", "until: that is over already")
+            raise Refused("arguments-invalid", "until: this time is past")
         return today + left, now + left
 
     def _child(self, to: str) -> child_records.Run | None:
-        """Return the run of the child that gets a right; None if the environment *to* is no place for children.
+        """Return the run of the child at *to*, which gets a right; None if *to* is no place for children.
 
         :raises Refused: *to* is a free place: no child runs there now.
         """
         if not self._parents_of([to]):
             return None
         there = child_records.read(self.layout, to)
-        if there is None or there.begun is None or child_records.due(self.layout, to):
+        if there is None or there.begun is None or child_records.over(self.layout, to, there):
             raise Refused("not-available", f"{to}: no such child runs")
         return there.begun
 
     def _make(self, link: Link) -> None:
         """Make a link, and update the cards of its two ends."""
-        self.links.sever([link])  # what an interrupted end of an earlier one has left
+        self.links.sever([link])  # leftovers of an earlier delegation whose end was interrupted
         broker = self._linked().broker
         if broker is None:
             raise NetspaceError("no links are applied")
@@ -238,7 +245,7 @@ class Delegations(Converge):
         self._tell_peer(False)
 
     def _unmake(self, doomed: Collection[str]) -> None:
-        """End delegations in the records. The caller holds the lock.
+        """Remove delegations, their links and their records. The caller holds the lock.
 
         :raises NetspaceError: one can't be ended now.
         """

@@ -19,7 +19,7 @@ from netspace.spec import trust
 
 
 class Drift(Cards):
-    """Use case: compare a host with its records."""
+    """Operation of a host that compares it with its records."""
 
     def drift(self) -> Plan:
         """Return the steps that would restore the state of the last apply.

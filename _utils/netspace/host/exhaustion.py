@@ -1,6 +1,6 @@
 """Exhaustion audit of an environment: how much of shared resources it can take, and how long it makes others wait.
 
-This is the audit's second half. For each of the kernel's resource pools, a twin of the environment takes all units that
+This is the audit's second part. For each of the kernel's resource pools, a twin of the environment takes all units that
 it can get. Meanwhile the host's root and a second twin (the *neighbour*) each ask for a small share, and the kernel's
 count of the whole pool is read. After the pools, the twin runs each *storm* (a load that makes others wait), while
 operations of others are timed. The twin releases everything after each pool and storm.
@@ -68,7 +68,12 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The audit's result for one pool, one storm (a load that makes others wait), or one attack on a service."""
+    """The audit's result for one pool, one storm (a load that makes others wait), or one attack on a service.
+
+    The parameters are those of :func:`judge`, and:
+
+    :param seconds: by operation, the seconds that it took alone and during the storm or attack.
+    """
 
     name: str
     group: Literal["pools", "waiting", "services"]
@@ -209,7 +214,7 @@ def exhaust(
     :param waiting: whether to run the storms, too.
     :param only: the pools and storms to try; None: all.
     :return: a row for each pool and for each storm.
-    :raises NetspaceError: when there is no such environment, or its twins can't run.
+    :raises NetspaceError: the environment doesn't exist, or its twins can't run.
     """
     taken = [pool for pool in pools.POOLS if only is None or pool in only]
     loads = [storm for storm in storms.STORMS if waiting and (only is None or storm in only)]
@@ -239,6 +244,10 @@ def _surely(three: Rivals, name: str, look: Callable[[], tuple[int, int]] | None
     """Return the row of a pool. If the pool looks unbounded, try it again, and return the second row.
 
     The kernel may give a pool pages that an earlier pool left, and charge nothing for them.
+
+    :param three: the twin, the neighbour and root.
+    :param look: reads the kernel's count of the pool; None: there is no count.
+    :param aim: the host's addresses on the twin's interface.
     """
     row = _pool(three, name, look, aim)
     return _pool(three, name, look, aim) if row.outcome == "open" else row
@@ -268,6 +277,9 @@ def _timed(three: Rivals, times: Mapping[str, Callable[[], object]]) -> dict[str
     """Return the seconds that operations take.
 
     For the neighbour's answers this is the 99th percentile, for each operation in *times* the median.
+
+    :param three: the twin, the neighbour and root.
+    :param times: by name, functions that each do one operation.
     """
     answers = sorted(_seconds(lambda: three.neighbour.ask(echo=True)) for _ in range(_ANSWERS))
     found = {what: median(_seconds(act) for _ in range(_TIMES)) for what, act in times.items()}

@@ -416,12 +416,10 @@ def _asked(host: Host, facts: Facts) -> dict[str, Any]:
 
 def _limits(host: Host, facts: Facts) -> dict[str, Any]:
     from netspace.environment import counters
-    from netspace.environment.container import cgroups
-    from netspace.environment.storage import mounts
 
     if facts.applied is None:
         return {}
-    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), ()))
+    reader = counters.Reader()
     group = host.environments.making.cgroup(facts.name)
     seen = {counter: reader.read(counter, group) for counter in counters.COUNTERS}
     limits = facts.applied.limits

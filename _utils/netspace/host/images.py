@@ -1,4 +1,4 @@
-"""Use cases of a host: build, remove and prune images; operate existing environments (start, stop, exec, logs)."""
+"""Operations of a host on images (build, remove, prune), and on existing environments (start, stop, exec, logs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Images(TrustGate):
-    """Use cases around images and the environments that use them."""
+    """Operations of a host on images, and on existing environments."""
 
     @functools.cached_property
     def images(self) -> ImageAdmin:
@@ -41,7 +41,7 @@ class Images(TrustGate):
     def converge_images(self, wanted: Mapping[str, Wanted], *, test: bool = False) -> Result:
         """Build images that are missing.
 
-        :param wanted: the images (``images.admin.Wanted``), by the names of the states that need them.
+        :param wanted: the images (``images.admin.Wanted``), by the names of the Salt states that declare them.
         """
         with self._lock(test):
             plan = self.images.plan(wanted)

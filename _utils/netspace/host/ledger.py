@@ -1,4 +1,4 @@
-"""Ledger of runs of the whole host: what runs is compared with it, and the declaration is recorded in it."""
+"""Records in the ledger of runs for the whole host: its declaration, and starts and ends that the ledger lacks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ALIVE = ("running", "starting", "frozen")
 
 
 def settle(layout: Layout, supervisor: Supervisor) -> None:
-    """Record starts and ends that the ledger lacks. The caller holds ``layout.lock``.
+    """Record starts and ends of programs that the ledger lacks. The caller holds ``layout.lock``.
 
-    A failure is no error here: evidence for the verifier shows it.
+    A failure raises no error: the verifier sees it in the evidence.
     """
     if not runs.kept(layout):
         return
@@ -57,7 +57,10 @@ def settle(layout: Layout, supervisor: Supervisor) -> None:
 
 
 def settle_now(layout: Layout) -> None:
-    """Do the same without the lock, before evidence is made. Nothing is done while another run changes the host."""
+    """Record starts and ends before evidence is made, without waiting for the lock.
+
+    Do nothing while another run of netspace changes the host.
+    """
     if not runs.kept(layout):
         return
     from netspace import supervision

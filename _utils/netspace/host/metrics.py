@@ -61,7 +61,10 @@ def _one(name: str, about: str, value: float | None, **by: str) -> Family:
 
 
 def _attended(host: Host, statuses: Mapping[str, Status]) -> bool | None:
-    """Return whether the supervisor runs; None if it has nothing to do, so that netspace's own ends or never began."""
+    """Return whether the supervisor runs; None if no program is to be supervised.
+
+    Without a program, netspace's own supervisor ends, or was never started.
+    """
     up = host.supervisor.attended()
     return None if up and all(one.state in ("stopped", "failed") for one in statuses.values()) else up
 
@@ -95,8 +98,9 @@ def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
     samples: dict[str, float | None] = {}
     with contextlib.suppress(NetspaceError):  # a record is damaged, which other metrics and an apply show
         its = claims.index(layout).read(sealed=True)
-        whose = ((name, known.tenant) for name in names if (known := its.get(name)) is not None)
-        samples = {f'{names[name][:-1]},tenant="{tenant}"}}': 1 for name, tenant in whose if tenant}
+        if any(one.tenant for one in its.examples().values()):  # else no claims are decoded
+            whose = ((name, known.tenant) for name in names if (known := its.get(name)) is not None)
+            samples = {f'{names[name][:-1]},tenant="{tenant}"}}': 1 for name, tenant in whose if tenant}
     return counted("netspace_environment_tenant", "gauge", "Always 1; the label has the tenant.", samples)
 
 
@@ -114,12 +118,10 @@ def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
 
 def _use(host: Host, names: Mapping[str, str]) -> Iterator[Family]:
     from netspace.environment import counters
-    from netspace.environment.container import cgroups
     from netspace.environment.container.oci_runtime import service_name
-    from netspace.environment.storage import mounts
     from netspace.supervision.cgroup import payload_cgroups
 
-    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), ()))
+    reader = counters.Reader()
     group = payload_cgroups(host.layout)
     groups = {by: group(service_name(name)) for name, by in names.items()}
     families: tuple[tuple[counters.Counter, str, Kind, str], ...] = (
@@ -154,8 +156,7 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
         return
     rows = {names[name]: row for row, name in enumerate(map(ends.get, words[::_WORDS])) if name and name in names}
     for key, (column, about) in _DEV.items():
-        counts = words[1 + column :: _WORDS]
-        values = [int(counts[row]) for row in rows.values()]
+        values = list(map(int, map(words[1 + column :: _WORDS].__getitem__, rows.values())))
         yield Family(f"netspace_interface_{key}", "counter", about, rows.keys(), values)
 
 
@@ -168,7 +169,7 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return, for each rule, the end of its samples' labels, and its key among the counts."""
+        """Return, for each rule, the last part of its samples' labels, and its key among the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")

@@ -69,7 +69,7 @@ class Parts:
         self.remote = remote
         self.source, self.minion = source, minion
         self.give_up: Callable[[], bool] | None = None
-        """Asked again and again while another run holds the lock; once True, this run ends with an error."""
+        """Called repeatedly while another run holds the lock; when it returns True, this run ends with an error."""
         self._holds = False
         self._guard: Callable[[Plan], None] | None = None
 
@@ -158,8 +158,11 @@ class Parts:
         seen: Observed | None = None,
         apply: Callable[[Sequence[Step]], list[Outcome]] | None = None,
     ) -> Result:
-        """Observe and plan; apply the plan, except in a test.
+        """Observe one kind, and plan its changes; apply the plan, except in a test.
 
+        :param kind: the reconciler of the kind.
+        :param desired: the desired state.
+        :param remove: names of things to remove.
         :param seen: the observation, if it was already made.
         :param apply: applies the steps instead of the kind's own ``apply``.
         """
@@ -194,7 +197,7 @@ class Parts:
         return record.read(self.layout)
 
     def _names(self, desired: Collection[Interface], others: Collection[str], test: bool) -> Result:
-        """Start the service that looks up names in interfaces' rules if a rule has one; else remove it.
+        """Start the service that resolves DNS names in interfaces' rules if a rule has one; else remove the service.
 
         The file of answers is made before the service is started, and removed after it has ended. So without the file,
         there is no service.

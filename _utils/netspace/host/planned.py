@@ -18,7 +18,7 @@ class PlanChanged(NetspaceError):
 
 
 class Planned(Overview):
-    """Use cases around a reviewed plan."""
+    """Operations of a host that apply a reviewed plan, and that tell whether the host is well afterwards."""
 
     def apply_planned(self, declared: Declaration, expected: Callable[[Plan], bool] | None) -> Result:
         """Apply a whole declaration if its plan, computed again under the lock, is still the expected one.
@@ -28,8 +28,8 @@ class Planned(Overview):
 
         :param expected: returns whether a plan is the reviewed one; None: any plan is accepted. A plan without steps is
             always accepted, since the host is as declared.
-        :raises PlanChanged: the plan is another, and nothing was changed. Or a new step appeared later; in this case
-            the error's attribute ``applied`` has the steps that were done before.
+        :raises PlanChanged: the plan differs, and nothing was changed. Or a step that isn't in the plan became
+            necessary during the apply; then the error's attribute ``applied`` has the steps that were already done.
         """
         with self._lock(False):
             if expected is not None:

@@ -7,7 +7,10 @@ from netspace.spec.types import Declaration
 
 
 class Preparation(Images):
-    """Use case: do the slow and error-prone work of a later apply in advance, without a change of running programs."""
+    """Operation of a host that does the slow and error-prone work of a later apply in advance.
+
+    Running programs don't change.
+    """
 
     def prepare(self, declared: Declaration, *, trusted: bool) -> list[str]:
         """Build the images of a declaration; return why this host isn't ready to apply it.

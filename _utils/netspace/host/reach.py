@@ -44,7 +44,7 @@ def applied(host: Parts) -> World:
 
 
 def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
-    """Return the links that programs may delegate from these links, except those that exist already."""
+    """Return the links that programs could make by delegating *links*, without those that exist already."""
     asking = {link.source for link in host.links.recorded() if peer.is_link(link)}
     known, _ = host.environments.readable(asking)
     holders = {name: record.spec for name, record in known.items() if record.spec.delegates}
@@ -109,7 +109,7 @@ def can(host: Parts, source: object, target: object, declared: Declaration | Non
 
 
 def _told(host: Parts, declared: Declaration | None) -> Callable[[Edge], dict[str, object]]:
-    """Return a function that returns an edge as plain values.
+    """Return a function that turns an edge (one step of a path) into plain values.
 
     For what was applied, they have ``since``, in seconds since 1970: when the link was made, or when the interface's
     record was last changed. A link that an earlier version made has none.

@@ -1,4 +1,4 @@
-"""Recording of refused system calls and files: begun and ended as environments become audited or not."""
+"""Recording of refused system calls and files: started for environments that become audited, ended for the others."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 
 from netspace.errors import NetspaceError
@@ -16,7 +15,7 @@ from netspace.threads import BackgroundTask
 
 
 class Removal(Cards):
-    """Use cases that remove links, environments or interfaces, each with everything that belongs to it."""
+    """Operations of a host that remove links, environments or interfaces, each with everything that belongs to it."""
 
     _trying = False  # whether the environments of a trial are to stay
 
@@ -72,7 +71,7 @@ class Removal(Cards):
             return result.joined(self._peer(test, self._without(names)))
 
     def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
-        """Revoke links.
+        """Revoke links, after the delegations that depend on them have ended. The caller holds the lock.
 
         :param purge: also delete parked messages (kept for removed mailboxes) of *owners*.
         :param owners: the mailboxes and links whose parked messages are deleted, by name.
@@ -135,7 +134,7 @@ class Removal(Cards):
             return result.joined(links.result()).joined(self._peer(test, self._without(theirs)))
 
     def _handed_on(self, names: Collection[str]) -> set[str]:
-        """Return the links that children have only because their parents have the links *names*."""
+        """Return the links of children that may exist only while their parents have the links in *names*."""
         found = set()
         for name in names:
             parent, _, target = name.partition(".")
@@ -162,6 +161,8 @@ class Removal(Cards):
             self.environments.purge()
             recorded_calls.end(self.layout)
             self.supervisor.purge()
+        import shutil  # few runs remove everything
+
         for folder in (self.layout.run, self.layout.logs):
             shutil.rmtree(folder, ignore_errors=True)
         kept = self.layout.volumes("")

@@ -61,7 +61,10 @@ def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> t
 
 
 def _secrets(layout: Layout, known: Environments) -> dict[str, str]:
-    """Withdraw secrets for which this host has lost the trust, from their environments, too."""
+    """Withdraw the secrets that this host's trust level no longer permits; return the errors, by environment.
+
+    They are removed from the host's memory and from their environments.
+    """
     from netspace.host import secrets
 
     concerned = secrets.recorded(layout)

@@ -11,7 +11,7 @@ from netspace.text import hint
 
 
 class Seals(Cards):
-    """Use cases that renew, publish or adopt keys of sealed links. They also update the cards that list these keys."""
+    """Operations of a host that renew, publish or adopt keys of sealed links, and update the cards that list them."""
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and update the cards of their peers.

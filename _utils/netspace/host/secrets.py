@@ -42,11 +42,11 @@ Opened = dict[str, dict[str, bytes]]
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A secret on disk.
+    """A secret on disk, encrypted to this host.
 
     :param sealed: the ciphertext.
     :param minimum: the lowest trust level of a host that gets it.
-    :param host: the host's name as the sealer knows it; empty: this host sealed it.
+    :param host: this host's name as the master that sealed the secret knows it; empty: this host sealed it.
     """
 
     sealed: str
@@ -184,9 +184,12 @@ def _from(uri: str, source: Source | None, read: dict[str, bytes]) -> bytes:
 def _sealed(
     layout: Layout, todo: Sequence[_Wanted], opened: Opened, kept: dict[str, dict[str, Kept]], why: list[Refusal]
 ) -> None:
-    """Encrypt secrets from sources to this host, where they are new or changed, or this host has another key.
+    """Encrypt secrets from sources to this host, if they are new or changed, or if this host has a new key.
 
-    :param todo: secrets from sources that are open.
+    :param todo: the secrets from sources that could be opened.
+    :param opened: the plain secrets.
+    :param kept: the ciphertexts, to which this function adds.
+    :param why: the refusals, to which this function adds.
     """
     if not todo:
         return
@@ -215,7 +218,7 @@ def _sealed(
 
 
 def hold(layout: Layout, taken: Taken) -> None:
-    """Keep ciphertexts on disk, then hold the secrets in memory. The environments' own copies follow later.
+    """Write the ciphertexts to disk, then the secrets to memory. The environments' own copies follow later.
 
     :raises OSError: a file can't be written.
     """
@@ -241,7 +244,7 @@ def _hold(layout: Layout, opened: Mapping[str, Mapping[str, bytes]]) -> None:
 
 
 def withdraw(layout: Layout, environments: Iterable[str]) -> None:
-    """Hold no secret of these environments any more; their ciphertexts stay."""
+    """Remove the secrets of these environments from memory; their ciphertexts stay on disk."""
     _hold(layout, {environment: {} for environment in environments})
 
 
@@ -259,7 +262,7 @@ def _names(folder: os.PathLike[str]) -> list[str]:
 
 
 def forget(layout: Layout, environments: Iterable[str]) -> None:
-    """Forget all secrets of removed environments: in memory, then their ciphertexts."""
+    """Delete all secrets of removed environments: first from memory, then their ciphertexts."""
     if not (layout.records(KIND).is_dir() or layout.opened_secrets.is_dir()):
         return
     for environment in environments:
@@ -268,7 +271,7 @@ def forget(layout: Layout, environments: Iterable[str]) -> None:
 
 
 def recorded(layout: Layout) -> set[str]:
-    """Return the environments of which ciphertexts are on disk."""
+    """Return the names of the environments with ciphertexts on disk."""
     return files.record_names(layout.records(KIND))
 
 
@@ -279,7 +282,7 @@ def lacking(layout: Layout, trust: Trust) -> bool:
 
 
 def revise(layout: Layout, trust: Trust, without: Collection[str] = ()) -> dict[str, str]:
-    """Hold in memory what is on disk and what trust permits, and nothing else; return the errors, by environment.
+    """Hold in memory exactly those secrets on disk that this host's trust permits; return the errors, by environment.
 
     This restores secrets after a reboot, and withdraws them after a loss of trust. It needs neither their source nor
     the master.

@@ -65,6 +65,8 @@ def _by_link(way: str) -> Way:
 WAYS: dict[str, Way] = {
     "forwarder: connections": _by_link("connections"),
     "forwarder: handshakes": _by_link("handshakes"),
+    "forwarder: unfinished handshakes": _by_link("halves"),
+    "broker: log-ins": _by_link("reconnects"),
     "broker: frames before a login": _by_link("strangers"),
     "broker: messages": _by_link("messages"),
     "broker: small messages": _by_link("small"),
@@ -77,6 +79,7 @@ WAYS: dict[str, Way] = {
     "broker: questions": _by_link("questions"),
     "broker: sessions of AMQP 1.0": _by_link("sessions"),
     "broker: empty frames": _by_link("frames"),
+    "broker: TLS records of one byte": _by_link("records"),
     "log: lines without end": Way(("worst", "lines")),
     "health: checks that never end": Way(("hold",), check=("hold",)),
     "health: checks that write without end": Way(("hold",), check=("endless",)),
@@ -136,7 +139,7 @@ def exhaust(host: Host, name: str, only: Collection[str] | None = None) -> list[
     :param only: names in :data:`WAYS`, the attacks to try; None: all.
     :return: a row for each attack. An attack that needs a broker is ``skipped`` on a host without netspace's own
         broker.
-    :raises NetspaceError: when there is no such environment, or the temporary ones can't be made.
+    :raises NetspaceError: the environment doesn't exist, or the temporary ones can't be made.
     """
     from netspace.host.trial_environments import Trial
 
@@ -155,7 +158,14 @@ def exhaust(host: Host, name: str, only: Collection[str] | None = None) -> list[
 
 
 class _Names(NamedTuple):
-    """The names of the audit's environments, by their roles."""
+    """Names of the audit's environments.
+
+    :param asks: the neighbour, which sends requests.
+    :param answers: the environment that answers the neighbour.
+    :param worst: the attacker.
+    :param sink: the receiver of the attacker's link, which reads nothing.
+    :param more: an environment that is made and removed to time an apply.
+    """
 
     asks: str
     answers: str
@@ -171,7 +181,7 @@ class _Stage:
         self._host, self._trial, self._names = host, trial, names
         recorded = host._linked()
         self._broker: Broker = recorded.broker or LocalBroker()
-        # What hosts share is beyond this host, and a broker that isn't there isn't started for an audit.
+        # A broker that hosts share is beyond this host, and an audit doesn't start a broker.
         self._linked = bool(recorded.links) and isinstance(self._broker, LocalBroker)
         self._failed: list[str] = []
 
@@ -219,7 +229,10 @@ class _Stage:
 
     @contextlib.contextmanager
     def _operator(self, way: Way) -> Iterator[None]:
-        """Context manager during which an operator's ``exec`` runs, if the attack has one; the body must end it."""
+        """Run the operator's ``exec`` of the attack, if it has one, while the body of the ``with`` statement runs.
+
+        The body must end it, by removing the attacker.
+        """
         if not way.run:
             yield
             return
@@ -231,7 +244,7 @@ class _Stage:
         running = [subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) for _ in range(_EXECS)]
         try:
             yield
-            for process in running:  # its program was removed, so it ends, and tidies up
+            for process in running:  # the attacker was removed, so the exec ends, and tidies up
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_PATIENCE)
         finally:
@@ -245,14 +258,14 @@ class _Stage:
             return _EXECS
         name = self._names.worst
         if way.program[0] == "worst":
-            # Its word, not the host's: it only shows that the way was tried.
+            # The attacker itself wrote this number. So it only shows that the attack was tried.
             said = "\n".join(str(line) for line in self._host.operations.logs(name, lines=5000)["lines"])
             return max((int(found) for found in _TAKEN.findall(said)), default=0)
         inspected = self._host.operations.inspect(name)
         return int(inspected["check"]["failures"]) if way.check else int(inspected["restarts"])
 
     def _services(self) -> dict[str, int]:
-        """Return the process of each service that others depend on."""
+        """Return the process id of each running service that others depend on."""
         from netspace.environment.container import oci_runtime
 
         names = self._names
@@ -272,7 +285,7 @@ class _Stage:
             trial.remove(names.more)
             found["restart"].append(self._timed("restart", self._restart))
             found["health"].append(self._timed("health", lambda: operations.wait([names.asks], _PATIENCE)))
-            for _ in range(_TIMES):  # it is short, so it varies most
+            for _ in range(_TIMES):  # an exec is short, so its time varies most
                 found["exec"].append(
                     self._timed("exec", lambda: operations.exec(names.asks, trial.nothing(), timeout=_PATIENCE))
                 )
@@ -292,7 +305,7 @@ class _Stage:
         self._trial.make({self._names.more: self._trial.spec("hold")}, (), self._broker)
 
     def _restart(self) -> None:
-        # Not by the operations: they take the lock, which the trial has.
+        # Not by ``operations``: these take the lock, which the trial holds.
         kind, name = self._host.environments, self._names.asks
         errors = {**kind.stop([name]), **kind.start([name])}
         if wrong := "; ".join(filter(None, errors.values())):

@@ -12,7 +12,7 @@ from netspace.spec.types import Declaration, Quota
 
 
 def told(host: Parts, declared: Declaration) -> dict[str, dict[str, Any]]:
-    """Return a row for each declared tenant, as plain values.
+    """Return a row for each declared tenant, as plain values, by the tenant's name.
 
     :param declared: the host's declaration.
     :raises NetspaceError: the records of environments can't be read.

@@ -21,7 +21,7 @@ MOST_NAMED = 20
 
 
 class TrustGate(Parts):
-    """Verdicts on declared things: whether the host's present trust permits them."""
+    """Operations of a host that decide whether its present trust level permits declared things."""
 
     def trust(self) -> Trust:
         """Return this host's present trust."""
@@ -32,7 +32,7 @@ class TrustGate(Parts):
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Return the applied environments that must not be started, with the reasons.
 
-        If there would be such environments, the host is appraised again first, since its last result may have expired.
+        If there seem to be any, first appraise the host again, since its last result may have expired.
         """
         if not trust.withheld(applied, self.trust()):
             return {}
@@ -97,7 +97,7 @@ class TrustGate(Parts):
 
 
 def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:
-    """Return *result* with a refusal for each withheld thing, and a note for each comment of the other verdicts."""
+    """Return *result* with a refusal for each withheld thing, and a note for each comment on a permitted thing."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
     told: dict[str, list[str]] = {}
     for name, verdict in verdicts.items():

@@ -110,6 +110,12 @@ def _allocate(
     return Allocation(given, refused)
 
 
+def first(network: Network, name: str) -> str:
+    """Return the address that a new interface gets unless it is taken; empty if the range has none."""
+    place = _free_place(name, network, usable(network), ())
+    return "" if place is None else str(network[place])
+
+
 def _free_place(name: str, network: Network, places: range, taken: Collection[str]) -> int | None:
     size = places.stop - places.start  # len() can't count an IPv6 range
     if size == 0:

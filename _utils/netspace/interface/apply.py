@@ -14,9 +14,10 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError, StateError
@@ -380,7 +381,7 @@ class ApplyRun:
                 if now is not None and now.name != wanted.name:
                     # The table names the link; before Linux 6.16 a link of that name must exist.
                     messages += [requests.set_link(index, up=False), requests.set_link(index, name=wanted.name)]
-                    now = replace(now, name=wanted.name, up=False)
+                    now = msgspec.structs.replace(now, name=wanted.name, up=False)
                 self._send(name, one, inner, messages)
                 messages = []
                 if name not in self.errors:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -52,8 +51,7 @@ class EndpointContext(msgspec.Struct, frozen=True):
     owner: int = 0
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """One end of an interface.
 
     :param mac: the MAC; empty: netspace doesn't set it.
@@ -75,12 +73,20 @@ class Endpoint:
     alias: str = ""
     addresses: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
-    ipv4: Mapping[str, int] = field(default_factory=dict)
+    ipv4: Mapping[str, int] = msgspec.field(default_factory=dict)
     accept_ra: int | None = None
     rate: int = 0
     kind: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    secret: str = field(default="", compare=False, repr=False)
+    details: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    secret: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Endpoint) and _compared(self) == _compared(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.facts()})"
 
     def facts(self) -> dict[str, Any]:
         """Return the end as plain values, to show and compare."""
@@ -109,8 +115,12 @@ class Endpoint:
         return facts
 
 
-@dataclass(frozen=True)
-class Endpoints:
+def _compared(end: Endpoint) -> tuple[Any, ...]:
+    """Return the values of an end that count when two ends are compared: all but ``secret``."""
+    return msgspec.structs.astuple(end)[:-1]
+
+
+class Endpoints(msgspec.Struct, frozen=True, eq=False):
     """Both ends of an interface. A kind may have no end, or only an inner end.
 
     :param inside: the end in the environment's namespace.
@@ -121,7 +131,12 @@ class Endpoints:
 
     inside: Endpoint | None = None
     outside: Endpoint | None = None
-    made_as: str = field(default="", compare=False)
+    made_as: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Endpoints) and (self.inside, self.outside) == (other.inside, other.outside)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def facts(self) -> dict[str, Any]:
         return {

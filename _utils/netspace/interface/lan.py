@@ -87,7 +87,7 @@ def name_problem(name: str) -> str:
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
     """Yield the problems of a declared interface's addresses, gateways and routes, as pairs: key, message."""
     if spec.ipv4 is None and spec.ipv6 is None:
-        yield "ipv4", "give ipv4 or ipv6 (address/prefix): netspace takes no address from a network of others"
+        yield "ipv4", "give ipv4 or ipv6 (address/prefix): netspace takes no address from an external network"
     networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
     for version in (4, 6):
         key, address = f"ipv{version}", getattr(spec, f"ipv{version}")

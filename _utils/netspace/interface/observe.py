@@ -12,9 +12,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from netspace.index import Index
 from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds

@@ -96,7 +96,7 @@ class Planner:
                 if gateway is not None:
                     gateways[name][family] = str(gateway)
             range_ = getattr(network, family).network
-            allocation = _kept(range_, family, asking, kept)
+            allocation = _few(range_, family, asking, kept)
             if allocation is None:
                 held = dict(zip(kept, map(_ADDRESS[family], kept.values()), strict=True))
                 # An interface that changes to an external network gives up its allocated address.
@@ -174,7 +174,7 @@ class Planner:
                 work = InterfaceChange(
                     record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known
                 )
-                reason = "an environment that its rules cover came or went"
+                reason = "an environment that its rules cover was added or removed"
                 steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
         return steps
 
@@ -230,7 +230,7 @@ class Planner:
                 action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
                 changes["link"] = {"old": "as it was", "new": f"created again: {reason}"}
             elif make and _shape(before) == _shape(wanted):
-                action, reason = "rebuild", "its link is gone, or half of it"
+                action, reason = "rebuild", "its link, or one end of it, is gone"
         if not changes:
             # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())
@@ -330,13 +330,13 @@ class Planner:
         return _refusing(refused, self.changes(possible, (), observed))
 
 
-def _kept(
+def _few(
     range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
 ) -> addresses.Allocation | None:
-    """Return the allocation for a few interfaces that can keep their addresses.
+    """Return the addresses of a few interfaces, found without decoding the records of all other interfaces.
 
-    The result is None if all interfaces must be looked at: one of these interfaces needs another address, or there are
-    too many of them.
+    The result is None if that isn't possible, and all records must be decoded: an interface would lose its address, the
+    address that a new one would get by its name may belong to another, or there are too many interfaces.
 
     :param asking: the interfaces' declared addresses, by environment; None: any address.
     """
@@ -345,13 +345,18 @@ def _kept(
     found = {}
     for name, wanted in asking.items():
         its = kept.get(name)
-        address = "" if its is None else _ADDRESS[family](its)
-        if not address or wanted not in (None, address) or not kept.alone(name, address):
-            return None
+        if its is not None:
+            address = _ADDRESS[family](its)
+            if not address or wanted not in (None, address) or not kept.alone(name, address):
+                return None
+        else:
+            address = addresses.first(range_, name) if wanted is None else str(wanted)
+            if not address or not kept.lack(msgspec.json.encode(address)):
+                return None
         if not addresses.fits(range_, address):
             return None
         found[name] = address
-    return addresses.Allocation(found, {})
+    return addresses.Allocation(found, {}) if len(set(found.values())) == len(found) else None
 
 
 def _weight(known: Mapping[str, Claims]) -> int:

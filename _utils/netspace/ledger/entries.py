@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """Position in a ledger, and what the lines before it say.
+    """Position in a ledger, and the content of the lines before it.
 
     :param count: number of the lines.
     :param head: the hash chain's value after these lines.
@@ -120,7 +120,7 @@ def _line(content: Mapping[str, Any]) -> bytes:
 
 
 def last(lines: Iterable[bytes], start: State | None = None) -> State:
-    """Return the state after *lines*; as :func:`replay`."""
+    """Return the state after all of *lines*. Parameters and errors are those of :func:`replay`."""
     state = start or State()
     for after in replay(lines, state):
         state = after

@@ -11,7 +11,6 @@ ledger; without that file each function does nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -61,9 +60,9 @@ def note_starts(layout: Layout, runs: Mapping[str, Run]) -> None:
 
 
 def note_ends(layout: Layout, names: Collection[str]) -> None:
-    """Record that environments have ended. Those that did not run by the ledger are skipped.
+    """Record that environments have ended. Environments that aren't running according to the ledger are skipped.
 
-    A failure is no error: :func:`settle` records the ends later.
+    If this fails, no error is raised: :func:`settle` records the ends later.
     """
     if names and enabled(layout):
         try:
@@ -110,11 +109,18 @@ def current(layout: Layout) -> State:
 
 
 def content(layout: Layout) -> bytes:
-    """Return the lines of the ledger; none if it has no line yet."""
+    """Return the lines of the ledger as bytes; empty if it has no line yet."""
     try:
         return files.read(folder(layout) / "log", entries.MOST_BYTES + 1)
     except FileNotFoundError:
         return b""
+
+
+def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
+    """Return how much of the ledger is filled (1: all), and how much by lines about these environments."""
+    raw = content(layout)
+    own = sum(raw.count(b'"%s"' % name.encode()) for name in names)
+    return max(raw.count(b"\n") / entries.MOST_LINES, len(raw) / entries.MOST_BYTES), own / entries.MOST_LINES
 
 
 def forget(layout: Layout) -> None:
@@ -133,7 +139,7 @@ def remove(layout: Layout) -> None:
 def complete(layout: Layout) -> None:
     """Begin the ledger if this boot has none yet, and extend the index by each line that it lacks.
 
-    A TPM that fails is no error. The next call tries again, and evidence has the lines that the index has.
+    If the TPM fails, no error is raised: the next call tries again. Until then, evidence proves fewer lines.
 
     :raises NetspaceError: when the file is damaged.
     """
@@ -163,7 +169,7 @@ def _append(layout: Layout, make: Callable[[_Head], list[bytes]]) -> None:
 
 
 def _fitting(head: _Head, pending: Sequence[bytes], lines: Sequence[bytes]) -> list[bytes]:
-    """Return those of *lines* that fit into the ledger. The last possible line says that it is full."""
+    """Return *lines* if they fit into the ledger; if not, only the line that says that the ledger is full."""
     if head.full or entries.full() in pending:
         return []
     room = entries.MOST_LINES - head.count - len(pending)
@@ -204,7 +210,7 @@ def _extend(layout: Layout, chosen: Setting, head: _Head, lines: Sequence[bytes]
 
 
 def _position(head: _Head, lines: Sequence[bytes], value: bytes) -> int | None:
-    """Return how many of *lines* the index has already; None if its value is none that they lead to."""
+    """Return by how many of *lines* the index is extended already; None if no number of them leads to its value."""
     reached = head.head
     for number, line in enumerate(lines):
         if reached == value:
@@ -223,24 +229,19 @@ def _after(head: _Head, line: bytes) -> _Head:
 
 @contextmanager
 def using(layout: Layout, path: Path, patience: float = PATIENCE) -> Iterator[nv_index.Send]:
-    """Open the TPM. The lock is that of all other uses of the TPM.
+    """Open the TPM, under the lock that all of netspace's uses of the TPM take.
 
     :param patience: seconds to wait for other uses.
     :raises IndexFailure: when another process uses the TPM for too long.
     """
-    lock = layout.records("attestation") / "tpm.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock, deadline = layout.records("attestation") / "tpm.lock", time.monotonic() + patience
+
+    def busy() -> nv_index.IndexFailure | None:
+        late = time.monotonic() > deadline
+        return nv_index.IndexFailure(f"the TPM is in use by another process (it holds {lock})") if late else None
+
+    fd = files.held(lock, busy)
     try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise nv_index.IndexFailure(f"the TPM is in use by another process (it holds {lock})") from None
-                time.sleep(0.005)
         with nv_index.opened(path, max(ANSWER, patience)) as send:
             yield send
     finally:
@@ -300,7 +301,7 @@ def _boot(layout: Layout) -> str:
     :raises NetspaceError: when it can't be read.
     """
     try:
-        return (layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+        return files.boot_id(layout.root)
     except OSError as err:
         raise NetspaceError(f"the ledger of runs: the id of this boot can't be read: {err}") from err
 

@@ -3,9 +3,9 @@
 - Its type is EXTEND: a write replaces the value by SHA-256(value || data). No command sets a value.
 - The value is gone after each reset of the TPM (CLEAR_STCLEAR), as that of a PCR. So a ledger is of one boot.
 - The TPM keeps it in its memory (ORDERLY), since flash memory would wear out.
-- Only who knows its authorization value extends or certifies it. Root keeps that value in a file.
+- Extending or certifying it needs its authorization value, which is in a file that only root can read.
 
-Whoever may act for the owner of the TPM, as root may, can delete the index and define it again. Its value is then lost.
+Anybody who may act as the TPM's owner, such as root, can delete the index and define it again. Its value is then lost.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class ApplyRun:
                 if api.get("overview") is None:
                     raise NetspaceError(f"there is no management API at {api.where}; is it RabbitMQ?")
         if where is not None and work.before and moved:
-            self.progress("revoking all links on the former broker")
+            self.progress("revoking all links on the broker that was declared before")
             try:
                 used = names.used(self.layout, where)
                 left = self._on_broker(where, work, {}, purge, None, _Naming(used, used))

@@ -97,7 +97,7 @@ def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Prob
     assert broker is not None
     found = []
     if lacking := list(certificates.observe(layout, broker, members, now).changes(broker, members)):
-        found.append(Problem("certificates-due", f"{', '.join(lacking[:10])}: to be issued again; apply again"))
+        found.append(Problem("certificates-due", f"{', '.join(lacking[:10])}: certificate missing or due; apply again"))
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     if known is not None and known.source and now > known.ends - (known.ends - known.begins) / 3:
         until = time.strftime("%Y-%m-%d", time.gmtime(known.ends))

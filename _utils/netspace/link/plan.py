@@ -126,7 +126,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     # If no link is desired, the broker stays the recorded one.
     wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
     if observed.broker == "unreachable" and (not after or not access.same(wanted, observed.record.broker or wanted)):
-        stay = "its links can't be revoked there and stay usable by whoever reaches it"
+        stay = "its links can't be revoked there, so clients that reach it can still use them"
         notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
     elif observed.broker == "unreachable" and wanted == observed.record.broker:
         if before == after:
@@ -155,7 +155,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         drifted, accounts = _drift(comparison, before, observed)
         named = certificates.accounts(wanted, observed.identities.host)
         stale = named.stale(observed.definitions, access.vhost(layout, wanted))
-        accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
+        accounts.update({f"user:{name}": {"old": "logs in another way than declared", "new": None} for name in stale})
         if after:
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
     work = LinkChange(wanted, before, after, observed, comparison)
@@ -201,7 +201,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         for key in change.stuck
     ]
     if observed.unnamed and after and wanted == observed.record.broker:
-        why = f"{observed.unnamed}: until it is there, links are revoked and nothing else is done"
+        why = f"{observed.unnamed}: until this is repaired, links are only revoked"
         if steps:
             notes.append(why)
         else:

@@ -92,9 +92,9 @@ def since(layout: Layout) -> dict[str, float]:
 
 
 def _dates(path: Path, links: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return when each link of a new record was made: the noted time if the link was there already, else now.
+    """Return when each link of a new record was made: the recorded time if the link existed already, else now.
 
-    Bounds, such as a rate, may have changed since; who sends what to whom has not.
+    A link with another limit, such as another rate, is the same link; one with another pattern isn't.
     """
     before, noted = _noted(path)
     now, found = int(time.time()), dict[str, Any]()

@@ -105,7 +105,7 @@ def readers(layout: Layout, environment: str) -> int:
     if queue is None:
         raise NetspaceError(f"there is no mailbox of {environment} on the broker")
     if "consumer_details" not in queue:
-        raise NetspaceError(f"the broker does not tell (yet) who reads the mailbox of {environment}")
+        raise NetspaceError(f"the broker does not list (yet) the readers of the mailbox of {environment}")
     count = len(queue["consumer_details"])
     if not count and (why := _unreachable(layout, record.broker, environment)):
         raise NetspaceError(f"nobody can read the mailbox of {environment}: {why}")  # the program isn't at fault

@@ -201,7 +201,7 @@ def elements_digest(family: str, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 
 def _told(element: memoryview) -> bytes:
-    """Return an element from the kernel in the form that :func:`elements_digest` uses."""
+    """Return a listed element in the form in which :func:`elements_digest` takes it."""
     values = dict(attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:

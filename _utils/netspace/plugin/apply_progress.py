@@ -116,10 +116,10 @@ class Telling:
         try:
             # Salt answers false if it waited for the master in vain.
             sent = self._send(f"{self._tag}/{kind}", data) is not False
-        except Exception as err:  # a bus must not decide whether a host is made as declared
+        except Exception as err:  # a failing bus must not stop the apply
             sent, why = False, str(err)
         if not sent:
-            self._send = None  # each further one could wait for minutes
+            self._send = None  # each further event could wait for minutes
             log.warning("netspace: an event was not sent, and no more are sent by this state: %s", why)
 
 

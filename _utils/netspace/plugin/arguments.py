@@ -14,7 +14,7 @@ from netspace.spec import checks, hosts, parse, peer
 from netspace.spec.types import Declaration, Link, LocalBroker, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
-"""The parts of ``pillar:netspace`` that also apply to a thing that a state declares alone."""
+"""Parts of ``pillar:netspace`` that also apply to an environment, interface or link that a state declares alone."""
 
 _IN_PILLAR = "declare it in the pillar, and apply the pillar (state.apply netspace)"
 ROWS = 100

@@ -1,4 +1,4 @@
-"""Table of the bases of hosts below their kernels, as ``netspace_attestation.tcb`` returns them. Pure."""
+"""Table of hosts' trusted computing bases below their kernels, as ``netspace_attestation.tcb`` returns them. Pure."""
 
 from __future__ import annotations
 

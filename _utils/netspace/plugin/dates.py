@@ -35,7 +35,7 @@ MOMENTS = frozenset(
 BY_NAME = frozenset({"asked_again"})
 """The keys whose values have such a number for each name."""
 _FIRST, _END = 10**9, 2**33
-"""From 2001 to 2242. A smaller number under such a key is a duration (``deadline``) or a count (``first``)."""
+"""Range of times: 2001 to 2242. A smaller number is a duration (key ``deadline``) or a count (key ``first``)."""
 
 
 BESIDE = "_at"

@@ -1,7 +1,7 @@
-"""Log line of a failed state: its comment, in place of all its changes as one line of Python.
+"""Log line of a failed state: a filter lets Salt log the state's comment, and not all its changes as one long line.
 
 Salt logs a failed state as an error, which a terminal shows above the result. If the state changed something before it
-failed, Salt logs only the changes, and on one line, however many there are. Such a line has no word about the failure.
+failed, Salt logs only the changes, on one line however long. Such a line doesn't mention the failure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 _LOGGER = "salt.state"
 _MOST = 64
-"""The most failed states whose line is awaited. Salt logs a state when it returns, so few are ever open."""
+"""The most failed states whose log line is still to come. Salt logs a state when it returns, so there are few."""
 
 
 class _Comments(logging.Filter):

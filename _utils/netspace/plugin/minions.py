@@ -21,7 +21,7 @@ from netspace.plugin import salt_keys
 CONCURRENCY, JITTER = 32, 0.2
 """Hosts that are asked at one time, and the most seconds for which questions are collected into one message."""
 MAX_REFUSED = 1_000_000
-"""Answers in another minion's name don't end a call before its time: that would count as a failure of that minion."""
+"""The most refused answers to one call: so many that false answers in a minion's name never end the call early."""
 ACCEPTED = 60
 """Seconds that the master may take to accept a message."""
 

@@ -116,11 +116,11 @@ def accept(opts: Mapping[str, Any], minion: str, key: bytes, valid_id: Callable[
     if found is None or key_fingerprint(found) != key_fingerprint(key):
         raise WrongSaltKey(f"{minion:.80}: the compared key is no longer pending")
     folder = _folder(opts) / "minions"
-    fd, aside = tempfile.mkstemp(prefix=".", dir=_folder(opts))  # Salt takes each file in minions for a key
+    fd, aside = tempfile.mkstemp(prefix=".", dir=_folder(opts))  # not in minions: Salt takes each file there for a key
     try:
         with open(fd, "wb") as stream:
             os.fchmod(fd, 0o644)
-            stream.write(found)  # as Salt got it; *key* may be the same key in another text
+            stream.write(found)  # Salt's own bytes: *key* may be the same key in another encoding
             stream.flush()
             os.fsync(fd)
         os.link(aside, folder / minion)  # fails if there is one

@@ -18,7 +18,7 @@ MAX_LISTED = 20
 WIDTH = 66
 """The columns of a comment: Salt indents it by 14, and a terminal has 80."""
 MAX_TOGETHER = 5
-"""The most steps that are named before the one problem because of which they all failed."""
+"""The most failed steps that a comment names before the problem that made all of them fail."""
 
 Kind = Literal["environment", "interface", "link"]
 

@@ -221,13 +221,13 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 def _host_verbs(spec: Environment, path: str) -> list[Problem]:
     """Check the key ``host`` of an environment: each verb exists, and is listed once."""
-    import difflib
-
     known = extensions.host_verbs()
     problems = []
     for index, verb in enumerate(spec.host):
         where = f"{path}:host:{index}"
         if verb not in known:
+            import difflib  # a declaration without mistakes doesn't need it
+
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))
@@ -357,7 +357,7 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
     for limit, least in getattr(module, "LEAST", {}).items():
         if getattr(spec.limits, limit) < least:
             said = f"{least // 1024**2}M" if limit == "memory" else least
-            problems.append(Problem(f"{path}:limits:{limit}", f"{used} itself needs a part; give at least {said}"))
+            problems.append(Problem(f"{path}:limits:{limit}", f"{used} itself uses a part; give at least {said}"))
     if module.RUNS == "kernels":
         for index, argument in enumerate(spec.args or ()):
             if module.ONE_LINE and not _WORD.fullmatch(argument):
@@ -599,7 +599,7 @@ def clashes(
             why = "a queue in memory is lost with its node of the cluster; leave it out, or use a broker of "
             problems.append(Problem(f"{where}:durable", f"{why}netspace's own"))
         if one.attested is not None and isinstance(declared.broker, ClusterBroker):
-            why = "needs netspace's own broker: on a broker that hosts share, no host refuses what others send"
+            why = "needs netspace's own broker: on a broker that hosts share, no host can refuse messages"
             problems.append(Problem(f"{where}:attested", why))
     every = (*declared.links, *peer.links(declared.environments))
     problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(every).items()]
@@ -615,10 +615,10 @@ def clashes(
         for family in ("ipv4", "ipv6"):
             address = getattr(spec.interface, family, None)
             if not isinstance(address, Address):
-                continue  # not from netspace's ranges
+                continue  # no fixed address of netspace's ranges
             where = f"{path}:environments:{name}:interface:{family}"
             range_ = getattr(declared.network, family).network
-            if ipaddress.ip_address(address) not in range_:  # an address of another family never is
+            if ipaddress.ip_address(address) not in range_:  # never true for another family
                 problems.append(Problem(where, f"{address} is outside of {path}:network:{family} ({range_})"))
             if address in addresses:
                 problems.append(Problem(where, f"{address} already belongs to {addresses[address]}"))

@@ -105,7 +105,7 @@ def _least(*bounds: float | None) -> float | None:
 def _made(
     wanted: Mapping[str, Possible], own: Mapping[str, Link], make: Callable[[Possible, Link], Link | None]
 ) -> Iterator[tuple[Possible, Link]]:
-    """Yield each possible link whose holder has the link that it derives from, which comes before it."""
+    """Yield each possible link whose holder has the link from which it derives, and that link before it."""
     waiting: dict[str, list[Possible]] = {}
     for name in sorted(wanted):
         waiting.setdefault(wanted[name].of, []).append(wanted[name])
@@ -217,7 +217,7 @@ def _bound_wrong(declared: Declaration, holder: str, target: str, own: Link | No
     if own is None:
         yield "", f"{holder} has no link to {target}, and nobody may delegate one to it; leave it out"
     elif spawns.parent_of(target, declared.environments.get):
-        yield "", f"{target} is a child, whose links its template has; leave it out"
+        yield "", f"{target} is a child, whose template declares its links; leave it out"
 
 
 def _receiver_wrong(declared: Declaration, links: Mapping[str, Link], holder: str, to: str, target: str) -> str:

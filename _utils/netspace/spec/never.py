@@ -66,7 +66,7 @@ def message(spec: Never, path: Sequence[Edge]) -> str:
     :param path: the path that violates it.
     """
     steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
-    what = "data flows" if spec.flow else "it is reached"
+    what = "data flows" if spec.flow else "a path leads"
     return f"{what} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"
 
 

@@ -138,7 +138,7 @@ def _environments(
         where = f"{path}:{name}"
         parsed, wrong = _environment(name, value, where, usual)
         problems += wrong
-        # Not in _environment: the record of an environment that has had the name for long stays readable.
+        # Checked here, not in _environment(): records of environments that have this name must stay readable.
         if name == peer.NAME:
             problems.append(Problem(where, peer.RESERVED))
         # Keep an environment with problems, so that conflicts with other parts are reported at the same time.
@@ -387,7 +387,7 @@ def convert(data: Any, of: Any, path: str) -> Any:
             from netspace.spec import mistakes  # a declaration without mistakes doesn't need it
 
             problem, keys = mistakes.problem(err, rest, of, path)
-            # A key that was left out for its own problem isn't missed as well.
+            # If a key was left out because of its own problem, it is not also reported as missing.
             missed = bool(problems) and str(err).startswith("Object missing required field")
             problems += [] if missed else [problem]
             rest = None if missed or len(problems) == MOST_PROBLEMS else mistakes.without(rest, keys)

@@ -219,6 +219,6 @@ def against_broker(
 def misplaced(kind: str) -> str:
     """Return the message that an interface of *kind* can't have ``publish``."""
     return (
-        f"the host doesn't route to an interface of kind {kind}, so it can lead no port there; leave publish out and "
-        "have users come to its own address (allow, direction in), or take kind veth or tap"
+        f"the host doesn't route to an interface of kind {kind}, so it can't forward ports to it; leave publish out "
+        "and let users connect to its own address (allow, direction: in), or use kind veth or tap"
     )

@@ -288,7 +288,7 @@ def path(world: World, known: Sequence[Edge], source: str, target: str) -> tuple
 def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
     """Return the paths that lead to *target*: every direct edge, and a shortest path from each other end."""
     known = edges(world)
-    # The addresses of a name in a rule are the name's own ways.
+    # If *target* is a DNS name, a path must not lead through edges to single addresses of names.
     followed = [edge for edge in known if not (edge.name and named(target))]
     last = [edge for edge in known if touches(world, edge, edge.target, target)]
     return leading(last, followed, world.environments, {target})

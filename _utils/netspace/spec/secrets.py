@@ -49,6 +49,6 @@ def problems(spec: Environment) -> Iterator[tuple[str, str]]:
             yield where, "has a source and a ciphertext; give one of them"
         if one.source is not None and not _SOURCE.fullmatch(one.source):
             # The text may be a secret that somebody wrote in place of its source.
-            yield where, "its source is not as sdb://PROFILE/KEY; put the secret itself into such a store"
+            yield where, "its source is not of the form sdb://PROFILE/KEY; put the secret itself into such a store"
         if one.sealed is not None and not (len(one.sealed) <= SEALED and _SEALED.fullmatch(one.sealed)):
-            yield f"{where}:sealed", "is no ciphertext that the fleet's master made"
+            yield f"{where}:sealed", "its ciphertext is not one that the fleet's master made"

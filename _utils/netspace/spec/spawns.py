@@ -204,7 +204,7 @@ def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declar
     environments, found, problems = dict(declared.environments), dict[str, Link](), list[Problem]()
     made: dict[str, str] = {}  # the parent of each place
     for parent, spec in declared.environments.items():
-        if not spec.spawns or any(wrong(parent, spec)):  # those are reported already
+        if not spec.spawns or any(wrong(parent, spec)):  # problems of templates are reported elsewhere
             continue
         where = f"{path}:environments:{parent}"
         problems += [Problem(f"{where}:{key}", message) for key, message in _links_wrong(parent, spec, declared.links)]
@@ -222,7 +222,7 @@ def expand(declared: Declaration, path: str, nowhere: Interface) -> tuple[Declar
             found[f"{where}:{key} ({link.name})"] = link
     own = environments.keys() - declared.environments.keys()
     problems += [
-        Problem(f"{path}:links", f"{link.name}: {end} is a child, whose links its template has; leave the link out")
+        Problem(f"{path}:links", f"{link.name}: {end} is a child, whose template declares its links; leave this out")
         for link in declared.links
         for end in (link.source, link.target)
         if end in own
@@ -237,10 +237,10 @@ def _links_wrong(parent: str, spec: Environment, every: Collection[Link]) -> Ite
         for target, handed in template.links.items():
             key = f"spawns:{name}:links:{target}"
             if host_of(target) is not None:
-                yield key, "leads to another host; a child may have links within this host alone"
+                yield key, "leads to another host; a child may have only links within this host"
             elif target not in own:
                 known = ", ".join(sorted(one for one in own if host_of(one) is None)) or "none"
-                yield key, f"{parent} has no link to {target}, so its children can't; it has links to: {known}"
+                yield key, f"{parent} has no link to {target}, so its children can't have one; it has links to: {known}"
             elif why := exceeds(_narrowed(own[target], handed, parent), own[target]):
                 yield key, f"{why}; lower it, or leave it out"
 

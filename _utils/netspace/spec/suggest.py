@@ -24,12 +24,12 @@ from netspace.text import printable
 
 WIDTH = 80
 MANY = 16
-"""Ports of one peer, or peers of one port, from which on it is called a scan."""
+"""If more ports of one peer, or more peers with one port, were refused, a comment says that it may be a scan."""
 # Plain texts that YAML reads as texts. A number or a time begins otherwise; the words are those of YAML 1.1.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _TOLD = 32  # refusals that nothing can permit, which are listed
-# Services that give power over a machine, or pass much on. IANA's registry of service names and ports.
+# Services that can control a machine, or pass on data, by port (IANA's registry of service names and ports).
 _POWERFUL = {
     21: "FTP, unencrypted",
     22: "SSH, remote control",
@@ -241,7 +241,7 @@ def text(
 
 
 def _service(part: Allow) -> tuple[str, ...]:
-    """Return what is tried at a peer, without the peer."""
+    """Return direction, protocol and port of a rule, which are the same for all peers of a scan."""
     return part.direction, part.protocol, str(part.port)
 
 

@@ -130,7 +130,7 @@ def attested(link: Link, appraised: Mapping[str, Appraised], trust: Trust, now: 
     if host is None:
         level, has = trust.level, f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
     elif host not in appraised:
-        level, has = 0, f"this host's master has told no level of {host}"
+        level, has = 0, f"this host's master has reported no level of {host}"
     elif not appraised[host].until >= now:
         level, has = 0, f"the result by which {host} had {appraised[host].level} has expired"
     else:

@@ -22,7 +22,7 @@ Policy = Literal["require", "prefer", "off"]
 OnLoss = Literal["stop", "revoke-links", "report"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 ProvedLevel = Literal["L1", "L2", "L3", "L4", "L5"]
-"""A level that not every host has."""
+"""A level above L0, which a host must prove."""
 Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
 Via = Literal["direct", "buffered"]
@@ -615,8 +615,8 @@ class Secret(Base, frozen=True):
         host's TPM.
     :param sealed: the secret encrypted to the host. **The fleet's master fills this in**, each time when it hands out
         the pillar.
-    :param unread: whether the master couldn't read the source when it handed out the pillar. The host then keeps what
-        it has. **The master fills this in**, too.
+    :param unread: whether the master couldn't read the source when it handed out the pillar. The host then keeps the
+        secret that it has. **The master fills this in**, too.
     """
 
     source: str | None = None

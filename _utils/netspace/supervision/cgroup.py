@@ -44,14 +44,17 @@ def values(root: str, cgroups: Sequence[str], file: str, word: bytes = b"") -> I
             yield from (None for _ in cgroups)
             return
         start, size, end = len(shared), _LONG if word else _SHORT, f"/{file}"
-        opened = os.open
+        opened, read, close = os.open, os.read, os.close
         for path in cgroups:
+            content = None
             try:
-                fd = opened((path[start:] + end).encode(), _READ, 0, dir_fd=folder)
-            except OSError:
-                yield None
-                continue
-            content = _content(fd, size)
+                fd = opened(path[start:] + end, _READ, 0, dir_fd=folder)
+                try:
+                    content = read(fd, size)
+                finally:
+                    close(fd)
+            except OSError:  # the group was removed
+                pass
             yield _after(content, word) if word and content is not None else content
 
 

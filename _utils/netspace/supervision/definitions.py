@@ -21,14 +21,13 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.supervision.service import Service
+from netspace.supervision.service import NOTHING, Service
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _NAMES = re.compile(rf"{NAME.pattern}(?:\n{NAME.pattern})*")
@@ -46,21 +45,19 @@ POLICIES = ("always", "on-failure", "never")
 def encode(service: Service) -> dict[str, Any]:
     """Return *service* as plain JSON values; :func:`decode` is the inverse."""
     record: dict[str, Any] = {}
-    for item in fields(service):
-        value = getattr(service, item.name)
-        if item.name == "init" and not value:  # so that definitions without init equal those of earlier versions
+    for key, value in zip(service._fields, service, strict=True):
+        if key == "init" and not value:  # so that definitions without init equal those of earlier versions
             continue
         if isinstance(value, Path):
-            value = str(value)
+            record[key] = str(value)
         elif isinstance(value, Mapping):
-            value = dict(value)
-        elif item.name == "cleanup":
-            value = [list(argv) for argv in value]
-        elif item.name == "until":
-            value = [str(path) for path in value]
-        elif isinstance(value, tuple):
-            value = list(value)
-        record[item.name] = value
+            record[key] = dict(value)
+        elif key == "cleanup":
+            record[key] = [list(argv) for argv in service.cleanup]
+        elif key == "until":
+            record[key] = [str(path) for path in service.until]
+        else:
+            record[key] = list(value) if isinstance(value, tuple) else value
     return record
 
 
@@ -71,7 +68,7 @@ def decode(record: Mapping[str, Any]) -> Service:
     """
     name = record.get("name")
     check = _Check(f"service {name!r}" if isinstance(name, str) else "service")
-    if unknown := set(record) - {item.name for item in fields(Service)}:
+    if unknown := set(record) - {*Service._fields}:
         raise check.error(f"unknown keys {', '.join(sorted(map(str, unknown)))}")
     get = record.get
     restart, timeout = get("restart", "always"), get("stop_timeout", 10.0)
@@ -265,8 +262,7 @@ def desire(layout: Layout, add: Iterable[str] = (), drop: Iterable[str] = ()) ->
 
 
 # -- traces ------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """The trace of a service that was started since the host booted.
 
     :param state: a state of :class:`~netspace.supervision.service.Status`, or ``launching`` (a detached start is under
@@ -284,7 +280,7 @@ class Trace:
     since: float = 0.0
     restarts: int = 0
     exit: str = ""
-    service: Mapping[str, Any] = field(default_factory=dict)
+    service: Mapping[str, Any] = NOTHING
     oom_kills: int = 0
     oom_seen: int = 0
 
@@ -334,10 +330,9 @@ def write_trace(layout: Layout, name: str, trace: Trace) -> None:
     """Replace the trace of *name* atomically. ``/run`` is memory, so the file is not synced."""
     path = f"{traces(layout)}/{name}.json"
     aside = f"{traces(layout)}/.{name}.{os.getpid()}"
-    record = {item.name: getattr(trace, item.name) for item in fields(trace)}
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(record).encode())
+        os.write(fd, json.dumps({**trace._asdict(), "service": dict(trace.service)}).encode())
     finally:
         os.close(fd)
     os.rename(aside, path)

@@ -34,11 +34,30 @@ def kills(cgroup: str, root: str = ROOT) -> int:
     return 0
 
 
-def reader() -> Callable[[str], int]:
-    """Return a function like :func:`kills` for many control groups. It knows the kind of hierarchy already."""
+def reader(above: str = "") -> Callable[[str], int]:
+    """Return a function like :func:`kills` for many control groups. It knows the kind of hierarchy already.
+
+    :param above: a control group that contains all of them. Version 2 counts there what happens below it. If this count
+        is zero, no other file is read.
+    """
     if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        if above and _count(f"{ROOT}{above}/memory.events") == 0 and _sums():
+            return lambda cgroup: 0
         return lambda cgroup: _count(f"{ROOT}{cgroup}/memory.events") or 0
     return lambda cgroup: _count(f"{ROOT}/memory{cgroup}/memory.oom_control") or 0
+
+
+def _sums(mounts: str = "/proc/self/mounts") -> bool:
+    """Return True if each control group of version 2 also counts events of the groups below it; False if it may not.
+
+    It doesn't if the hierarchy was mounted with the option ``memory_localevents``. A host has thousands of mounts, and
+    this one is among the first.
+    """
+    for line in (file_value(mounts) or b"").split(b"\n")[:-1]:
+        words = line.split(b" ")
+        if words[1:3] == [ROOT.encode(), b"cgroup2"]:
+            return b"memory_localevents" not in words[3].split(b",")
+    return False
 
 
 def _count(path: str) -> int | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from netspace.supervision import process
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-@dataclass(frozen=True)
-class Service:
+
+class Service(NamedTuple):
     """A program to keep running.
 
     :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
@@ -43,7 +44,7 @@ class Service:
     name: str
     command: tuple[str, ...]
     description: str = ""
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = NOTHING
     working_dir: str = "/"
     pid_file: Path | None = None
     cleanup: tuple[tuple[str, ...], ...] = ()
@@ -55,7 +56,7 @@ class Service:
     until: tuple[Path, ...] = ()
     condemned: Path | None = None
     log: Path | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = NOTHING
     delegate: bool = False
     init: bool = False
 
@@ -97,7 +98,8 @@ class Supervisor(Protocol):
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         """Return the status of every defined service, or of *names*, if possible without starting a process.
 
-        :param noticed: whether a count of OOM kills that lacks those of the last second is enough; it takes less work.
+        :param noticed: whether the OOM kills that the supervisor has noticed are enough; that takes less work. It
+            notices one within about a second, or, if it doesn't run, once it runs again.
         """
         ...
 

@@ -24,14 +24,14 @@ WINDOW = 1024
 LARGEST = SIZE // 2
 """The largest window.
 
-After a lost connection the whole window is sent again, and a receiver that remembers ``SIZE`` ids of a sender has to
-know each of them still, even if others came in between.
+After a lost connection the whole window is sent again. The receiver, which remembers ``SIZE`` ids of each sender, must
+still know all ids of the window, even if other messages came in between.
 """
 BYTES = 16 * 1024 * 1024
 """A further message of a batch waits while the unconfirmed ones have this many bytes or more."""
 
 TURN, TURN_SECONDS = 64, 0.005
-"""Messages and seconds after which the event loop has a turn, which writes what was sent and reads confirmations."""
+"""After so many messages, or seconds, the batch lets the event loop run, which writes them and reads confirmations."""
 
 
 @dataclass(frozen=True)

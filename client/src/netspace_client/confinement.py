@@ -175,7 +175,7 @@ def _version() -> int:
     except ConfinementError as err:
         raise ConfinementError(f"this kernel has no Landlock, or it is off ({err}); see its parameter lsm=") from None
     if found < _NETWORK:
-        raise ConfinementError(f"Landlock {found} of this kernel bounds no connections; Linux 6.7 or later is needed")
+        raise ConfinementError(f"Landlock {found} of this kernel can't restrict connections; use Linux 6.7 or later")
     return found
 
 
@@ -186,7 +186,7 @@ def _machine() -> _Machine:
     """
     name = os.uname().machine
     if name not in _MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:
-        raise ConfinementError(f"connections can't be bounded on {name}; use a 64-bit Python on x86_64 or aarch64")
+        raise ConfinementError(f"connections can't be restricted on {name}; use a 64-bit Python on x86_64 or aarch64")
     # A kernel with filters looks for the filter at this address, and finds none.
     if _prctl(_SECCOMP, _FILTER, 0) == 0 or ctypes.get_errno() != errno.EFAULT:
         raise ConfinementError(f"this kernel takes no filter of system calls: {os.strerror(ctypes.get_errno())}")

@@ -22,11 +22,12 @@ LONGEST_PAUSE = 2.0
 LEFT_SECONDS = 3.0
 """Seconds to wait for the end of another consumer of a mailbox, which may be our own lost connection.
 
-While the broker hasn't noticed the end of a lost consumer, it delivers later messages first. Those that it delivered to
-the lost one are redelivered after them, out of order.
+If the broker hasn't noticed the end of a lost consumer, it delivers new messages first. It redelivers the messages that
+the lost consumer had only later, out of order.
 """
 ANSWER_SECONDS = 0.2
-"""Seconds within which an answer "empty, no consumer" is trusted: RabbitMQ invents it after 0.25 s of silence."""
+"""Only an answer "empty, no consumer" within these seconds is trusted. RabbitMQ also sends it if it knows nothing in
+0.25 s."""
 
 Heard = Callable[[Delivery], None]
 

@@ -16,7 +16,7 @@ from netspace_client.lines import Lines
 from netspace_client.session import FAILURES, answer, hang_up
 
 MOST = 16
-"""The most peers that one program asks for."""
+"""The most peers to which one program makes an attempt."""
 _PEER = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 
 

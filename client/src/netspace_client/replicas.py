@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 PAUSE = 10.0
 LOOK = 5.0
-"""Seconds between two looks at which replicas there are."""
+"""Seconds between two look-ups of the existing replicas."""
 AILING = (MailboxFull, NotDeclared, Revoked, Timeout, Unreachable)
 """Errors that concern the replica, not the message."""
 
@@ -141,7 +141,7 @@ class Replicas:
         while waiting:
             peer = waiting.pop(0)
             left = max(0.0, deadline - _now())
-            if left == 0 and tried:  # no time was left for this one, so nothing is known of it
+            if left == 0 and tried:  # no time was left to try this replica
                 break
             tried = True
             try:

@@ -1,7 +1,7 @@
 """Secrets of this environment: files in memory that the host writes, and replaces when a secret changes.
 
-A secret is never in the card, a variable or an argument. Read it where you use it, and keep no copy: then the next use
-has the new one.
+A secret is never in the card, a variable or an argument. Read it each time you need it, and keep no copy, so that the
+next use gets a changed secret.
 """
 
 from __future__ import annotations

@@ -27,15 +27,15 @@ from netspace_client.codec import BODY, HEADER, METHOD
 log = logging.getLogger("netspace_client")
 
 CHUNK = 256 * 1024
-"""Bytes that are read at once, and that are gathered before they are written."""
+"""Bytes that are read at once; also, waiting frames are written once they have so many bytes."""
 LARGEST = 1024 * 1024
-"""The most bytes of a frame, which a broker that offers more is told. RabbitMQ offers 128 KiB by itself."""
+"""The most bytes of a frame. If a broker offers more, this limit is agreed on. RabbitMQ's default is 128 KiB."""
 LARGEST_BODY = 512 * 1024 * 1024
 """The most bytes of a message: RabbitMQ's bound of ``max_message_size`` (https://www.rabbitmq.com/docs/configure)."""
 QUIET = 1.0
-"""Seconds after which aiormq is told that frames arrive, if it got none itself."""
+"""If aiormq got no frame for these seconds, it is told that frames arrive, so that it doesn't end the connection."""
 PATIENCE = 0.002
-"""The most seconds that an acknowledgement waits for something else to be written with it."""
+"""The most seconds that an acknowledgement waits for other frames, to be written together with them."""
 
 _MADE: ContextVar[list[Receiver] | None] = ContextVar("netspace_client_receivers", default=None)
 
@@ -155,7 +155,7 @@ class Wire:
             return False
         try:
             told()
-        except Exception:  # one message must not keep the connection from the others
+        except Exception:  # one bad message must not end the connection
             log.exception("a message from the broker can't be taken")
         return True
 
@@ -193,7 +193,7 @@ class Wire:
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         if not closing.cancelled():
-            closing.exception()  # so that nothing warns that nobody asked for it
+            closing.exception()  # retrieved, so that asyncio logs no warning
         if self._receiver.wires.get(self._number) is self:
             del self._receiver.wires[self._number]
 
@@ -268,7 +268,7 @@ class Receiver(aiormq.connection.FrameReceiver):
                     found = pamqp.frame.unmarshal(head + frames.harmless(head, data[start + 7 : at]))
                 except PAMQPException as err:
                     raise AMQPConnectionError(str(err)) from err
-                if isinstance(found[2], spec.Connection.Tune):  # aiormq accepts what it is offered
+                if isinstance(found[2], spec.Connection.Tune):  # aiormq accepts any offer
                     found[2].frame_max = min(found[2].frame_max or LARGEST, LARGEST)
                 return found
         finally:
@@ -306,7 +306,8 @@ class Receiver(aiormq.connection.FrameReceiver):
         raw = b"".join(self._gathered)
         self._gathered.clear()
         self._size = 0
-        # Each piece that aiormq writes has whole frames too. Only StreamWriter, which it keeps, has this in public.
+        # aiormq writes only complete frames, too, so this doesn't split its frames. StreamReader has no public way to
+        # its transport.
         transport: asyncio.Transport = self._stream._transport  # type: ignore[attr-defined]
         if not transport.is_closing():
             transport.write(raw)
@@ -329,7 +330,7 @@ class _Chosen(aiormq.connection.FrameReceiver):
 
 async def connect(url: str, **options: Any) -> tuple[Any, Receiver]:
     """Connect by aiormq; return the connection and the receiver of its frames."""
-    # The only hook that all versions have is global. So it leaves the connections of others as they are.
+    # The only hook that all versions of aiormq have is global. So _Chosen leaves all other connections unchanged.
     aiormq.connection.FrameReceiver = _Chosen  # type: ignore[misc]
     made: list[Receiver] = []
     before = _MADE.set(made)

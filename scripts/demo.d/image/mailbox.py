@@ -142,7 +142,7 @@ def ask(card, opened, to, text, timeout=5.0):
             publish(opened, peer(card, to)["exchange"], text, reply_to=address, correlation_id=key)
             until = time.monotonic() + timeout
             for method, properties, body in opened.consume(replies["queue"], auto_ack=True, inactivity_timeout=0.2):
-                # Only the one who was asked can put an answer on this exchange.
+                # Only the asked peer can publish to this exchange.
                 if method and method.exchange == replies["exchange"] and properties.correlation_id == key:
                     return body.decode(errors="replace")
                 if time.monotonic() > until:
@@ -181,7 +181,7 @@ def serve(card, opened, answer):
         back = properties.reply_to if isinstance(properties.reply_to, str) else ""
         if own and back.startswith(f"{own}/"):
             wanted = properties.correlation_id or properties.message_id
-            with contextlib.suppress(Refused):  # who asked may be gone
+            with contextlib.suppress(Refused):  # the asker may be gone
                 publish(opened, own, reply, back[len(own) + 1 :], correlation_id=wanted)
         opened.basic_ack(method.delivery_tag)
 

@@ -1,6 +1,6 @@
-"""Hosts with software TPMs show their key of tokens to the fleet's verifier: their tokens have the hosts' level.
+"""Hosts with software TPMs prove to the fleet's verifier the key that signs their tokens; tokens then have a level.
 
-Root of a host, or of another one, can't give a level to a token by any other key.
+Root of this or another host can't give a level to a token by any other key.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DIGEST = f"sha256:{'0' * 64}"
 
 @dataclass
 class Host:
-    """A host of the fleet, whose peer works in this process. All hosts have one kernel, and so one boot."""
+    """A host of the fleet, whose peer works in this process. All hosts have one kernel, and so the same boot id."""
 
     name: str
     layout: Layout
@@ -72,9 +72,9 @@ class Host:
         made.registrar.finish(pending, {"answer": answer.hex()}, now)
 
     def answer(self, asked: Asked, key: Any = None) -> dict[str, Any]:
-        """Return the host's answer, as the plugin makes it.
+        """Return the host's answer, as the execution module makes it.
 
-        :param key: what root shows in place of its key of tokens.
+        :param key: the key that a hostile root shows in place of the key that signs tokens.
         """
         signing = vouching.key(self.layout) if key is None else key
         wire, master = asked.wire(), self.runner._master()

@@ -1,4 +1,4 @@
-"""A host vouches for its environments' tokens with a software TPM. Another key can't."""
+"""A host's software TPM vouches for the key of its environments' tokens; a statement by any other key is refused."""
 
 from __future__ import annotations
 

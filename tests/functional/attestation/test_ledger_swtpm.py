@@ -41,7 +41,10 @@ class Host:
         journal.note_starts(self.layout, {name: run(name, image) for name in names})
 
     def judge(self, before: Judged | None = None) -> Judged:
-        """Let the verifier judge the ledger, which it asks for from where it has judged before."""
+        """Let the verifier ask for the ledger's entries after those it has judged already, and judge them.
+
+        :param before: the earlier judgement; None: the whole ledger is judged.
+        """
         self.asked += 1
         boot = (self.layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
         context = Context("verifier", "host", f"session {self.asked}", os.urandom(32), binding=boot.encode())
@@ -57,7 +60,7 @@ class Host:
         return ledger_rules.judged(evidence.ledger, (structures.public(evidence.key), clock), context, before)
 
     def root(self, work: Callable[[nv_index.Send], None]) -> None:
-        """Do what root can do with the TPM itself."""
+        """Run *work* with access to the TPM itself, which root has."""
         with nv_index.opened(self.path, 5) as send:
             work(send)
 
@@ -70,7 +73,7 @@ class Host:
         return entries.split(journal.content(self.layout))
 
     def put(self, lines: list[bytes]) -> None:
-        """Replace the log, and its position."""
+        """Replace the ledger's log by these lines, and the record of the log's end."""
         state = entries.last(lines)
         (journal.folder(self.layout) / "log").write_bytes(b"".join(lines))
         size = sum(map(len, lines))
@@ -220,7 +223,7 @@ def test_new_boot_begins_again(host: Host) -> None:
 
 
 def again(host: Host, lines: list[bytes]) -> None:
-    """Define the index again, and extend it by these lines."""
+    """Delete and define the TPM's index again, and extend it by these lines."""
 
     def work(send: nv_index.Send) -> None:
         nv_index.undefine(send)
@@ -233,7 +236,7 @@ def again(host: Host, lines: list[bytes]) -> None:
 
 
 def ordinary(host: Host, value: bytes) -> None:
-    """Define an index of the same number whose value is written at will."""
+    """Replace the index by an ordinary one of the same number, to which root can write any value."""
 
     def work(send: nv_index.Send) -> None:
         nv_index.undefine(send)
@@ -285,7 +288,7 @@ def test_forgery_by_root_is_refused(host: Host, name: str) -> None:
 
 
 def _whole(host: Host, before: Judged | None) -> Judged:
-    """Judge the whole ledger, whatever was judged before."""
+    """Judge the whole ledger again, without the earlier judgement."""
     genuine = run_ledger.lines
     try:
         run_ledger.lines = lambda layout, asked: genuine(layout, {"boot": "", "first": 0})  # type: ignore[assignment]

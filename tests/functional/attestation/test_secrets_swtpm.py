@@ -1,4 +1,4 @@
-"""Secrets encrypted to a TPM: which TPM opens which, with software TPMs: tests of ``docs/secrets.md``."""
+"""Secrets encrypted to software TPMs, and the only TPM that opens each: tests of ``docs/secrets.md``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledger of runs: what really starts and ends is recorded, in each way in which it may."""
+"""Ledger of runs: each start and each end of a real program is recorded, whatever caused it."""
 
 from __future__ import annotations
 

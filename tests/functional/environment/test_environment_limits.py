@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.environments.environment_host import Host, shell
 from support.sampling import todays
+from support.waiting import until
 
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
@@ -374,3 +375,21 @@ def test_environments_together_weigh_less_than_a_program_of_root_s(host):
     assert weight.read_text().strip() == lowered
     host.apply({}, ["web"])
     assert not weight.exists()
+
+
+def test_who_computes_goes_after_its_neighbour(pair):
+    """The supervisor lowers the weight of an environment that uses much of the processors, and raises it afterwards."""
+    pair.run("worst", limits={"cpus": 1})
+    full = 100 if Path(cgroups.ROOT, "cgroup.controllers").exists() else 1024
+
+    def weight(name: str) -> int:
+        folder = pair.kind.making.cgroup(name)
+        path = f"{folder}/cpu.weight" if full == 100 else f"/cpu{folder}/cpu.shares"
+        return int(Path(f"/sys/fs/cgroup{path}").read_text())
+
+    with ThreadPoolExecutor() as threads:
+        computing = threads.submit(pair.operations.exec, "worst", shell(BUSY), timeout=10)
+        until(lambda: weight("worst") <= full / 8)
+        assert weight("neighbour") == full
+        computing.result()
+    until(lambda: weight("worst") == full)

@@ -223,7 +223,7 @@ def in_a_terminal(command: list[str]) -> tuple[int, str]:
 
 
 def test_terminal_shows_an_apply_as_it_goes_on(salt, image):
-    """Without a master, lines tell what is done before Salt has a result."""
+    """Without a master, an apply prints a line for each step before Salt has its result."""
     one = {**shop(image)["environments"]["web"], "command": python(IDLE)}
     salt.declare({"environments": {"lone": one}})
     code, shown = in_a_terminal([*salt.command("state.apply", "netspace.environments"), "--log-level=quiet"])

@@ -71,7 +71,7 @@ def unchanged(declared: dict[str, Any]) -> None:
 
 
 def asked(name: str, work: Work) -> Any:
-    """Return what *work* returns with the mailbox of an environment, in its network namespace."""
+    """Call *work* with the mailbox of an environment, in the environment's network namespace; return the result."""
 
     async def connected() -> Any:
         async with Mailbox(LAYOUT.inside(name)) as mailbox:
@@ -197,12 +197,13 @@ def test_right_ends_with_its_time_and_its_maker(here: dict[str, Any]) -> None:
 
 
 def test_right_that_ends_while_a_request_waits_is_not_handed_on(here: dict[str, Any]) -> None:
-    """A request of *till* waits for an apply, and meanwhile its own right ends."""
-    delegate(until=time.time() + 6)
+    """While till's request to delegate waits for the lock, till's own right ends: nothing is delegated."""
+    ends = time.time() + 15
+    delegate(until=ends)
     with ThreadPoolExecutor(1) as pool:
         with Host(LAYOUT)._lock(False):
             asking = pool.submit(refused, lambda: delegate("till", "orders", "aid"))
-            time.sleep(8)
+            time.sleep(max(0.0, ends + 2 - time.time()))
         assert asking.result(120) == "link-unknown"
     until(lambda: not links() and not record.names(LAYOUT))
     unchanged(here)

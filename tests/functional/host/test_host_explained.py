@@ -101,7 +101,7 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
 
 
 def test_explain_tells_why_a_host_refuses(host: Salt, image: Path) -> None:
-    """The program isn't in the image. An apply refuses it, so nothing was made that could be looked at."""
+    """The image lacks the program, so an apply makes nothing of the environment; explain still gives the reason."""
     environments = {"lost": {"image": f"tar:{image}", "command": ["/usr/bin/till"], "limits": {"memory": "64M"}}}
     with declared(host, {"environments": environments}):
         lost = explained(host, "lost")
@@ -232,7 +232,7 @@ def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) ->
     with declared(host, {**asserting, "never": [{"from": "stranger", "to": "orders"}]}):
         single = ("state.single", "netspace_link.present", "stranger.orders")
         noted = host.run(*single, "test=True")
-        assert "it is reached from stranger to orders" in noted.stdout
+        assert "a path leads from stranger to orders" in noted.stdout
         (refused,) = json.loads(host.run(*single).stdout)["local"].values()
         assert refused["result"] is False and "netspace:links:stranger.orders" in refused["comment"]
         assert not host("netspace.can", "stranger", "orders")["can"]

@@ -75,7 +75,7 @@ def test_sandbox_whose_folder_is_not_root_s_alone_refuses(spoiled: str, own: Pat
     done = subprocess.run([SANDBOX, "true"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "sandbox: /run/netspace-sandbox is no folder that root alone can enter; remove it\n",
+        "sandbox: /run/netspace-sandbox is not a folder that only root can enter; remove it\n",
     )
 
 
@@ -99,7 +99,7 @@ def test_no_other_user_reaches_the_sandbox_s_lock(own: Path) -> None:
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_device_given_away_in_a_sandbox_stays_the_machine_s(stream: int) -> None:
-    """A runtime makes a program's user the owner of its standard streams (fchown)."""
+    """The sandbox's /dev/null gets another owner, as by a runtime (fchown); the machine's own one stays root's."""
     program = f"import os; os.fchown({stream}, 7, 7); os._exit(os.stat('/dev/null').st_uid)"
     null = subprocess.DEVNULL
     done = subprocess.run([SANDBOX, sys.executable, "-c", program], stdin=null, stdout=null, stderr=null, check=False)

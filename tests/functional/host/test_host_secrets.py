@@ -34,7 +34,7 @@ BEGAN = time.time()
 
 
 class Store:
-    """A store of secrets, as sdb is one."""
+    """A store of secrets, as a stand-in for Salt's sdb."""
 
     def __init__(self) -> None:
         self.secrets: dict[str, object] = {}
@@ -101,7 +101,10 @@ def pid() -> int:
 
 
 def found(words: Iterable[str], *more: Path) -> list[str]:
-    """Return where one of *words* is: files on disk, files in memory of others, arguments, variables, bundles."""
+    """Return the paths that contain one of *words*: files on disk and in memory, arguments and variables of processes.
+
+    Files in memory in which the secret belongs are left out.
+    """
     sought = [form for word in words for form in forms(word)]
     hits = []
     folders = [Path(folder) for folder in (*FOLDERS, *map(str, more)) if Path(folder).is_dir()]

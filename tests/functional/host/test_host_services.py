@@ -1,6 +1,6 @@
-"""``netspace_environment.exhaust`` tries what one environment can do to each service of the host, and cleans up.
+"""``netspace_environment.exhaust`` tries attacks of one environment on each service of the host, and cleans up.
 
-Each day it tries two of the ways; ``NETSPACE_ATTACKS=all`` tries all.
+Each day it tries two of the attacks; ``NETSPACE_ATTACKS=all`` tries all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from support.environments.twins import bare_root, traces
 from support.hosts.whole_host import CHECKOUT, all_true
-from support.sampling import todays
+from support.sampling import EVERY, todays
 from support.waiting import until
 
 from netspace.host import restore, service_exhaustion, trials
@@ -59,7 +59,8 @@ def left() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [*todays(LINKED, 1 if ALL else len(LINKED)), *todays(OTHERS, 1 if ALL else len(OTHERS))]
+    "name",
+    [name for ways in (LINKED, OTHERS) for name in todays(ways, 1 if ALL else len(ways), every=EVERY)],
 )
 def test_service_goes_on_whatever_an_environment_does(applied, short, name, record_property):
     (row,) = service_exhaustion.exhaust(Host(Layout()), "web", [name])

@@ -110,7 +110,7 @@ def steps(result: Result) -> set[tuple[str, str, str]]:
 
 
 def asked(work: Callable[[Mailbox], Coroutine[Any, Any, Any]]) -> Any:
-    """Return what *work* returns with the mailbox of web, in the network namespace of web."""
+    """Call *work* with the mailbox of web, in the network namespace of web; return the result."""
 
     async def connected() -> Any:
         async with Mailbox(LAYOUT.inside("web")) as mailbox:
@@ -140,7 +140,7 @@ def refused(work: Callable[[], object]) -> str:
 
 
 def said(work: Callable[[], object]) -> object:
-    """Return what *work* returns, or the code with which the host refuses it."""
+    """Call *work*; return its result, or the code with which the host refused it."""
     try:
         return work()
     except HostRefused as err:
@@ -170,7 +170,7 @@ def here(image: Path) -> Iterator[dict[str, Any]]:
 
 
 def unchanged(declared: dict[str, Any]) -> None:
-    """Check that an apply has nothing to do, tested or done."""
+    """Check that neither a dry run nor an apply has anything to do."""
     assert steps(apply(declared, test=True)) == steps(apply(declared)) == set()
 
 
@@ -267,7 +267,7 @@ def test_killed_keeper_leaves_nothing_unfinished(here: dict[str, Any], monkeypat
         raise Killed
 
     def late(_: Layout, name: str) -> record.Run | None:
-        """Return who runs; once a child's record is written, kill."""
+        """Return the present run of web. For the child, once its record is written, kill the keeper."""
         return run if name == "web" else None if free("web-pair-2") else kill()
 
     for place, name in ((host.links, "empty"), (host, "_become"), (record, "run_of")):

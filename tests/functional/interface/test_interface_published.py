@@ -280,7 +280,7 @@ def test_who_sends_all_the_time_is_led_where_it_leads_now(bench: Bench, outside:
         assert not hears(client, family)
         for name in ("a", "b", "a"):
             bench.make(**{one: veth(publish=SERVED if one == name else []) for one in ("a", "b")})
-            until(lambda: hears(client, family), f"it is not led to {name}", patience=10)
+            until(lambda: hears(client, family), f"it is not led to {name}")
 
 
 def test_so_it_is_after_a_run_that_was_cut_short(bench: Bench, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_so_it_is_after_a_run_that_was_cut_short(bench: Bench, outside: Path, mo
                 bench.apply(desired)
         assert not hears(client, "ipv4")
         bench.apply(desired)
-        until(lambda: hears(client, "ipv4"), "it is not led on", patience=10)
+        until(lambda: hears(client, "ipv4"), "it is not led on")
 
 
 def hears(client: socket.socket, family: str) -> bool:

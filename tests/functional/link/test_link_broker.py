@@ -173,7 +173,7 @@ def test_connections_are_bounded(host):
 
     try:
         # The broker counts one that was just closed a moment longer.
-        until(lambda: another() and len(opened) == 8, patience=50)
+        until(lambda: another() and len(opened) == 8)
         assert not another()
         with host.client("orders") as channel:  # a neighbour is served all the same
             channel.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
@@ -199,7 +199,7 @@ def test_no_local_user_keeps_the_broker_down_by_its_name(host):
             command = ["/usr/bin/epmd", "-address", "127.0.0.1", "-port", str(port)]
             mapper = after.enter_context(subprocess.Popen(command, user=65534, group=65534))
             after.callback(mapper.kill)
-            until(lambda: listening.holder(port) is not None, patience=10)  # noqa: B023
+            until(lambda: listening.holder(port) is not None)  # noqa: B023
             one = after.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
             # ALIVE2_REQ: https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html#register-a-node-in-epmd
             name = host.layout.instance.encode()

@@ -1,4 +1,4 @@
-"""An environment that has the broker work too much is read slowly; it loses nothing, and others notice nothing."""
+"""The broker reads slowly from an environment that makes it work too much; nothing is lost, and others don't wait."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from netspace.spec.types import Link
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="audit", target="orders")
 LINKS = (ASK, TELL)
+CONSPIRE = tuple(Link(source=f"foe-{number}", target="orders") for number in range(6))
+SLOW = 4_000
+"""Reductions that an account may use in a millisecond, for each of two processors: any machine has so many."""
 PATIENCE = 60.0
 ANSWER = 50_000
 """Milliseconds: on a busy machine, the module waits in a look until each process that it asks has run."""
@@ -37,15 +41,15 @@ rand:seed(exsss, @SEED@),
 Ran = fun() -> rand:uniform(200) end,
 %% Whatever is spent: the balance has its bounds, and a debt is paid off in the time of the largest one.
 lists:foldl(fun(_, Before) ->
-    After = B:balance(Before, Ran(), rand:uniform(Rate * 400) - Rate * 20, Rate),
+    After = B:balance(Before, Rate * Ran(), rand:uniform(Rate * 400) - Rate * 20, Rate),
     true = After =< Most andalso After >= Least,
-    true = B:balance(After, @DEBT@, 0, Rate) >= 0,
+    true = B:balance(After, Rate * @DEBT@, 0, Rate) >= 0,
     After
 end, Most, lists:seq(1, 5000)),
 %% Who spends no more than the rate never waits, however it is spread.
 lists:foldl(fun(_, Before) ->
     Passed = Ran(),
-    After = B:balance(Before, Passed, rand:uniform(Rate * Passed), Rate),
+    After = B:balance(Before, Rate * Passed, rand:uniform(Rate * Passed), Rate),
     true = After >= 0,
     After
 end, Most, lists:seq(1, 5000)),
@@ -53,9 +57,20 @@ end, Most, lists:seq(1, 5000)),
 {Time, Spent, _} = lists:foldl(fun(_, {Sum, All, Before}) ->
     Passed = Ran(),
     Used = case Before >= 0 of true -> rand:uniform(Rate * 100); false -> 0 end,
-    {Sum + Passed, All + Used, B:balance(Before, Passed, Used, Rate)}
+    {Sum + Passed, All + Used, B:balance(Before, Rate * Passed, Used, Rate)}
 end, {0, 0, Most}, lists:seq(1, 5000)),
 true = Spent =< Rate * (Time + @BURST@ + 100),
+%% Shares: nobody gets more than he needs, all together no more than there is, and whoever lacks some has the most.
+lists:foreach(fun(_) ->
+    Needs = [rand:uniform(1000) || _ <- lists:seq(1, rand:uniform(20))],
+    Total = rand:uniform(10000),
+    Level = B:level(Needs, Total),
+    Given = [min(Need, Level) || Need <- Needs],
+    Short = [Need || Need <- Needs, Need > Level],
+    true = lists:sum(Given) =< Total,
+    true = Short =:= [] orelse Total - lists:sum(Given) < length(Short)
+end, lists:seq(1, 5000)),
+unlimited = B:level([], 1),
 Pauses = [B:pause(Times) || Times <- lists:seq(1, 100)],
 [1000, 2000, 4000 | _] = Pauses,
 true = lists:sort(Pauses) =:= Pauses andalso lists:max(Pauses) =:= 1000 * @LONGEST@,
@@ -97,18 +112,18 @@ def cards(linked, tmp_path_factory) -> str:
 
 @pytest.fixture
 def host(linked) -> Iterator[World]:
-    """The host; what accounts owe is forgotten afterwards, so that no other test waits."""
+    """Yield the host. Afterwards the guard forgets what accounts have used, so that no other test is slowed."""
     yield linked
     linked.forgive()
     linked.no_mail()
 
 
 @contextlib.contextmanager
-def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Have *web* do its worst in a way of the audit's program."""
+def worst(host, cards: str, way: str, output: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
+    """Run one attack (*way*) of the audit's program in the environment with these cards."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "_utils")}
-    command = [*host.place("web", cards), sys.executable, services.__file__, "worst", way]
-    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as process:
+    command = [*host.place(Path(cards).name, cards), sys.executable, services.__file__, "worst", way]
+    with output.open("wb") as stream, subprocess.Popen(command, env=variables, stdout=stream) as process:
         try:
             yield process
         finally:
@@ -116,21 +131,21 @@ def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def held(host) -> int:
-    """Return how many processes are suspended."""
+    """Return the number of processes in the broker that the guard has suspended."""
     state = f"#{{held := Held}} = sys:get_state({budget.MODULE}, {ANSWER})"
     suspended = "length([One || One <- maps:keys(Held), {status, suspended} =:= process_info(One, status)])"
     return int(host.evaluate(f"{state}, {suspended}."))
 
 
 def account(host, name: str, what: str) -> str:
-    """Return what the module knows of an environment's account."""
+    """Return a value (*what*) that the guard's module keeps about an environment's account; ``none`` without one."""
     user = host.card(name)["broker"]["username"]
     find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
     return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER}), {find}.")
 
 
 def slowed(host, name: str) -> bool:
-    """Return whether an account was slowed. The module forgets who has spent nothing."""
+    """Return whether the guard has slowed an account. It keeps nothing about an account that has caused no work."""
     return account(host, name, "told") not in ("0", "none")
 
 
@@ -150,6 +165,65 @@ def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
         channel.basic_publish(host.n("link.web.orders"), "", b"well", mandatory=True)
 
 
+@pytest.fixture
+def conspirators(host, tmp_path) -> Iterator[list[str]]:
+    """Accounts that have the broker work as much as each may, and the broker's budgets, which are small."""
+    names = [link.source for link in CONSPIRE]
+    host.environment(*names)
+    host.apply(*LINKS, *CONSPIRE)
+    host.evaluate(f"application:set_env({plugin.NAME}, rate, {SLOW}).")
+    host.forgive()
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                path = host.write_cards(name, tmp_path / name)
+                stack.enter_context(worst(host, path, "channels", tmp_path / f"{name}.out"))
+            yield [str(tmp_path / f"{name}.out") for name in names]
+    finally:
+        host.evaluate(f"application:unset_env({plugin.NAME}, rate), application:unset_env({plugin.NAME}, all).")
+        host.apply(*LINKS)
+
+
+def done(outputs: list[str]) -> int:
+    """Return how many channels were opened and closed so far, as those who did it tell."""
+    told = [re.findall(r"taken (\d+)\n", Path(output).read_text()) for output in outputs]
+    return sum(int(numbers[-1]) if numbers else 0 for numbers in told)
+
+
+def a_while(host, outputs: list[str], seconds: float = 6.0) -> tuple[float, float]:
+    """Return how many channels they opened in a second, and the 99th percentile of a neighbour's times in ms."""
+    times: list[float] = []
+    before, began = done(outputs), time.monotonic()
+    with contextlib.closing(host.connect("audit")) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        while time.monotonic() - began < seconds:
+            sent = time.monotonic()
+            channel.basic_publish(host.n("link.audit.orders"), "", b"well", mandatory=True)
+            times.append(1000 * (time.monotonic() - sent))
+            time.sleep(0.005)
+    many = (done(outputs) - before) / (time.monotonic() - began)
+    return many, sorted(times)[int(len(times) * 0.99)]
+
+
+@pytest.mark.root
+@pytest.mark.exhaustion
+def test_accounts_that_conspire_get_no_more_than_three_do(host, conspirators, record_property):
+    """All accounts have a budget together. Without it, each has its own, and six have twice as much."""
+    until(lambda: held(host) > 0, "nobody is slowed", patience=PATIENCE)
+    time.sleep(2 * budget.BURST / 1000)  # what they may have saved up is used up
+    together, answer = a_while(host, conspirators)
+    assert not slowed(host, "audit"), "the neighbour was slowed"
+    host.evaluate(f"application:set_env({plugin.NAME}, all, {len(conspirators)}).")
+    time.sleep(2 * budget.BURST / 1000)
+    apart, slower = a_while(host, conspirators)
+    told = f"{together:.0f} channels a second, answer {answer:.1f} ms; apart {apart:.0f}, {slower:.1f} ms"
+    record_property("conspirators", told)
+    print(told)
+    assert together * budget.PRICES["channel"] < 1.2 * budget.ALL * 2 * SLOW * 1000, told
+    assert apart > 1.4 * together, told
+
+
 def log(host) -> str:
     return (host.layout.broker / "log/broker.log").read_text(errors="replace")
 
@@ -157,7 +231,7 @@ def log(host) -> str:
 @pytest.mark.root
 @pytest.mark.exhaustion
 def test_flood_before_a_login_ends_its_connection(host, cards):
-    """Such a connection has no account, so nothing could be read slowly for it."""
+    """A connection that floods the broker before its login is ended, because it has no account to be slowed."""
     ended = "a connection is ended: it has the broker do too much before its login"
     with worst(host, cards, "strangers"):
         until(lambda: ended in log(host), "nobody is ended", patience=PATIENCE)
@@ -177,7 +251,7 @@ def test_flood_before_a_login_ends_its_connection(host, cards):
 @pytest.mark.root
 @pytest.mark.parametrize("refused", [False, True])
 def test_channel_that_ends_at_once_is_charged(host, refused):
-    """Its own reductions and the prices of its methods aren't forgotten if nobody looks at it meanwhile."""
+    """A channel that ends before the guard measures it is still charged for its reductions and its methods."""
     user, times = host.card("web")["broker"]["username"], 50
     with contextlib.closing(host.connect("web")) as connection:
         host.evaluate(f"sys:suspend({budget.MODULE}, {ANSWER}), ets:delete_all_objects({budget.MODULE}).")
@@ -200,7 +274,7 @@ def test_channel_that_ends_at_once_is_charged(host, refused):
 
 @pytest.mark.root
 def test_connection_within_the_broker_has_no_account(host):
-    """A shovel's connection, whose user is ``none``, doesn't end the module, and with it all bounds of the guard."""
+    """A shovel's connection, whose user is ``none``, doesn't crash the guard's module, which enforces all limits."""
     before = host.evaluate(f"whereis({budget.MODULE}).")
     host.evaluate(f"{budget.MODULE}:charge(none, 1).")
     until(lambda: host.evaluate(f"ets:lookup({budget.MODULE}, none).") == "[]", "nobody looks", patience=PATIENCE)
@@ -211,7 +285,7 @@ def test_connection_within_the_broker_has_no_account(host):
 
 @pytest.mark.root
 def test_fast_sender_is_not_slowed(host):
-    """20,000 small messages, which nobody reads until they are there, leave the budget as it was."""
+    """An account that sends 20,000 small messages without a pause is not slowed."""
     with contextlib.closing(host.connect("audit")) as connection:
         channel = connection.channel()
         for _ in range(20_000):

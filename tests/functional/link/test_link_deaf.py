@@ -1,4 +1,4 @@
-"""A broker that no client reaches, because its port is closed or another program's; it is not reported as running."""
+"""A broker that no client can reach isn't reported as running: its port is closed, or another program has it."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_letters_are_discarded_by_link_and_number_also_those_of_unknown_origin(h
     done = desk.redeliver(LetterFilter(link="unknown"))
     assert done["sent"] == {} and done["kept"]["unknown"] == {
         "number": 1,
-        "why": "it isn't known which link it came by",
+        "why": "its link is unknown",
     }
     for test in (True, False):
         all_back(host, 4)

@@ -124,9 +124,9 @@ def test_nobody_keeps_the_forwarder_from_starting(host, ended):
         with squatter(host, "audit"):
             before = host.supervisor.observe()[forwarder.NAME].pid
             host.kill(forwarder.NAME, ended)
-            until(lambda: host.supervisor.observe()[forwarder.NAME].pid not in (None, 0, before), patience=30)  # noqa: B023
-            until(lambda: is_well(host), "the others are served", patience=30)
-    until(lambda: not host.plan(*LINKS).steps or host.apply(*LINKS), patience=30)
+            until(lambda: host.supervisor.observe()[forwarder.NAME].pid not in (None, 0, before))  # noqa: B023
+            until(lambda: is_well(host), "the others are served")
+    until(lambda: not host.plan(*LINKS).steps or host.apply(*LINKS))
     assert host.listens("audit")
 
 

@@ -307,7 +307,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
     now = time.time()
 
     def apply(**told: Any) -> str:
-        """Apply the links, with what the master tells of h1; return why a link is refused."""
+        """Apply the links with the master's statement *told* about h1; return why a link is refused."""
         levels = {"h1": Appraised(**told)} if told else {}
         declared = Declaration(broker=h2.broker, links=wanted, attestation=Attestation(appraised=levels))
         with h2.here():
@@ -329,7 +329,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
     for told, why in (
         ({"level": "L2", "until": now + 3600}, "h1 has L2"),
         ({"level": "L5", "until": now - 1}, "has expired"),
-        ({}, "has told no level of h1"),
+        ({}, "has reported no level of h1"),
     ):
         assert why in apply(**told) and h2.links.names() == {"web@h1.audit", "orders.web@h1"}
         assert not sent()

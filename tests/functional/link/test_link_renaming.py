@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from support.sampling import todays
+from support.sampling import EVERY, todays
 from support.waiting import until
 
 from netspace import files
@@ -88,7 +88,8 @@ def other_keys(both, folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), todays([(of_one_key, shared_by_all), (of_one_key, of_pairs), (the_same, other_keys)], 3)
+    ("before", "after"),
+    todays([(of_one_key, shared_by_all), (of_one_key, of_pairs), (the_same, other_keys)], 3, every=EVERY),
 )
 def test_naming_anew_loses_no_mail(linked, folder, program, monkeypatch, before: Callable, after: Callable):
     h1, h2, cable = linked

@@ -57,7 +57,7 @@ def test_present_fetches_and_builds_once_and_absent_removes(here: Salt, archive:
     digest = sha256(archive.read_bytes())
     tested = state(here, "present", f"name={NAME}", f"source_hash={digest}", "test=True")
     assert tested["result"] is None
-    assert tested["changes"] == {"digest": {"old": None, "new": f"what {NAME} is now"}}
+    assert tested["changes"] == {"digest": {"old": None, "new": f"the present {NAME}"}}
     assert stored() == [], "a test fetches nothing"
 
     made = state(here, "present", f"name={NAME}", f"source_hash={digest}")

@@ -32,16 +32,17 @@ def each_change() -> dict[str, promised.Counted]:
 
 def each_growth() -> dict[str, int]:
     """Return the system calls of an unchanged apply, and the library calls of each kind of change to ``one``."""
-    promised.apply({"one": ONE})
+    found = {"create": promised.work({"one": ONE})}
     time.sleep(2 * index.SETTLED)  # all records are old enough to be noted
     promised.apply({"one": LARGER})
     promised.apply({"one": ONE})
     time.sleep(2 * index.SETTLED)
     promised.apply({"one": LARGER})
-    found = {"system-calls": promised.system_calls_of({"one": LARGER}), "unchanged": promised.work({"one": LARGER})}
+    found["system-calls"] = promised.system_calls_of({"one": LARGER})
+    found["unchanged"] = promised.work({"one": LARGER})
     found["update"] = promised.work({"one": ONE})
     found["restart"] = promised.work({"one": OTHER})
-    promised.remove("one")
+    found["remove"] = promised.work_of_removal("one")
     return found
 
 
@@ -73,7 +74,7 @@ def measured() -> Iterator[dict[str, int]]:
         *("environment.disk-files", "environment.disk-bytes", "environment.memory-files", "environment.memory-bytes"),
         *("process.modules", "veth.links", "veth.rules", "veth.mounts", "veth.disk-bytes"),
         *(f"{change}.{kind}" for change in CHANGES for kind in KINDS),
-        *("other.system-calls", "other.unchanged", "other.update", "other.restart"),
+        *("other.system-calls", "other.create", "other.unchanged", "other.update", "other.restart", "other.remove"),
     ],
 )
 def test_count_is_within_its_line(measured: dict[str, int], line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -184,7 +183,7 @@ def test_what_a_crashed_program_left_is_gone_before_the_next(direct: DaemonSuper
 
 def test_it_starts_programs_however_many_descriptors_it_has(layout: Layout, tmp_path: Path) -> None:
     layout.logs.mkdir(parents=True, exist_ok=True)
-    service = dataclasses.replace(shell("a", f"ulimit -Sn > {tmp_path}/limit"), log=tmp_path / "log")
+    service = shell("a", f"ulimit -Sn > {tmp_path}/limit")._replace(log=tmp_path / "log")
     held = [os.open("/", os.O_PATH | os.O_CLOEXEC) for _ in range(spawn.DESCRIPTORS + 10)]
     try:
         pid, report = spawn.fork(layout, "a", service, service.command, None)
@@ -281,7 +280,7 @@ def test_crun_is_started_for_an_end_only_where_it_is_unusual(
     program.write_text(f'#!/bin/sh\ntouch {called}\nexec /usr/bin/crun "$@"\n')
     program.chmod(0o755)
     cleanup = ((str(program), "--root", "/run/crun", "delete", "--force", "a"),)
-    service = dataclasses.replace(bundle("a", STAY.replace("sleep", "busybox sleep")), cleanup=cleanup)
+    service = bundle("a", STAY.replace("sleep", "busybox sleep"))._replace(cleanup=cleanup)
     direct.define([service])
     state = Path("/run/crun/a")
     for unusual in (False, True):
@@ -299,7 +298,7 @@ def test_crun_is_started_for_an_end_only_where_it_is_unusual(
 def test_killed_between_any_two_steps_of_forgetting_crun_deletes_the_rest(
     direct: DaemonSupervisor, layout: Layout, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct.define([dataclasses.replace(bundle("a", "true", restart="never"), cleanup=())])
+    direct.define([bundle("a", "true", restart="never")._replace(cleanup=())])
     argv = ("/usr/bin/crun", "--root", "/run/crun", "delete", "--force", "a")
     cgroup = payload_cgroup(layout, "a")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -46,7 +45,7 @@ def watched(service: Service, folder: Path) -> tuple[Service, Path]:
     told, crun = folder / "mounts", folder / "crun"
     crun.write_text(f'#!/bin/sh\ncat /proc/self/mountinfo >{told}\nexec /usr/bin/crun "$@"\n')
     crun.chmod(0o755)
-    return dataclasses.replace(service, command=(str(crun), *service.command[1:])), told
+    return service._replace(command=(str(crun), *service.command[1:])), told
 
 
 def targets(told: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Tests of one question to the daemon about many services: it answers what traces and kernel tell."""
+"""States of many services by one request to the daemon: they equal those by the trace files and the kernel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def told(supervisor: DaemonSupervisor, read: list[str]) -> tuple[dict[str, Status], set[str]]:
-    """Return the statuses, and the services that the daemon told nothing of."""
+    """Return the statuses, and the services about which the daemon said nothing, so that their traces were read."""
     read.clear()
     found = supervisor.observe(noticed=True)
     return found, set(read)
@@ -101,7 +101,7 @@ def test_daemon_tells_what_traces_tell(
 
 @contextlib.contextmanager
 def answering(layout: Layout, answer: bytes | None) -> Iterator[None]:
-    """Give this answer to each request in the daemon's place; None: take requests, and never answer."""
+    """Stand in for the daemon: give this answer to each request; None: take requests, and never answer."""
     aside = presence.socket_path(layout).with_name("aside.sock")
     presence.socket_path(layout).rename(aside)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -1,4 +1,4 @@
-"""A maker of evidence of environments with a verifier's word on the host, honest unless a test changes it.
+"""Evidence of environments with a host appraisal (the verifier's signed statement on the host), genuine or forged.
 
 :data:`FORGERIES` is the table of forgeries, each with the code of its refusal. :data:`FORMS` are wrong forms of claims,
 signed by the host itself. The library refuses them; the example doesn't read them, or returns them as they are.
@@ -38,7 +38,7 @@ FAR = int(NOW) + 10 * 24 * 3600
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The question of a checker, who demands L3 of the host ``web1``."""
+    """The demands of a checker of evidence: L3 of the host ``web1``."""
 
     expected: Expected = dataclasses.field(default_factory=lambda: Expected(NONCE, "web", image=IMAGE))
     minion: str | None = "web1"
@@ -47,15 +47,19 @@ class Asked:
 
 @dataclasses.dataclass
 class Forge:
-    """Evidence of the environment ``web`` on the host ``web1``.
+    """Evidence of the environment ``web`` on the host ``web1``; in what follows, the *word* is the host appraisal.
 
-    :param claims: changed claims of the token; None leaves a claim out. *word* does the same for the verifier's word.
-    :param header: changed members of the token's header; *word_header* of the word's.
-    :param key: signs the token; *named* is the key that the word names.
+    :param claims: changed claims of the token; None leaves a claim out.
+    :param word: changed claims of the word, in the same way.
+    :param header: changed members of the token's header.
+    :param word_header: changed members of the word's header.
+    :param key: signs the token.
+    :param named: the key that the word names.
     :param verifier: signs the word.
-    :param later: changes the word's claims after it was signed; *later_claims* the token's.
+    :param later: claims of the word that are changed after it was signed.
+    :param later_claims: claims of the token that are changed after it was signed.
     :param collection: changed members of the collection.
-    :param cut: changes the text at last.
+    :param cut: changes the complete text.
     """
 
     claims: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -38,8 +38,8 @@ class Host:
     """The behaviour of a host.
 
     :param seconds: seconds until the host answers a challenge; None: it never answers.
-    :param parts: number of parts of the host's answer; 0: the answer comes in one message. *part*: seconds until each
-        part.
+    :param parts: number of parts of the host's answer; 0: the answer comes in one message.
+    :param part: seconds until each part.
     """
 
     seconds: float | None = 1.0
@@ -134,8 +134,10 @@ class Judge:
 class Outcome:
     """The figures of a round.
 
-    :param took: the round's duration in seconds. *judged*: the time at which each host was appraised, in seconds from
-        the round's beginning. *found*: the summary of each host.
+    :param took: the round's duration in seconds.
+    :param judged: the time at which each host was appraised, in seconds from the round's beginning.
+    :param found: the summary of each host.
+    :param messages: the number of messages that the master published.
     """
 
     took: float
@@ -168,7 +170,11 @@ def round_of(
 def fleet(
     number: int, away: int = 0, drips: int = 0, drip: Host = DRIPS, seconds: float | None = None
 ) -> dict[str, Host]:
-    """Return a fleet whose good hosts answer within half a second to three seconds, or after *seconds*."""
+    """Return a fleet whose good hosts answer within half a second to three seconds, or after *seconds*.
+
+    :param away: number of hosts that never answer.
+    :param drips: number of hosts that behave like *drip*.
+    """
     rng = random.Random(1)
     hosts = {f"m{one}": Host(rng.uniform(0.5, 3.0) if seconds is None else seconds) for one in range(number)}
     bad = rng.sample(sorted(hosts), away + drips)

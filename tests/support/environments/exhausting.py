@@ -1,7 +1,7 @@
-"""Part of an exhaustion audit, on the host that this runs on, which may be a virtual machine.
+"""Run one part of an exhaustion audit on this host, which may be a virtual machine.
 
 ``python exhausting.py ENVIRONMENT pools|waiting|services [NAME...]`` prints a line of JSON for each pool, for each load
-that makes others wait, or for each way to trouble a service. With names, it tries only these.
+that makes others wait, or for each attack on a service. With names, it tries only these.
 """
 
 from __future__ import annotations

@@ -125,7 +125,9 @@ def lose_power(lab: Lab, host: str) -> None:
 
 
 def settle(lab: Lab) -> None:
-    """Apply each host's pillar until all states succeed: after a fault, a broker may still start. Then nothing is left.
+    """Apply each host's pillar until all states succeed, and check that one more apply has nothing to do.
+
+    After a fault, a broker may still be starting, so that the first apply fails.
 
     :raises AssertionError: a state goes on failing, or applies again and again.
     """

@@ -28,10 +28,12 @@ class Lab:
     """A lab, which may not be up.
 
     :param programs: folder with commands of Salt, which :meth:`warm` makes faster.
+    :param patience: seconds that a command may take; machines whose processor is emulated need more.
     """
 
-    def __init__(self, folder: Path, programs: Path | None = None) -> None:
+    def __init__(self, folder: Path, programs: Path | None = None, patience: int = 900) -> None:
         self.folder = folder
+        self.patience = patience
         self.fleet = folder / "fleet.yaml"
         self.environment = {**os.environ, "NETSPACE_LAB": str(folder)}
         if programs is not None:
@@ -44,7 +46,7 @@ class Lab:
         start = 'setsid --fork "$@" </dev/null >/dev/null 2>&1; until [ -S "$0" ]; do sleep 0.1; done'
         self.do("sh", "master", "bash", "-euc", start, str(SALTS), *salt_forks.serving(SALTS))
 
-    def do(self, *arguments: str, code: int = 0, timeout: float = 900) -> str:
+    def do(self, *arguments: str, code: int = 0) -> str:
         """Run a command of the lab; return its output on stdout and stderr."""
         done = subprocess.run(
             [LAB, *arguments],
@@ -53,13 +55,13 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
             env=self.environment,
-            timeout=timeout,
+            timeout=self.patience,
         )
         assert done.returncode == code, done.stdout
         return done.stdout
 
     def salt(self, target: str, *arguments: str) -> dict[str, Any]:
-        printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
+        printed = self.do("salt", "--out=json", "--static", f"--timeout={self.patience * 2 // 3}", target, *arguments)
         answer: dict[str, Any] = json.loads(printed)
         assert not list(times_without_text(arguments[0], answer)), arguments
         return answer
@@ -108,9 +110,12 @@ def traces() -> list[str]:
 
 
 @contextlib.contextmanager
-def lab(folder: Path) -> Iterator[Lab]:
-    """A lab that isn't up yet. After the test it is taken down, and nothing of it may be left."""
-    before, made = traces(), Lab(folder, folder.with_name("programs"))
+def lab(folder: Path, patience: int = 900) -> Iterator[Lab]:
+    """A lab that isn't up yet. After the test it is taken down, and nothing of it may be left.
+
+    :param patience: seconds that a command may take.
+    """
+    before, made = traces(), Lab(folder, folder.with_name("programs"), patience)
     try:
         yield made
     finally:

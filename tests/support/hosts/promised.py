@@ -195,3 +195,8 @@ def modules(environments: Mapping[str, Any]) -> int:
 def work(environments: Mapping[str, Any]) -> int:
     """Return the number of calls within the library that an apply makes in this process."""
     return calls(lambda: apply(environments))
+
+
+def work_of_removal(*names: str) -> int:
+    """Return the number of calls within the library that a removal makes in this process."""
+    return calls(lambda: remove(*names))

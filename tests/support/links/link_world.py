@@ -133,7 +133,7 @@ class World:
     def kill_broker(self) -> None:
         """End the broker at once, and wait until it is gone."""
         self.kill(node.NODE)
-        until(lambda: not self._answers(), patience=30)
+        until(lambda: not self._answers())
 
     def kill(self, service: str, how: signal.Signals = signal.SIGKILL) -> None:
         """End a service's process at once."""

@@ -1,4 +1,4 @@
-"""Evidence of environments with the verifier's word on the host, checked by the library and by the example checker."""
+"""Evidence of environments with a host appraisal by the verifier, checked by the library and by the example checker."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ CHECKED: tuple[tuple[ModuleType, str], ...] = (
 
 
 class _Without(ast.NodeTransformer):
-    """Takes the check with a given number out: an ``if`` with nothing but the ``raise`` of a refusal."""
+    """Remove the check with a given number: an ``if`` that contains only the ``raise`` of a refusal."""
 
     def __init__(self, number: int) -> None:
         self.left, self.text = number, ""

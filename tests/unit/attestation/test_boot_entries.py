@@ -1,4 +1,4 @@
-"""Boot entries: where each leads, in the forms in which firmware measures them; and the bounds of the parser."""
+"""Boot entries: where each leads, in the forms in which firmware measures them; and the limits of the parser."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def test_no_entry_passes_for_an_order(shift: int) -> None:
 
 
 def test_a_variable_passes_for_no_content_and_no_content_for_one() -> None:
-    """On firmware that measures contents alone, a root user chooses them: they must not pass for a variable's."""
+    """A measured content that imitates a whole variable isn't taken for one, nor a variable for a content.
+
+    Some firmware measures only the content of a boot entry, which root may choose.
+    """
     whole = forge.named(1, forge.option(LOCAL["a partition alone"]))
     assert int.from_bytes(whole[4:6], "little") > boot_entries.MAX_DATA
     assert boot_entries._order(whole) is None and boot_entries._option(whole) is None

@@ -95,8 +95,8 @@ def test_a_driver_without_a_tpm(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         (b"\6\0\0\0\0", {"enabled": False}),
-        (b"\6\0\0\0\2", {"enabled": None, "reason": "the firmware's variable SecureBoot is not a yes or no"}),
-        (b"", {"enabled": None, "reason": "the firmware's variable SecureBoot is not a yes or no"}),
+        (b"\6\0\0\0\2", {"enabled": None, "reason": "the firmware's variable SecureBoot is neither 0 nor 1"}),
+        (b"", {"enabled": None, "reason": "the firmware's variable SecureBoot is neither 0 nor 1"}),
     ],
 )
 def test_secure_boot(tmp_path: Path, content: bytes, expected: dict) -> None:

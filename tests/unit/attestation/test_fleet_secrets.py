@@ -1,4 +1,4 @@
-"""Secrets in slices: who gets a ciphertext by the master's own results, and what the pillar never has."""
+"""Secrets in slices: a host gets a ciphertext only as the master's own results permit; a pillar has no plain secret."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_runner_that_fails_gives_no_pillar(key: str) -> None:
 
 
 def broken(seed: int, layout: Layout) -> str:
-    """Return how a minion got a secret that it may not have; empty if it didn't."""
+    """Return how a minion without a TPM got a secret that demands more than its level; empty if it got none."""
     chance = random.Random(seed)
     mine = secret_key.recipient(layout, NONE)
     for _ in range(100):

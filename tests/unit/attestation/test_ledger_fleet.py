@@ -1,4 +1,4 @@
-"""Ledger of runs at the fleet's verifier: asked by the policy, judged, and told in results."""
+"""The fleet's verifier asks for the ledger of runs if the policy demands it, judges it, and reports it in results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def ledger(made: Fleet, minion: Minion) -> Ledger:
 
 
 def judge(made: Fleet, ledger: Ledger, first: int | None = None, boot: str = BOOT, **change: Any) -> dict[str, Any]:
-    """Judge an honest answer, or one whose ledger is changed."""
+    """Judge an answer of ``web1`` with this ledger.
+
+    :param change: changes to an honest answer.
+    """
     asked = made.ask("web1")
     context = Context(MASTER, "web1", asked.session, asked.nonce, binding=boot.encode())
     begin = (

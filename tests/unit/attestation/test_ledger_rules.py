@@ -1,6 +1,6 @@
 """Ledger of runs at the verifier: forgeries by root of the host, each refused with its code.
 
-Each forgery is shown to pass if its check is taken out.
+Each forgery passes if the check against it is removed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_new_boot_begins_a_new_ledger(ledger: Ledger) -> None:
 
 
 def again(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Ledger], LedgerProof]:
-    """Return what root sends after it has defined the index again and extended it by other lines."""
+    """Return a forgery: root defines the index again, extends it by changed lines, and sends these lines."""
 
     def make(ledger: Ledger) -> LedgerProof:
         ledger.lines = change(ledger.lines)
@@ -94,7 +94,7 @@ def again(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Ledger], Le
 
 
 def sent(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Ledger], LedgerProof]:
-    """Return what root sends in place of the lines, with the genuine certificate."""
+    """Return a forgery: root sends changed lines with the genuine certificate."""
     return lambda ledger: replaced(ledger.proof(CONTEXT), change)
 
 
@@ -114,7 +114,7 @@ def foreign(ledger: Ledger) -> LedgerProof:
 
 
 def shortened(ledger: Ledger) -> LedgerProof:
-    """Return a certificate of an earlier value. Root has no key that signs it."""
+    """Return the first lines with a certificate of the index's earlier value, and the signature of the present one."""
     lines = ledger.lines[:2]
     proof = ledger.proof(CONTEXT, content=ledger_forge.head(lines))
     return dataclasses.replace(proof, lines=b"".join(lines), signature=ledger.proof(CONTEXT).signature)
@@ -251,7 +251,7 @@ def test_runs_that_the_verifier_lost_are_asked_again(ledger: Ledger) -> None:
 
 
 def test_runs_after_the_last_judgement_may_be_lost(ledger: Ledger) -> None:
-    """Show what root can still do, as the documentation says."""
+    """Root can remove a start that the verifier hasn't judged yet, as the documentation says."""
     before = judge(ledger, ledger.proof(CONTEXT))
     ledger.start("evil")
     ledger.lines.pop()  # the index is defined again, and extended by all lines but the last one

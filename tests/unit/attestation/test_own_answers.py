@@ -158,7 +158,7 @@ def test_a_window_tells_of_a_minion_that_is_silent_or_failed() -> None:
     failed.genuine = Failed("no folder")
     assert str(windowed(failed, "h1")["h1"]) == "no folder"
     found = windowed(Old({}), "h1", "gone")
-    assert "synchronise it" in str(found["h1"]) and "accepted no key" in str(found["gone"])
+    assert "synchronise the minion" in str(found["h1"]) and "accepted no key" in str(found["gone"])
 
 
 def test_a_minions_own_error_is_its_answer() -> None:
@@ -191,7 +191,7 @@ class Old(SimulatedBus):
 def test_an_earlier_minion_is_to_be_synchronised() -> None:
     found = asked(Old({}), "h1", "gone")
     assert set(found) == {"h1"}
-    assert "signed_answer' is not available.); synchronise it (salt h1 saltutil.sync_all)" in str(found["h1"])
+    assert "signed_answer' is not available.); synchronise the minion (salt h1 saltutil.sync_all)" in str(found["h1"])
 
 
 class Endless(SimulatedBus):

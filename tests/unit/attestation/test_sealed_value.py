@@ -1,4 +1,4 @@
-"""Ciphertexts of secrets: who opens them, their strict reader, and an attacker who changes and moves them."""
+"""Ciphertexts of secrets: hosts that open them, their strict parser, and an attacker who changes and moves them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_key_of_a_host_is_kept_for_root_alone(layout: Layout) -> None:
 
 
 def attacks(chance: random.Random, texts: list[str], places: list[Place]) -> Iterator[tuple[str, Place]]:
-    """Yield ciphertexts that the attacker makes of those he has, each with the place to which he brings it."""
+    """Yield ciphertexts that an attacker makes from genuine ones, each with a place (host, environment) for its use."""
     for _ in range(TRIES):
         one, two = (json.loads(chance.choice(texts)) for _ in range(2))
         how = chance.randrange(6)

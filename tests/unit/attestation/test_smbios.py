@@ -1,4 +1,4 @@
-"""SMBIOS tables, synthetic by the specification: what they say, and the bounds of the parser."""
+"""SMBIOS tables, made by the specification: the facts that the parser finds in them, and its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The adversary of boots against the terms of ``tcb``: no forgery reaches L4, and each check that is gone is missed."""
+"""The adversary of boots against the terms of ``tcb``: no forgery reaches L4.
+
+If one check is removed, the search finds the hole.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def _unlisted_allowed(patch: Any) -> None:
 
 
 def _networks_local(patch: Any) -> None:
-    """Take each entry for one to a local disk."""
+    """Treat each boot entry as one that leads to a local disk."""
     whole = boot_entries._option
     patch.setattr(boot_entries, "_option", lambda data: (one := whole(data)) and one._replace(kind=Kind.LOCAL))
 
@@ -90,7 +93,7 @@ def _versions_unjudged(patch: Any) -> None:
 
 
 def _dma_by_its_label(patch: Any) -> None:
-    """Look for the firmware's word by the event's data."""
+    """Recognize the firmware's event about DMA by its data, which the log's sender chooses, not by its digest."""
     whole = tcb_rules.check
 
     def check(extended: Any, tcb: Any) -> None:

@@ -172,7 +172,7 @@ def test_a_file_with_any_content_raises_nothing(
 
 
 def test_the_machine_that_runs_this_has_facts() -> None:
-    """Its own files: a real tree, whatever the machine is. Nothing is known of it but the form of the facts."""
+    """The grain is made from this machine's own files. Only its form is checked, as the values are unknown."""
     found = facts.facts()
     assert found.keys() == look(Path("/nowhere")).keys()
     assert all(card["name"] for card in found["network"])

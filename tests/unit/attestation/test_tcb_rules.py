@@ -74,7 +74,7 @@ def test_an_entry_to_a_local_disk_needs_no_list(host: Host) -> None:
 
 @pytest.mark.parametrize("kind", [0x0A, 0x80000009, events.SEPARATOR, events.IPL])
 def test_a_network_entry_under_another_name_gives_no_l4(host: Host, kind: int) -> None:
-    """A forger tells the entry's digest as a table, as settings, or as whatever he likes."""
+    """A forger logs a network entry's digest as another kind of event, such as a table of ACPI: there is no L4."""
     content = forge.option(forge.MAC)
     host.edit(lambda found: found.insert(at_entries(found), measured(1, kind, b"ACPI DATA", content)))
     assert host.appraise(tcb_policies.policy(host.boot, tcb_policies.network_boot(host.boot))).code == "tcb-platform"
@@ -88,7 +88,7 @@ def test_what_the_platform_does_not_list_is_refused(host: Host) -> None:
 
 
 def test_an_order_after_the_separator_proves_nothing(host: Host) -> None:
-    """Anybody can extend PCR 1 later, so a firmware without a boot order could be given one."""
+    """A boot order that was measured after the separator doesn't count, since root can extend PCR 1 later."""
 
     def edit(found: list[Event]) -> None:
         order = found.pop(at_entries(found))
@@ -181,7 +181,10 @@ SPOKEN = {"lockdown": "integrity", "usb": "closed"}
 
 
 def test_terms_on_a_line_need_the_list_that_proves_its_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root can boot without the line, and extend PCR 8 by it later. Only IMA's boot aggregate shows that."""
+    """A term on the command line is proved only by an IMA list, whose first line has the PCRs at the kernel's start.
+
+    Without the list, root could boot without the line, and extend PCR 8 by it later.
+    """
     line = f"/vmlinuz {tcb_policies.SPOKEN}"
     spoken(host, line)
     rules = tcb_policies.policy(host.boot, SPOKEN, command_lines=[line])
@@ -320,7 +323,10 @@ def others() -> list[Any]:
 
 @pytest.mark.parametrize("log", others() or [pytest.param(None, marks=pytest.mark.skip("NETSPACE_EVENTLOGS"))])
 def test_terms_judge_the_logs_of_real_machines(log: eventlog.EventLog) -> None:
-    """Each log satisfies its own list, but for PCR 1 without a separator, entries to a network, and a late order."""
+    """Each real log satisfies the terms made from it, with three exceptions.
+
+    These are logs without a separator in PCR 1, with an entry that leads to a network, or with a late boot order.
+    """
     told = [one for one in log.events if one.type != eventlog.NO_ACTION]
     extended = [Extension(one.digests["sha256"], one) for one in told if one.pcr == 1]
     early = list(tcb_rules.before_separator(extended))
@@ -372,7 +378,7 @@ def test_learning_leaves_unclear_boot_entries_to_the_operator(host: Host) -> Non
 
 
 def test_learning_leaves_hidden_boot_entries_to_the_operator(host: Host) -> None:
-    """A host that sends other data with an entry's digest hides where the entry leads."""
+    """A host sends an entry's digest with other data, and so hides where the entry leads: learning doesn't allow it."""
     before = tcb_policies.policy(host.boot, {"network_boot": "never"})
     entry = forge.named(7, forge.option(forge.MAC))
     host.edit(lambda found: found.insert(at_entries(found), measured(1, events.VARIABLE_BOOT, b"hidden", entry)))

@@ -1,4 +1,4 @@
-"""A host's key of environments' tokens at the fleet's verifier: shown, judged, and told to host and third parties."""
+"""The key of environments' tokens: a host proves it to the fleet's verifier, whose result names it for others."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_shown_key_is_in_the_result_and_its_word(made: Fleet, minion: Minion) ->
 
 
 def changed(reply: dict[str, Any], asked: Asked, **more: Any) -> dict[str, Any]:
-    """Return an answer with other members, signed again by the host's Salt key: its root may do so."""
+    """Return an answer with changed members, signed again by the host's Salt key, as root of the host can do."""
     return signed(asked, {name: value for name, value in {**reply, **more}.items() if value is not None})
 
 
@@ -243,7 +243,7 @@ def test_check_of_the_key_that_is_taken_out_is_missed(
 def test_quote_that_does_not_cover_the_key_is_missed(
     made: Fleet, minion: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the qualifying data had no key, a key could be put beside any quote."""
+    """A check of the test: if the quote's qualifying data lacked the key, another key would be accepted beside it."""
     whole = Context.qualifying
     monkeypatch.setattr(Context, "qualifying", lambda self: whole(dataclasses.replace(self, key="")))
     asked = made.ask("web1")

@@ -1,4 +1,4 @@
-"""Folders of executions: each goes with its execution, or with the next one if its process was killed."""
+"""Folders of executions: each is removed after its execution; if netspace was killed, by the next execution."""
 
 from __future__ import annotations
 

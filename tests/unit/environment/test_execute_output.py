@@ -1,4 +1,4 @@
-"""Output of an additional program: what is kept of it, and what reading the rest may cost the host."""
+"""Output of an additional program: the part that is kept, and the processor time that reading the rest may cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netspace.environment.execute import DROPPED, MAX_OUTPUT
 
 @pytest.fixture
 def rests(monkeypatch) -> list[float]:
-    """List of the seconds for which the reader rests, instead of resting."""
+    """Replace the reader's pauses; return the list of their lengths in seconds."""
     found: list[float] = []
     monkeypatch.setattr(execute, "time", SimpleNamespace(**{**vars(time), "sleep": found.append}))  # others rest, too
     return found

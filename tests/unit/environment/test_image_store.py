@@ -335,7 +335,7 @@ def present(images, name, **keys):
 def test_present_builds_once_and_says_both_digests(fake, images, source):
     name = f"tar:{source}"
     plan, outcomes = present(images, name)
-    assert plan.steps[0].changes == {"digest": {"old": None, "new": f"what {name} is now"}}
+    assert plan.steps[0].changes == {"digest": {"old": None, "new": f"the present {name}"}}
     assert outcomes[0].step.changes["digest"] == {"old": None, "new": f"sha256:{sha256(b'content')}"}
     assert present(images, name)[0].steps == []
     source.write_bytes(b"newer")

@@ -170,7 +170,7 @@ def test_a_changed_file_restarts_and_says_why_a_broken_one_changes_nothing():
     (step,) = changed.steps
     assert (step.action, dict(step.changes)) == (
         "restart",
-        {"seccomp": {"old": "sha256:old", "new": "sha256:new, what file:/p.json is now"}},
+        {"seccomp": {"old": "sha256:old", "new": "sha256:new, as file:/p.json has now"}},
     )
     assert changed.notes == ["environment web: file:/p.json allows what no profile of netspace allows: bpf, mount"]
     broken = steps(Profile(error="seccomp profile /p.json: gone"))

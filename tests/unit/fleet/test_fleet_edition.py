@@ -59,7 +59,7 @@ def test_of_two_masters_the_older_one_is_refused(tmp_path: Path, host: EditionFi
     old, new = master(tmp_path / "old", 6, "old"), master(tmp_path / "new", 7, "new")
     editions.check({}, pillar(old), note=True)
     editions.check({}, pillar(new), note=True)
-    with pytest.raises(NetspaceError, match="edition 7 before, and the master that was asked now has 6"):
+    with pytest.raises(NetspaceError, match="edition 7 before, and this master has 6"):
         editions.check({}, pillar(old), note=True)
     assert host.read() == 7
     # Brought up to date, it is obeyed again; and then the other one is refused.
@@ -104,7 +104,7 @@ def test_a_damaged_record_lets_no_pillar_in(host: EditionFile, text: str) -> Non
 
 
 def test_a_planned_edition_stays_when_changes_are_taken_back(tmp_path: Path, host: EditionFile) -> None:
-    """The master keeps the number, not the slice: so hosts that get back their former part don't refuse it."""
+    """A slice whose changes are taken back keeps the newer edition's number, so that hosts accept it."""
     declared = master(tmp_path / "one", 7, "old")
     for number, when in ((8, "old"), (9, "new")):
         data = yaml.safe_load((tmp_path / "one/fleet.yaml").read_text()) | {"apply": "planned", "edition": number}

@@ -106,7 +106,7 @@ def test_host_gets_what_it_alone_opens(master: Master, layout: Layout, caplog: p
 
 
 def test_host_that_the_runner_never_judged_gets_none(master: Master, caplog: pytest.LogCaptureFixture) -> None:
-    """The real runner, with an empty book."""
+    """A host that the real runner never appraised gets no secret."""
     key = rsa.generate_private_key(65537, 2048)
     (master.folder / "pki").mkdir()
     spki = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -184,7 +184,7 @@ def test_without_the_mode_a_newer_file_is_refused(fleet: Fleet) -> None:
     record = fleet.plan()
     fleet.image("web", {"image": "tar:/srv/other.tar"})
     assert fleet.apply(record.id) == {"h1": (False, "its plan is no longer the same")}
-    assert fleet.acting(record.id).take_back(["h1"])["h1"].reason.startswith("only with `apply: planned`")
+    assert fleet.acting(record.id).take_back(["h1"])["h1"].reason.startswith("without `apply: planned`")
 
 
 def test_taken_back_hosts_have_what_they_had(fleet: Fleet) -> None:

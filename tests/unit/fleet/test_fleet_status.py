@@ -167,7 +167,7 @@ def test_an_explanation_has_the_placements_reasons(tmp_path: Path) -> None:
     (host,) = found["placement"]["hosts"]
     assert asked == [([host], "netspace.explain", {"name": "web"})]
     assert found["placement"]["refused"] == {"h1": "h1 has L1, and at_least is L3"}
-    assert found["placement"]["reason"] == "2 hosts are possible for 1: it stays where it was; else a hash chooses"
+    assert found["placement"]["reason"] == "2 hosts are possible, 1 needed: present ones stay, a hash chooses others"
     both = explain.explain(made, "two", ask)
     assert both["summary"] == "two runs on 1 of 2 hosts, and 1 did not answer"
     assert both["placement"]["reason"] == "these are all hosts that `on` matches and that are possible"
@@ -192,7 +192,7 @@ def test_a_broken_declaration_shows_what_is_in_force(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"hosts": {"h1": {"adress": 1}}}))
     kept = status.expected(made)
     assert kept[:3] == fresh[:3]
-    assert "What is in force is shown" in kept.notes[0]
+    assert "this shows the slices in force" in kept.notes[0]
     (tmp_path / "kept/compiled/in-force.json").unlink()
     with pytest.raises(NetspaceError, match=r"netspace_fleet\.check"):
         status.expected(made)

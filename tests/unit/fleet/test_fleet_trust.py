@@ -369,7 +369,7 @@ def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaratio
 
 
 def test_a_host_is_told_at_once_though_a_peer_is_silent(declared: FleetDeclaration, master: Master) -> None:
-    """The bound of a cut is one job of each minion, not one after the other."""
+    """Minions are told of a cut without waiting for the answer of a silent peer."""
     master.results["m2"] = FAILED
     master.answers = {"h1": None}
     trust_watch.look(declared, master, ["h2"])
@@ -600,7 +600,7 @@ def test_book_of_an_earlier_version_has_no_levels(tmp_path: Path, master: Master
 
 
 def test_the_beacon_has_all_that_a_revision_loads() -> None:
-    """A module that the beacon leaves out would cost each job of a revision its time."""
+    """The beacon imports each module that a revision needs, so that no job of a revision has to import it."""
     names = "{one for one in sys.modules if one.startswith('netspace.')}"
     script = (
         "import json, runpy, sys; "

@@ -33,7 +33,7 @@ HEAD = "operation basic.publish caused a channel exception"
             "basic.consume: no exchange 'x' (not_found)",
             "",
         ),
-        ("others", "others: too many to be told apart", ""),
+        ("others", "others: too many different ones", ""),
     ],
 )
 def test_refusal_has_method_name_and_reason(text: str, what: str, exchange: str) -> None:

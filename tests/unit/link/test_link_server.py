@@ -50,7 +50,7 @@ def test_data_that_a_server_cannot_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_of_an_unfinished_first_start_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such data are deleted before the next start, so it does not matter which version made them."""
+    """The data of an unfinished first start are deleted before the next start, whatever version made them."""
     layout = Layout(instance="shop", root=tmp_path)
     layout.broker.mkdir(parents=True)
     first_start.begin(layout)

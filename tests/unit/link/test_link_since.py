@@ -1,4 +1,4 @@
-"""Since when a link is allowed, as its record tells. Bounds of a link may change without a new time."""
+"""The time since which a link is allowed, from the links' record. It stays if only a limit of the link changes."""
 
 from __future__ import annotations
 

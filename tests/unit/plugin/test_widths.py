@@ -1,4 +1,4 @@
-"""Nothing that a terminal shows is wider than 80 columns or needs a calculator, however long names are."""
+"""Tables are at most 80 columns wide, however long names are, and show times and sizes in units that people read."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_each_time_of_a_table_has_its_text(data: dict[str, Any]) -> None:
 
 
 def _moved(data: Any, now: float) -> Any:
-    """Return a sample whose times are about *now*, since the samples' own present is no time of today."""
+    """Return a sample with its times moved to about *now*, since the samples' own present is long past."""
     if isinstance(data, dict):
         return {key: _moved(value, now) for key, value in data.items()}
     if isinstance(data, list):

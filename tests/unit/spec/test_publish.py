@@ -97,7 +97,7 @@ def test_it_is_for_kinds_that_the_host_routes_to() -> None:
         (problem,) = refused.value.problems
         assert problem.path == "interface:publish"
         assert f"doesn't route to an interface of kind {name}" in problem.message
-        assert "take kind veth or tap" in problem.message
+        assert "use kind veth or tap" in problem.message
 
 
 def test_there_is_a_most() -> None:

@@ -198,7 +198,10 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def rights(links: Collection[Link], name: str) -> dict[str, tuple[Any, ...]]:
-    """Return what an environment may send, by receiver: kinds that must be equal, then bounds."""
+    """Return an environment's rights by receiver.
+
+    A child's first values must equal its parent's; the numbers after them are limits, and must not be higher.
+    """
     return {
         link.target: (
             (link.pattern, link.seal, link.full, link.content_type, link.attestation),
@@ -263,6 +266,6 @@ def test_property_finds_a_check_that_is_taken_out(check: str, monkeypatch: pytes
 
 
 def test_child_keeps_no_link_whose_parent_must_prove_more() -> None:
-    """A single state gives the parent's link a level; the child's link was made before."""
+    """A single state demands a level for the parent's link: the child's earlier link, without this demand, must end."""
     own = Link(source="web", target="orders", attested="L3")
     assert spawns.exceeds(Link(source="web-worker-1", target="orders"), own) == "attested is not its parent's"

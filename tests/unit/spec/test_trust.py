@@ -142,7 +142,7 @@ TOLD = {"h1": {"level": "L3", "until": 1000.0}, "h3": {"level": "L5", "until": f
         ("web@h1", "L2", 0, 0, ""),
         ("web@h1", "L4", 5, 0, "h1 has L3"),
         ("web@h1", "L1", 5, 1000.5, "the result by which h1 had L3 has expired"),
-        ("web@h2", "L1", 5, 0, "this host's master has told no level of h2"),
+        ("web@h2", "L1", 5, 0, "this host's master has reported no level of h2"),
         ("web@h3", "L1", 5, 0, "has expired"),
         ("web", "L2", 2, 0, ""),
         ("web", "L3", 2, 0, "this host has L2 (why; verifier: master)"),

@@ -200,6 +200,88 @@ def test_any_other_bytes_are_an_error_or_an_answer(raw: bytes) -> None:
             assert isinstance(dbus.value(connection.ask(WANTED[:1])[0]), str | None)
 
 
+# -- a list of units ---------------------------------------------------------------------------------
+WORD = st.text(max_size=20).filter(lambda text: "\0" not in text)
+PATH = st.from_regex("(/[A-Za-z0-9_]{1,9}){1,3}|/", fullmatch=True)
+UNIT = st.tuples(WORD, WORD, WORD, WORD, WORD, WORD, PATH, st.integers(0, 2**32 - 1), WORD, PATH)
+
+
+def listed(units: list[tuple[object, ...]], signature: str = dbus.LISTED, sender: str = dbus.SYSTEMD) -> bytes:
+    """Return the answer with these units to a client's first call."""
+    answer = new_method_return(CALL, signature, (units,))
+    answer.header.fields[HeaderFields.reply_serial] = 1
+    return encoded(answer, sender)
+
+
+def unit(name: str) -> tuple[object, ...]:
+    return (name, "a program", "loaded", "active", "running", "", dbus.object_path(name), 0, "", "/")
+
+
+@settings(deadline=None)
+@given(st.lists(UNIT, max_size=20))
+def test_names_of_a_list_are_those_that_jeepney_decodes(units: list[tuple[object, ...]]) -> None:
+    with systemd(lambda call: encoded(SIGNAL) + listed(units)) as connection:
+        assert connection.active("netspace-*") == [one[0] for one in units]
+
+
+def test_active_units_are_asked_for_by_pattern() -> None:
+    calls: list[Message] = []
+
+    def answer(call: Message) -> bytes:
+        calls.append(call)
+        return listed([unit("netspace-a.service")])
+
+    with systemd(answer) as connection:
+        assert connection.active("netspace-*.service") == ["netspace-a.service"]
+    (call,) = calls
+    assert call.header.fields[HeaderFields.member] == "ListUnitsByPatterns"
+    assert call.body == (["active"], ["netspace-*.service"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        listed([unit("netspace-a.service")], sender=":1.4"),
+        listed(["netspace-a.service"], "as"),
+        struct.pack("<cBBBIII", b"l", 2, 0, 1, dbus.MOST_UNITS, 1, 8),
+        struct.pack(">cBBBIII", b"B", 2, 0, 1, 0, 1, 0),
+    ],
+)
+def test_an_answer_that_is_no_list_of_units_is_refused(answer: bytes) -> None:
+    refused = pytest.raises(ValueError, match=r"not systemd's list|a message of")
+    with refused, systemd(lambda call: answer) as connection:
+        connection.active("netspace-*")
+
+
+def test_no_list_among_messages_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus, "OTHERS", 64)
+    with (
+        pytest.raises(ValueError, match="more than 64 messages"),
+        systemd(lambda call: encoded(SIGNAL) * 65) as connection,
+    ):
+        connection.active("netspace-*")
+
+
+LIST = listed([unit(f"netspace-{name}.service") for name in "abc"])
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.tuples(st.integers(0, len(LIST) - 1), st.integers(0, 255)).map(
+        lambda one: LIST[: one[0]] + bytes([one[1]]) + LIST[one[0] + 1 :]
+    )
+)
+def test_any_other_bytes_are_an_error_or_names(raw: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"OK 0\r\n" + raw)
+        connection = dbus.Connection(ours)
+        theirs.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ValueError, OSError):
+            assert all(isinstance(name, str) for name in connection.active("netspace-*"))
+
+
 # -- names and versions ------------------------------------------------------------------------------
 def test_an_object_path_escapes_a_units_name() -> None:
     assert dbus.object_path("netspace-a_b.service") == "/org/freedesktop/systemd1/unit/netspace_2da_5fb_2eservice"

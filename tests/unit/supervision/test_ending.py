@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import cast
 
@@ -47,7 +46,7 @@ def test_a_policy_of_the_last_moment_counts_at_a_retry(
     unit.service, unit.wanted, unit.phase, unit.exit, unit.error = service, True, "backoff", exit, error
     for folder in (definitions.folder(layout), definitions.traces(layout)):
         folder.mkdir(parents=True)
-    declared = dataclasses.replace(service, restart=restart)
+    declared = service._replace(restart=restart)
     files.write_json(definitions.folder(layout) / "a.json", definitions.encode(declared))
     assert definitions.read(layout, "a") == declared
     stopper._retry(unit)

@@ -32,6 +32,26 @@ def test_it_is_counted(tmp_path: Path, file: str, content: str, kills: int) -> N
     assert memory_events.kills("/netspace/web", str(tmp_path)) == kills
 
 
+@pytest.mark.parametrize(("options", "above", "read"), [
+    ("rw,nosuid", 0, 0), ("rw,nosuid", 1, 2), ("rw,memory_localevents", 0, 2), ("rw,nosuid", None, 2),
+])  # fmt: skip
+def test_groups_are_read_only_after_a_kill_above_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, above: int | None, read: int
+) -> None:
+    """A group counts the kills of all groups below it, unless the hierarchy was mounted without these sums."""
+    monkeypatch.setattr(memory_events, "ROOT", str(tmp_path))
+    (tmp_path / "cgroup.controllers").touch()
+    (tmp_path / "all/web").mkdir(parents=True)
+    (tmp_path / "all/web/memory.events").write_text("oom_kill 2\n")
+    if above is not None:
+        (tmp_path / "all/memory.events").write_text(f"oom_kill {above}\n")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"proc /proc proc rw 0 0\ncgroup2 {tmp_path} cgroup2 {options} 0 0\ntmpfs /run tmpfs rw 0 0\n")
+    sums = memory_events._sums(str(mounts))
+    monkeypatch.setattr(memory_events, "_sums", lambda: sums)
+    assert memory_events.reader("/all")("/all/web") == read
+
+
 def test_of_version_2_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").touch()
     for name in ("web", "orders"):

@@ -28,6 +28,7 @@ services = st.builds(
     command=argv,
     description=st.text("abc %$\"'", max_size=8),
     variables=st.dictionaries(st.from_regex(definitions.VARIABLE, fullmatch=True), words, max_size=3),
+    working_dir=st.sampled_from(("/", "/srv/a")),
     pid_file=st.none() | st.just(Path("/run/x.pid")),
     cleanup=st.tuples(argv) | st.just(()),
     reload=argv | st.just(()),
@@ -38,7 +39,9 @@ services = st.builds(
     condemned=st.none() | st.just(Path("/run/c")),
     log=st.none() | st.just(Path("/var/log/x")),
     limits=st.dictionaries(st.sampled_from(sorted(definitions.LIMITS)), st.integers(1, 2**40)),
+    user=st.just(""),
     delegate=st.booleans(),
+    init=st.booleans(),
 )
 
 

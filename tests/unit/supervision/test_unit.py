@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -69,7 +68,7 @@ def test_a_detached_service() -> None:
 
 def test_the_end_of_an_init_by_a_stop_is_no_failure_to_systemd() -> None:
     assert "SuccessExitStatus" not in keys(unit_file.render(LAYOUT, DETACHED))
-    found = keys(unit_file.render(LAYOUT, dataclasses.replace(DETACHED, init=True)))
+    found = keys(unit_file.render(LAYOUT, DETACHED._replace(init=True)))
     assert found["SuccessExitStatus"] == ["143"]
 
 
@@ -99,7 +98,7 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
     known = Service(
         service.name,
         ("/bin/true", *service.command[1:]),
-        **{key: value for key, value in vars(service).items() if key not in ("name", "command", "user")},
+        **{key: value for key, value in service._asdict().items() if key not in ("name", "command", "user")},
     )
     for name, text in {
         unit_file.name(LAYOUT, service.name): unit_file.render(LAYOUT, known),
@@ -118,7 +117,7 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
     [(0.0, "1ms"), (1e-05, "1ms"), (0.25, "250ms"), (2.5, "2500ms"), (10.0, "10000ms"), (1e6, "1000000000ms")],
 )
 def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
-    text = unit_file.render(LAYOUT, dataclasses.replace(PLAIN, stop_timeout=seconds))
+    text = unit_file.render(LAYOUT, PLAIN._replace(stop_timeout=seconds))
     assert keys(text)["TimeoutStopSec"] == [written]
 
 
@@ -127,7 +126,7 @@ def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
     [(0.1, "10000ms", "100ms"), (9.5, "10000ms", "9500ms"), (10.0, "10000ms", ""), (60.0, "60000ms", "")],
 )
 def test_cleanup_of_a_detached_service_has_ten_seconds_at_least(seconds: float, bound: str, timer: str) -> None:
-    found = keys(unit_file.render(LAYOUT, dataclasses.replace(DETACHED, stop_timeout=seconds)))
+    found = keys(unit_file.render(LAYOUT, DETACHED._replace(stop_timeout=seconds)))
     assert found["TimeoutStopSec"] == [bound]
     stops = [shlex.split(text[1:]) for text in found.get("ExecStop", [])]
     assert [words[-2:] for words in stops] == ([["${MAINPID}", "netspace-environment-web.service"]] if timer else [])
@@ -230,7 +229,7 @@ def test_what_systemd_still_knows_is_newer_than_what_was_noted() -> None:
 @pytest.mark.parametrize("service", [DETACHED, PLAIN])
 def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: Service, tmp_path: Path) -> None:
     gates = (tmp_path / "a b.up", tmp_path / "c$d.up")
-    waiting = dataclasses.replace(service, until=gates)
+    waiting = service._replace(until=gates)
     text = unit_file.render(LAYOUT, waiting)
     assert "TimeoutStartSec=infinity" in text and "TimeoutStartSec" not in unit_file.render(LAYOUT, service)
     found = keys(text)["ExecStart" if service.pid_file is not None else "ExecStartPre"][0]

@@ -34,15 +34,15 @@ from netspace.errors import NetspaceError
 
 MAX_SESSIONS = 64
 EACH = 4
-"""The most sessions of one minion: another one who knows its public key can't take all of them at once."""
+"""Highest number of open sessions for one minion's name, so that a stranger can't fill all sessions in this name."""
 LIFETIME = 120.0
 """Seconds for one exchange."""
 PAUSE = 10.0
-"""Seconds after a first refusal until the same key is heard again. Each further refusal doubles them."""
+"""Seconds after a first refusal in which requests with the same key are rejected. Each further refusal doubles them."""
 LONGEST = 640.0
-"""The longest pause, in seconds. A key that isn't refused for as long after its pause gets the shortest one again."""
+"""The longest pause, in seconds. The last refusal is forgotten this many seconds after the end of its pause."""
 FIRST = "enroll"
-"""The first call. Only an answer to it that the pending key signed is looked at, so others leave no trace."""
+"""Function of the first call. An answer to it that the pending key did not sign is ignored and leaves no record."""
 MAX_KEY = 4096
 MAX_NAME = 255
 
@@ -135,7 +135,7 @@ def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], 
 
 
 class Desk:
-    """The master's side of all admissions. Its methods may be called by several threads.
+    """All open admissions of a master. Several threads may call the methods.
 
     :param master: fingerprint of the master's key.
     :param pending: returns the pending key of a minion (PEM); None if there is none.
@@ -182,7 +182,7 @@ class Desk:
                 raise NotNow("too many admissions are open at this moment; ask again later")
             session = secrets.token_hex(16)
             found = self._sessions[session] = _Session(claim, self._clock())
-        try:  # without the lock: others don't wait until files are read
+        try:  # the lock is released, so that other requests don't wait while files are read
             found.work, found.call = self._begun(claim)
         except BaseException:
             with self._lock:
@@ -240,9 +240,9 @@ class Desk:
         proved = found.call.function != FIRST
         try:
             if not proved:
-                # Whoever knows the public key can send rubbish. It must neither fill the log nor keep the minion
-                # waiting, also by an answer that it saw in another session. What the key signed for this session is the
-                # minion's own, so whatever is wrong with it counts.
+                # Anybody who knows the public key can send invalid answers, or answers copied from another session.
+                # These must neither fill the log nor make the minion wait. If the key signed the answer for this
+                # session, the answer is the minion's own, so an error in it counts as a refusal.
                 self._signed(found, value)
                 proved = True
             state = self._stepped(found, value)
@@ -277,7 +277,7 @@ class Desk:
         assert session.work is not None
         try:
             call = session.work.send(Answer(value))
-            while isinstance(call, Again):  # there is one sender, and it gave its answer
+            while isinstance(call, Again):  # a session has only one sender, so no other answer will come
                 call = session.work.send(Answer(silent=True))
         except StopIteration as done:
             state: HostState = done.value

@@ -45,7 +45,7 @@ class Service(http.server.ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], desk: Desk) -> None:
         self.desk = desk
         self._room = threading.BoundedSemaphore(THREADS)
-        self.large = threading.Lock()  # one large message at a time: parsed, it takes many times its size
+        self.large = threading.Lock()  # one large message at a time, because parsing takes much memory
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -61,7 +61,7 @@ class Service(http.server.ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        timer = threading.Timer(LONGEST, _cut, (request,))  # one byte now and then mustn't hold a thread for ever
+        timer = threading.Timer(LONGEST, _cut, (request,))  # no peer may hold a thread for ever
         timer.daemon = True
         timer.start()
         try:

@@ -1,4 +1,4 @@
-"""Table of one host's base below its kernel, from the records that the fleet's verifier keeps."""
+"""Table of one host's trusted computing base below its kernel, from the records of the fleet's verifier."""
 
 from __future__ import annotations
 

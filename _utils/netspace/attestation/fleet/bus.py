@@ -82,7 +82,7 @@ class SaltBus:
         if not job:
             return Sent("", frozenset(minions))
         self._jobs.add(job)
-        # A master of masters has no keys of the minions below its syndics.
+        # A master of masters doesn't have the keys of minions below its syndics, so it can't know unknown minions.
         if self._client.opts.get("order_masters"):
             return Sent(job)
         return Sent(job, frozenset(minions) - set(made.get("minions") or ()))

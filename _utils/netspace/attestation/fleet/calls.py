@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Lanes: of calls that make a host work, of calls for parts of large answers, and of calls that only tell it something.
+# Lanes of calls: calls that need work by the host, calls for parts of large answers, calls that only send a value.
 ASK, PARTS, TELL = "ask", "parts", "tell"
 
 
@@ -61,7 +61,7 @@ class Answer:
     :param problem: why there is no answer; empty if there is an answer.
     :param took: seconds from the call to the answer.
     :param silent: no answer came by the deadline.
-    :param crowded: the window ended the transfer, because it was slow while other transfers waited for its room. The
+    :param crowded: the window ended the transfer, because it was slow and other transfers waited for its space. The
         transfer may be tried once more.
     """
 

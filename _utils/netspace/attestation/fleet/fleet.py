@@ -423,7 +423,7 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 def _check_new(key: token_key.Shown | None, boot: str, before: Mapping[str, Any] | None) -> None:
     """Check that a host made a new token key in this boot.
 
-    :raises TokenKeyOld: when the host had this key already in the boot before. A genuine host keeps the key only in
+    :raises TokenKeyOld: when the host had this key already in an earlier boot. A genuine host keeps the key only in
         memory, so somebody has copied it.
     """
     last = None if before is None else before.get("token_key")

@@ -56,7 +56,7 @@ class HostState:
 
 
 def _ledger(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was judged of a host's ledger of runs."""
+    """Return the fields on a host's ledger of runs that a runner shows: lines, declaration, boot."""
     return {"lines": kept["count"], "declaration": kept["declared"], "boot": kept["boot"]}
 
 

@@ -1,7 +1,7 @@
-"""Ledgers of hosts at the fleet's verifier: what was judged before, and what a ledger is worth. Pure.
+"""Judgement of hosts' ledgers of runs by the fleet's verifier, and the state kept for the next judgement. Pure.
 
-The record of a result has the position up to which a ledger was judged. The runs that had not ended there are kept
-beside it (``Results.keep_runs``), and count only with the digest that the record has.
+A result's signed record has the number of judged lines. The runs that had not ended by then are stored apart from the
+record (``Results.keep_runs``), and count only if their digest is the one in the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netspace.attestation.verifier import ledger_rules
 from netspace.attestation.verifier.ledger_rules import Judged
 from netspace.ledger.entries import Run, State
 
-# Environments that a result lists; those with a refusal come first.
+# The most environments that a result lists; those that the policy refuses come first.
 MOST_LISTED = 128
 
 
@@ -32,10 +32,10 @@ MOST_LISTED = 128
 class Told:
     """A ledger's part of a result.
 
-    :param record: fields of the record, which the next judgement needs; None: as before.
-    :param runs: the runs that the ledger leaves, for the store.
-    :param ledger: fields on the ledger.
-    :param environments: fields on each running environment, by name.
+    :param record: fields of the result's record, for the next judgement; None: keep the fields of the last record.
+    :param runs: the runs that have not ended, for the store.
+    :param ledger: fields on the ledger, for the signed result.
+    :param environments: fields on each running environment, by name, for the signed result.
     """
 
     record: Mapping[str, Any] | None = None
@@ -93,7 +93,7 @@ def _ledger(state: State) -> dict[str, Any]:
 
 
 def _listed(state: State, section: Environments, affirmed: bool) -> dict[str, dict[str, Any]]:
-    """Return the fields on each running environment. None has a better status than its host.
+    """Return the fields on each running environment. No environment has a better status than its host.
 
     :param affirmed: whether the host's status is affirming.
     """
@@ -125,9 +125,10 @@ def digest(runs: Mapping[str, Any]) -> str:
 
 
 def before(record: Mapping[str, Any] | None, runs: Callable[[], Mapping[str, Any]]) -> Judged | None:
-    """Return what was judged of a host's ledger; None if nothing was.
+    """Return the judged part of a host's ledger; None if nothing was judged.
 
-    Without the runs, the host has to send its ledger from the beginning. It has to lead over the position all the same.
+    If the stored runs are missing or damaged, the host must send its ledger from the first line. The ledger must still
+    contain all lines that were judged before.
 
     :param record: the last result.
     :param runs: returns the stored runs.

@@ -18,4 +18,4 @@ class Unproved(NetspaceError):
 
 def unproved(err: Refused) -> Unproved:
     """Return the error for an answer whose evidence was refused with *err*."""
-    return Unproved(f"nothing proves that what came is this host's answer; {err.remedy}: {err}")
+    return Unproved(f"nothing proves that this answer is the host's own; {err.remedy}: {err}")

@@ -41,7 +41,7 @@ SIGNED = frozenset(
         "netspace_trust.revise",
     }
 )
-"""The functions that a minion calls for ``signed_answer``. None does more than the master could ask for without it."""
+"""The functions that a minion calls for ``signed_answer``. The master may also call each of them directly."""
 
 MAX_PROBLEM = 1000
 NONCE = 32  # bytes
@@ -124,7 +124,7 @@ def call(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nobody(minion: str, unproved: str) -> NetspaceError:
     return NetspaceError(
-        f"nothing proves that what came is this minion's answer ({unproved}); synchronise it "
+        f"nothing proves that this answer is the minion's own ({unproved}); synchronise the minion "
         f"(salt {minion} saltutil.sync_all), or find out which minion answers in its name"
     )
 

@@ -35,7 +35,7 @@ class Policies:
     def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
         """Use the policies in a registrar's *folder*.
 
-        :param clock: returns the time in seconds since the epoch, from which expired parts of a policy are known.
+        :param clock: returns the time in seconds since the epoch; by it, expired parts of a policy are left out.
         """
         self._folder = folder / "policies"
         self._signer = signer
@@ -85,7 +85,7 @@ class Policies:
 
         :param quoted: PCRs that the group's hosts quote; None if they are not known.
         :raises PolicyDowngraded: when the policy's version is not higher than the last version.
-        :raises PolicyError: when the policy can't be read, or one of its rules rests on an unjudged PCR
+        :raises PolicyError: when the policy can't be read, or one of its rules depends on an unjudged PCR
             (:func:`policy.accepted`).
         """
         found = policy.accepted(data, self._clock(), quoted)

@@ -52,7 +52,7 @@ def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None)
         "seen": "",
         "firmware": None,
         "good": None,
-        # An attacker must not make the verifier forget the boot of a key by evidence that is refused.
+        # An attacker may send evidence that is refused. The verifier must keep the token key nevertheless.
         "token_key": None if before is None else before.get("token_key"),
         "ledger": before.get("ledger")
         if before is not None and host is None and before["kind"] == "software"

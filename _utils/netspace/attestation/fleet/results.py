@@ -30,7 +30,7 @@ class LogLost(NetspaceError):
 
 
 class Store(Protocol):
-    """A store of records. The verifier believes a result only by its signature, and a log only by its digest."""
+    """A store of records, which need not be trusted: results are signed, and signed results have the logs' digests."""
 
     def fetch(self, kind: str, key: str) -> dict[str, Any]:
         """Return the data under *kind* and *key*; empty if there is none."""

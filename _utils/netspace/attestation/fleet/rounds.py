@@ -223,7 +223,7 @@ def enrolled(
         yield from ()
         now = wall()
         shown = came.value if identities is None else identities.enrolment(minion, came.value)
-        if isinstance(shown, Mapping) and "error" in shown:  # the minion's own word, so there is nothing to wait for
+        if isinstance(shown, Mapping) and "error" in shown:  # the minion itself reports an error: await no other answer
             if shown.get("period") != asked["period"]:
                 raise Malformed("enrolment: not an answer to this call")
             why = printable(str(shown["error"])[:200], "\n", REPLACEMENT)

@@ -105,7 +105,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
     signers = [
         measured.digest(events.certificate(one.data)).hex()
         for one in found.authorities
-        if one not in levels and len(one.data) != 48  # 48 bytes are a program's own digest: see ``applications``
+        if one not in levels and len(one.data) != 48  # 48 bytes: a program's digest, learned for ``applications``
     ]
     problems["signers"] = "the firmware verified nothing that it booted"
     return {

@@ -48,7 +48,7 @@ class Kind(Enum):
     ORDER = "boot order"
     LOCAL = "a file on a disk of this host"
     NETWORK = "a network"
-    OTHER = "a place that its form does not show"
+    OTHER = "a place that the entry's form does not show"
 
 
 class Entry(NamedTuple):
@@ -152,7 +152,7 @@ def _networked(node: _Node) -> bool:
 
 
 def _local(path: list[_Node]) -> bool:
-    """Return whether a path leads to a file on a partition of a disk, by nodes of the specification alone."""
+    """Return whether a path leads to a file on a disk's partition, by nodes that the specification defines."""
     kinds = [(node.kind, node.sub) for node in path]
     if (_MEDIA, _DISK) not in kinds:
         return False

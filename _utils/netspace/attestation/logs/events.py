@@ -65,7 +65,7 @@ TYPES = {
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 _IMAGES = frozenset(range(0x80000003, 0x80000006))
-# Events whose digest covers the whole data, so that a difference shows false data.
+# Events whose digest is over their whole data. If digest and data differ, the data is false.
 _OF_DATA = frozenset(
     (SEPARATOR, ACTION, CRTM_VERSION, EFI_ACTION, VARIABLE_DRIVER_CONFIG, VARIABLE_AUTHORITY, 0x80000006)
 )

@@ -41,7 +41,7 @@ class Applicant(NamedTuple):
     def do(self, master: str, function: str, value: Any) -> dict[str, Any]:
         """Execute a call of the master's service, and return the answer.
 
-        :raises NetspaceError: when the call isn't one of an admission, or the TPM can't be used.
+        :raises NetspaceError: when the call is not part of an admission, or the TPM can't be used.
         """
         if not _FINGERPRINT.fullmatch(master):
             raise NetspaceError(f"{master!r:.80} isn't the fingerprint of a master's key")

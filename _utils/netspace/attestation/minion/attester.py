@@ -42,7 +42,7 @@ _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
 log = logging.getLogger(__name__)
 
-# Certifies the ledger of runs by a loaded attestation key; None if that fails.
+# Has the TPM certify the ledger of runs with a loaded attestation key; returns None if that fails.
 Certify: TypeAlias = "Callable[[Device, Any, Context], LedgerProof | None]"
 
 

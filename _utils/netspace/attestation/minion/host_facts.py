@@ -127,7 +127,7 @@ def _secure_boot(root: Path) -> dict[str, Any]:
             return {"enabled": None, "reason": "the firmware's variables can't be read (efivarfs is not mounted)"}
         return {"enabled": False, "reason": "the firmware has no Secure Boot"}
     if len(raw) != 5 or raw[4] > 1:
-        return {"enabled": None, "reason": "the firmware's variable SecureBoot is not a yes or no"}
+        return {"enabled": None, "reason": "the firmware's variable SecureBoot is neither 0 nor 1"}
     return {"enabled": raw[4] == 1}
 
 
@@ -184,7 +184,7 @@ def _hypervisor(root: Path) -> str:
     """
     kind = _text(root / "sys/hypervisor/type") or ""
     if kind != "xen":
-        # "": the kernel names none, which doesn't mean that there is none.
+        # Empty: the kernel names no hypervisor. There may be one nevertheless.
         return kind if re.fullmatch(r"[a-z0-9_-]{1,20}", kind) else ""
     first = _text(root / "sys/hypervisor/start_flags/initdomain") == "1"
     return "xen dom0" if first or "control_d" in (_text(root / "proc/xen/capabilities") or "").split() else "xen guest"

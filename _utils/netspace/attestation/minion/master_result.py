@@ -164,7 +164,7 @@ def _challenge(
     data: Any,
 ) -> tuple[str, bytes, list[int], int | None, str | None, bytes, Mapping[str, Any] | None]:
     names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
-    # The period is absent for a host whose enrolment is older than keys for each period.
+    # A host that was enrolled before attestation keys had periods has no period.
     if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee", "ledger"} != names:
         raise Malformed(
             "challenge: expected session, nonce, pcrs, ima_from, bootlog; possible are also period, salt, tee, ledger"

@@ -27,10 +27,11 @@ _AUTH = 32
 
 
 def set_up(layout: Layout, tpm: str | None) -> None:
-    """Set up the ledger, and begin it.
+    """Set up the ledger of runs, and write its first line.
 
-    With a TPM, its NV index is defined. An index that is there is deleted, since nobody knows its authorization value
-    any more. The setting is written last: after a run that is killed before, the next one defines the index again.
+    With a TPM, define the NV index that proves the ledger. An existing index is deleted, because its authorization
+    value isn't known any more. The ledger's setting is saved last. So if this process is killed earlier, the next call
+    defines the index again.
 
     :raises NetspaceError: when the TPM can't define the index.
     """
@@ -61,7 +62,7 @@ def remove(layout: Layout) -> None:
 def shown(layout: Layout) -> dict[str, Any]:
     """Return the ledger's content for an operator; empty if the host keeps none.
 
-    :raises StateError: when it is damaged.
+    :raises StateError: when the ledger is damaged.
     """
     if not setting.enabled(layout):
         return {}
@@ -83,7 +84,7 @@ def _present(layout: Layout) -> Setting | None:
 
 
 def lines(layout: Layout, asked: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return the lines that a verifier lacks, and the number of the first one.
+    """Return the number of the first line that a verifier lacks, and all lines from there on.
 
     :param asked: the boot and the number of lines that the verifier has judged.
     """
@@ -91,7 +92,7 @@ def lines(layout: Layout, asked: Mapping[str, Any]) -> tuple[int, bytes]:
     try:
         every = entries.split(raw)
     except entries.Unreadable:
-        return 0, raw[: entries.MOST_BYTES]  # the verifier tells what is wrong
+        return 0, raw[: entries.MOST_BYTES]  # the verifier reports the error
     first = asked["first"] if every[:1] == [entries.boot(asked["boot"])] and len(every) >= asked["first"] else 0
     return first, b"".join(every[first:])
 
@@ -99,8 +100,8 @@ def lines(layout: Layout, asked: Mapping[str, Any]) -> tuple[int, bytes]:
 def certify(layout: Layout, asked: Mapping[str, Any]) -> attester.Certify | None:
     """Return a function that certifies the ledger; None if this host keeps none for its TPM.
 
-    The certificate is made first, so the lines have everything that it covers. What is wrong with the index or the
-    lines is for the verifier to tell: evidence without them has a lower level.
+    The function makes the certificate first and then reads the lines, so the lines include everything that the
+    certificate covers. Errors in the index or the lines are not raised: the verifier finds them and lowers the level.
     """
     there = _completed(layout)
     if there is None or there.tpm is None:
@@ -119,7 +120,7 @@ def certify(layout: Layout, asked: Mapping[str, Any]) -> attester.Certify | None
 
 
 def unproved(layout: Layout, asked: Mapping[str, Any]) -> LedgerProof | None:
-    """Return the lines of a host without a TPM; None if this host keeps no ledger."""
+    """Return the ledger's lines without a TPM's certificate; None if this host keeps no ledger."""
     return None if _completed(layout) is None else LedgerProof(*lines(layout, asked))
 
 

@@ -1,8 +1,8 @@
-"""The host's key for secrets: public, for those who encrypt to this host; and in use, to open ciphertexts.
+"""The host's key for secrets: others encrypt secrets to its public part, and the host opens them with the private part.
 
-A host with a TPM uses the TPM: its endorsement key and an anchor. A copy of its disk in another machine opens nothing.
-A host without a TPM uses an X25519 key in a file that only root can read. Whoever has a copy of the disk can read it,
-so no secret that demands ``L2`` or more is encrypted to such a key.
+A host with a TPM uses two keys of the TPM: its endorsement key and an anchor. So a copy of the disk in another machine
+can't open secrets. A host without a TPM uses an X25519 key in a file that only root can read. Anybody who has a copy of
+the disk can read this file, so a secret that demands ``L2`` or more is never encrypted to such a key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from netspace.errors import MissingError, StateError
 from netspace.layout import Layout
 
 LEAST_OF_TPM = "L2"
-"""The lowest level of which a secret has to be encrypted to a TPM."""
+"""A secret that demands this trust level or a higher one must be encrypted to a TPM."""
 
 
 def recipient(layout: Layout, chosen: Mapping[str, Any]) -> Recipient:
@@ -51,9 +51,10 @@ def recipient(layout: Layout, chosen: Mapping[str, Any]) -> Recipient:
 def open_all(
     layout: Layout, chosen: Mapping[str, Any], wanted: Mapping[Place, str]
 ) -> tuple[dict[Place, bytes], dict[Place, str]]:
-    """Open ciphertexts; return the secrets, and the errors of those that this host can't open, both by place.
+    """Open ciphertexts. Return the secrets, and an error for each ciphertext that can't be opened, both by place.
 
-    :param wanted: the ciphertexts, which may be untrusted.
+    :param chosen: as for :func:`recipient`.
+    :param wanted: the ciphertexts, which need not be trusted, by the place that each is for.
     """
     found: dict[Place, bytes] = {}
     errors: dict[Place, str] = {}
@@ -63,7 +64,7 @@ def open_all(
         try:
             sealed = sealed_value.read(text)
             if sealed.kind == "software" and int(place.minimum[1:]) >= int(LEAST_OF_TPM[1:]):
-                raise SealedError(f"it demands {place.minimum}, and is encrypted to a key in a file")
+                raise SealedError(f"it demands {place.minimum}, but is encrypted to a software key")
             if sealed.kind == "tpm":
                 to_tpm[place] = sealed
                 continue
@@ -73,7 +74,7 @@ def open_all(
         except (SealedError, StateError, ValueError) as err:
             errors[place] = str(err)
     if to_tpm and chosen.get("tpm") is None:
-        errors.update(dict.fromkeys(to_tpm, "it is encrypted to a TPM, and this host was appraised without one"))
+        errors.update(dict.fromkeys(to_tpm, "it is encrypted to a TPM, but this host was appraised without a TPM"))
     elif to_tpm:
         _by_tpm(layout, str(chosen["tpm"]), to_tpm, found, errors)
     return found, errors
@@ -98,15 +99,15 @@ def _by_tpm(
 
     try:
         tpm.run(tcti, activate, lock=self_appraisal.lock_path(layout))
-    except (tpm.DeviceError, MissingError) as err:  # what was encrypted to a key in a file was opened
+    except (tpm.DeviceError, MissingError) as err:  # secrets for the software key are open already
         for place in wanted.keys() - found.keys() - errors.keys():
             errors[place] = str(err)
 
 
 def _private(layout: Layout) -> bytes:
-    """Return the software key; make one if there is none, or one of another machine.
+    """Return the software key. Make a new key if there is none, or if the key belongs to another machine.
 
-    :raises StateError: the file is damaged.
+    :raises StateError: when the file is damaged.
     """
     path = layout.records("attestation") / "secret-key.json"
     record, host = files.read_json(path), software_key.host_id(layout)

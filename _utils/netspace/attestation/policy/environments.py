@@ -1,6 +1,7 @@
-"""Section ``environments`` of a policy: what hosts may run, by their ledgers of runs. Pure.
+"""Section ``environments`` of a policy: images, configurations and declarations that hosts may run. Pure.
 
-With the section, a host has to keep a ledger (``attestation:ledger``), even if the section is empty::
+The verifier compares the section with the host's ledger of runs. If a policy has this section, even an empty one, each
+host must keep a ledger (``attestation:ledger``)::
 
     environments:
       images: [<sha256>, ...]           # images that may run now
@@ -22,7 +23,7 @@ from netspace.ledger.entries import Run, State
 
 @dataclass(frozen=True)
 class Environments:
-    """Digests that are allowed; None: any."""
+    """The allowed digests of each kind; None: any digest is allowed."""
 
     images: frozenset[bytes] | None = None
     configurations: frozenset[bytes] | None = None
@@ -46,8 +47,9 @@ class Environments:
         if state.full:
             raise LedgerFull("the host's ledger of runs is full")
         if self.declarations is not None and bytes.fromhex(state.declared) not in self.declarations:
-            told = state.declared or "none that was recorded"
-            raise LedgerDeclaration(f"the host's declaration is {told}, which is not in the policy")
+            if not state.declared:
+                raise LedgerDeclaration("the host's ledger has no declaration; the policy allows only listed ones")
+            raise LedgerDeclaration(f"the host's declaration is {state.declared}, which is not in the policy")
         for name in sorted(state.running):
             refusal = self.refusal(name, state.running[name])
             if refusal is not None:

@@ -36,7 +36,7 @@ def pci(device: Path) -> str | None:
 
 
 def network(root: Path, firmware: Callable[[str], str | None]) -> list[dict[str, Any]]:
-    """Return the network cards: ``name``, ``driver``, ``pci`` and ``firmware``. Virtual interfaces are no cards.
+    """Return the network cards: ``name``, ``driver``, ``pci`` and ``firmware``. Virtual interfaces are left out.
 
     :param firmware: returns the firmware's version of an interface, such as :func:`ethtool`.
     """
@@ -112,8 +112,9 @@ def thunderbolt(root: Path) -> dict[str, Any]:
 def usb(root: Path) -> dict[str, Any]:
     """Return the number of USB controllers, and whether a new device has to be authorized on each of them.
 
-    A controller's ``authorized_default`` is 0 (no device), 1 (each), 2 (those within the case)
-    (Documentation/usb/authorization.rst). ``usbguard`` is whether rules of usbguard are configured.
+    ``closed`` is true if no controller accepts a new device by itself: the kernel's ``authorized_default`` is 0 for
+    each (1: it accepts any device, 2: devices within the case; Documentation/usb/authorization.rst). ``usbguard`` is
+    true if usbguard is configured.
     """
     bus = root / "sys/bus/usb/devices"
     defaults = [number(bus / name / "authorized_default") for name in names(bus) if re.fullmatch(r"usb\d+", name)]
@@ -125,7 +126,7 @@ def usb(root: Path) -> dict[str, Any]:
 
 
 def ethtool(name: str) -> str | None:
-    """Return the version of a network card's firmware; None if its driver tells none."""
+    """Return the version of a network card's firmware; None if the driver reports none."""
     import ctypes
     import fcntl
     import socket

@@ -1,4 +1,4 @@
-"""Grain ``netspace_tcb``: the base below this host's kernel, read from the kernel's files. No process is started.
+"""Grain ``netspace_tcb``: firmware and hardware below this host's kernel, read from files. No process is started.
 
 The facts are the host's claims about itself. They serve only for display and targeting, and never raise a trust level.
 """
@@ -71,7 +71,7 @@ def _tables(root: Path) -> tuple[smbios.Tables | None, str | None]:
 
 
 def _microcode(root: Path) -> str | None:
-    """Return the lowest revision of all processors, as text: YAML would make a number of it."""
+    """Return the lowest microcode revision of all processors. It is text, because YAML would turn it into a number."""
     folder = root / "sys/devices/system/cpu"
     told = [
         found
@@ -84,7 +84,7 @@ def _microcode(root: Path) -> str | None:
 
 
 def _firmware(root: Path, tables: smbios.Tables | None) -> dict[str, str | None]:
-    """Return the firmware's vendor, version, date and release. Other users than root see files without the tables."""
+    """Return the firmware's vendor, version, date and release: from the SMBIOS tables, or without them from sysfs."""
     if tables is not None and tables.firmware is not None:
         return tables.firmware._asdict()
     folder = root / "sys/class/dmi/id"
@@ -124,7 +124,8 @@ def _lockdown(root: Path) -> str | None:
 def _security_id(root: Path) -> str | None:
     """Return the Host Security ID that fwupd recorded last; None without fwupd.
 
-    Asking fwupd would start it. It keeps its results in a database (table ``hsi_history`` in src/fu-history.c).
+    This function doesn't call fwupd, because a call would start it. It reads fwupd's database (table ``hsi_history`` in
+    src/fu-history.c).
     """
     path = root / "var/lib/fwupd/pending.db"
     if not there(path):

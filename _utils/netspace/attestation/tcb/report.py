@@ -1,4 +1,4 @@
-"""Table of a host's base below its kernel: what the boot log proves, what the host tells, and the policy's terms.
+"""Table of a host's trusted computing base below its kernel: measured parts, the host's claims, the policy's terms.
 
 A measured row comes from a boot log that leads to the quoted PCRs, and only digests with a known meaning count (as in
 ``verifier.tcb_rules``). A told row comes from the grain ``netspace_tcb``, which the host sent and which isn't trusted:
@@ -22,7 +22,7 @@ from netspace.text import printable
 TOLD = "told by the host"
 MAX_VALUE = 200
 MAX_ROWS = 16
-# What of the base is measured. PCRs 1 and 7 need PCR 0 and the firmware in it to be known: docs/what-you-trust.md.
+# PCRs with measurements for this table. PCRs 1 and 7 count only if PCR 0 shows a known firmware: what-you-trust.md.
 _MEASURED = (0, 1, 7)
 
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def rows(told: object, evidence: Evidence | None, terms: Tcb | None) -> list[Row]:
-    """Return the rows of one host: first what is measured, then what the host tells.
+    """Return the rows of one host: first the measured parts, then the parts that only the host claims.
 
     :param told: the host's grain ``netspace_tcb``, untrusted; None if there is none.
     :param evidence: the host's last genuine evidence.

@@ -89,7 +89,7 @@ def version(entry_point: bytes) -> tuple[int, int]:
 
 
 def read(table: bytes) -> Tables:
-    """Return what the tables say of firmware and management controllers.
+    """Return the firmware and the management controllers in the tables.
 
     :raises Malformed: when a structure is not whole, or when there is no end.
     """

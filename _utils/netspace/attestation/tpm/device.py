@@ -15,7 +15,6 @@ This module makes no trust decision; the verifier checks the module's output.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from netspace import files
 from netspace.attestation.endorsement import der
 from netspace.attestation.tpm.tcti import device_path
 from netspace.errors import MissingError, NetspaceError
@@ -92,7 +92,12 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
         raise DeviceError(f"tpm {tcti}: {path} does not exist")
     _library()
     deadline = time.monotonic() + timeout
-    held = _hold(lock, deadline)
+
+    def busy() -> DeviceError | None:
+        late = time.monotonic() >= deadline
+        return DeviceError(f"the TPM is in use by another process (it holds {lock})") if late else None
+
+    held = files.held(lock, busy)
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -118,20 +123,6 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
     if not done:
         raise DeviceError(f"tpm {tcti}: no answer within {timeout:g} s")
     return done[0]
-
-
-def _hold(lock: Path, deadline: float) -> int:
-    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise DeviceError(f"the TPM is in use by another process (it holds {lock})") from None
-            time.sleep(0.02)
 
 
 def _library() -> Any:
@@ -309,7 +300,7 @@ class Device:
             yield loaded
 
     def activated(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """Open one of several credentials like :meth:`activate`; an error of this one doesn't end the others.
+        """Open a credential as :meth:`activate` does, but raise an error that doesn't keep others from being opened.
 
         :raises DeviceError: when the credential is not for these two keys.
         """

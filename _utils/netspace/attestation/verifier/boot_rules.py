@@ -71,7 +71,7 @@ from netspace.attestation.verifier.extensions import Extension
 from netspace.attestation.verifier.references import References
 
 _UNTOUCHED = bytes(32)
-# PCRs with logged text come first: a command line that is known by its text is known by its digest in later PCRs.
+# PCRs whose log has a command line's text come first. Then the line's digest is recognised in the later PCRs.
 _ORDER = (8, 12, 9, 11, 13)
 
 
@@ -215,7 +215,7 @@ def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozen
             continue
         if pcr in policy.judged:
             _judge_loaded(pcr, extended[pcr], policy, found)
-        elif policy.command_lines is not None:  # known by its value, so only the line in it matters
+        elif policy.command_lines is not None:  # the PCR is known by its value, so only its line matters
             told = [line for one in extended[pcr] if (line := _line(pcr, one, policy)) is not None]
             found.lines += told
             if told or any(one.digest in policy.lines[pcr] for one in extended[pcr]):

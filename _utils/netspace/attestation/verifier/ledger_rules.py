@@ -4,9 +4,9 @@ The checks, in the only allowed order:
 
 1. The TPM's certificate is genuine as a quote is: type, signature by the attestation key, qualifying data, hierarchy.
 2. It is of the ledger's NV index (its name covers number, type and attributes), and of the same boot as the quote.
-3. The lines begin at the beginning, or where the verifier stopped in the same boot.
+3. The first line sent is the ledger's first line, or the one after the last line that was judged in the same boot.
 4. Each line is well-formed, and the lines contain all that the verifier has judged before in the same boot.
-5. Some prefix of the lines leads to the certified value. Later lines wait for the next time.
+5. Some prefix of the lines leads to the certified value. Later lines are left for the next appraisal.
 6. The first line names the boot of the evidence.
 
 For a software key there is no certificate: the key has signed the lines, so all of them count.
@@ -37,10 +37,11 @@ from netspace.ledger.entries import State
 
 @dataclass(frozen=True)
 class Judged:
-    """The part of a host's ledger that was judged. The caller keeps it for the next time.
+    """The judged part of a host's ledger. The caller keeps it for the next appraisal.
 
-    :param epoch: the period in which the ledger can only grow: from one reset of the TPM to the next, or a boot.
-    :param whole: whether *state* has the runs; else the lines have to begin at the beginning again.
+    :param epoch: name of the period in which the ledger can only grow: the time between two resets of the TPM; without
+        a TPM, a boot.
+    :param whole: whether *state* has the runs that have not ended; if not, the host must send all lines again.
     """
 
     epoch: str
@@ -53,7 +54,7 @@ def judged(proof: LedgerProof, signer: tuple[Public, Clock] | None, context: Con
 
     :param signer: the attestation key, and the clock of its quote; None: a software key, whose signature over the lines
         was verified.
-    :param before: what was judged of this host before.
+    :param before: the part of this host's ledger that was judged before; None: nothing was judged.
     :raises Refused: for the first check that fails.
     """
     boot = context.binding.decode(errors="replace")
@@ -67,7 +68,7 @@ def judged(proof: LedgerProof, signer: tuple[Public, Clock] | None, context: Con
     start = State()
     if proof.first:
         if known is None or same is None or not known.whole or proof.first != same.count:
-            raise LedgerMalformed(f"the lines begin at line {proof.first}, where nothing was judged")
+            raise LedgerMalformed(f"the ledger's lines begin at line {proof.first}, which isn't the next line to judge")
         start = same
     try:
         state = _replayed(proof.lines, start, value, same)
@@ -81,7 +82,7 @@ def judged(proof: LedgerProof, signer: tuple[Public, Clock] | None, context: Con
 
 
 def _replayed(lines: bytes, start: State, value: bytes | None, known: State | None) -> State:
-    """Return the state after the lines that lead to *value*; after all lines if it is None.
+    """Return the state after the lines that lead to *value*; if *value* is None, after all lines.
 
     :param known: the state that was judged before in this boot.
     """
@@ -110,9 +111,9 @@ def certified(proof: LedgerProof, key: Public, clock: Clock, context: Context) -
     if not hmac.compare_digest(found.signer, key.qualified_name):
         raise WrongHierarchy("ledger: the attestation key is no primary key of the TPM's endorsement hierarchy")
     if not hmac.compare_digest(found.name, nv_public.name()):
-        raise LedgerIndex("the TPM's certificate is of another NV index, or of one that can be written in another way")
+        raise LedgerIndex("the TPM's certificate is of another NV index, or of one with other attributes")
     if found.offset or len(found.content) != nv_public.SIZE:
-        raise LedgerIndex("the TPM's certificate has only a part of the NV index")
+        raise LedgerIndex("the TPM's certificate covers only a part of the NV index")
     if (found.clock.reset_count, found.clock.restart_count) != (clock.reset_count, clock.restart_count):
         raise LedgerBoot("the TPM's certificate of the NV index is from another boot than the quote")
     return found.content

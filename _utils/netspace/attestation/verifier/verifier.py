@@ -220,7 +220,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
         raise WrongQualifyingData("signed for another nonce, session, host or verifier")
     return Verified(
         1,
-        "a software key signs for this host, no TPM",
+        "a software key signs for this host, not a TPM",
         "name the host's TPM in attestation:tpm",
         hashlib.sha256(key).hexdigest(),
         None,

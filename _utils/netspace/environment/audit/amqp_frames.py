@@ -36,17 +36,30 @@ def card() -> dict[str, Any]:
 
 
 def plain(timeout: float = PATIENCE) -> socket.socket:
-    """Connect to the forwarder's port, and say nothing."""
+    """Connect to the forwarder's port, and send nothing."""
     account = card()["broker"]
     return socket.create_connection((account["host"], account["port"]), timeout)
 
 
 def secured() -> ssl.SSLSocket:
     """Connect by TLS, with the environment's own certificate."""
+    return _context().wrap_socket(plain(), server_hostname=card()["broker"]["tls"]["server_name"])
+
+
+def greeting() -> bytes:
+    """Return the first message of a TLS handshake."""
+    sent = ssl.MemoryBIO()
+    one = _context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=card()["broker"]["tls"]["server_name"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        one.do_handshake()
+    return sent.read()
+
+
+def _context() -> ssl.SSLContext:
     told = card()["broker"]["tls"]
     context = ssl.create_default_context(cafile=told["ca_file"])
     context.load_cert_chain(told["certificate_file"], told["key_file"])
-    return context.wrap_socket(plain(), server_hostname=told["server_name"])
+    return context
 
 
 def short(text: str) -> bytes:
@@ -131,7 +144,7 @@ class _Stream:
 
 
 class Connection(_Stream):
-    """A logged-in connection with one open channel, by AMQP 0-9-1."""
+    """A logged-in connection by AMQP 0-9-1, with one open channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +197,7 @@ class Connection(_Stream):
 
 
 def _texts(flags: int, raw: bytes) -> dict[int, str]:
-    """Return the short strings of a header, by bit. Only headers that :func:`header` made are understood."""
+    """Return the short strings of a header, by flag bit. Only headers that :func:`header` made are understood."""
     found = {}
     for bit in (_CORRELATION, _REPLY_TO, _MESSAGE):
         if flags & 1 << bit:

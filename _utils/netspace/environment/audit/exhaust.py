@@ -111,7 +111,12 @@ class Program:
         return taken, ended
 
     def _child(self, wanted: Pool, most: int, deadline: float, aim: tuple[str, ...]) -> tuple[int, str]:
-        """Take units in one more child process; return their number, and the reason why no more were taken."""
+        """Take units in one more child process; return their number, and the reason why no more were taken.
+
+        :param most: the number of units to take at most.
+        :param deadline: the monotonic time at which to stop.
+        :param aim: addresses to which packets are sent.
+        """
         count = mmap.mmap(-1, 8)  # in shared memory, the count outlives a killed process
         reader, writer = os.pipe()
         try:
@@ -166,7 +171,11 @@ def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
 
 
 def _hold(taker: Taker, place: Place, most: int, deadline: float, count: mmap.mmap, writer: int) -> None:
-    """Take units until the kernel refuses one, report the reason, hold the units until the release, and exit."""
+    """Take units until the kernel refuses one, report the reason, hold the units until the release, and exit.
+
+    :param count: shared memory for the number of taken units.
+    :param writer: the pipe for the reason.
+    """
     # If memory runs out, let the kernel kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("1000")

@@ -39,8 +39,8 @@ PROCESSES = 4
 HELD = 200  # connections that one process keeps, at most
 REST = 0.02  # seconds until a process tries again after it was refused
 BODY = 100_000
-CONSUMERS = 200  # of a channel, at a time
-BRIEF = 40  # consumers of a channel, one after the other, until it closes
+CONSUMERS = 200  # consumers of one channel at the same time
+BRIEF = 40  # consumers that a channel has one after the other before it is closed
 TELL = 0.5  # seconds between two lines
 MOST = 600.0  # seconds: so that an audit that was killed doesn't leave this for ever
 LINE = b"x" * 999 + b"\n"
@@ -83,7 +83,7 @@ def ask(times: str) -> None:
     print(json.dumps(taken[len(taken) // 10 :]), flush=True)
 
 
-# -- ways: each yields how often it did something, again and again -------------------------------
+# -- attacks: each is a generator, and yields how often it has succeeded since its last yield ------
 def connections() -> Iterator[int]:
     kept: list[socket.socket] = []
     try:
@@ -102,6 +102,28 @@ def handshakes() -> Iterator[int]:
         with amqp.secured() as stream:
             stream.sendall(os.urandom(4096))
         yield 1
+
+
+def halves() -> Iterator[int]:
+    """Handshakes of TLS that the program begins, but doesn't finish when the broker has answered."""
+    kept: list[socket.socket] = []
+    try:
+        while True:
+            kept.append(amqp.plain(2.0))
+            kept[-1].sendall(amqp.greeting())
+            if len(kept) > HELD:
+                kept.pop(0).close()
+            yield 1
+    finally:
+        for one in kept:
+            one.close()
+
+
+def reconnects() -> Iterator[int]:
+    """Log-ins, each on a new connection, which then ends."""
+    while True:
+        with amqp.Connection():
+            yield 1
 
 
 def messages() -> Iterator[int]:
@@ -158,7 +180,7 @@ def channels() -> Iterator[int]:
 
 
 def brief() -> Iterator[int]:
-    """Channels that work, and end before anybody looks at them."""
+    """Use channels and close them at once, before the broker can measure their use; yield how many."""
     mailbox = amqp.card()["mailbox"]
     with amqp.Connection() as connection:
         numbers = range(2, min(connection.channels, 8) + 1)
@@ -175,7 +197,7 @@ def brief() -> Iterator[int]:
 
 
 def strangers() -> Iterator[int]:
-    """Frames on a connection that never logs in, and so has no account."""
+    """Send empty frames on a connection that never logs in, and so has no account; yield how many."""
     with amqp.secured() as stream:
         stream.sendall(b"AMQP\0\0\x09\x01")
         many = amqp.frame(amqp.HEARTBEAT, 0, b"") * 1000
@@ -232,6 +254,16 @@ def frames() -> Iterator[int]:
             yield 1000
 
 
+def records() -> Iterator[int]:
+    """Bytes, each in a record of TLS of its own."""
+    with amqp.Connection() as connection:
+        beat = amqp.frame(amqp.HEARTBEAT, 0, b"")
+        while True:
+            for number in range(len(beat)):
+                connection.send(beat[number : number + 1])
+            yield len(beat)
+
+
 def lines() -> Iterator[int]:
     while True:
         os.write(1, LINE * 4)
@@ -241,8 +273,8 @@ def lines() -> Iterator[int]:
 WAYS: dict[str, Callable[[], Iterator[int]]] = {
     way.__name__: way
     for way in (
-        *(connections, handshakes, strangers, messages, small, transactions, unfinished, channels, brief, consumers),
-        *(bindings, questions, sessions, frames, lines),
+        *(connections, handshakes, halves, reconnects, strangers, messages, small, transactions, unfinished),
+        *(channels, brief, consumers, bindings, questions, sessions, frames, records, lines),
     )
 }
 

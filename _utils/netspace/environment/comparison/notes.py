@@ -69,7 +69,7 @@ def oversubscribed(desired: Mapping[str, DesiredEnvironment], observed: Observed
     if promised <= observed.budget:
         return []
     has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"
-    return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): a full disk fails them all"]
+    return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): if it is full, all fail"]
 
 
 def unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:

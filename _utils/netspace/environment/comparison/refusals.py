@@ -15,7 +15,7 @@ from netspace.spec import checks
 def impossible_order(
     desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
 ) -> dict[str, str]:
-    """Return an error, by name, for each environment whose ``after`` names a missing environment or makes a circle.
+    """Return an error, by name, for each environment whose ``after`` names a missing environment or makes a cycle.
 
     Validation finds such errors within one declaration. This function also considers environments that were declared
     separately.

@@ -42,10 +42,10 @@ def compare(
     build = bool({"image", "kernel"} & changes.keys()) or unikernel.source(record.spec, record.runtime) != want.image
     if not build and source.identity and source.identity != record.image.identity:
         build = True
-        changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"what {want.image} is now"}
+        changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"the present {want.image}"}
     old, new = (profile.digest if profile else "" for profile in (record.profile, want.profile))
     if old != new and "seccomp" not in changes:
-        changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, what {want.spec.seccomp} is now"}
+        changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, as {want.spec.seccomp} has now"}
     changes.update(runtime_changes(record.runtime, want.runtime))
     tuned = {key for key in changes if in_place(key, record.spec, want.spec, grows)}
     fixed = [key for key in changes if key.partition(":")[0] not in LIVE and key not in tuned]

@@ -56,9 +56,9 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def told(self) -> str:
-        """Return why this host has AppArmor but confines no environment.
+        """Return why environments get no profile although this host has AppArmor.
 
-        Empty if AppArmor confines environments, or if the host has no AppArmor.
+        Empty if environments get a profile, or if the host has no AppArmor.
         """
         return (self.problem or self.failed) if self.enabled else ""
 

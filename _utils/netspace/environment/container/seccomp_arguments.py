@@ -22,9 +22,9 @@ class Narrow(NamedTuple):
     :param passes: ranges of values that pass (first, last).
     :param bits: used if *passes* is empty: a value passes if it has none of these bits.
     :param asks: index of a pointer argument. If this pointer is null, the call changes nothing, and passes.
-    :param told: which refused calls report success, because some programs would exit at an error. An index: calls whose
-        pointer argument at this index, for the result, is null. -1: all calls (the call stores no result). None: no
-        call.
+    :param told: selects the refused calls that report success, since some programs would exit at an error. An index:
+        the calls whose pointer argument at this index, the place for the result, is null. -1: all calls, as the call
+        stores no result. None: no call.
     """
 
     why: str

@@ -63,10 +63,10 @@ class Watched:
 
 
 class Places:
-    """Queue of probes. PROBES of them run at once; the next starts when one has ended or has run for LONG seconds.
+    """Slots for probes: PROBES probes run at once, and others wait in a queue.
 
-    So a check that never answers delays other environments' checks only by LONG seconds, even if its own ``timeout`` is
-    longer.
+    The next probe starts when one has ended, or has run for LONG seconds. So a check that never answers delays other
+    environments' checks only by LONG seconds, even if its own ``timeout`` is longer.
 
     :param submit: starts a probe in a thread of its own; at most THREADS run at once.
     """
@@ -78,12 +78,12 @@ class Places:
         self._running: dict[Callable[[], None], Timer] = {}
 
     def ask(self, probe: Callable[[], None]) -> None:
-        """Start a probe now, or as soon as a place is free."""
+        """Start a probe now, or as soon as a slot is free."""
         self._waiting.append(probe)
         self._fill()
 
     def free(self, probe: Callable[[], None]) -> None:
-        """Free the place of a probe, if it still has one."""
+        """Free the slot of a probe, if it still has one."""
         timer = self._running.pop(probe, None)
         if timer is not None:
             timer.cancel()

@@ -153,7 +153,7 @@ class Images:
             if note.identity == seen.identity:
                 return _other(note.digest, want)
             old = f"sha256:{note.digest}"
-        changes = {"digest": {"old": old, "new": f"what {want.source} is now"}}
+        changes = {"digest": {"old": old, "new": f"the present {want.source}"}}
         return Step(KIND, name, "build", changes, data=want)
 
     def apply(self, steps: Sequence[Step]) -> Sequence[Outcome]:

@@ -39,7 +39,7 @@ _VALUE = struct.Struct("=QQQ")
 KEY, VALUE = _KEY.size, _VALUE.size
 _REST = 2**32 - 1
 REST = _KEY.pack(_REST, 0, *[0] * 6, b"")
-"""The key of what a full map couldn't take."""
+"""The key under which a full map counts all further refusals."""
 NOTHING = _VALUE.pack(0, 0, 0)
 
 # Helpers: bpf-helpers(7), numbered as in linux/bpf.h.

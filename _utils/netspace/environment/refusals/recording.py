@@ -200,10 +200,12 @@ def _built_in() -> list[Mapping[str, Any]]:
 
 
 def _led(layout: Layout, there: Collection[str], name: str, record: Record) -> bool:
-    """Return whether an environment is recorded completely.
+    """Return whether an environment's refusals are recorded completely.
 
     The program must be attached, the environment's user ids must lead to its maps, and the arguments that its profile
     compares must be recorded.
+
+    :param there: the names of the pinned maps.
     """
     if _mark() not in there or any(kept(layout, which, name, record).name not in there for which in MAPS):
         return False

@@ -55,7 +55,6 @@ import importlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +106,7 @@ class Guest(msgspec.Struct, frozen=True):
     mac: str
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A runtime and its settings.
 
     :param settings: the runtime's settings, in plain values (as in the pillar).
@@ -116,8 +114,13 @@ class Runtime:
     """
 
     name: str = DEFAULT
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    error: str = field(default="", compare=False)
+    settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    error: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Runtime) and (self.name, self.settings) == (other.name, other.settings)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @functools.cached_property
     def module(self) -> Any:

@@ -128,7 +128,10 @@ def bind(source: Path, target: Path, flags: int) -> None:
 
 
 def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
-    """Mount *source* also at *target*, with its ids mapped as in the user namespace *ids*."""
+    """Mount *source* also at *target*, with its ids mapped as in a user namespace.
+
+    :param user_namespace_fd: descriptor of the user namespace.
+    """
     libc = _libc()
     tree = _check(
         libc.syscall(

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import itertools
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def remove(folder: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        prefix = f".netspace-{secrets.token_hex(8)}-"
+        prefix = f".netspace-{os.urandom(8).hex()}-"
         moved = 0
         while names := _folders(top):
             for name in names:

@@ -62,7 +62,7 @@ class HostPlan(msgspec.Struct, frozen=True):
 
 
 class Places(NamedTuple):
-    """A set of pairs of a thing's name and a host: all combinations of *names* and *hosts*."""
+    """The things *names* on the hosts *hosts*: each of the names on each of the hosts."""
 
     names: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -112,10 +112,10 @@ def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
 
 
 def _lasting(declared: Any) -> Any:
-    """Return a declaration without what the master fills in anew each time: levels of other hosts, and ciphertexts.
+    """Return a declaration without the parts that the master makes for each pillar: hosts' levels, and ciphertexts.
 
-    A level that matters shows in a plan: by a link that is withheld, made or revoked. So does another secret: by the
-    file that changes.
+    Important changes of these parts still appear in a plan: a changed level as a link that is withheld, made or
+    revoked, and a changed secret as a changed file.
     """
     declared = _unsealed(declared)
     attestation = declared.get("attestation") if isinstance(declared, Mapping) else None

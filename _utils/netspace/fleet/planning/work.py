@@ -22,7 +22,7 @@ from netspace.fleet.planning.plans import Change, HostPlan
 from netspace.fleet.planning.records import HostRecord, PlanRecord, Plans
 
 BATCH = 32
-"""The most hosts of one message that has values for each of them."""
+"""The most hosts of one message, if the message has a value of its own for each host."""
 MAX_TOLD = 300
 Heard = Callable[[str, Any], None]
 Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
@@ -223,7 +223,7 @@ class PlannedHosts:
         for host in dict.fromkeys(hosts):
             known = self._record.hosts.get(host)
             if not self._record.generation or known is None or not self._given.active():
-                why = "it isn't in the plan" if known is None else "only with `apply: planned` is the former slice kept"
+                why = "it isn't in the plan" if known is None else "without `apply: planned`, no previous slice is kept"
                 self._note(found, host, Outcome(False, why))
                 continue
             try:
@@ -233,7 +233,7 @@ class PlannedHosts:
                 self._note(found, host, Outcome(False, str(err)))
                 continue
             if self._given.digest_of(known.minion) == NONE:
-                why = "it had no slice before; what was applied goes on: salt-call netspace.teardown removes it"
+                why = "it had no slice before, so its programs go on: salt-call netspace.teardown removes them"
                 self._note(found, host, Outcome(False, why))
             else:
                 asked.append(host)

@@ -21,7 +21,7 @@ from netspace.spec import parse
 MAX_SHOWN = 1000
 """The most hosts and notes that are shown of one kind."""
 PATIENCE = 10.0
-"""Seconds in which the process that runs the rollout should do what was asked of it."""
+"""Seconds to wait until the process that runs the rollout has carried out an operator's request."""
 SHOW = "salt-run netspace_fleet.rollout"
 _LOOK = 0.1
 
@@ -168,7 +168,7 @@ def stop(journal: Journal, edges: MakeEdges, *, take_back: bool = False, patienc
     with journal.lock():
         rollout = journal.read()
         if rollout is not None and rollout.ended is None:
-            journal.ask(asked)  # another process may have answered it, and been killed then
+            journal.ask(asked)  # a killed process may have removed the request
             _go_on(journal, rollout, edges)
     return status(journal)
 

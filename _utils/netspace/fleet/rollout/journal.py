@@ -34,7 +34,7 @@ MAX_RECORDS = 1_000_000
 
 
 class Busy(NetspaceError):
-    """Error that says that another process runs a rollout."""
+    """Error: another process runs a rollout."""
 
 
 class Journal:

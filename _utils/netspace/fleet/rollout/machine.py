@@ -19,9 +19,9 @@ OPERATOR = "the operator stopped it"
 SHOWN = 5
 """The most hosts of a batch that are named."""
 LOOK = 1.0
-"""Seconds between two looks at what an operator asks for, while hosts settle."""
+"""Seconds between two checks for an operator's request, while changed hosts settle."""
 AGAIN = 3.0
-"""Seconds between two looks at hosts that aren't good yet."""
+"""Seconds between two checks of hosts that aren't good yet."""
 
 
 class RolloutHosts(Hosts, Protocol):
@@ -84,7 +84,7 @@ class _Machine:
             self._write(self._stopping(asked == "stop-and-take-back"))
             self._journal.answered()
             return
-        elif asked == "pause" and not rollout.those(Status.SENT, Status.APPLIED):  # else after the batch is judged
+        elif asked == "pause" and not rollout.those(Status.SENT, Status.APPLIED):  # else once the batch is judged
             self._write(records.Paused())
             self._journal.answered()
             self._edges.tell(Event("", "paused"))

@@ -16,7 +16,7 @@ from netspace.fleet.policy import Pace
 from netspace.fleet.rollout.control import Changes
 
 LOOKS, SHORTEST = 3, 10.0
-"""Questions about a host's health until the deadline, and the fewest seconds that it has for an answer to each."""
+"""How often a host is asked for its health until the deadline, and the fewest seconds that it has for each answer."""
 
 Attest = Callable[[Sequence[str]], None]
 """Attests minions; raises ``NetspaceError`` if that isn't possible at all."""
@@ -105,7 +105,7 @@ class RolledOut:
         """Attest the hosts that the master verifies, and let all hosts fetch or build their images."""
         record = self._record()
         asked = [host for host in hosts if _section(self._declaration, record, host)]
-        found = {host: Outcome(True) for host in hosts if host not in asked}  # it only loses its slice
+        found = {host: Outcome(True) for host in hosts if host not in asked}  # such a host only loses its slice
         if "trust" in self._gate:
             by_master = [
                 record.hosts[host].minion

@@ -88,7 +88,7 @@ class Rollout:
             min(started.pace.max_fail, started.pace.step) < 1
             or not min(started.pace.settle, started.pace.deadline) >= 0
         ):
-            raise Contradiction("its pace has a value below the least possible one")
+            raise Contradiction("a value of its pace is too low")
 
     @property
     def bad(self) -> frozenset[str]:
@@ -189,8 +189,8 @@ class Rollout:
         out = {Status.REFUSED, *BAD} - {Status.SENT, Status.APPLIED}
         if not any(status in out for status in self.hosts.values()):
             return found
-        for host, status in self.hosts.items():  # in the order of batches, which is that of the links
-            if status is Status.WAITING and host not in self._canaries:  # these go first, whatever they wait for
+        for host, status in self.hosts.items():  # the order of batches follows the links
+            if status is Status.WAITING and host not in self._canaries:  # canaries go first in any case
                 for other in self.started.before.get(host, ()):
                     if other in found or self.hosts.get(other) in out:
                         found[host] = other

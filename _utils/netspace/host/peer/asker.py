@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -23,15 +22,14 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unchanged(Exception):
-    """Error: the answer is the one that the asker has already. The peer answers when it changes, or after some time."""
+    """Error: the answer is still the one that the asker has. The peer answers when it changes, or after some time."""
 
 
 class Later(Exception):
     """The answer needs root's rights, so the keeper of children answers (``netspace.host.keeper``)."""
 
 
-@dataclass(frozen=True)
-class Asker:
+class Asker(msgspec.Struct, frozen=True):
     """An environment that sent a request to its host.
 
     :param name: its name. The broker proves it: the request came through an exchange to which only this environment may

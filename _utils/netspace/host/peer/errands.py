@@ -7,7 +7,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import ModuleType
 
 import msgspec
@@ -24,8 +23,7 @@ BUSY = "too many requests about children and delegations wait; try again later"
 ABSENT = "the host's keeper of children doesn't run; try again, and ask first which children or delegations there are"
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(msgspec.Struct, frozen=True):
     """The address to which an answer is sent.
 
     :param exchange: the exchange through which the request came.
@@ -110,7 +108,7 @@ class Errands:
         return way
 
     def done(self, verbs: dict[str, ModuleType]) -> Iterator[tuple[Way, str, bytes, str]]:
-        """Yield the answers that have come: way, asker, body, and the text for the log.
+        """Yield the answers that have come: the address to answer to, the asker, the body, and the text for the log.
 
         If the keeper has ended, the requests that it received are refused. Later requests wait for a new keeper, and
         are refused after :data:`PATIENCE`.

@@ -24,9 +24,10 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+import msgspec
 
 from netspace import folder_watch
 from netspace.errors import NetspaceError
@@ -49,11 +50,11 @@ SAVE = 5.0
 AGAIN = 5.0
 """Seconds until a queue that couldn't be consumed is tried again."""
 LOOK = 1.0
-"""Seconds between two looks whether an answer that somebody waits for has changed."""
+"""Seconds between two checks whether an answer that was held back has changed."""
 KNOCK = 0.1
 """Seconds between two attempts to reach the keeper of children."""
 PATIENCE = 30.0
-"""Seconds until such an answer is given, changed or not."""
+"""Seconds until an answer that was held back is given, changed or not."""
 HELD = 8
 """The most requests of one environment that wait for a change. A further request is answered at once."""
 HELD_ALL = 1024
@@ -62,8 +63,7 @@ KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
 
 
-@dataclass
-class Held:
+class Held(msgspec.Struct):
     """A request whose answer is held back until it changes, but at most until the time *until* (``time.monotonic``).
 
     :param body: the request, encoded again without white space.
@@ -209,7 +209,7 @@ class Peer:
         exchange, _, key = delivery.text("reply_to").partition("/")
         about = delivery.text("correlation_id") or delivery.text("message_id")
         if exchange != sender.reply_exchange or not 0 < len(key.encode()) <= KEY or len(about.encode()) > KEY:
-            # It can't be answered. As a dead letter it would take the room of others' letters, so it is dropped.
+            # It can't be answered, and as a dead letter it would take the room of others. So it is dropped.
             self.uses.note(sender.name, "no address for the answer", now)
             consumer.settle(delivery)
             return

@@ -14,7 +14,7 @@ NAME = host_peer.SERVICE
 KEEPER = host_peer.KEEPER_SERVICE
 LIMITS = {"memory": 256 * 1024 * 1024, "cpus": 0.5, "pids": 8}
 KEEPER_LIMITS = {"memory": 512 * 1024 * 1024, "cpus": 1.0}
-"""The bounds that systemd sets: an environment that asks without end takes no more of the host than that."""
+"""Limits that systemd sets, so that an environment that asks without end takes no more of the host."""
 
 
 def service(layout: Layout, version: str) -> Service:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from netspace import files
 from netspace.errors import MissingError, NetspaceError
 from netspace.netlink import connection
 from netspace.nftables import table as tables
@@ -182,7 +182,7 @@ def _holds(ruleset: Ruleset, name: str, loaded: Mapping[str, Any], generation: i
 
 @functools.cache
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return files.boot_id()
 
 
 def explained(error: OSError) -> NetspaceError:

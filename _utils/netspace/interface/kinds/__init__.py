@@ -51,7 +51,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from netspace.spec.types import Interface
@@ -60,8 +60,9 @@ from netspace.spec.types import Interface
 @functools.cache
 def _found() -> dict[str, tuple[ModuleType, type[Interface]]]:
     found = {}
-    for entry in sorted(pkgutil.iter_modules(__path__), key=lambda entry: entry.name):
-        module = importlib.import_module(f"{__name__}.{entry.name}")
+    # Not by pkgutil, which loads ``inspect``: 10 ms in each process.
+    for kind in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
+        module = importlib.import_module(f"{__name__}.{kind}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__:
                 found[str(value.__struct_config__.tag)] = (module, value)

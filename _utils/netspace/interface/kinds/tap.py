@@ -19,8 +19,9 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
+
+from msgspec.structs import replace
 
 from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, EndpointContext, Endpoints
 from netspace.interface.kinds import veth

@@ -15,7 +15,8 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.link.broker.management import Login
@@ -61,8 +62,7 @@ _SIZES = {
 _LONG = b"SxAF"  # four bytes with the length, then the content
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """An unacknowledged message.
 
     :param tag: the delivery tag.
@@ -71,9 +71,12 @@ class Held:
     """
 
     tag: int
-    body: bytes = field(repr=False)
-    properties: Mapping[str, bytes] = field(repr=False)
-    headers: Mapping[str, bytes] = field(repr=False)
+    body: bytes
+    properties: Mapping[str, bytes]
+    headers: Mapping[str, bytes]
+
+    def __repr__(self) -> str:
+        return f"Held(tag={self.tag})"
 
     def text(self, name: str) -> str | None:
         """Return a property that is a short string; None if it is missing."""

@@ -12,7 +12,8 @@ import socket
 import ssl
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass, field
+
+import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.link.broker.amqp import ClosedError, Connection, decode
@@ -29,8 +30,7 @@ _CANCEL, _CANCEL_OK, _DELIVER, _ACK = (60, 30), (60, 31), (60, 60), (60, 80)
 _FRAME = struct.Struct(">BHI")
 
 
-@dataclass
-class Delivery:
+class Delivery(msgspec.Struct):
     """A message of a queue.
 
     :param properties: the encoded properties.
@@ -43,9 +43,12 @@ class Delivery:
     tag: int
     exchange: str
     properties: bytes = b""
-    body: bytearray = field(default_factory=bytearray, repr=False)
+    body: bytearray = msgspec.field(default_factory=bytearray)
     size: int = 0
     received: int = 0
+
+    def __repr__(self) -> str:
+        return f"Delivery(channel={self.channel}, tag={self.tag}, exchange={self.exchange!r}, size={self.size})"
 
     def text(self, name: str) -> str:
         """Return a property that is a short string; empty if it is missing or can't be decoded."""

@@ -1,8 +1,8 @@
 """First start of the broker's node, in which it makes its tables.
 
 If the node is killed during this start, some tables are missing, and RabbitMQ never starts again ("table_missing"). So
-a mark exists until the node has answered once. While there is a mark, the data hold no account of an environment, and
-so no mail: they are deleted before the next start.
+a mark exists until the node has answered once. While the mark exists, no environment has an account yet, so the data
+contain no mail, and can be deleted before the next start.
 """
 
 from __future__ import annotations

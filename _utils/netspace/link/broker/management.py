@@ -10,10 +10,11 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
+
+import msgspec
 
 from netspace.errors import NetspaceError
 from netspace.link.topology.names import shown
@@ -44,16 +45,17 @@ class RefusedError(NetspaceError):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Login:
+class Login(msgspec.Struct, frozen=True):
     """Name and password of an account that may manage the broker."""
 
     username: str
-    password: str = field(repr=False)
+    password: str
+
+    def __repr__(self) -> str:
+        return f"Login(username={self.username!r})"
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """The address of a node's management API."""
 
     scheme: str

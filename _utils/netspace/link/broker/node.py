@@ -25,19 +25,19 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link.broker import disk, first_start, listening, loopback, mapper, plugin
+from netspace.link.broker import disk, first_start, listening, log, loopback, mapper, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff
 from netspace.spec.types import LocalBroker
 from netspace.supervision.service import Service, Supervisor
-from netspace.text import printable
 
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
 FORMER = "epmd"  # the service for epmd that older versions of netspace ran beside the node
-READY_SECONDS = 90.0
+QUIET_SECONDS = 90.0  # a start is given up after so long without a new line in the node's log
+START_SECONDS = 900.0  # and after so long altogether: a processor that is emulated needs some minutes
 DEAF_SECONDS = 30.0  # for an answer of a busy broker; then it is restarted, which ends all connections
 CONSUMERS = 256  # per channel; an environment needs one for each queue that it reads
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", plugin.NAME)
@@ -378,46 +378,39 @@ def wait(
     spec: LocalBroker,
     supervisor: Supervisor,
     progress: Callable[[str], None],
-    seconds: float = READY_SECONDS,
+    quiet: float = QUIET_SECONDS,
+    longest: float = START_SECONDS,
 ) -> None:
     """Wait until the node's management API answers, our vhost exists, and the node accepts connections.
 
-    :raises NetspaceError: the node ended, or *seconds* have passed; the error contains the end of its log.
+    :param quiet: seconds without a new line in the node's log after which the wait ends.
+    :param longest: seconds after which the wait ends in any case.
+    :raises NetspaceError: the node ended, or the wait did; the error contains the end of its log.
     """
     begun, said = time.monotonic(), 0.0
+    written, size = begun, 0
     with management(layout, spec, timeout=5.0) as api:
         while True:
             try:
                 if api.get("vhosts", layout.instance, query="columns=name") is None:
-                    complaint = "it has no vhost of ours"
+                    complaint = "its virtual host is missing"
                 elif not (complaint := listening.unanswered(layout, spec)):
                     return
             except (UnreachableError, RefusedError) as err:  # it refuses requests while it loads its definitions
                 complaint = str(err)
-            passed, status = time.monotonic() - begun, supervisor.observe([NODE]).get(NODE)
-            if status is None or status.state in ("failed", "stopped") or passed > seconds:
-                why = f"isn't ready after {passed:.0f} s ({complaint})" if passed > seconds else "ended while starting"
+            now, status = time.monotonic(), supervisor.observe([NODE]).get(NODE)
+            passed, (before, size) = now - begun, (size, log.size(layout))
+            written = now if size != before else written
+            late = now - written > quiet or passed > longest
+            if status is None or status.state in ("failed", "stopped") or late:
+                why = f"isn't ready after {passed:.0f} s ({complaint})" if late else "ended while starting"
                 if status is not None and status.exit:
                     why += f" ({status.exit})"
-                raise NetspaceError(f"the broker {why}; the end of its log:\n{log_tail(layout)}")
+                raise NetspaceError(f"the broker {why}; the end of its log:\n{log.tail(layout)}")
             if passed - said >= 1.0:
                 said = passed
                 progress(f"waiting for the broker to start ({passed:.0f} s)")
             time.sleep(0.1)
-
-
-def log_tail(layout: Layout, lines: int = 20) -> str:
-    """Return the end of the node's log; if the log is empty, the end of the node's output."""
-    for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
-        try:
-            with files.opened(path) as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 16384))
-                text = stream.read().decode(errors="replace").strip()
-        except OSError:
-            continue
-        if text:
-            return "\n".join(printable(line) for line in text.splitlines()[-lines:])
-    return "(it has none)"
 
 
 def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
@@ -447,4 +440,4 @@ def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
 def _raise(layout: Layout, what: str, errors: Mapping[str, str]) -> None:
     if errors:
         detail = "; ".join(f"{name}: {text}" for name, text in errors.items())
-        raise NetspaceError(f"{what}: {detail}; the end of its log:\n{log_tail(layout)}")
+        raise NetspaceError(f"{what}: {detail}; the end of its log:\n{log.tail(layout)}")

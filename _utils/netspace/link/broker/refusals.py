@@ -121,7 +121,7 @@ def decoded(value: Any) -> list[Refusal]:
             continue
         said = _SAID.fullmatch(text)
         if said is None:
-            what, exchange = ("others: too many to be told apart" if text == OTHERS else _quoted(text)), ""
+            what, exchange = ("others: too many different ones" if text == OTHERS else _quoted(text)), ""
         else:
             what = f"{said[1]}: {_quoted(_KNOWN.sub('', said[3]))} ({said[2]})"
             wanted = _EXCHANGE.match(said[3]) if said[1] == "basic.publish" else None

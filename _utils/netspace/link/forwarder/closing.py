@@ -12,8 +12,8 @@ from netspace.link.forwarder import haproxy, process
 def close(layout: Layout, ways: Collection[tuple[str, str]]) -> None:
     """Close routes, and end the connections over them.
 
-    The record of the served configuration is changed first, so that the next ``process.apply`` loads its own anew: a
-    route that is still declared then works again.
+    The copy of the served configuration is changed first. So the next ``process.apply`` finds a difference and reloads
+    its own configuration: a route that is still declared then works again.
 
     :param ways: pairs of an environment and another host.
     :raises NetspaceError: haproxy doesn't answer.

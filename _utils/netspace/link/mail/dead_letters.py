@@ -207,7 +207,7 @@ class Letters:
 
     def _why_not(self, link: str) -> str:
         if link == UNKNOWN:
-            return "it isn't known which link it came by"
+            return "its link is unknown"
         return "" if link in self.exchanges else "the link is revoked"
 
     def _send(self, connection: amqp.Connection, link: str, held: amqp.Held) -> str:

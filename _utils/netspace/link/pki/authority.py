@@ -179,7 +179,7 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
         return "running out"
     if now > known.ends:
         return "run out"
-    return "former trusted for too long" if any(until < now for _, until in known.former) else ""
+    return "trusts an earlier authority for too long" if any(until < now for _, until in known.former) else ""
 
 
 def ensure(
@@ -197,7 +197,7 @@ def ensure(
     if not why and not replace and not (distrust and known and known.former):
         return known  # type: ignore[return-value]
     former = () if known is None or distrust else tuple(one for one in known.former if one[1] >= now)
-    if known is None or replace or why not in ("", "former trusted for too long"):
+    if known is None or replace or why not in ("", "trusts an earlier authority for too long"):
         label = spec.host or (known.host.rpartition("/")[2] if known else _label(socket.gethostname()))
         host = host_id(domain(layout, spec), label)
         made = _adopt(spec, host, now) if spec.authority else _make(host, now)
@@ -278,12 +278,12 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
             f"{where}: can't be read ({type(err).__name__}); give in PEM a key, its certificate and the chain above it"
         ) from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
-        raise NetspaceError(f"{where}: expected an elliptic curve's key, and its own certificate first")
+        raise NetspaceError(f"{where}: expected a key on an elliptic curve, and its own certificate first")
     for below, above in zip(chain, [*chain[1:], chain[-1]], strict=True):
         try:
             below.verify_directly_issued_by(above)
         except (ValueError, TypeError, InvalidSignature) as err:
-            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: the one after it didn't issue it") from err
+            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: not issued by the next one") from err
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not basic.ca or not below.not_valid_before_utc <= when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or isn't valid now")

@@ -100,7 +100,7 @@ def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: fl
         return Identities(lacking=lacking, now=now)
     served = server_folder(layout)
     if files.differs(served / ANCHORS, known.anchors) or not (served / ANCHORS).exists():
-        lacking = lacking or "not what the broker trusts"
+        lacking = lacking or "not the one that the broker trusts"
     there: dict[str | None, Issued | None] = {None: _issued(served / SERVER), CLIENT: _issued(served / CLIENT)}
     there.update({name: _issued(path(layout, name)) for name in certified(broker, environments)})
     return Identities(known.host, lacking, known.name, _digest(known), there, now)
@@ -223,7 +223,7 @@ class Accounts:
     def here(self, name: str) -> str:
         """Return netspace's name of the account that the broker calls *name*.
 
-        The result begins with :data:`STALE` if the declared way to log in uses another account for that environment.
+        The result begins with :data:`STALE` if the declaration demands another account for that environment.
         """
         if self.host is None:
             return name

@@ -136,7 +136,7 @@ def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tupl
 
 def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
     if claims.iss != host:
-        raise NetspaceError(f"says that it is of {claims.iss!r}")
+        raise NetspaceError(f"claims to come from {claims.iss!r}")
     if claims.aud != own:
         raise NetspaceError(f"is for {claims.aud!r}, not for {own}")
     if claims.iat > now + SKEW:
@@ -148,7 +148,7 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
             if jose.thumbprint(jose.parse_jwk(msgspec.structs.asdict(key))) != key.kid:
                 raise NetspaceError(f"a key of {environment} has the name (kid) of another key")
             if not key.nbf < key.exp <= key.nbf + PROMISE + 1:
-                raise NetspaceError(f"a key of {environment} is good from {key.nbf:.0f} to {key.exp:.0f}")
+                raise NetspaceError(f"a key of {environment} has a wrong lifetime: from {key.nbf:.0f} to {key.exp:.0f}")
 
 
 # -- on disk -----------------------------------------------------------------------------------------

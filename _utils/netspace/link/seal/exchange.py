@@ -66,5 +66,5 @@ def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], lis
             if other in minions and isinstance(text, str):
                 bundles.setdefault(other, []).append(text)
             else:
-                problems.append(f"{minion}: has sealed links with {other}, but none or several minions answer for it")
+                problems.append(f"{minion}: has sealed links with {other}, for which no minion answers, or several")
     return minions, bundles, problems

@@ -112,7 +112,7 @@ def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> 
     name = above.subject.rfc4514_string()
     basic = above.extensions.get_extension_for_class(x509.BasicConstraints).value
     if not basic.ca or (basic.path_length is not None and depth > basic.path_length):
-        raise Untrusted(f"{name} is no authority, or may have none below it")
+        raise Untrusted(f"{name} isn't an authority, or may not certify another authority")
     usage = _found(above, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         raise Untrusted(f"{name} may not sign certificates")

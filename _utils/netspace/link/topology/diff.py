@@ -124,8 +124,8 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 def _moves(key: Key, wanted: Objects, create: Collection[Key]) -> bool:
     """Return whether *key* binds a wanted link to its old queue while its new binding is still to be made.
 
-    The old binding is deleted after the new binding is made. A message that is sent just then may be in both queues,
-    with the same id. If the old binding were deleted first, the message would be in neither queue.
+    The old binding is deleted after the new one is made. A message that is sent in between may be in both queues,
+    with the same id. In the other order, the message would be in neither queue.
     """
     if key[0] != "binding" or key in wanted or ("exchange", key[1]) not in wanted:
         return False

@@ -25,9 +25,10 @@ import hmac
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.errors import StateError
@@ -52,8 +53,7 @@ def _tag(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:32]
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """Names with tags derived from a *key*; without a key, the guessable names of netspace's first versions.
 
     :param apart: whether hosts without this key use the same virtual host. If so, objects that all hosts share have no
@@ -63,10 +63,13 @@ class Names:
         is used, and that host doesn't know the names.
     """
 
-    key: bytes = field(default=b"", repr=False)
+    key: bytes = b""
     apart: bool = False
     fleet: bool = False
-    pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    pairs: Mapping[str, bytes] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Names(apart={self.apart}, fleet={self.fleet})"
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
         """Return digests of the keys by host, which reveal a change of a key, but not the key.
@@ -216,8 +219,7 @@ def shown(text: str) -> str:
 
 
 # -- the keys ----------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Keys:
+class _Keys(msgspec.Struct, frozen=True):
     """The keys in ``names.json``.
 
     :param key: the key of this host's own objects.
@@ -226,9 +228,12 @@ class _Keys:
         derived all names from ``broker:names_key``.
     """
 
-    key: bytes = field(repr=False)
+    key: bytes
     shared: bool = False
-    pairs: Mapping[str, PairKey] | None = field(default_factory=dict)
+    pairs: Mapping[str, PairKey] | None = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"_Keys(shared={self.shared}, pairs={self.pairs})"
 
     def names(self, broker: Broker) -> Names:
         fleet = isinstance(broker, ClusterBroker)

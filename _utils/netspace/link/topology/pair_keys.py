@@ -17,9 +17,10 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files, x509_helpers
 from netspace.errors import NetspaceError
@@ -30,16 +31,18 @@ LEAST = 32  # characters of the shared secret
 MAX_FILE = 4096
 
 
-@dataclass(frozen=True)
-class PairKey:
+class PairKey(msgspec.Struct, frozen=True):
     """The key of one pair of hosts.
 
     :param key: the key.
     :param source: a digest of the keys and trust domains from which it was derived.
     """
 
-    key: bytes = field(repr=False)
+    key: bytes
     source: str
+
+    def __repr__(self) -> str:
+        return f"PairKey(source={self.source!r})"
 
 
 def public(folder: Path) -> str:

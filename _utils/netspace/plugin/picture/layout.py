@@ -32,7 +32,7 @@ MARGIN = 30
 NAMED = 24
 """The most boxes that are placed along their arrows; more boxes are ordered by name."""
 _ASPECT = 1.45
-"""Width of the part of a screen in which a picture is seen, by its height."""
+"""Ratio of width to height of the part of a screen that shows the picture."""
 
 
 class Box(NamedTuple):
@@ -107,7 +107,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the layout that a screen shows larger: a host's nodes in several columns, or in one."""
+    """Return the larger on a screen of two layouts: with a host's nodes in several columns, or in one column."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import jinja2
 
 MANY = 150
-"""The number of lines from which on only those of the selection are drawn at first."""
+"""If a picture has more lines, at first only the lines of the selected thing are drawn."""
 _ROOM = 7.8
 """Width of a character of a label."""
 _CHANGES: Mapping[Change, str] = {

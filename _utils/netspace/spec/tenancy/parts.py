@@ -70,7 +70,7 @@ def add(
         own = {one: msgspec.structs.replace(spec, tenant=name) for one, spec in named.items() if one not in every}
         wrong += permitted(own, tenants, usual, below, known)
         problems += untold(wrong, where)
-        if not wrong:  # joined with others' environments, a wrong part could bring forth problems that tell of these
+        if not wrong:  # a wrong part isn't merged: messages about its problems could name others' environments
             every.update(own)
             moved.update({one: f"{below}:{one}" for one in own})
             found[name] = Part(known, links)

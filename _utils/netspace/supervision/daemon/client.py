@@ -31,7 +31,7 @@ from netspace.supervision.service import Service, State, Status
 # Seconds to wait for an answer: the longest possible stop, and a reserve.
 PATIENCE = 3600.0 + 120.0
 ATTEMPTS = 5
-GLANCE = 1.0  # seconds to wait for what the traces tell as well
+GLANCE = 1.0  # seconds to wait for the daemon; without an answer, the traces are read
 
 STATES: dict[str, State] = {
     "launching": "starting",
@@ -59,8 +59,7 @@ class DaemonSupervisor:
         cgroup, kernel = payload_cgroups(self.layout), memory_events.reader()
 
         def kills(name: str) -> int | None:
-            # The daemon notes each kill in the trace within a second or so.
-            return None if noticed and watched else kernel(cgroup(name))
+            return None if noticed else kernel(cgroup(name))  # the daemon notes each kill in the trace
 
         with files.folder(definitions.traces(self.layout)) as folder, files.folder("/proc") as processes:
             for name in names:

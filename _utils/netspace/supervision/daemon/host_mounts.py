@@ -36,7 +36,7 @@ from netspace import mountpoint
 from netspace.layout import Layout
 
 MANY = 32
-"""Services that run, from which on the namespace is made. With fewer it would save less than it takes."""
+"""The number of running services from which on the namespace is made. With fewer, it would cost more than it saves."""
 PAUSE = 10.0  # seconds until the namespace is made again, if that failed or the host's mounts changed again
 _MOST = 256  # the most mounts that the namespace gets
 _PATIENCE = 1.0  # seconds for the namespace to be made: the supervisor does nothing else meanwhile

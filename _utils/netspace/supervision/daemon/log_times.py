@@ -25,7 +25,7 @@ LIMIT = 2 * 1024 * 1024
 APART = 0.1  # seconds between two entries
 _ENTRY = struct.Struct("<QQ")
 _CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LARGEST = 2**58  # of a time: what is beyond is damage, and no calendar has more than the year 9999
+_LARGEST = 2**58  # of a time: a later one is damage, as no calendar goes beyond the year 9999
 
 
 class Entry(NamedTuple):
@@ -56,7 +56,7 @@ def read(log: Path, size: int) -> list[Entry]:
     for offset, doubled in _ENTRY.iter_unpack(raw[: len(raw) - len(raw) % _ENTRY.size]):
         if doubled > _LARGEST or (found and offset < found[-1].offset):
             return []
-        if offset > size:  # an entry is written before what it is about
+        if offset > size:  # an entry is written before the bytes of the log that it describes
             break
         found.append(Entry(offset, (doubled >> 1) / 1e6, bool(doubled % 2)))
     return found

@@ -12,7 +12,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Running(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """A running service, as its trace and the kernel tell.
+    """A running service, by its trace and the kernel.
 
     :param frozen: whether a signal has stopped its main process.
 

@@ -6,7 +6,6 @@ A child never returns to the daemon's code: it becomes the program or reports th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pwd
 import resource
@@ -73,7 +72,7 @@ def _become(
         if trace is not None:
             there = process.stat(os.getpid())
             assert there is not None
-            own = dataclasses.replace(trace, pid=os.getpid(), ticks=there.ticks)
+            own = trace._replace(pid=os.getpid(), ticks=there.ticks)
             definitions.write_trace(layout, name, own)
         assert service.log is not None
         detached = trace is not None and service.pid_file is not None

@@ -6,7 +6,6 @@ For a detached start, the daemon follows the launcher until the launcher has wri
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import select
 import signal
@@ -294,4 +293,4 @@ def with_log(layout: Layout, service: Service) -> Service:
     """Return *service* with its log file filled in."""
     if service.log is not None:
         return service
-    return dataclasses.replace(service, log=layout.logs / f"{service.name}.log")
+    return service._replace(log=layout.logs / f"{service.name}.log")

@@ -23,7 +23,7 @@ from netspace.supervision import definitions, memory_events, process, weights
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.definitions import SupervisorError
 from netspace.supervision.service import Service, State, Status, looked_at
-from netspace.supervision.systemd import dbus, unit_file
+from netspace.supervision.systemd import dbus, survey, unit_file
 
 TIMEOUT = 3600.0 + 120.0
 
@@ -50,10 +50,11 @@ class Systemd:
         path = self._file(name)
         return path.exists() and _ours(path)
 
-    def _defined(self, among: Collection[str] | None = None) -> list[str]:
+    def _defined(self, among: Collection[str] | None = None, known: Collection[str] = ()) -> list[str]:
         """Return the names of the defined services, sorted.
 
         :param among: names to look up, one by one; None: all names, by reading one directory.
+        :param known: names that are certainly netspace's.
         """
         if among is not None:
             plain = {name for name in among if definitions.NAME.fullmatch(name)} - definitions.RESERVED
@@ -64,7 +65,8 @@ class Systemd:
         except FileNotFoundError:
             return []
         names = [e[len(prefix) : -len(suffix)] for e in entries if e.startswith(prefix) and e.endswith(suffix)]
-        return sorted(name for name in names if name not in definitions.RESERVED and self._ours(name))
+        names = [name for name in names if name not in definitions.RESERVED]
+        return sorted(name for name in names if name in known or self._ours(name))
 
     def _wanted(self, name: str) -> bool:
         return self._wish(name).is_symlink()
@@ -105,11 +107,13 @@ class Systemd:
 
     # -- the contract ----------------------------------------------------------------
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
-        names = self._defined(names)
-        return {
+        known = survey.running(self.layout, self.folder) if noticed and names is None else {}
+        names = self._defined(names, known)
+        asked = {
             name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
-            for name, shown in self._show(names).items()
+            for name, shown in self._show([name for name in names if name not in known]).items()
         }
+        return {name: known.get(name) or asked[name] for name in names}
 
     def define(self, services: Sequence[Service]) -> bool:
         definitions.validate(services)
@@ -150,7 +154,8 @@ class Systemd:
         if late := [name for name, status in seen.items() if status.state == "starting" and status.exit]:
             self._run("stop", *map(self._unit, late))
         for name in known:
-            self._forget(name)
+            if seen[name].state not in ("running", "frozen"):  # a start of a running unit does nothing
+                self._forget(name)
         self._link(known)
         waiting = [name for name in known if self._waits(name)]
         known = [name for name in known if name not in waiting]
@@ -256,7 +261,7 @@ class Systemd:
         return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
 
     def _cancel(self, names: Sequence[str]) -> None:
-        """Remove the timers that would have had these stopped services' programs killed."""
+        """Remove the timers that would kill the programs of these services, because they have stopped."""
         patterns = []
         for name in names:
             with contextlib.suppress(OSError):

@@ -124,7 +124,7 @@ def name(layout: Layout, service: str) -> str:
 
 
 def deadline(layout: Layout, service: str, pid: str) -> str:
-    """Return the name, without its type, of the timer that has a stopped program killed, and of the service it starts.
+    """Return the common name, without a type, of a timer and its service, which kills a program that was stopped.
 
     No service of ours has a colon in its name.
 

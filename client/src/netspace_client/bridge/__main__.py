@@ -19,13 +19,13 @@ log = logging.getLogger("netspace_client.bridge")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m netspace_client.bridge",
-        description="Links for programs that speak no AMQP. See docs/client.md.",
+        description="Links for programs that don't use AMQP. See docs/client.md.",
     )
-    parser.add_argument("--listen", metavar="ADDRESS:PORT", help="take HTTP here: /PEER/PATH asks PEER for /PATH")
-    parser.add_argument("--raw", action="append", default=[], metavar="PEER", help="send PEER bodies alone, no HTTP")
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve HTTP here: /PEER/PATH asks PEER for /PATH")
+    parser.add_argument("--raw", action="append", default=[], metavar="PEER", help="send PEER only bodies, no HTTP")
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--forward", metavar="URL", help="hand what comes into the mailbox to this HTTP server")
-    way.add_argument("--execute", action="store_true", help="run PROGRAM for each message, which is its stdin")
+    way.add_argument("--forward", metavar="URL", help="send each received message to this HTTP server")
+    way.add_argument("--execute", action="store_true", help="run PROGRAM for each message, with the body as stdin")
     parser.add_argument("--at-once", type=int, metavar="N", help="messages worked on at once (8; 1 with --execute)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for an answer (%(default)s)")
     parser.add_argument(

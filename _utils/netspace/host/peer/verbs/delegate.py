@@ -1,4 +1,4 @@
-"""``delegate``: gives a peer, for some time, a right to send over which the asking environment itself has a link.
+"""``delegate``: gives a peer, for some time, the right to send to a receiver of one of the asking environment's links.
 
 The host's peer process may not make links. It passes the request to the keeper of children, which checks everything
 again. ``docs/host-peer.md`` describes the answer.
