@@ -77,7 +77,7 @@ class Lines(Generic[T]):
         return value
 
     def place(self, name: str) -> tuple[int, int]:
-        """Return where the line of *name* is in the text: the line feed before it, and that after it; (0, 0): nowhere.
+        """Return the positions of the line feeds before and after the line of *name*; (0, 0): there is no such line.
 
         A host may have thousands of lines, so a place that was found is remembered.
         """

@@ -49,7 +49,7 @@ IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same seconds if no service is defined
 # The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
-TURN = 0.5  # seconds between two looks at what environments use of the processors
+TURN = 0.5  # seconds between two measurements of environments' use of the processors
 DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
 
 
