@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from netspace.environment.runtimes import Runtime
+from netspace.interface.endpoints import Endpoint, Endpoints
+from netspace.layout import Layout
+from netspace.supervision.service import Service
+
 LIBRARY = Path(__file__).resolve().parents[2] / "_utils"
 HEAVY = ("asyncio", "dataclasses", "inspect", "random", "typing_extensions")
 """``dataclasses`` loads ``inspect``, which loads ``ast``: 12 ms and 2 MB in each process."""
@@ -44,3 +49,18 @@ def test_health_loads_only_what_its_threads_need() -> None:
 def test_typing_extensions_can_be_imported_after() -> None:
     code = LOADED.replace("__import__(sys.argv[2])", "import typing_extensions")
     assert "typing_extensions" in loaded("", code)
+
+
+@pytest.mark.parametrize(
+    "one, same, other",
+    [
+        (Endpoints(), Endpoints(made_as="x"), Endpoints(Endpoint("eth0", "", 1500))),
+        (Endpoint("a", "", 1, secret="/x"), Endpoint("a", "", 1, secret="/y"), Endpoint("b", "", 1)),
+        (Runtime("crun"), Runtime("crun", error="gone"), Runtime("runsc")),
+        (Layout("x"), Layout("x"), Layout("y")),
+        (Service("a", ("/x",)), Service("a", ("/x",), limits={}), Service("b", ("/x",))),
+    ],
+)
+def test_values_are_compared_by_what_counts(one: object, same: object, other: object) -> None:
+    assert one == same and not one != same  # noqa: SIM202 (both operators are tested)
+    assert one != other and not one == other  # noqa: SIM201

@@ -83,6 +83,9 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Endpoint) and _compared(self) == _compared(other)
 
+    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
+        return not self == other
+
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -135,6 +138,9 @@ class Endpoints(msgspec.Struct, frozen=True, eq=False):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Endpoints) and (self.inside, self.outside) == (other.inside, other.outside)
+
+    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
+        return not self == other
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -120,6 +120,9 @@ class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Runtime) and (self.name, self.settings) == (other.name, other.settings)
 
+    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
+        return not self == other
+
     __hash__ = None  # type: ignore[assignment]
 
     @functools.cached_property
