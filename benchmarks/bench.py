@@ -62,6 +62,18 @@ def on_a_host_of_its_own() -> None:
     os.execve(command[0], command, {**variables, _INSIDE: "1"})
 
 
+def on_a_machine_with_systemd() -> None:
+    """Continue on a machine whose process 1 is systemd, unless this is that machine already."""
+    if os.environ.get(_INSIDE):
+        return
+    if os.geteuid() != 0:
+        sys.exit("benchmarks make namespaces and mounts: run them as root")
+    machine = str(ROOT / "tests/support/hosts/systemd_host.py")
+    script = [str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
+    note_load()
+    os.execve(sys.executable, [sys.executable, machine, sys.executable, *script], {**os.environ, _INSIDE: "1"})
+
+
 def note_load() -> None:
     """Record the machine's load for a table's caption, before anything is measured."""
     os.environ[LOAD] = f"{os.getloadavg()[0]:.1f}"

@@ -7,9 +7,9 @@ and then that of this checkout, each with its own library, by the same interpret
 the best of all turns, because other load on the machine only adds to a time. Lines that only one of both has are left
 out.
 
-By default only lines of *processor time* (marked as such by their unit or their section) are compared, since they don't
-change on a machine that is busy with other work. ``--clock`` compares all times. It exits with 1 if a value is more
-than R times (default 1.05) that of the earlier commit.
+By default only lines with *processor time* in their name are compared, since they don't change on a machine that is
+busy with other work. ``--clock`` compares all times. It exits with 1 if a value is more than R times (default 1.05)
+that of the earlier commit.
 """
 
 from __future__ import annotations

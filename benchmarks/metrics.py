@@ -1,6 +1,6 @@
 """The processor time of ``netspace.metrics`` with 1,000 environments, compared with bare reads of the same files.
 
-usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
+usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N] [--systemd]
 
 It starts a sandbox (``scripts/sandbox``). netspace's own supervisor runs a program for each environment. Apart from
 that, the environments have only the files from which the metrics are read: record, health mark and cgroup. These
@@ -13,11 +13,19 @@ Memory and processor time of an environment can't be read elsewhere.
 *all metrics, the supervisor not a parent* -- the same call after the supervisor was killed and the next one took over
 the programs. The programs aren't its children, so it reads a file in /proc for each of them.
 
-*all metrics without a supervisor* -- the same call while SIGSTOP halts the supervisor. The function then reads 3,000
-files more: the supervisor's traces of starts, the processes in /proc, and the kernel's counts of OOM kills. The peer
-reads the same 5,000 files.
+*all metrics without a supervisor* -- the same call while SIGSTOP halts the supervisor. The function then reads 2,000
+files more: the supervisor's traces of starts, and the processes in /proc. The peer reads the same 4,000 files.
 
 *the text alone* -- writing the text from values that were read before.
+
+With ``--systemd``, systemd runs the programs, as process 1 of a machine in namespaces
+(``tests/support/hosts/systemd_host.py``). What process 1 does for the call is counted. These figures are compared:
+
+*all metrics* -- one call of the function. The peer reads the same files: of each environment its unit, its PID file,
+its process, and its cgroup. Where the machine's cgroups have no memory controller, their memory isn't read by either.
+
+*the question to systemd* -- of that, the states of all units. The peer asks for seven properties of each unit, as
+other functions do.
 """
 
 from __future__ import annotations
@@ -37,14 +45,14 @@ from bench import Rounds, line, say
 
 if TYPE_CHECKING:
     from netspace.layout import Layout
-    from netspace.supervision.daemon.client import DaemonSupervisor
+    from netspace.supervision.service import Service, Supervisor
 
 COUNT = 1000
 USE = ("memory", "processor_seconds")
 TARGET = 50.0
 
 
-def make(count: int) -> DaemonSupervisor:
+def make(count: int) -> Supervisor:
     """Make the files of *count* environments from which the metrics are read; return their supervisor."""
     from netspace.environment import claims
     from netspace.environment import record as records
@@ -55,18 +63,16 @@ def make(count: int) -> DaemonSupervisor:
     from netspace.interface.endpoints import host_name
     from netspace.layout import Layout
     from netspace.spec import parse
-    from netspace.supervision import cgroup
-    from netspace.supervision.daemon.client import DaemonSupervisor
-    from netspace.supervision.service import Service
+    from netspace.supervision import cgroup, select
 
     layout = Layout()
     spec = parse.environment("bench", {"image": "tar:/srv/bench.tar"})
     image = Image("d" * 64, "i", Defaults())
     for folder in (layout.records(records.KIND), verdict.folder(layout)):
         folder.mkdir(parents=True, exist_ok=True)
-    supervisor = DaemonSupervisor(layout)
+    supervisor = select(layout)
     services = [oci_runtime.service_name(f"bench{number}") for number in range(count)]
-    supervisor.define([Service(service, ("/bin/sleep", "infinity")) for service in services])
+    supervisor.define([program(service) for service in services])
     failed = supervisor.start(services)
     assert not failed, failed
     index = claims.index(layout)  # an apply writes this file
@@ -85,6 +91,21 @@ def make(count: int) -> DaemonSupervisor:
     subprocess.run(["ip", "-batch", "-"], input=added, text=True, check=True)
     interfaces(layout, ends)
     return supervisor
+
+
+def program(service: str) -> Service:
+    """Return a service that does nothing; under systemd a detached one, as environments are."""
+    from netspace.supervision import cgroup
+    from netspace.supervision.service import Service
+
+    if not cgroup.booted():
+        return Service(service, ("/bin/sleep", "infinity"))
+    start = ("/bin/sh", "-c", 'sleep infinity >/dev/null 2>&1 </dev/null & echo $! >"$0"', pid_file(service))
+    return Service(service, start, pid_file=Path(pid_file(service)))
+
+
+def pid_file(service: str) -> str:
+    return f"/run/{service}.pid"
 
 
 def interfaces(layout: Layout, ends: list[str]) -> None:
@@ -130,6 +151,14 @@ def used(pid: int) -> float:
     return (time.process_time() + time.clock_gettime(~pid << 3 | 2)) * 1000  # the clock of clock_getcpuclockid(3)
 
 
+def read(paths: list[str]) -> None:
+    """Read files without parsing their content."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.read(fd, 65536)
+        os.close(fd)
+
+
 def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return two functions that read files without parsing them: those of the cgroups, and all that metrics need."""
     from netspace.environment import counters
@@ -140,7 +169,6 @@ def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
 
     layout = Layout()
     places: Any = counters.Reader()._places
-    kills = cgroups("")[0] / ("memory.events" if len(cgroups("")) == 1 else "memory.oom_control")
     of_cgroups, others = [], []
     for number in range(count):
         service = oci_runtime.service_name(f"bench{number}")
@@ -149,13 +177,6 @@ def floor(count: int) -> tuple[Callable[[], None], Callable[[], None]]:
         trace = services.read_trace(layout, service)
         assert trace is not None
         others += [f"{services.traces(layout)}/{service}.json", f"/proc/{trace.pid}/stat"]
-        others.append(f"{kills.parent}{path}/{kills.name}")
-
-    def read(paths: list[str]) -> None:
-        for path in paths:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.read(fd, 65536)
-            os.close(fd)
 
     return lambda: read(of_cgroups), lambda: read(of_cgroups + others)
 
@@ -167,6 +188,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
     from netspace.host.host import Host
     from netspace.layout import Layout
     from netspace.supervision.daemon import presence
+    from netspace.supervision.daemon.client import DaemonSupervisor
 
     rounds = Rounds()
     layout = Layout()
@@ -182,6 +204,7 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
 
     say(f"{options.count} environments")
     supervisor = make(options.count)
+    assert isinstance(supervisor, DaemonSupervisor), "run it where systemd isn't process 1, or with --systemd"
     try:
         bare, bare_all = floor(options.count)
         known = metrics.families(Host(layout))
@@ -213,10 +236,58 @@ def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
     return rounds, sum(len(one.values) for one in known)
 
 
+def measure_systemd(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the lines of the result on a machine whose process 1 is systemd."""
+    from netspace import openmetrics
+    from netspace.environment import counters
+    from netspace.environment.container import oci_runtime
+    from netspace.host import metrics
+    from netspace.host.host import Host
+    from netspace.layout import Layout
+    from netspace.supervision import cgroup
+    from netspace.supervision.systemd import unit_file
+
+    rounds = Rounds()
+    layout = Layout()
+
+    def timed(name: str, work: Callable[[], object]) -> None:
+        began = used(1)
+        work()
+        rounds.note(name, used(1) - began)
+
+    say(f"{options.count} environments")
+    make(options.count)
+    places: Any = counters.Reader()._places
+    files = []
+    for service in [oci_runtime.service_name(f"bench{number}") for number in range(options.count)]:
+        pid = Path(pid_file(service)).read_text().strip()
+        files += [f"/etc/systemd/system/{unit_file.name(layout, service)}", pid_file(service), f"/proc/{pid}/stat"]
+        files += [f"{places[key].folder}{cgroup.payload_cgroup(layout, service)}/{places[key].file}" for key in USE]
+    files = [path for path in files if os.path.exists(path)]
+    for number in range(options.rounds):
+        timed("all", lambda: openmetrics.text(metrics.families(Host(layout))))
+        timed("supervisor", lambda: Host(layout).supervisor.observe(noticed=True))
+        timed("floor", lambda: read(files))
+        if number < 3:
+            timed("each", lambda: Host(layout).supervisor.observe())
+    middle = rounds.middle
+    peer, floor = "seven properties of each unit", middle("floor")
+    bare = f"bare reading of {len(files)} files"
+    return {
+        f"metrics of {options.count} environments under systemd": line(middle("all"), "ms", bare, floor, limit=TARGET),
+        "of that, the question to systemd": line(middle("supervisor"), "ms", peer, middle("each")),
+    }
+
+
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=11)
     parser.add_argument("--count", type=int, default=COUNT, help=f"environments (default {COUNT})")
+    parser.add_argument("--systemd", action="store_true", help="measure with systemd as process 1")
     options = parser.parse_args()
+    if options.systemd:
+        bench.on_a_machine_with_systemd()
+        bench.tell(measure_systemd(options), options)
+        return
     bench.on_a_host_of_its_own()
     rounds, samples = measure(options)
     middle = rounds.middle

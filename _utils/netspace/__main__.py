@@ -51,8 +51,8 @@ def _readers(layout: Layout, environment: str) -> int:
     return status.readers(layout, environment)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m netspace", description="The parts of netspace that run without Salt.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description="The parts of netspace that run without Salt.")
     parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_declared(commands)
@@ -139,9 +139,12 @@ def _declared(layout: Layout, options: argparse.Namespace) -> int:
     return commands.converge(layout, options.file, as_json=options.json, test=options.command == "plan")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, program: str = "python -m netspace") -> int:
+    """Run one command; return its exit code.
+
+    :param program: the words by which the operator calls this program, for its help and errors.
+    """
+    parser = _parser(program)
     options = parser.parse_args(arguments)
     if options.command == "file-root":
         return _file_root()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,18 @@ def test_yaml_and_json_are_one_declaration(tmp_path: Path, monkeypatch: pytest.M
     assert declaration_file.read("-") == found
 
 
+def test_package_s_command_calls_itself_by_its_name(tmp_path: Path) -> None:
+    """The command of the Debian package, run with the library of this checkout."""
+    text = (ROOT / "debian/bin/netspace").read_text().replace("/usr/bin/python3 -I", sys.executable)
+    command = tmp_path / "netspace"
+    command.write_text(text)
+    variables = {"PYTHONPATH": str(ROOT / "_utils"), "COLUMNS": "80"}
+    done = subprocess.run(["sh", command, "plan"], env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: netspace plan "), done.stderr
+    assert "\nnetspace plan: error: the following arguments are required: FILE" in done.stderr
+
+
 def test_pillar_example_is_read_whole() -> None:
     assert len(declaration_file.read(str(ROOT / "pillar.example")).environments) > 10
 
@@ -47,16 +60,16 @@ def test_pillar_example_is_read_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("netspace: [", "pillar: no YAML: "),
-        ("netspace: {}\nnetspace: {}\n", "pillar: no YAML: line 2: netspace is given twice; correct it there"),
+        ("netspace: [", "pillar: not valid YAML: "),
+        ("netspace: {}\nnetspace: {}\n", "pillar: not valid YAML: line 2: netspace is given twice; correct it there"),
         ("a: {<<: {b: 1}, b: 2}", "netspace: missing in "),
-        ("netspace: 2026-13-41", "pillar: no YAML: month must be in 1..12"),
-        ("? [a]\n: b", "pillar: no YAML: "),
-        ("!!python/object:os.system {}", "pillar: no YAML: "),
-        ("[" * 5000, "pillar: no YAML: nested too deep"),
-        ('{"netspace": {}', "pillar: no JSON: "),
-        ('{"netspace": {}, "netspace": {}}', "pillar: no JSON: a key is given twice; correct it there"),
-        ('{"a": ' * 100_000, "pillar: no JSON: nested too deep"),
+        ("netspace: 2026-13-41", "pillar: not valid YAML: month must be in 1..12"),
+        ("? [a]\n: b", "pillar: not valid YAML: "),
+        ("!!python/object:os.system {}", "pillar: not valid YAML: "),
+        ("[" * 5000, "pillar: not valid YAML: nested too deep"),
+        ('{"netspace": {}', "pillar: not valid JSON: "),
+        ('{"netspace": {}, "netspace": {}}', "pillar: not valid JSON: a key is given twice; correct it there"),
+        ('{"a": ' * 100_000, "pillar: not valid JSON: nested too deep"),
         ("", "netspace: missing in "),
         ("[]", "netspace: missing in "),
         ("netspace:", "netspace: missing in "),

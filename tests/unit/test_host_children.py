@@ -25,6 +25,7 @@ from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
 from netspace.host.host import Host
 from netspace.layout import Layout
+from netspace.ledger import entries, journal
 from netspace.link import host_peer
 from netspace.link.mail import emptying
 from netspace.link.record import Record
@@ -273,3 +274,24 @@ def test_emptying_deletes_the_ways_of_late_answers(host: Host, monkeypatch: pyte
     ways, *queues = api.deleted
     assert ways == ("bindings", "netspace", "e", "reply.host", "q", "replies.w", "k")
     assert [queue for _, _, queue, _ in queues] == ["lane.a.w", "replies.w"]
+
+
+@pytest.mark.parametrize(
+    ("about", "part", "refused"),
+    [("web-worker-1", 0.51, True), ("other-worker-1", 0.51, False), ("other-worker-1", 0.76, True)],
+)
+def test_children_never_fill_the_ledger_of_their_host(
+    host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch, about: str, part: float, refused: bool
+) -> None:
+    """No parent can lower the trust in its host, which a full ledger lowers until the next boot."""
+    monkeypatch.setattr(child_records, "run_of", lambda _, name: own_run() if name == "web" else None)
+    monkeypatch.setattr(host, "_begin", lambda _place, _there, child: child)
+    files.write_json(host.layout.records("attestation") / "ledger.json", {})
+    line = entries.ended([about], 1)[0]
+    files.write(journal.folder(host.layout) / "log", line * round(part * entries.MOST_LINES))
+    if refused:
+        with pytest.raises(Refused, match="records no more starts of children") as told:
+            host.spawn("web", "worker", "w", {})
+        assert told.value.code == "too-many"
+    else:
+        assert host.spawn("web", "worker", "w", {})[0] == "web-worker-1"

@@ -24,7 +24,7 @@ from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.host import child_records, delegation_records, keeper
+from netspace.host import child_records, delegation_records, keeper, pace
 from netspace.host import delegations as use_cases
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
@@ -309,6 +309,24 @@ def told(end: socket.socket) -> tuple[int, str]:
     """Return the number of the next answer, and its code if it is a refusal."""
     found = msgspec.json.decode(end.recv(keeper.MOST))
     return found["id"], "" if found["answer"] else found["code"]
+
+
+def test_keeper_works_for_nobody_without_end(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:
+    """An environment that has used up its time waits, and others don't. Its revocations come soon."""
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    mine._pace.spend("web", pace.BURST + 1, child_records.now())
+    ask(end, 1, "web", "delegations")
+    ask(end, 2, "web", "revoke", link="orders", to="till")
+    ask(end, 3, "till", "delegations")
+    for _ in range(4):
+        mine._serve()
+    assert [told(end), told(end)] == [(2, ""), (3, "")]
+    assert 0 < (mine._pause() or 0) <= 2 / pace.SHARE + 1
+    assert [one.id for turns in mine._waiting.values() for one in turns] == [1]
+    world.now += 3 / pace.SHARE
+    mine._serve()
+    assert told(end) == (1, "")
 
 
 def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:

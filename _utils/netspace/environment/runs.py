@@ -47,6 +47,15 @@ def ended(layout: Layout, names: Collection[str]) -> None:
         journal.note_ends(layout, names)
 
 
+def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
+    """Return which part of the ledger is filled (1: all), and which part by lines about these environments."""
+    if not kept(layout):
+        return 0.0, 0.0
+    from netspace.ledger import journal
+
+    return journal.filled(layout, names)
+
+
 def described(layout: Layout, name: str, record: Record) -> Run:
     """Return the facts about a run that the ledger records: image, configuration and certificate."""
     from netspace.ledger.entries import Run

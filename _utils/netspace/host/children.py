@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from netspace import files
+from netspace.environment import runs
 from netspace.errors import NetspaceError
 from netspace.host import child_records as record
 from netspace.host import delegation_records
@@ -28,6 +29,9 @@ from netspace.spec.types import Environment, Template
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
+
+LEDGER, OWN = 0.75, 0.5
+"""No child starts if the ledger of runs is filled beyond LEDGER (1: all), or beyond OWN by its parent's children."""
 
 Code = Literal[
     "verb-not-permitted",
@@ -90,6 +94,9 @@ class Children(Cards):
             ]
             if not free:
                 raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")
+            all_of_it, own = runs.filled(self.layout, _names(places))
+            if all_of_it > LEDGER or own > OWN:
+                raise Refused("too-many", f"{template}: the host records no more starts of children until its restart")
             place, there = self._startable(free, parent, spec, made_of)
             until, ends = time.time() + made_of.lifetime, record.now() + made_of.lifetime
             child = Child(parent, template, name, {**made_of.values, **values}, until, ends, within)

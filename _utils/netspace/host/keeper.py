@@ -5,8 +5,9 @@ from the host's peer, through a socket file that only the peer's user may open. 
 keeper parses requests strictly, and decides by the records (``children``, ``delegations``). A false name of the asking
 environment gives the attacker only rights that some environment has.
 
-Environments take turns: none waits for more than one request of another one. While a request waits for another run of
-netspace, such as an apply, the keeper goes on ending delegations at the broker, which needs no lock.
+Environments take turns: none waits for more than one request of another one. One that has the keeper work all the time
+waits (``pace``), since an apply waits for the keeper's work. While a request waits for another run of netspace, such as
+an apply, the keeper goes on ending delegations at the broker, which needs no lock.
 
 The keeper ends a child when the parent's or the child's program ends, when the child's lifetime is over, or when an
 apply has removed the template. It ends a delegation when the holder's program ends, when the delegation's time is over,
@@ -36,6 +37,7 @@ from netspace.host.child_records import Run
 from netspace.host.children import Refused
 from netspace.host.delegation_records import Delegation
 from netspace.host.delegations import Limits
+from netspace.host.pace import BURST, Pace
 from netspace.host.peer.verbs import children, delegate, delegations, end, revoke, spawn
 from netspace.layout import Layout
 from netspace.link import host_peer
@@ -103,6 +105,8 @@ class Keeper:
         self._way: socket.socket | None = None
         self._waiting: dict[str, deque[Ask]] = {}  # by asker; the first one is served next
         self._begun: dict[int, str] = {}  # revocations of which the broker knows already
+        self._pace = Pace()
+        self._waited = 0.0  # seconds for which the present request has waited for another run of netspace
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         place = host_peer.folder(layout) / host_peer.KEEPER
         place.unlink(missing_ok=True)
@@ -120,7 +124,8 @@ class Keeper:
             due = self.settle()
             if not self._watch():
                 continue
-            if self._waiting:
+            pause = self._pause()
+            if pause == 0:
                 self._serve()
                 continue
             poll = select.poll()
@@ -129,7 +134,8 @@ class Keeper:
             for run, fd in self._watched.items():
                 if run not in self._over_already:  # what couldn't be ended is tried again later
                     poll.register(fd, select.POLLIN)
-            poll.poll(None if due is None else 1000 * max(0.0, due - record.now()) + 1)
+            sleeps = [one for one in (pause, None if due is None else due - record.now()) if one is not None]
+            poll.poll(1000 * max(0.0, min(sleeps)) + 1 if sleeps else None)
             self._serve()
 
     def _end(self, *_: object) -> None:
@@ -141,30 +147,46 @@ class Keeper:
         Nothing here waits for the peer. A peer that doesn't read its answers loses the connection.
         """
         with contextlib.suppress(BlockingIOError):
-            way, _ = self._door.accept()
-            _, user, _ = _UCRED.unpack(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            new, _ = self._door.accept()
+            _, user, _ = _UCRED.unpack(new.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if user == self._user:
                 self._leave()
-                way.setblocking(False)
-                self._way = way
+                new.setblocking(False)
+                self._way = new
             else:
-                way.close()
+                new.close()
         self._receive()
-        if not self._waiting or self._way is None:
+        ask, way = self._next(), self._way
+        if ask is None or way is None:
             return
-        asker = next(iter(self._waiting))
-        turns = self._waiting.pop(asker)
-        ask = turns.popleft()
-        if turns:
-            self._waiting[asker] = turns  # behind the others
-        way = self._way
+        began, self._waited = time.monotonic(), 0.0
         try:
             told = self._answered(ask)
+            self._pace.spend(ask.asker, time.monotonic() - began - self._waited, record.now())
             if self._way is way:  # not if a new peer has connected, which knows nothing of this request
                 way.send(told)
         except OSError as err:
             self._say(f"the peer's connection ends: {err}")
             self._leave()
+
+    def _pause(self) -> float | None:
+        """Return the seconds until the keeper may work for one of the waiting requests; None if none waits."""
+        now = record.now()
+        waits = (self._pace.wait(ask.asker, now, _least(ask)) for turns in self._waiting.values() for ask in turns)
+        return min(waits, default=None)
+
+    def _next(self) -> Ask | None:
+        """Remove the next request from the queue, and return it; None if the keeper may work for none now."""
+        now = record.now()
+        for asker, turns in self._waiting.items():
+            for ask in turns:
+                if not self._pace.wait(asker, now, _least(ask)):
+                    turns.remove(ask)
+                    del self._waiting[asker]
+                    if turns:
+                        self._waiting[asker] = turns  # behind the others
+                    return ask
+        return None
 
     def _receive(self) -> None:
         """Read the requests that the peer has sent, and queue them by asker."""
@@ -324,10 +346,12 @@ class Keeper:
 
         host = Host(self.layout)
         until = time.monotonic() + PATIENCE if late is None else late
-        severed, again = set[str](), 0.0
+        severed, again, before = set[str](), 0.0, time.monotonic()
 
         def give_up() -> bool:
-            nonlocal again
+            nonlocal again, before
+            self._waited += min(5 * GLANCE, time.monotonic() - before)  # not its work in between
+            before = time.monotonic()
             if time.monotonic() > again:
                 self._attend(severed)
                 again = time.monotonic() + GLANCE
@@ -360,6 +384,11 @@ class Keeper:
                 self._watched[run] = os.pidfd_open(run.pid)
             lasts = run.lasts() and lasts
         return lasts
+
+
+def _least(ask: Ask) -> float:
+    """Return the time budget that an environment must have left for a request. A revocation may exceed the budget."""
+    return -BURST if ask.verb == "revoke" else 0.0
 
 
 def _right(called: tuple[str, str], one: Delegation) -> delegate.Answer:

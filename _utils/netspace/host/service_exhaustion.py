@@ -65,6 +65,8 @@ def _by_link(way: str) -> Way:
 WAYS: dict[str, Way] = {
     "forwarder: connections": _by_link("connections"),
     "forwarder: handshakes": _by_link("handshakes"),
+    "forwarder: unfinished handshakes": _by_link("halves"),
+    "broker: log-ins": _by_link("reconnects"),
     "broker: frames before a login": _by_link("strangers"),
     "broker: messages": _by_link("messages"),
     "broker: small messages": _by_link("small"),
@@ -77,6 +79,7 @@ WAYS: dict[str, Way] = {
     "broker: questions": _by_link("questions"),
     "broker: sessions of AMQP 1.0": _by_link("sessions"),
     "broker: empty frames": _by_link("frames"),
+    "broker: TLS records of one byte": _by_link("records"),
     "log: lines without end": Way(("worst", "lines")),
     "health: checks that never end": Way(("hold",), check=("hold",)),
     "health: checks that write without end": Way(("hold",), check=("endless",)),

@@ -116,6 +116,13 @@ def content(layout: Layout) -> bytes:
         return b""
 
 
+def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
+    """Return how much of the ledger is filled (1: all), and how much by lines about these environments."""
+    raw = content(layout)
+    own = sum(raw.count(b'"%s"' % name.encode()) for name in names)
+    return max(raw.count(b"\n") / entries.MOST_LINES, len(raw) / entries.MOST_BYTES), own / entries.MOST_LINES
+
+
 def forget(layout: Layout) -> None:
     """Delete the ledger of this boot."""
     with files.locked(folder(layout) / "lock"):

@@ -105,7 +105,10 @@ def _least(*bounds: float | None) -> float | None:
 def _made(
     wanted: Mapping[str, Possible], own: Mapping[str, Link], make: Callable[[Possible, Link], Link | None]
 ) -> Iterator[tuple[Possible, Link]]:
-    """Yield each possible link whose holder has the link from which it derives, and that link before it."""
+    """Make possible links, and yield each after the link from which it derives.
+
+    A link is left out if its holder lacks the link from which it derives, or if *make* returns None.
+    """
     waiting: dict[str, list[Possible]] = {}
     for name in sorted(wanted):
         waiting.setdefault(wanted[name].of, []).append(wanted[name])

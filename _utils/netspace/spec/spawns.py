@@ -51,7 +51,7 @@ def possible_parents(name: str) -> list[str]:
 
 
 def parent_of(name: str, known: Callable[[str], Environment | None]) -> str:
-    """Return the parent of an environment that is a place for a child; empty if it is no such place.
+    """Return the parent to whose child the name *name* is reserved; empty if the name is not reserved for a child.
 
     :param known: returns an environment's declaration or record; None: there is none.
     """

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.environments.environment_host import Host, shell
 from support.sampling import todays
+from support.waiting import until
 
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
@@ -374,3 +375,29 @@ def test_environments_together_weigh_less_than_a_program_of_root_s(host):
     assert weight.read_text().strip() == lowered
     host.apply({}, ["web"])
     assert not weight.exists()
+
+
+def test_who_computes_goes_after_its_neighbour(pair):
+    """The supervisor lowers the weight of an environment that uses much of the processors, and raises it afterwards."""
+    pair.run("worst", limits={"cpus": 1})
+    unified = Path(cgroups.ROOT, "cgroup.controllers").exists()
+    full, file = (100, "/sys/fs/cgroup{}/cpu.weight") if unified else (1024, "/sys/fs/cgroup/cpu{}/cpu.shares")
+
+    def weight(name: str) -> int:
+        return int(Path(file.format(pair.kind.making.cgroup(name))).read_text())
+
+    # Otherwise other tests at the same time would leave it too little to be noticed. A start sets it again.
+    common = Path(file.format(f"/{pair.layout.instance}"))
+    before = common.read_text()
+    common.write_text(str(100 * full))
+    try:
+        with ThreadPoolExecutor() as threads:
+            busy = shell("until [ -e /tmp/over ]; do :; done")
+            computing = threads.submit(pair.operations.exec, "worst", busy, timeout=300)
+            until(lambda: weight("worst") <= full / 8, patience=120)
+            assert weight("neighbour") == full
+            pair.sh("worst", "touch /tmp/over")
+            assert computing.result()["retcode"] == 0
+        until(lambda: weight("worst") == full)
+    finally:
+        common.write_text(before)

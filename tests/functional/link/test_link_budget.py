@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from netspace.spec.types import Link
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="audit", target="orders")
 LINKS = (ASK, TELL)
+CONSPIRE = tuple(Link(source=f"foe-{number}", target="orders") for number in range(6))
+SLOW = 3_000
+"""Reductions that an account may use in a millisecond, for each of two processors: any machine has so many."""
 PATIENCE = 60.0
 ANSWER = 50_000
 """Milliseconds: on a busy machine, the module waits in a look until each process that it asks has run."""
@@ -37,15 +41,15 @@ rand:seed(exsss, @SEED@),
 Ran = fun() -> rand:uniform(200) end,
 %% Whatever is spent: the balance has its bounds, and a debt is paid off in the time of the largest one.
 lists:foldl(fun(_, Before) ->
-    After = B:balance(Before, Ran(), rand:uniform(Rate * 400) - Rate * 20, Rate),
+    After = B:balance(Before, Rate * Ran(), rand:uniform(Rate * 400) - Rate * 20, Rate),
     true = After =< Most andalso After >= Least,
-    true = B:balance(After, @DEBT@, 0, Rate) >= 0,
+    true = B:balance(After, Rate * @DEBT@, 0, Rate) >= 0,
     After
 end, Most, lists:seq(1, 5000)),
 %% Who spends no more than the rate never waits, however it is spread.
 lists:foldl(fun(_, Before) ->
     Passed = Ran(),
-    After = B:balance(Before, Passed, rand:uniform(Rate * Passed), Rate),
+    After = B:balance(Before, Rate * Passed, rand:uniform(Rate * Passed), Rate),
     true = After >= 0,
     After
 end, Most, lists:seq(1, 5000)),
@@ -53,9 +57,20 @@ end, Most, lists:seq(1, 5000)),
 {Time, Spent, _} = lists:foldl(fun(_, {Sum, All, Before}) ->
     Passed = Ran(),
     Used = case Before >= 0 of true -> rand:uniform(Rate * 100); false -> 0 end,
-    {Sum + Passed, All + Used, B:balance(Before, Passed, Used, Rate)}
+    {Sum + Passed, All + Used, B:balance(Before, Rate * Passed, Used, Rate)}
 end, {0, 0, Most}, lists:seq(1, 5000)),
 true = Spent =< Rate * (Time + @BURST@ + 100),
+%% Shares: nobody gets more than he needs, all together no more than there is, and whoever lacks some has the most.
+lists:foreach(fun(_) ->
+    Needs = [rand:uniform(1000) || _ <- lists:seq(1, rand:uniform(20))],
+    Total = rand:uniform(10000),
+    Level = B:level(Needs, Total),
+    Given = [min(Need, Level) || Need <- Needs],
+    Short = [Need || Need <- Needs, Need > Level],
+    true = lists:sum(Given) =< Total,
+    true = Short =:= [] orelse Total - lists:sum(Given) < length(Short)
+end, lists:seq(1, 5000)),
+unlimited = B:level([], 1),
 Pauses = [B:pause(Times) || Times <- lists:seq(1, 100)],
 [1000, 2000, 4000 | _] = Pauses,
 true = lists:sort(Pauses) =:= Pauses andalso lists:max(Pauses) =:= 1000 * @LONGEST@,
@@ -104,11 +119,11 @@ def host(linked) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def worst(host, cards: str, way: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one attack (*way*) of the audit's program in web."""
+def worst(host, cards: str, way: str, output: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
+    """Run one attack (*way*) of the audit's program in the environment with these cards."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "_utils")}
-    command = [*host.place("web", cards), sys.executable, services.__file__, "worst", way]
-    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as process:
+    command = [*host.place(Path(cards).name, cards), sys.executable, services.__file__, "worst", way]
+    with output.open("wb") as stream, subprocess.Popen(command, env=variables, stdout=stream) as process:
         try:
             yield process
         finally:
@@ -127,6 +142,13 @@ def account(host, name: str, what: str) -> str:
     user = host.card(name)["broker"]["username"]
     find = f'maps:get({what}, maps:get(<<"{user}">>, Accounts, #{{{what} => none}}))'
     return host.evaluate(f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER}), {find}.")
+
+
+def waiting_for_others(host) -> int:
+    """Return how many accounts wait only because all of them together have used too much."""
+    known = f"#{{accounts := Accounts}} = sys:get_state({budget.MODULE}, {ANSWER})"
+    waits = "#{balance := Balance, least := Least} <- maps:values(Accounts), Balance >= 0, Balance < Least"
+    return int(host.evaluate(f"{known}, length([1 || {waits}])."))
 
 
 def slowed(host, name: str) -> bool:
@@ -148,6 +170,73 @@ def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
     until(lambda: held(host) == 0, "who does nothing more waits no longer", patience=PATIENCE)
     with host.client("web") as channel:
         channel.basic_publish(host.n("link.web.orders"), "", b"well", mandatory=True)
+
+
+@pytest.fixture
+def conspirators(host, tmp_path) -> Iterator[list[str]]:
+    """Accounts that have the broker work as much as each may, and the broker's budgets, which are small."""
+    names = [link.source for link in CONSPIRE]
+    host.environment(*names)
+    host.apply(*LINKS, *CONSPIRE)
+    host.evaluate(f"application:set_env({plugin.NAME}, rate, {SLOW}).")
+    host.forgive()
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                path = host.write_cards(name, tmp_path / name)
+                stack.enter_context(worst(host, path, "channels", tmp_path / f"{name}.out"))
+            yield [str(tmp_path / f"{name}.out") for name in names]
+    finally:
+        host.evaluate(f"application:unset_env({plugin.NAME}, rate), application:unset_env({plugin.NAME}, all).")
+        host.apply(*LINKS)
+
+
+def done(outputs: list[str]) -> int:
+    """Return how many channels were opened and closed so far, as those who did it tell."""
+    told = [re.findall(r"taken (\d+)\n", Path(output).read_text()) for output in outputs]
+    return sum(int(numbers[-1]) if numbers else 0 for numbers in told)
+
+
+def a_while(host, outputs: list[str], seconds: float = 6.0) -> tuple[float, float]:
+    """Return how many channels they opened in a second, and the 99th percentile of a neighbour's times in ms."""
+    times: list[float] = []
+    before, began = done(outputs), time.monotonic()
+    with contextlib.closing(host.connect("audit")) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        while time.monotonic() - began < seconds:
+            sent = time.monotonic()
+            channel.basic_publish(host.n("link.audit.orders"), "", b"well", mandatory=True)
+            times.append(1000 * (time.monotonic() - sent))
+            time.sleep(0.005)
+    many = (done(outputs) - before) / (time.monotonic() - began)
+    return many, sorted(times)[int(len(times) * 0.99)]
+
+
+@pytest.mark.root
+@pytest.mark.exhaustion
+def test_accounts_that_conspire_get_no_more_than_three_do(host, conspirators, record_property):
+    """All accounts have a budget together. Without it, each has its own, and six have twice as much."""
+    until(lambda: held(host) > 0, "nobody is slowed", patience=PATIENCE)
+    until(lambda: waiting_for_others(host) > 0, "nobody waits because of the others", patience=PATIENCE)
+    time.sleep(2 * budget.BURST / 1000)  # what they may have saved up is used up
+    bound = 1.2 * budget.ALL * 2 * SLOW * 1000 / budget.PRICES["channel"]
+    together, answer = a_while(host, conspirators)
+    assert together < bound
+    assert not slowed(host, "audit"), "the neighbour was slowed"
+    host.evaluate(f"application:set_env({plugin.NAME}, all, {len(conspirators)}).")
+    found: list[tuple[float, float]] = []
+
+    def more() -> bool:
+        found.append(a_while(host, conspirators))
+        return found[-1][0] > bound
+
+    until(more, "the bound is kept without the check, too", patience=2 * PATIENCE)
+    assert waiting_for_others(host) == 0
+    apart, slower = found[-1]
+    told = f"{together:.0f} channels a second, answer {answer:.1f} ms; apart {apart:.0f}, {slower:.1f} ms"
+    record_property("conspirators", told)
+    print(told)
 
 
 def log(host) -> str:

@@ -53,7 +53,7 @@ def test_pillar_files_are_valid(validator: Validator, file: str) -> None:
 
 # -- refusals, with their paths -----------------------------------------------------------------------
 def places(validator: Validator, document: Any) -> dict[str, str]:
-    """Return the refusing keywords by the paths, in pillar notation, of the refused values."""
+    """Return, for the path of each refused value (in pillar notation), the keyword of the schema that refuses it."""
     found: dict[str, str] = {}
     for error in validator.iter_errors(document):
         path = ":".join(str(step) for step in error.absolute_path)

@@ -43,10 +43,23 @@ def plain(timeout: float = PATIENCE) -> socket.socket:
 
 def secured() -> ssl.SSLSocket:
     """Connect by TLS, with the environment's own certificate."""
+    return _context().wrap_socket(plain(), server_hostname=card()["broker"]["tls"]["server_name"])
+
+
+def greeting() -> bytes:
+    """Return the first message of a TLS handshake."""
+    sent = ssl.MemoryBIO()
+    one = _context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=card()["broker"]["tls"]["server_name"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        one.do_handshake()
+    return sent.read()
+
+
+def _context() -> ssl.SSLContext:
     told = card()["broker"]["tls"]
     context = ssl.create_default_context(cafile=told["ca_file"])
     context.load_cert_chain(told["certificate_file"], told["key_file"])
-    return context.wrap_socket(plain(), server_hostname=told["server_name"])
+    return context
 
 
 def short(text: str) -> bytes:

@@ -104,6 +104,28 @@ def handshakes() -> Iterator[int]:
         yield 1
 
 
+def halves() -> Iterator[int]:
+    """TLS handshakes that the program begins, but doesn't finish after the broker's answer."""
+    kept: list[socket.socket] = []
+    try:
+        while True:
+            kept.append(amqp.plain(2.0))
+            kept[-1].sendall(amqp.greeting())
+            if len(kept) > HELD:
+                kept.pop(0).close()
+            yield 1
+    finally:
+        for one in kept:
+            one.close()
+
+
+def reconnects() -> Iterator[int]:
+    """Log-ins, each on a new connection, which is closed after the log-in."""
+    while True:
+        with amqp.Connection():
+            yield 1
+
+
 def messages() -> Iterator[int]:
     with amqp.Connection() as connection:
         one = amqp.message(_exchange(), "", bytes(BODY))
@@ -232,6 +254,16 @@ def frames() -> Iterator[int]:
             yield 1000
 
 
+def records() -> Iterator[int]:
+    """Bytes, each sent in a TLS record of its own."""
+    with amqp.Connection() as connection:
+        beat = amqp.frame(amqp.HEARTBEAT, 0, b"")
+        while True:
+            for number in range(len(beat)):
+                connection.send(beat[number : number + 1])
+            yield len(beat)
+
+
 def lines() -> Iterator[int]:
     while True:
         os.write(1, LINE * 4)
@@ -241,8 +273,8 @@ def lines() -> Iterator[int]:
 WAYS: dict[str, Callable[[], Iterator[int]]] = {
     way.__name__: way
     for way in (
-        *(connections, handshakes, strangers, messages, small, transactions, unfinished, channels, brief, consumers),
-        *(bindings, questions, sessions, frames, lines),
+        *(connections, handshakes, halves, reconnects, strangers, messages, small, transactions, unfinished),
+        *(channels, brief, consumers, bindings, questions, sessions, frames, records, lines),
     )
 }
 

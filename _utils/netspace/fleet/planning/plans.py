@@ -65,7 +65,7 @@ class HostPlan(msgspec.Struct, frozen=True):
 
 
 class Places(NamedTuple):
-    """The things *names* on the hosts *hosts*: each of the names on each of the hosts."""
+    """Each of the things *names* on each of *hosts*."""
 
     names: tuple[str, ...]
     hosts: tuple[str, ...]

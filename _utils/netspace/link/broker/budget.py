@@ -7,6 +7,11 @@ the prices of methods that make other processes work. If that is more than the a
 processes that read from the account's connections, and their channels, until the budget suffices again. TCP then makes
 the account wait. Nothing is lost or refused.
 
+All accounts together have a budget as well (``ALL``), so several that conspire can't have the broker do more than three
+can. What it gains in a time is shared out equally, except that nobody gets more than it lacks. If the accounts together
+have used up more than may be saved up, those that used up most are suspended. So one that uses little never waits for
+others.
+
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.
 
@@ -35,6 +40,8 @@ RATE = 7_500
 """Reductions per millisecond and processor that an account may use. One processor counts as two."""
 BURST, DEBT = 3_000, 20_000
 """The most that an account may save up, and the most that it may owe, in milliseconds at this rate."""
+ALL = 3
+"""The common budget of all accounts, as a multiple of the budget of one account."""
 LOGIN = 3_000_000
 """Reductions that a connection may use before its login."""
 LONGEST = 64
@@ -46,7 +53,7 @@ PRICES = {
     "refused": 50_000,
     "method": 5_000,
     "binding": 20_000,
-    "message": -500,
+    "message": -200,
 }
 """Reductions that an account pays for the work of other processes. A price below 0 is given back to the account."""
 
@@ -54,7 +61,7 @@ SOURCE = r"""%% Written by netspace: reads slowly from who has the broker work t
 -module(netspace_guard_budget).
 -behaviour(gen_server).
 -export([start_link/0, init/1, handle_call/3, handle_cast/2, handle_info/2]).
--export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, pause/1, rate/1, price/1, stranger/1]).
+-export([charge/2, add/1, began/0, ended/1, closed/2, balance/4, level/2, pause/1, rate/1, price/1, stranger/1]).
 
 -define(LOOK, 50).              % ms between two looks
 -define(IDLE, 15000).           % reductions of the whole broker in a ms, below which nobody is looked at
@@ -129,15 +136,26 @@ closed(User, Readers) -> gen_server:cast(?MODULE, {closed, User, Readers}).
 %% Reductions in a millisecond, on a machine of so many processors. Only tests set another number.
 rate(Processors) -> application:get_env(netspace_guard, rate, @RATE@) * max(2, Processors).
 
-%% What is left of a budget after some milliseconds, in which Spent was used up. Below 0, the account waits.
-balance(Before, Passed, Spent, Rate) ->
-    max(-Rate * @DEBT@, min(Rate * @BURST@, min(Rate * @BURST@, Before + Rate * Passed) - Spent)).
+%% What is left of a budget that gained Income, and of which Spent was used up. Below 0, the account waits.
+balance(Before, Income, Spent, Rate) ->
+    max(-Rate * @DEBT@, min(Rate * @BURST@, min(Rate * @BURST@, Before + Income) - Spent)).
+
+%% The most that each may get, so that nobody gets more than it needs, and all together get no more than Total. An atom
+%% is more than any number.
+level(Needs, Total) -> level(lists:sort(Needs), Total, length(Needs)).
+
+level([], _, _) -> unlimited;
+level([Least | Others], Total, Number) when Least * Number =< Total -> level(Others, Total - Least, Number - 1);
+level(_, Total, Number) -> Total div Number.
+
+%% Budgets of one account that all of them have together. Only tests set another number.
+all() -> application:get_env(netspace_guard, all, @ALL@).
 
 %% Milliseconds of a pause, after an account was cut off so many Times.
 pause(Times) -> 1000 * min(@LONGEST@, 1 bsl min(Times - 1, 10)).
 
 account(User, #{accounts := Accounts, rate := Rate}) ->
-    maps:get(User, Accounts, #{balance => Rate * @BURST@, times => 0, until => 0, cut => 0, told => 0}).
+    maps:get(User, Accounts, #{balance => Rate * @BURST@, least => 0, times => 0, until => 0, cut => 0, told => 0}).
 
 %% -- a look ----------------------------------------------------------------------------
 %% Milliseconds since the broker's start. Erlang's own clock begins below 0.
@@ -157,7 +175,8 @@ look(State = #{look := Look, at := At, total := Before, accounts := Accounts}) -
         false -> State
     end.
 
-waits(#{balance := Balance, until := Until}, Now) -> Balance < 0 orelse Until > Now.
+%% Whether an account waits: by itself, or as it used up more than its share of what all may have used up.
+waits(#{balance := Balance, least := Least, until := Until}, Now) -> Balance < Least orelse Until > Now.
 
 looked(Now, State, Passed) ->
     Charged = maps:from_list([Entry || {User, _} <- ets:tab2list(?MODULE), Entry <- ets:take(?MODULE, User)]),
@@ -168,21 +187,31 @@ looked(Now, State, Passed) ->
     Ending = maps:with(maps:keys(Users), maps:get(ending, Known)),
     #{rate := Rate, accounts := Accounts} = Known,
     Named = lists:usort(maps:keys(Accounts) ++ maps:keys(Present) ++ maps:keys(Spent)),
-    New = [{User, told(User, spend(account(User, Known), Passed, maps:get(User, Spent, 0), Rate), Now)}
-           || User <- Named],
+    New = [{User, told(User, Account, Now)}
+           || {User, Account} <- spend([{User, account(User, Known)} || User <- Named], Passed, Spent, Rate)],
     Kept = [{User, Account} || {User, Account = #{balance := Balance, cut := Cut}} <- New,
                                is_map_key(User, Present) orelse Balance < Rate * @BURST@
                                    orelse Cut =/= 0 andalso Now - Cut < ?FORGIVEN],
     hold(Known#{accounts := maps:from_list([{User, forgiven(Account, Now)} || {User, Account} <- Kept]),
                 connections := Connections, ending := Ending}).
 
-spend(Account = #{balance := Before}, Passed, Spent, Rate) ->
-    Account#{balance := balance(Before, Passed, Spent, Rate)}.
+spend(Before, Passed, Spent, Rate) ->
+    {All, Full} = {all(), Rate * @BURST@},
+    Gain = level([min(Rate * Passed, Full - Balance) || {_, #{balance := Balance}} <- Before], All * Rate * Passed),
+    After = [{User, Account#{balance := balance(Balance, min(Rate * Passed, Gain), maps:get(User, Spent, 0), Rate)}}
+             || {User, Account = #{balance := Balance}} <- Before],
+    Least = least(level([Full - Balance || {_, #{balance := Balance}} <- After], All * Full), Full),
+    [{User, Account#{least := Least}} || {User, Account} <- After].
+
+%% The balance below which an account waits, if it may have used up so much.
+least(unlimited, _) -> 0;
+least(Used, Full) -> max(0, Full - Used).
 
 forgiven(Account = #{cut := Cut}, Now) when Cut =/= 0, Now - Cut >= ?FORGIVEN -> Account#{cut := 0, times := 0};
 forgiven(Account, _) -> Account.
 
-told(User, Account = #{balance := Balance, told := Told}, Now) when Balance < 0, Told =:= 0 orelse Now - Told > ?TOLD ->
+told(User, Account = #{balance := Balance, least := Least, told := Told}, Now)
+  when Balance < Least, Told =:= 0 orelse Now - Told > ?TOLD ->
     logger:log(warning, "netspace: ~ts is read slowly: it has the broker do too much", [User], #{domain => [rabbitmq]}),
     Account#{told := Now};
 told(_, Account, _) -> Account.
@@ -339,7 +368,8 @@ breath(State) -> State.
 def source() -> str:
     """Return the module's source in Erlang."""
     prices = ";\n".join(f"price({what}) -> {reductions}" for what, reductions in PRICES.items()) + "."
-    filled = {"PRICES": prices, "LOGIN": LOGIN, "RATE": RATE, "BURST": BURST, "DEBT": DEBT, "LONGEST": LONGEST}
+    filled = {"PRICES": prices, "LOGIN": LOGIN, "RATE": RATE, "ALL": ALL, "BURST": BURST, "DEBT": DEBT}
+    filled["LONGEST"] = LONGEST
     text = SOURCE
     for name, value in filled.items():
         text = text.replace(f"@{name}@", str(value))

@@ -22,7 +22,7 @@ _PATH, _MESSAGE = 200, 300
 
 
 class Part(NamedTuple):
-    """The values of a tenant's part whose types are right.
+    """The values of a tenant's part that could be parsed.
 
     :param environments: the names of the environments of the tenant.
     :param links: the links, by their paths in the declaration.

@@ -43,11 +43,13 @@ from netspace.supervision.daemon.server import Server
 from netspace.supervision.daemon.standby import Standby, become_anew
 from netspace.supervision.daemon.start import Starter
 from netspace.supervision.daemon.units import Unit, Units
+from netspace.supervision.turns import Turns
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same seconds if no service is defined
 # The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
+TURN = 0.5  # seconds between two measurements of environments' use of the processors
 DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
 
 
@@ -67,6 +69,7 @@ class Daemon:
         self.rotation = Rotation(self.units, self.loop)
         self.starting = Starter(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
         self.serving = Server(self.units, self.loop, self.starting, self.ending, self.rotation, version)
+        self.turns = Turns(f"/{layout.instance}")
         self._idle_since = 0.0
         self._over = False
 
@@ -92,6 +95,7 @@ class Daemon:
         Adoption(self.units, self.loop, self.children, self.starting, self.ending).adopt()
         ready()
         self.rotation.look()
+        self._weigh()
         while not self._over and not self.renewing:
             self._turn()
         if standing is not None:
@@ -105,11 +109,16 @@ class Daemon:
             if not definitions.defined(self.layout):
                 self._leave_nothing()
 
+    def _weigh(self) -> None:
+        """Set the weights of environments, and schedule the next time."""
+        self.turns.look(time.monotonic())
+        self.loop.after(TURN, self._weigh)
+
     def _turn(self) -> None:
         self.loop.due()
         self.starting.pump()
         self.loop.wait()
-        self.children.reap()
+        self.children.reap_if_due()
         if self.ending.sweeping:
             self.ending.sweep()
         if not self.starting.launching:  # a launched program's status may come before its PID file is read
@@ -132,8 +141,10 @@ class Daemon:
 
     def _woken(self, wake: int) -> None:
         """Handle a signal. SIGTERM ends only the daemon; the next daemon adopts the running services."""
-        if signal.SIGTERM in os.read(wake, 4096):
-            self._over = True
+        numbers = os.read(wake, 4096)
+        self._over = self._over or signal.SIGTERM in numbers
+        if signal.SIGCHLD in numbers:
+            self.children.signalled()
 
     def _leave_nothing(self) -> None:
         """Remove the folders that only a running daemon needs: traces, pipes, and detached programs' cgroups."""
