@@ -834,6 +834,15 @@ class Link(Base, frozen=True):
         return ".".join(ends)
 
     @property
+    def formerly_to(self) -> FormerEnds | None:
+        """The former name of the receiver alone. A link that derives from this one has another sender.
+
+        That sender must not get the mailbox of this link's sender.
+        """
+        target = None if self.formerly is None else self.formerly.target
+        return None if target is None else FormerEnds(target=target)
+
+    @property
     def to_host(self) -> str | None:
         """The other host that the link leads to; None: its receiver is on this host."""
         return host_of(self.target)
