@@ -30,7 +30,7 @@ _NEEDED = (
     *("netspace.link.mail.dead_letters", "netspace.link.reconciler", "netspace.link.severing"),
     *("netspace.plugin.apply_progress", "netspace.plugin.arguments", "netspace.plugin.dates"),
     *("netspace.plugin.fileserver", "netspace.plugin.own_pillar", "netspace.plugin.refusal"),
-    "netspace.plugin.salt_keys",
+    *("netspace.plugin.salt_keys", "netspace.plugin.urgent"),
 )
 """Modules that a revision of links needs, and the module by which a master requests it."""
 

@@ -69,7 +69,8 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
             found = plans.host_plan(minion, None, host.drift())
         else:
             section = _section(generation)
-            found = plans.host_plan(minion, section, host.diff(arguments.whole(section, {})))
+            plan = host.diff(arguments.whole(section, {}))
+            found = plans.host_plan(minion, section, plan, host.kept_messages(plan))
         return plans.plain(found)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err

@@ -7,6 +7,7 @@ the page on fleets.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from salt.exceptions import CommandExecutionError, SaltException  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import revise as revision  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import apply_progress, arguments, own_pillar, refusal  # noqa: E402
+from netspace.plugin import apply_progress, arguments, own_pillar, refusal, urgent  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -63,11 +64,16 @@ def revise(hosts: list[str], own: bool = False, cut: list[str] | None = None) ->
         Names of hosts whose links end at once, all of them, before this
         host asks the master for its pillar. By default, none.
     """
-    import salt.pillar
-
     for key, given in (("hosts", hosts), ("cut", cut or [])):
         if not isinstance(given, list) or any(not isinstance(one, str) for one in given):
             raise CommandExecutionError(f"{key}: {given!r:.100}: expected a list of names")
+    with urgent.urgent() if cut else contextlib.nullcontext():
+        return _revised(hosts, own, cut)
+
+
+def _revised(hosts: list[str], own: bool, cut: list[str] | None) -> list[str]:
+    import salt.pillar
+
     try:
         layout = arguments.layout(__opts__)
         if cut and (failed := revision.part(Host(layout), cut)):

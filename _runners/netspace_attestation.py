@@ -689,8 +689,8 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
 def ca_status() -> dict[str, Any]:
     """Return the state of the Privacy CA.
 
-    The result has its name, the end of its certificate, whether its
-    root is on this machine, and the number of enrolled hosts.
+    The result has the CA's name, the end of its certificate, whether
+    its root is on this machine, and the number of enrolled hosts.
 
     CLI Example:
 

@@ -8,6 +8,7 @@ the links when the master trusts these hosts again, and tells the minions concer
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
@@ -21,7 +22,7 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import trust_watch  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.trust import HostTrust  # noqa: E402
-from netspace.plugin import arguments, master  # noqa: E402
+from netspace.plugin import arguments, master, urgent  # noqa: E402
 from netspace.plugin.minions import Minions  # noqa: E402
 from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
@@ -83,7 +84,8 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
     arguments.refuse_others(others)
 
     def work() -> dict[str, Any]:
-        return trust_watch.look(_declaration(), _Master(timeout), [str(one) for one in hosts])
+        with urgent.urgent() if hosts else contextlib.nullcontext():  # an event has named them
+            return trust_watch.look(_declaration(), _Master(timeout), [str(one) for one in hosts])
 
     return _answer(work, _well)
 

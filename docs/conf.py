@@ -9,8 +9,12 @@ from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "_utils"))
+sys.path[:0] = [str(ROOT / "_utils"), str(ROOT / "docs")]
+
+import declared_keys  # noqa: E402
 
 import netspace  # noqa: E402
 
@@ -94,3 +98,8 @@ def _interfaces(path: Path) -> None:
 
 _interfaces(Path(__file__).parent / "reference" / "interfaces.rst")
 _reference(Path(__file__).parent / "reference")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", declared_keys.signature)
+    app.connect("autodoc-process-docstring", declared_keys.docstring)

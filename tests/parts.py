@@ -96,31 +96,32 @@ MADE = {
 # Parts of machines, and a lab of its own: those in one place run on one day, those in the next on the next.
 TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm",))
 
-# Files by turns of the same kind: each follows pages or a command, and other tests need what these use every day. The
-# four days, machines included, take about as long as each other.
+# Files by turns of the same kind: each follows pages, a command or a setting, and other tests need what these use every
+# day. The four days, machines included, take about as long as each other.
 FILES = (
     (
         *files(FLEET, "attestation"),
-        *files(HOST, "other_tools services delegate"),
-        *files(LINK, "budget shared"),
-        "tests/functional/salt/test_install.py",
+        *files(HOST, "services delegate"),
+        *files(LINK, "budget"),
     ),
     (
         *files(WHOLE, "lab demo_hosts systemd_kernel"),
         *files(FLEET, "seals"),
         *files(HOST, "tenants"),
+        *files(LINK, "cluster upgrade"),
     ),
     (
         *files(WHOLE, "day_two systemd_whole_host"),
         *files(FLEET, "targets"),
-        *files(HOST, "mailbox"),
-        *files(LINK, "sealed_hosts"),
+        *files(HOST, "mailbox other_tools"),
+        *files(LINK, "archive sealed_hosts"),
     ),
     (
         *files(WHOLE, "lab_between attestation_schedule"),
         *files(FLEET, "secrets registrar"),
-        *files(HOST, "stopped planned"),
-        *files(LINK, "buffered renaming"),
+        *files(HOST, "explained stopped planned"),
+        *files(LINK, "buffered parked renaming shared"),
+        "tests/functional/salt/test_install.py",
     ),
 )
 

@@ -107,6 +107,19 @@ class Reconciler(Protocol[Desired, Observed]):
     def apply(self, steps: Sequence[Step]) -> list[Outcome]: ...
 
 
+RENAME, NAME = "rename", "name"
+"""The action of a step that renames an environment, and the key of its changes that has both names."""
+
+
+def renamed(steps: Iterable[Step]) -> dict[str, str]:
+    """Return the former name of each environment that a plan renames."""
+    return {
+        step.name: str(step.changes[NAME]["old"])
+        for step in steps
+        if step.kind == "environment" and step.action == RENAME and NAME in step.changes
+    }
+
+
 def changes_by_name(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
     """Return the steps' changes as Salt's ``changes``: ``{"old", "new"}`` by name and key."""
     merged: dict[str, dict[str, Any]] = {}

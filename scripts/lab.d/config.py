@@ -104,7 +104,7 @@ look:
 
 
 def minion(name: str) -> dict[str, object]:
-    """Return what the configuration of each minion has, by the name of its host."""
+    """Return the part of a minion's configuration that hosts and machines of a lab have in common."""
     return {
         "id": name,
         "master": MASTER,

@@ -292,7 +292,7 @@ def start(arguments: list[str]) -> int:
 
 
 def wipe(arguments: list[str]) -> int:
-    """Take a host's disk and TPM away: at its next start it is another machine."""
+    """Delete a host's disk and TPM, so that its next start is that of a new machine."""
     for name in some("wipe", arguments):
         if name == "master":
             raise Failed("wipe: the master can't be wiped; end the lab instead: lab down")

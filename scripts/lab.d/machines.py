@@ -239,7 +239,7 @@ class Machine(Host):
 
 
 def await_boot(machines: Iterable[Machine]) -> None:
-    """Wait until each machine is booted; say from time to time how far they are.
+    """Wait until each machine is booted; print the progress from time to time.
 
     :raises Failed: a machine ended or doesn't come up.
     """

@@ -72,7 +72,7 @@ def start(home: Path) -> None:
 
 
 def refused(name: str, told: str) -> str:
-    """Return why waiting can't help a host whose key isn't accepted; empty if it may be accepted yet.
+    """Return why the master will never accept a host's key; empty if the master may still accept it.
 
     :param told: the output of the host's request.
     """

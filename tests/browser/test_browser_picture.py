@@ -116,7 +116,7 @@ def test_a_host_is_opened_and_a_link_followed(opened: Opened) -> None:
     host = page.value("[...document.querySelectorAll('.b .t')].find(e => e.textContent === 'h3').parentNode.id")
     page.click(f"#{host} .t")
     assert title(page) == "h3"
-    assert "L4 trusted, told by the master's verifier" in details(page) and "198.51.100.3" in details(page)
+    assert "L4 trusted, reported by the master's verifier" in details(page) and "198.51.100.3" in details(page)
     page.value("[...document.querySelectorAll('#more button')].find(b => b.textContent.includes('orders')).id = 'go'")
     page.click("#go")
     assert title(page) == "orders@h3" and "it ended (exit 1)" in details(page)

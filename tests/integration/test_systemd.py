@@ -374,7 +374,7 @@ def test_one_question_tells_of_all_that_never_ended(
     (told, asked), whole = call("noticed"), call("observe")
     assert asked == ["again", "attached", "held", "never", "stopped"]
     for name in whole:
-        assert abs(told[name].pop("since") - whole[name].pop("since")) < 2, name
+        assert abs(told[name].pop("since") - whole[name].pop("since")) < 30, name  # a launcher may take long
     assert told == whole
     assert (told["again"]["restarts"], told["frozen"]["state"]) == (1, "frozen")
     host.run("kill", "-CONT", str(pids["frozen"]))

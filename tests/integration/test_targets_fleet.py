@@ -237,12 +237,12 @@ def test_what_acts_on_a_host_is_refused_and_nothing_of_it_applied(fleet: Fleet) 
     web = f"{fleet.minion}-web"
     refused = fleet.at(f"T@netspace:{web}", "state.apply", "netspace.environments")[web]
     assert (
-        "netspace environments: state netspace_environment acts on a host; in an environment there are: cmd, file, test"
+        "netspace environments: state netspace_environment acts on a host; an environment has only: cmd, file, test"
         in refused
     )
     refused = fleet.at(f"T@netspace:{web}", "state.apply", "inside.partly")[web]
     there = "file.absent, file.directory, file.managed, file.symlink"
-    assert refused == [f"/tmp/all: in an environment there is no file.recurse, but: {there}"]
+    assert refused == [f"/tmp/all: an environment has no file.recurse; use one of: {there}"]
     assert fleet.at(f"T@netspace:{web}", "cmd.retcode", "test -e /tmp/partly") == {web: 1}
     assert "is not supported for resource type" in fleet.at(f"T@netspace:{web}", "pkg.install", "x")[web]
     for function in ("network.interfaces", "netspace.teardown"):

@@ -120,6 +120,7 @@ PURE = {
     "spec.publish",
     "spec.reach",
     "spec.regex_work",
+    "spec.renames",
     "spec.secrets",
     "spec.tenancy.names",
     "spec.tenancy.quota",

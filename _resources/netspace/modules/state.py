@@ -141,11 +141,11 @@ def _foreign(state: str, parts: Any) -> list[str]:
     """
     kind = state.partition(".")[0]
     if kind not in KNOWN:
-        return [f"state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"]
+        return [f"state {state} acts on a host; an environment has only: {', '.join(KNOWN)}"]
     functions = [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
     there = ", ".join(f"{kind}.{function}" for function in KNOWN[kind])
     return [
-        f"in an environment there is no {kind}.{function}, but: {there}"
+        f"an environment has no {kind}.{function}; use one of: {there}"
         for function in functions
         if function not in KNOWN[kind]
     ]

@@ -43,9 +43,9 @@ def verify(
     minion: str | None,
     minimum: int,
 ) -> tuple[Attested, Appraised]:
-    """Check a collection; return the claims about the environment, and the content of the host appraisal.
+    """Check an environment's token with its host appraisal; return the claims about the environment and the appraisal.
 
-    :param text: the collection.
+    :param text: token and appraisal as a CMW collection.
     :param verifiers: keys (JWK) of the trusted verifiers: ``salt-run netspace_attestation.jwks`` shows them.
     :param expected: the values that the asker expects. *pcrs* must be None, because the verifier has judged the PCRs.
         *host* is only the host's own claim, so it may be given only together with *minion*.
@@ -56,7 +56,7 @@ def verify(
     """
     if expected.pcrs or (expected.host is not None and minion is None):
         raise ValueError(
-            "a verifier doesn't vouch for PCRs, and for a host's name in links only with the minion's name"
+            "a verifier doesn't vouch for PCRs, so give none; give a host's name in links only with the minion's name"
         )
     token, _, word = environment_token.parts(text)
     if not word:

@@ -15,9 +15,10 @@ def text(data: bytes) -> str:
 
 
 def octets(text: Any, limit: int, name: str) -> bytes:
-    """Return the bytes in a field.
+    """Decode a base64 field of a message.
 
-    :param limit: the most bytes.
+    :param limit: maximum number of bytes.
+    :param name: the field's name, for the error's message.
     :raises Malformed: when the field is not base64 of at most *limit* bytes.
     """
     if not isinstance(text, str) or len(text) > limit * 4 // 3 + 4:

@@ -264,7 +264,7 @@ def answered(told: Mapping[str, Any], expected: Expected, now: float, found: Att
 
 
 def about(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an :class:`Attested` that a token has."""
+    """Return a token's claims as fields of :class:`Attested`."""
     names = ("host", "boot", "image", "configuration", "started")
     own = told["cnf"]["jkt"] if "cnf" in told else None
     return {"environment": told["sub"], "key": own, **{name: told[f"netspace_{name}"] for name in names}}

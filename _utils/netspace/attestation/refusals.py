@@ -507,7 +507,7 @@ class ResultExpired(Refused):
 
 
 class HostKeyExpired(Refused):
-    """An environment's token whose key has no valid statement by the host.
+    """An environment's token with a host's statement about the token's key that isn't valid now.
 
     The statement has expired, isn't valid yet, or is valid for too long.
     """

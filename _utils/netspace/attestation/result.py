@@ -42,7 +42,7 @@ class Result:
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
     :param fallback: whether the host used a software key although a TPM is configured.
     :param tee: the confidential guest on which the level rests, as the master reported it; empty if there is none.
-    :param token_key: thumbprint of the key of environments' tokens that the master's verifier knows to be this host's;
+    :param token_key: thumbprint of the key that signs the tokens of this host's environments, as the verifier knows it;
         empty if there is none.
     :param appraisal: the host appraisal, which names that key; empty without a key.
     """

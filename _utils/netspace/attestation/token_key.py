@@ -58,9 +58,10 @@ def shown(key: EllipticCurvePrivateKey, context: Context) -> dict[str, Any]:
 
 
 def parse(data: Any) -> Shown:
-    """Return the key in a wire form.
+    """Parse a token key that a host sent.
 
-    :raises Malformed: when *data* is not the wire form of a key on P-256.
+    :param data: the answer's field, with the members *jwk* and *sig*.
+    :raises Malformed: when *data* has another form, or the key is not on P-256.
     """
     if not isinstance(data, Mapping) or set(data) != {"jwk", "sig"} or not isinstance(data["sig"], str):
         raise Malformed(f"answer: {FIELD}: expected jwk and sig")
@@ -74,7 +75,7 @@ def parse(data: Any) -> Shown:
 
 
 def check(one: Shown, context: Context) -> None:
-    """Check that the key signed the challenge.
+    """Check that a host's token key signed the challenge.
 
     :param context: the challenge; its field *key* is the key's thumbprint.
     :raises TokenKeyUnproved: when another key signed, or the signature is for another challenge or host.

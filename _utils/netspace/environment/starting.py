@@ -43,8 +43,8 @@ class _Started(msgspec.Struct):
     """A program that was just started and is being watched.
 
     :param status: the supervisor's status of its service.
-    :param until: the monotonic time at which the watch over it ends.
-    :param least: the monotonic time before which a sleeping program isn't yet taken as started.
+    :param until: the monotonic time at which netspace stops watching it.
+    :param least: the monotonic time from which on a sleeping program counts as started.
     :param cgroup: the cgroup of its processes.
     :param seen: whether the host's kernel can see its threads sleep; false for a program on another kernel.
     :param pidfd: a descriptor of its process; -1 if there is none.

@@ -29,7 +29,7 @@ from netspace.fleet.types import (
     Published,
     broker_address,
 )
-from netspace.spec import delegations
+from netspace.spec import delegations, renames
 from netspace.spec import parse as spec
 from netspace.spec.reach import Edge
 from netspace.spec.types import Declaration, Interface
@@ -108,7 +108,8 @@ def fleet(
     declared = parse.fleet(documents)
     placement = place.place(declared, published, nodegroups, previous, remembered, drained)
     problems = list(placement.problems)
-    ways = list(_ways(declared, placement.hosts, problems))
+    former = declared.former()
+    ways = list(_ways(declared, placement.hosts, former, problems))
     slices: dict[str, Mapping[str, Any]] = {}
     missing = list(placement.missing)
     parsed: dict[str, Declaration] = {}
@@ -120,14 +121,14 @@ def fleet(
             by_host.setdefault(way.target, []).append(way)
     later = {host: _placeholder(declared, host) for host in declared.hosts if host not in joined} | joined
     for host, names in _instances(declared, placement.hosts).items():
-        made = _Slice(declared, host, names, by_host.get(host, ()), joined)
+        made = _Slice(declared, host, names, by_host.get(host, ()), joined, former)
         slices[declared.minion(host)] = made.pillar
         found, wrong = made.parsed()
         if found is not None:
             parsed[host] = found
         problems += wrong
         if len(joined) < len(later):  # also check the slice as it will be once all hosts have joined
-            problems += _Slice(declared, host, names, by_host.get(host, ()), later).parsed()[1]
+            problems += _Slice(declared, host, names, by_host.get(host, ()), later, former).parsed()[1]
     for name in declared.environments:
         if name not in placement.hosts:
             problems += _unplaced(declared, name, later)
@@ -182,7 +183,7 @@ def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> li
             for entry in declared.links
             if far is not None and host in reachable and name in (entry.source, entry.target)
         ]
-        problems = _Slice(declared, host, (name,), ways, joined).parsed()[1]
+        problems = _Slice(declared, host, (name,), ways, joined, {}).parsed()[1]
         if not problems:
             return []
         first = first or problems
@@ -198,10 +199,14 @@ def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[s
     return found
 
 
-def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list[Problem]) -> Iterator[_Way]:
+def _ways(
+    declared: Fleet, placed: Mapping[str, tuple[str, ...]], former: Mapping[str, str], problems: list[Problem]
+) -> Iterator[_Way]:
     """Yield each link between two instances of environments.
 
     A link that is impossible is added to *problems* instead.
+
+    :param former: the former names of renamed environments. They choose the replica, so that renaming changes none.
     """
     count = choices = 0
     for entry in declared.links:
@@ -217,7 +222,8 @@ def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list
                     why = f"links choose among more than {MAX_CHOICES} replicas; declare fewer replicas, or reach: each"
                     problems.append(Problem(entry.file, entry.path, why))
                     return
-                chosen = (place.choose(f"{entry.source}@{source}.{entry.target}", targets),)
+                ends = (former.get(entry.source, entry.source), former.get(entry.target, entry.target))
+                chosen = (place.choose(f"{ends[0]}@{source}.{ends[1]}", targets),)
             count += len(chosen)
             if count > MAX_LINKS:
                 why = f"there are more than {MAX_LINKS} links between instances; declare fewer replicas, or reach: one"
@@ -241,12 +247,19 @@ class _Slice:
     :param names: the names of the host's environments.
     :param ways: the links that begin or end on the host.
     :param joined: the facts that joined hosts have published, by host.
+    :param former: the former names of renamed environments.
     """
 
     def __init__(
-        self, declared: Fleet, host: str, names: Iterable[str], ways: Sequence[_Way], joined: Mapping[str, Published]
+        self,
+        declared: Fleet,
+        host: str,
+        names: Iterable[str],
+        ways: Sequence[_Way],
+        joined: Mapping[str, Published],
+        former: Mapping[str, str],
     ) -> None:
-        self._fleet, self._host, self._joined = declared, host, joined
+        self._fleet, self._host, self._joined, self._former = declared, host, joined, former
         self._links: list[LinkEntry] = []
         links: list[dict[str, Any]] = []
         out, into = set[str](), set[str]()
@@ -282,6 +295,11 @@ class _Slice:
         """Return one link as this host declares it: the host's own environments are named without a host."""
         body = dict(way.entry.body)
         source, target = way.entry.source, way.entry.target
+        if self._former:
+            ends = {"from": (source, way.source), "to": (target, way.target)}
+            far = {end: name for end, (name, host) in ends.items() if host != self._host and name in self._former}
+            if far:
+                body[renames.KEY] = {end: self._former[name] for end, name in far.items()}
         if way.source == way.target:
             body.pop("via", None)  # a link within one host needs no way between hosts
         elif way.source == self._host:

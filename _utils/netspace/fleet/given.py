@@ -95,10 +95,11 @@ class GivenSlices:
         return self._marker.exists()
 
     def begin(self, slices: Mapping[str, Mapping[str, Any]]) -> None:
-        """Let changes wait for plans from now on; each host begins with its slice in *slices*.
+        """Begin the mode ``apply: planned``: from now on, hosts get changes only by plans.
 
         The caller holds the lock.
 
+        :param slices: the slice of each host at the beginning, by minion.
         :raises OSError: a file can't be written. In this case nothing has changed.
         """
         made = {}
@@ -287,7 +288,7 @@ class GivenSlices:
         return in_force.store(self._candidates / generation).slice(manifest, minion)
 
     def forget(self, but: Collection[str]) -> None:
-        """Remove all candidates except these."""
+        """Remove all candidates except those with the ids in *but*."""
         for path in self._candidates.iterdir() if self._candidates.is_dir() else ():
             if path.name not in but:
                 shutil.rmtree(path, ignore_errors=True)

@@ -30,7 +30,7 @@ from netspace.fleet.types import (
     Problem,
     broker_address,
 )
-from netspace.spec import hosts, parse, reach
+from netspace.spec import hosts, parse, reach, renames
 from netspace.spec.types import NAME, NAME_RULE, Broker
 
 T = TypeVar("T")
@@ -239,6 +239,9 @@ def _link(reading: _Reading, where: str, value: Any) -> LinkEntry | None:
         reading.refuse(where, "expected a mapping with from, to and the other keys of a link")
         return None
     body = dict(value)
+    if renames.KEY in body:
+        reading.refuse(f"{where}:{renames.KEY}", "leave it out: the renamed environment's own key counts for its links")
+        return None
     ends = []
     for key in ("from", "to"):
         end = body.pop(key, None)
@@ -297,6 +300,9 @@ def _check_names(found: Fleet, owners: tuple[dict[str, str], dict[str, str]], pr
         for key, end in (("from", spec.source), ("to", spec.target)):
             if reach.network(end) is None and end not in environments:
                 problems.append(Problem(file, f"{where}:{key}", _no_environment(end, environments)))
+    former = found.former()
+    for name, why in renames.wrong(former, environments):
+        problems.append(Problem(found.environments[name].file, f"environments:{name}:{renames.KEY}", why))
     minions: dict[str, str] = {}
     domains: dict[str, str] = {}
     for name, (file, _) in found.hosts.items():

@@ -110,6 +110,10 @@ def place(
     :param drained: hosts that get an environment only if no other host is possible.
     """
     before = {**(remembered or {}), **previous}
+    former = fleet.former()
+    # A renamed environment stays where its former name was: its mailbox is there.
+    renamed = {name: before[old] for name, old in former.items() if name not in previous and old in before}
+    before |= renamed
     targets = Targets(fleet, published, nodegroups)
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
@@ -141,6 +145,10 @@ def place(
             missing.append(Missing(name, f"{name}: {STAYS} {', '.join(stay)}: no other host is possible"))
         if chosen:
             placed[name] = chosen
+        if lost := [host for host in renamed.get(name, ()) if host not in chosen and host in fleet.hosts]:
+            problems.append(
+                Problem(file, f"environments:{name}:formerly", _elsewhere(name, former[name], lost, chosen))
+            )
         if not chosen or len(chosen) < wanted:
             text = _too_few(placing, wanted, candidates)
             if candidates.waiting or targets.waits(placing.terms):
@@ -150,8 +158,9 @@ def place(
         if name in previous and set(previous[name]) != set(chosen):
             why = _why(fleet, candidates, matching, previous[name], chosen, drained)
             moves.append(Move(name, previous[name], chosen, why))
+    now = {old: name for name, old in former.items()}
     moves += [
-        Move(name, old, (), "it is no longer declared")
+        Move(name, old, (), f"it is renamed to {now[name]}" if name in now else "it is no longer declared")
         for name, old in previous.items()
         if name not in fleet.environments
     ]
@@ -203,6 +212,13 @@ def _chosen(
             chosen.append(best)
             used[label[best]] += 1
     return tuple(sorted(chosen))
+
+
+def _elsewhere(name: str, old: str, lost: list[str], chosen: tuple[str, ...]) -> str:
+    """Return why an environment can't be renamed and moved at once: a mailbox stays on its host."""
+    where = ", ".join(chosen) or "nowhere"
+    why = f"the mailbox of {old} is on {', '.join(lost)}, and {name} would run on {where}"
+    return f"{why}; rename it there first and move it after the apply, or leave this out, so that the mail is parked"
 
 
 def _too_few(placing: Placing, wanted: int, candidates: _Candidates) -> str:

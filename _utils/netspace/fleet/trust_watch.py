@@ -326,10 +326,10 @@ def _gone(hosts: Judged, book: Book) -> Callable[[Iterable[str]], list[str]]:
 def _groups(
     judged_hosts: Mapping[str, str], waiting: Mapping[str, Mapping[str, int]]
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
-    """Return the minions to inform, grouped by message. A message names hosts.
+    """Return the minions to inform, in groups. A group gets one message, which names hosts.
 
-    The group's key has these hosts, and whether the minion's own host is one of them. Peers come first: a distrusted
-    host that is under an attacker's control shouldn't know of its cut before they do.
+    A group's key has these hosts, and whether the minions' own hosts are among them. Minions of peers come first: a
+    distrusted host that is under an attacker's control shouldn't know of its cut before its peers do.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):

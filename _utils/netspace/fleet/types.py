@@ -14,7 +14,7 @@ import msgspec
 
 from netspace.errors import NetspaceError, short
 from netspace.fleet.policy import Policy
-from netspace.spec import hosts
+from netspace.spec import hosts, renames
 from netspace.spec.types import Base, By, LevelName
 
 LEVELS: tuple[LevelName, ...] = ("L0", "L1", "L2", "L3", "L4", "L5")
@@ -152,6 +152,12 @@ class EnvironmentEntry(NamedTuple):
     placing: Placing
     body: Mapping[str, Any]
 
+    @property
+    def formerly(self) -> str | None:
+        """The environment's former name; None: it isn't renamed."""
+        old = self.body.get(renames.KEY)
+        return old if isinstance(old, str) else None
+
 
 class LinkEntry(NamedTuple):
     """A declared link between two environments of a fleet, with its file and path.
@@ -205,6 +211,10 @@ class Fleet(NamedTuple):
     def minion(self, host: str) -> str:
         """Return the id of a host's minion."""
         return self.hosts[host].spec.minion or host
+
+    def former(self) -> dict[str, str]:
+        """Return the former name of each environment that is renamed."""
+        return {name: entry.formerly for name, entry in self.environments.items() if entry.formerly is not None}
 
     def trust_domain(self, host: str) -> str:
         """Return a host's trust domain."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from netspace.environment.record import Record
 
 LEDGER, OWN = 0.75, 0.5
-"""The part of the ledger of runs up to which children are started, and the part that one parent's children may fill."""
+"""No child starts if the ledger of runs is filled beyond LEDGER (1: all), or beyond OWN by its parent's children."""
 
 Code = Literal[
     "verb-not-permitted",

@@ -13,7 +13,7 @@ from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import checks, delegations, peer, spawns, trust
+from netspace.spec import checks, delegations, peer, renames, spawns, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
@@ -77,7 +77,15 @@ class Converge(Cards):
         desired = DesiredInterfaces(declared.network, {**declared.interfaces, **kept})
         if whole:
             remove = self.interfaces.names() - set(declared.environments)
+            former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
+            was = self.interfaces.recorded(former.values()) if former else {}
             result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
+            if former:
+                from netspace.host import renaming  # few environments have a former name
+
+                result = renaming.joined(
+                    result, former, lambda name: renaming.differing(was.get(former[name]), desired.interfaces[name])
+                )
         else:
             result = self._run_interfaces(desired, (), test)
             remove = set()
@@ -303,7 +311,20 @@ class Converge(Cards):
         opened, told = self._secrets({name: wanted[name].spec for name in wanted.keys() - kept}, withheld, test)
         wanted = {name: one._replace(spec=_without_ciphertext(one.spec)) for name, one in wanted.items()}
         desired = self._desired(wanted, links, access, kept, opened=opened)
-        result = told.joined(self._run_environments(desired, remove, test))
+        former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
+        was = self.environments.readable(former.values())[0] if former else {}
+        result = self._run_environments(desired, remove, test)
+        if former:
+            from netspace.host import renaming
+
+            mailed = {end for link in links for end in link.here}
+            result = renaming.joined(
+                result,
+                former,
+                lambda name: renaming.differences(was.get(former[name]), desired[name].spec),
+                lambda name: renaming.reason(former[name], name in mailed),
+            )
+        result = told.joined(result)
         self._free_places(test)
         return with_verdicts(result, "environment", trust.told(declared, verdicts))
 

@@ -106,7 +106,7 @@ class Keeper:
         self._waiting: dict[str, deque[Ask]] = {}  # by asker; the first one is served next
         self._begun: dict[int, str] = {}  # revocations of which the broker knows already
         self._pace = Pace()
-        self._waited = 0.0  # seconds that the present request waited for another run of netspace
+        self._waited = 0.0  # seconds for which the present request has waited for another run of netspace
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         place = host_peer.folder(layout) / host_peer.KEEPER
         place.unlink(missing_ok=True)
@@ -170,13 +170,13 @@ class Keeper:
             self._leave()
 
     def _pause(self) -> float | None:
-        """Return the seconds until a request may be answered; None if none waits."""
+        """Return the seconds until the keeper may work for one of the waiting requests; None if none waits."""
         now = record.now()
         waits = (self._pace.wait(ask.asker, now, _least(ask)) for turns in self._waiting.values() for ask in turns)
         return min(waits, default=None)
 
     def _next(self) -> Ask | None:
-        """Take the next request out of those that wait; None if there is none that may be answered now."""
+        """Remove the next request from the queue, and return it; None if the keeper may work for none now."""
         now = record.now()
         for asker, turns in self._waiting.items():
             for ask in turns:
@@ -350,7 +350,7 @@ class Keeper:
 
         def give_up() -> bool:
             nonlocal again, before
-            self._waited += min(5 * GLANCE, time.monotonic() - before)  # not the work between two locks
+            self._waited += min(5 * GLANCE, time.monotonic() - before)  # not its work in between
             before = time.monotonic()
             if time.monotonic() > again:
                 self._attend(severed)
@@ -387,7 +387,7 @@ class Keeper:
 
 
 def _least(ask: Ask) -> float:
-    """Return the time that an environment must have left for a request. A revocation must come soon."""
+    """Return the time budget that an environment must have left for a request. A revocation may exceed the budget."""
     return -BURST if ask.verb == "revoke" else 0.0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError, Problem
 from netspace.host.converge import Converge
-from netspace.plan import Plan, Refusal, Result
+from netspace.plan import Plan, Refusal, Result, renamed
 from netspace.spec.types import Declaration
 
 
@@ -32,6 +32,16 @@ class Overview(Converge):
         for apply in self.each_kind(declared, test=True).values():
             result = result.joined(apply())
         return result.plan
+
+    def kept_messages(self, plan: Plan) -> dict[str, int]:
+        """Return how many messages wait for each environment that a plan renames; empty if the broker doesn't tell."""
+        former = renamed(plan.steps)
+        if not former:
+            return {}
+        from netspace.link.mail import waiting
+
+        known = waiting.waiting(self.layout, self._linked(), former.values())
+        return {new: known[old] for new, old in former.items() if old in known}
 
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor runs, for a table."""

@@ -11,6 +11,9 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from netspace.netlink.connection import Socket
+from netspace.netlink.reading import FAMILIES
+
 SWITCH = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
 _SYSCTL = Path("/proc/sys")
 _CONF6 = "net/ipv6/conf"
@@ -29,9 +32,14 @@ def write(name: str, value: str) -> None:
 
 
 def switches() -> dict[str, str]:
-    """Return the present value of the forwarding sysctl of each family that the kernel has."""
-    values = {family: read(name) for family, name in SWITCH.items()}
-    return {family: value for family, value in values.items() if value is not None}
+    """Return the present value of the forwarding sysctl of each family that the kernel has.
+
+    The kernel tells it by netlink. A path below ``/proc/sys/net`` takes the longer to find the more namespaces there
+    are, because each has its own entries of the same names.
+    """
+    with Socket() as host:
+        values = {family: host.forwards(number) for family, number in FAMILIES.items()}
+    return {family: f"{value}" for family, value in values.items() if value is not None}
 
 
 def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -148,6 +148,15 @@ def read_one(layout: Layout, name: str) -> Record | None:
     return None if value is None else Record.decoded(value, path(layout, name))
 
 
+def _quickly(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if there is no such file, or the file has to be looked at more closely."""
+    try:
+        value = msgspec.json.decode(files.read(path, files.MAX_RECORD))
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 class Volatile(msgspec.Struct):
     """Changes in the kernel since the host started.
 
@@ -173,7 +182,9 @@ class Volatile(msgspec.Struct):
 
     @classmethod
     def read(cls, layout: Layout) -> Volatile:
-        value = files.read_json(cls.path(layout)) or {}
+        value = _quickly(cls.path(layout))
+        if value is None:
+            value = files.read_json(cls.path(layout)) or {}
         return cls(
             *(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding", "folder", "guards"))
         )
@@ -187,7 +198,7 @@ class Volatile(msgspec.Struct):
             "folder": self.folder,
             "guards": self.guards,
         }
-        if any(content.values()):
-            files.write_json(self.path(layout), content)
+        if any(content.values()):  # neither sorted nor indented: it may have thousands of namespaces
+            files.write(self.path(layout), msgspec.json.encode(content) + b"\n")
         else:
             files.remove(self.path(layout))

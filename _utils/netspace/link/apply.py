@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
@@ -22,7 +22,7 @@ from netspace.link.plan import LinkChange
 from netspace.link.record import Record
 from netspace.link.seal import bundle, endorser, peers
 from netspace.link.seal import keys as seals
-from netspace.link.topology import diff, draining, names, objects
+from netspace.link.topology import diff, draining, names, objects, renaming
 from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names
 from netspace.spec import peer
@@ -37,10 +37,12 @@ class _Left:
     :param parked: the environments whose queue keeps its messages and has no reader.
     :param former: draining queues: their environment reads them until they are empty
         (:mod:`netspace.link.topology.draining`).
+    :param passed: exchanges of renamed senders (``draining.passed``).
     """
 
     parked: tuple[str, ...] = ()
     former: tuple[DrainingQueue, ...] = ()
+    passed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ApplyRun:
         """
         before = self._recorded = work.observed.record
         where = before.broker
-        left = _Left(tuple(before.parked), before.former)
+        left = _Left(tuple(before.parked), before.former, before.passed)
         lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
         moved = where is None or not access.same(where, work.broker)
         if after and moved and isinstance(work.broker, ClusterBroker):
@@ -103,7 +105,7 @@ class ApplyRun:
             )
             # Until the broker has been changed, record the old names: only these certainly exist on it.
             named = _named(work, naming.called, after)
-            self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former))
+            self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former, left.passed))
         elif purge and isinstance(work.broker, LocalBroker):
             self._leave(work.broker, ())
             credentials.remove(self.layout, objects.members(work.before.values()))
@@ -129,7 +131,7 @@ class ApplyRun:
         self._seals(work, after)
         if after:
             named = naming.called.fingerprints(after.values())
-            self._record(Record(work.broker, after, left.parked, named, left.former))
+            self._record(Record(work.broker, after, left.parked, named, left.former, left.passed))
         else:
             self._leave(work.broker, left.parked)
             if left.parked:
@@ -143,6 +145,9 @@ class ApplyRun:
         While this host declares other hosts, their trust bundles and this host's endorser key are kept.
         """
         now, links = time.time(), after.values()
+        sealing = seals.members(links)
+        renamed = renaming.of(after).environments
+        seals.inherit(self.layout, {old: new for old, new in renamed.items() if new in sealing})
         others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
         seals.leave(self.layout, seals.members(work.before.values()) - seals.members(links), now)
         bundle.keep(self.layout, others)
@@ -229,13 +234,15 @@ class ApplyRun:
             if compared is None or not seen or compared.after != after:
                 drained = work.observed.drained
                 compared = plan.compare(
-                    self.layout, broker, work.before, after, definitions, passwords, called, drained
+                    *(self.layout, broker, work.before, after, definitions, passwords, called, drained),
+                    before.former,
                 )
             change = compared.change
             formers = draining.find(compared.there, compared.wanted, after, before.former, time.time())
+            passed = draining.passed(compared.there, compared.wanted, after, before.passed)
             if after:  # record the link of each exchange of a draining queue before the exchange is deleted
                 named = _named(work, called, after)
-                self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
+                self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers), passed))
             changes.delete(change.revoke)
             if failed is not None:
                 raise failed
@@ -264,7 +271,7 @@ class ApplyRun:
             changes.sweep([name for name in left if name in asked], purge=True)
             left = [name for name in left if name not in asked]
             parked = changes.sweep([name for name in left if whole or not names.is_dead(name)], purge)
-            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
+            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty), passed)
 
     def _revoke_recorded(
         self,

@@ -6,7 +6,7 @@ secret: the key (or the password) is in a separate file beside it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from netspace.link.topology import draining, objects
@@ -30,6 +30,7 @@ def card(
     formers: Collection[DrainingQueue] = (),
     identity: str | None = None,
     broker: Broker | None = None,
+    passed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the card of environment *name*. Links of other environments are ignored.
 
@@ -38,6 +39,7 @@ def card(
     :param formers: the recorded draining queues, which may still hold messages for the environment.
     :param identity: the SPIFFE ID in its certificate; None: it logs in by password.
     :param broker: the declaration of this host's broker with the other hosts; needed if a link leads to another host.
+    :param passed: the recorded exchanges of renamed senders.
     """
     peers = []
     senders = []
@@ -84,7 +86,7 @@ def card(
     content: dict[str, Any] = {"version": VERSION, "name": name, "peers": peers, "senders": senders}
     if peers or senders:
         today = {f"{sender['from']}.{name}": sender for sender in senders}
-        more, whose = draining.of(name, formers, names, links)
+        more, whose = draining.of(name, formers, names, links, passed)
         for exchange, was in sorted(whose.items()):
             if was in today:  # mail of a revoked link is not accepted any more
                 senders.append({**today[was], "exchange": exchange, "former": True})

@@ -18,12 +18,12 @@ from netspace.link.record import Record, plain
 from netspace.link.seal import endorser
 from netspace.link.seal import keys as seals
 from netspace.link.seal.peers import PeerKeys
-from netspace.link.topology import diff, draining, found_objects, peers
+from netspace.link.topology import diff, draining, found_objects, peers, renaming
 from netspace.link.topology import objects as model
 from netspace.link.topology.diff import Difference
 from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.found_objects import Found
-from netspace.link.topology.names import Names, environments_of, shown
+from netspace.link.topology.names import Names, account, environments_of, shown
 from netspace.link.topology.objects import Key
 from netspace.plan import Plan, Refusal, Step
 from netspace.spec.types import Broker, Link, LocalBroker
@@ -150,6 +150,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
             observed.passwords,
             observed.names,
             observed.drained,
+            observed.record.former,
         )
         change = comparison.change
         drifted, accounts = _drift(comparison, before, observed)
@@ -171,18 +172,17 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         accounts.update({f"parked:{owner}": {"old": "mail", "new": None} for owner in observed.emptied})
         unneeded = {"old": "excess bindings to answers", "new": "created again"}
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
-        entering = sorted(model.members(after.values()) - model.members(before.values()))
-        accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
-        leaving = sorted(model.members(before.values()) - model.members(after.values()))
-        accounts.update({f"environments:{name}": {"old": "mailbox, account", "new": None} for name in leaving})
+        accounts.update(_members_changes(before, after))
     broker_changes.update(accounts)
     if broker_changes:
         action = "create" if not before else "change" if after else "remove"
         steps.append(Step(KIND, BROKER, action, broker_changes, data=work))
-    for name in sorted({*before, *after}):
-        old, new = plain(before.get(name)), plain(after.get(name))
+    former = {new: old for old, new in renaming.pairs(before, after)[0].items()}
+    for name in sorted({*before, *after} - set(former.values())):
+        old, new = plain(before.get(former.get(name, name))), plain(after.get(name))
         if old != new:
             action = "create" if old is None else "remove" if new is None else "change"
+            action = "rename" if name in former else action
             steps.append(Step(KIND, name, action, files.differences(old or {}, new or {}), data=work))
         elif name in drifted:
             steps.append(Step(KIND, name, "repair", drifted[name], "differs on the broker", data=work))
@@ -271,18 +271,23 @@ def compare(
     passwords: Mapping[str, str],
     names: Names,
     drained: Collection[str],
+    recorded: Collection[DrainingQueue],
 ) -> Comparison:
     """Compare the objects on *broker* with the desired ones.
 
     :param drained: empty draining queues. An outbox among them no longer needs a shovel.
+    :param recorded: the recorded draining queues.
     """
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
     wanted = objects(layout, broker, after, names)
-    formers = draining.outboxes(there, wanted, after)
-    formers = {queue: link for queue, link in formers.items() if queue not in drained}
-    for queue, value in _shovels(layout, broker, formers, names).items():
+    outboxes = draining.outboxes(there, wanted, after, recorded)
+    outboxes = {queue: link for queue, link in outboxes.items() if queue not in drained}
+    for queue, value in _shovels(layout, broker, outboxes, names).items():
         wanted["shovel", queue] = {"value": value}
+    formers = [one for one in draining.find(there, wanted, after, recorded, 0.0) if one.queue not in drained]
+    for environment, queues in draining.read_under_former_names(formers).items():
+        wanted["permission", account(environment)] = model.reading(wanted["permission", account(environment)], queues)
     none = dict.fromkeys(certificates.certified(broker, known), "")
     return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
 
@@ -297,6 +302,17 @@ def _former_changes(formers: Collection[DrainingQueue], known: Collection[Draini
     }
 
 
+def _members_changes(before: Mapping[str, Link], after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
+    """Return the environments that get a mailbox and an account, lose them, or are renamed, as changes of a step."""
+    renamed = renaming.pairs(before, after)[1]
+    old, new = model.members(before.values()) - renamed.keys(), model.members(after.values()) - {*renamed.values()}
+    has = "mailbox, account"
+    found = {f"environments:{name}": {"old": None, "new": has} for name in sorted(new - old)}
+    found |= {f"environments:{name}": {"old": has, "new": None} for name in sorted(old - new)}
+    more = {one: f"{has}; it reads the mailbox of {was} until it is empty" for was, one in sorted(renamed.items())}
+    return found | {f"environments:{one}": {"old": was, "new": more[one]} for was, one in sorted(renamed.items())}
+
+
 def _drift(
     comparison: Comparison, before: Mapping[str, Link], observed: Observed
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -309,6 +325,8 @@ def _drift(
     change, after = comparison.change, comparison.after
     assert observed.names is not None
     expected = _expected(comparison, before, observed.names) | {("shovel", queue) for queue in observed.drained}
+    ended = [one for one in observed.record.former if one.queue in observed.drained]
+    expected |= {("permission", account(reader)) for reader in draining.read_under_former_names(ended)}
     for key in sorted(change.touched - expected):
         parts = environments_of(key[1], "link", "outbox") if key[0] in ("exchange", "binding", "shovel") else None
         entry = {"old": "there" if key in change.revoke or key in change.last else "differs", "new": None}
@@ -377,9 +395,14 @@ def _key_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     if promises and (lacking := endorser.lacking(own, observed.others.known)):
         changes["endorser of this host"] = {"old": lacking if own else None, "new": "certified"}
+    former = {new: old for old, new in renaming.pairs(work.before, work.after)[1].items()}
     for name in sorted(wanted | seals.members(work.before.values())):
         keys = observed.keys.get(name, ())
-        if name not in wanted:
+        if (was := former.get(name)) in observed.keys and name in wanted:
+            changes[name] = {"old": f"keys of {was}", "new": "keys"}
+        elif name in former.values() and any(was == name and new in wanted for new, was in former.items()):
+            continue
+        elif name not in wanted:
             stay = seals.awaited(keys, observed.now)
             changes[name] = {"old": "keys", "new": "kept for messages that other hosts have sealed" if stay else None}
         elif reason := seals.due(keys, observed.now, promises.get(name)):

@@ -28,7 +28,7 @@ from netspace.link.record import Record, forget, read
 from netspace.link.seal import bundle as bundles
 from netspace.link.seal import endorser, peers
 from netspace.link.seal import keys as seals
-from netspace.link.topology import names, objects
+from netspace.link.topology import names, objects, renaming
 from netspace.link.topology.names import Names
 from netspace.plan import Outcome, Plan, Refusal, Step
 from netspace.spec.types import Broker, Link, LocalBroker
@@ -85,7 +85,8 @@ class Links:
         others = peers.read(self.layout, known.broker, record.links.values())
 
         def tell(name: str, links: Collection[Link]) -> dict[str, Any]:
-            content = card.card(name, links, known.vhost, called, record.former, known.identity(name), known.broker)
+            login = (known.identity(name), known.broker)
+            content = card.card(name, links, known.vhost, called, record.former, *login, record.passed)
             return seals.told(content, links, private, others)
 
         return tell
@@ -262,6 +263,7 @@ class Links:
             return []
         work: LinkChange = steps[0].data
         chosen = {step.name for step in steps}
+        chosen |= {old for old, new in renaming.pairs(work.before, work.after)[0].items() if new in chosen}
         after = {
             name: link
             for name in sorted({*work.before, *work.after})

@@ -32,6 +32,7 @@ class Record(msgspec.Struct, frozen=True):
         host's own key, all names derive from that key. If it is empty, the names are those of netspace's first
         versions.
     :param former: the draining queues, which are read until they are empty.
+    :param passed: the exchanges of renamed senders, whose messages may wait in queues that stay, each with its link.
     """
 
     broker: Broker | None = None
@@ -39,6 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     parked: tuple[str, ...] = ()
     named: Mapping[str, str] = msgspec.field(default_factory=dict)
     former: tuple[DrainingQueue, ...] = ()
+    passed: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def _path(layout: Layout) -> Path:
@@ -64,6 +66,7 @@ def read(layout: Layout) -> Record:
             tuple(value.get("parked", ())),
             {"": named} if isinstance(named, str) else {str(key): str(one) for key, one in named.items()},
             tuple(draining.decode(one) for one in value.get("former", ())),
+            {str(exchange): str(link) for exchange, link in value.get("passed", {}).items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, SpecError) as err:
         raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
@@ -82,6 +85,7 @@ def write(layout: Layout, record: Record) -> None:
         "parked": list(record.parked),
         "named": dict(record.named),
         "former": [draining.encode(one) for one in record.former],
+        **({"passed": dict(sorted(record.passed.items()))} if record.passed else {}),
     }
     files.write_json(_path(layout), value)
 
@@ -139,5 +143,8 @@ def plain(link: Link | None) -> dict[str, Any] | None:
         rights["via"] = link.via
     if link.attested is not None:
         rights["attested"] = link.attested
+    if link.formerly is not None:
+        former = {"from": link.formerly.source, "to": link.formerly.target}
+        rights["formerly"] = {key: name for key, name in former.items() if name is not None}
     ends = {"from": link.source, "to": link.target, **({} if link.local is None else {"as": link.local})}
     return {**ends, "pattern": link.pattern, **link.bounds, **link.narrowed, **rights}

@@ -29,6 +29,7 @@ _ACK_CAPPED, _ACK_TLVS = 0x100, 0x200
 DUMP = 0x300
 _ERROR, _DONE = 2, 3
 _GETLINK, _GETADDR, _GETROUTE, _GETQDISC = 18, 22, 26, 38
+_GETNETCONF, _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _NETCONFA_ALL = 82, 1, 2, -1  # linux/netconf.h
 _IFLA_IFNAME, _IFLA_EXT_MASK, _SKIP_STATISTICS, _RTA_OIF = 3, 29, 1 << 3, 4
 
 # The protocol number of netspace's routes (free for users, see rt_protos of iproute2), so that
@@ -219,6 +220,18 @@ class Socket:
                 if err.errno != errno.ENOENT:  # the kernel creates a table with its first route
                     raise
         return found
+
+    def forwards(self, family: int) -> int | None:
+        """Return 1 if the namespace forwards packets (``net.ipv4.ip_forward``), else 0; None: it lacks the family."""
+        body = struct.pack("=Bxxx", family) + attribute(_NETCONFA_IFINDEX, _CODE.pack(_NETCONFA_ALL))
+        try:
+            (found,) = self.dump(Message(_GETNETCONF, 0, body))
+        except NetlinkError as err:
+            if err.errno not in UNSUPPORTED:
+                raise
+            return None
+        told = dict(reading.attributes(found, 4))
+        return int(_CODE.unpack(told[_NETCONFA_FORWARDING])[0])
 
     def rates(self) -> dict[int, int]:
         """Return the rate limit in bits per second of each limited link, by the link's index."""

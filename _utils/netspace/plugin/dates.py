@@ -47,7 +47,7 @@ T = TypeVar("T")
 def with_texts(data: T) -> T:
     """Return *data* with each time under a key of :data:`MOMENTS` also as text with its zone: ``2026-01-31T12:00:00Z``.
 
-    The text's key is that of the number with :data:`BESIDE`, unless *data* has such a key already.
+    The text's key is the number's key with :data:`BESIDE` appended. An existing key is not replaced.
     """
     return cast(T, _with_texts(data))
 

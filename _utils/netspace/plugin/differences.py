@@ -15,7 +15,7 @@ from netspace.plugin.tables import Cell, Paint, Row, prose, text
 
 Against = Literal["declaration", "last apply"]
 
-INTERRUPTS = ("remove", "rebuild", "restart", "stop")
+INTERRUPTS = ("remove", "rebuild", "restart", "stop", "rename")
 """Actions that end a program or its connections."""
 WHOLE = ("create", "remove")
 """Actions on a whole thing, whose keys a table doesn't list."""

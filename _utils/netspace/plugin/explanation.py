@@ -21,7 +21,7 @@ COMMAND = re.compile(
 )
 """The commands that a remedy may contain. They give no rights, and remove nothing."""
 ADVICE: Mapping[str, str] = {
-    "broker-down": "an apply starts it again if it is this host's own",
+    "broker-down": "if it is this host's own broker, apply again, which starts it",
     "change-waits": "apply it",
     "cut-off": "correct its program; its log may tell more",
     "dead-letters": "look at the dead letters, then send them again or discard them",

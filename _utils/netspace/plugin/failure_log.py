@@ -16,7 +16,7 @@ _MOST = 64
 
 
 class _Comments(logging.Filter):
-    """Filter that puts comments in place of changes. All other records stay as they are."""
+    """Filter of Salt's log that replaces the changes of a failed state by the state's comment."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from netspace.plugin.picture.planned import Planned, PlannedChange
 from netspace.spec.reach import Edge
 
 _LINK_KEYS = ("seal", "rate", "via", "ttl", "length", "full", "durable", "size", "content_type", "monitor", "as")
-_WHOSE = {"master": "told by the master's verifier", "host": "told by the host itself", "nobody": "told by nobody"}
+_WHOSE = {"master": "reported by the master's verifier", "host": "reported by the host itself", "nobody": "no report"}
 
 
 def picture(form: object, compiled: Compiled, now: Now | None = None, planned: Planned | None = None) -> str:

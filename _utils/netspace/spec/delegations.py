@@ -95,7 +95,7 @@ def most(environments: Mapping[str, Environment], one: Possible, own: Link) -> L
         "size": _least(own.size, bound.size),
         "length": _least(own.length, bound.length or (LENGTH if own.length is None else None)),
     }
-    return msgspec.structs.replace(own, source=one.to, local=None, monitor=False, **limits)
+    return msgspec.structs.replace(own, source=one.to, local=None, monitor=False, formerly=own.formerly_to, **limits)
 
 
 def _least(*bounds: float | None) -> float | None:
@@ -105,7 +105,10 @@ def _least(*bounds: float | None) -> float | None:
 def _made(
     wanted: Mapping[str, Possible], own: Mapping[str, Link], make: Callable[[Possible, Link], Link | None]
 ) -> Iterator[tuple[Possible, Link]]:
-    """Yield each possible link whose holder has the link from which it derives, and that link before it."""
+    """Make possible links, and yield each after the link from which it derives.
+
+    A link is left out if its holder lacks the link from which it derives, or if *make* returns None.
+    """
     waiting: dict[str, list[Possible]] = {}
     for name in sorted(wanted):
         waiting.setdefault(wanted[name].of, []).append(wanted[name])

@@ -172,9 +172,7 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
     other = spec.to_host or spec.from_host
     if other is None:
         if spec.via != "direct":
-            return [
-                Problem(f"{path}:via", "both ends are on this host, so the link has no way between hosts; leave it out")
-            ]
+            return [Problem(f"{path}:via", "it has no effect, because both ends are on this host; leave it out")]
         return []
     key: Literal["from", "to"] = "to" if spec.to_host else "from"
     if not spec.here:
@@ -237,9 +235,7 @@ def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[
     if spec.seal:
         problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via != "direct":
-        problems.append(
-            Problem(f"{path}:via", "both ends are on one broker, so the link has no way between brokers; leave it out")
-        )
+        problems.append(Problem(f"{path}:via", "it has no effect, because both ends are on one broker; leave it out"))
     return problems
 
 

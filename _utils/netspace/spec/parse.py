@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, delegations, extensions, hosts, never, peer, publish, spawns
+from netspace.spec import checks, delegations, extensions, hosts, never, peer, publish, renames, spawns
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -82,6 +82,8 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
         links.update(joined)
 
+    if renamed := renames.declared(environments):
+        links = dict(zip(links, renames.told(links.values(), renamed), strict=True))
     asserted = _asserted(data.get("never"), broker, f"{path}:never", problems)
     result = Declaration(
         attestation=settings,
@@ -102,10 +104,14 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         result, more, wrong = delegations.expand(result, path)
         places += more
         problems += wrong
+    if renamed:  # the links between a parent and its children have its former name, too
+        result = msgspec.structs.replace(result, links=renames.told(result.links, renamed))
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
     names = {*map(str, declared), *result.environments}
     problems.extend(checks.clashes(result, path, known=names, places=places))
     problems.extend(checks.whole(result, path, names))
+    if renamed or any(one.formerly is not None for one in links.values()):
+        problems += renames.problems(links, result.environments, names, path)
     problems.extend(checks.assertions(result, asserted, names))
     if data.get("tenants") is not None or any(spec.tenant is not None for spec in result.environments.values()):
         problems = _of_tenants(result, path, problems, moved)

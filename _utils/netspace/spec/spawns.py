@@ -51,7 +51,7 @@ def possible_parents(name: str) -> list[str]:
 
 
 def parent_of(name: str, known: Callable[[str], Environment | None]) -> str:
-    """Return the parent of an environment that is a place for a child; empty if it is no such place.
+    """Return the parent to whose child the name *name* is reserved; empty if the name is not reserved for a child.
 
     :param known: returns an environment's declaration or record; None: there is none.
     """
@@ -116,7 +116,7 @@ def links(parent: str, spec: Environment, every: Collection[Link]) -> Iterator[t
 
 def _narrowed(link: Link, handed: Handed, source: str) -> Link:
     given = {key: value for key, value in msgspec.structs.asdict(handed).items() if value is not None}
-    return msgspec.structs.replace(link, source=source, monitor=False, **given)
+    return msgspec.structs.replace(link, source=source, monitor=False, formerly=link.formerly_to, **given)
 
 
 def exceeds(link: Link, own: Link | None, whose: str = "its parent's") -> str:

@@ -51,8 +51,8 @@ class TrustVerdict(msgspec.Struct, frozen=True):
 
 _LOST: Mapping[OnLoss, str] = {
     "stop": "withheld, because the policy is require",
-    "revoke-links": "withheld, and what runs goes on without its links (on_loss: revoke-links)",
-    "report": "withheld, and what is there goes on as it is (on_loss: report)",
+    "revoke-links": "withheld; if it runs already, it goes on without its links (on_loss: revoke-links)",
+    "report": "withheld; if it exists already, it stays as it is (on_loss: report)",
 }
 
 

@@ -679,6 +679,8 @@ class Environment(Base, frozen=True):
     :param secrets: secrets for the program, by name: each has a source (``sdb://PROFILE/KEY``), and perhaps a lowest
         trust level. The program finds them in memory; they change without a restart, and are on no disk.
     :param tenant: the tenant to which the environment belongs. A tenant can't write this key in its own part.
+    :param formerly: the name that the environment had until now on this host. The messages that wait in the mailbox of
+        that name are then read under the new name.
     """
 
     image: str = ""
@@ -715,6 +717,7 @@ class Environment(Base, frozen=True):
     spawns: dict[str, Template] = {}
     delegates: dict[str, Delegable] = {}
     tenant: str | None = None
+    formerly: str | None = None
 
     @property
     def meant_to_stay(self) -> bool:
@@ -727,6 +730,17 @@ class Environment(Base, frozen=True):
         if not self.audit or not isinstance(self.interface, Filtered):
             return self.interface
         return msgspec.structs.replace(self.interface, audit=True)
+
+
+class FormerEnds(Base, frozen=True):
+    """The names that the ends of a link had until now.
+
+    :param from: the sender's former name, without a host; absent: it had no other name.
+    :param to: the receiver's former name, without a host; absent: it had no other name.
+    """
+
+    source: str | None = msgspec.field(name="from", default=None)
+    target: str | None = msgspec.field(name="to", default=None)
 
 
 class Link(Base, frozen=True):
@@ -762,6 +776,8 @@ class Link(Base, frozen=True):
         the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
     :param as: the sender's local name for the receiver. The receiver may then move to another host, or be replaced,
         without a change of the sender's program.
+    :param formerly: the former names of its ends, so that waiting messages are kept when an environment is renamed.
+        Give it only for an end on another host; an environment of this host has its own key ``formerly``.
     """
 
     source: str = msgspec.field(name="from")
@@ -780,6 +796,7 @@ class Link(Base, frozen=True):
     content_type: str | None = None
     via: Via = "direct"
     local: str | None = msgspec.field(name="as", default=None)
+    formerly: FormerEnds | None = None
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
@@ -807,6 +824,23 @@ class Link(Base, frozen=True):
     def name(self) -> str:
         """Unique name of the link: ``<from>.<to>`` (names have no dot)."""
         return f"{self.source}.{self.target}"
+
+    @property
+    def former_name(self) -> str | None:
+        """The name that the link had before one of its ends was renamed; None: it had no other name."""
+        if self.formerly is None:
+            return None
+        ends = (_renamed(self.source, self.formerly.source), _renamed(self.target, self.formerly.target))
+        return ".".join(ends)
+
+    @property
+    def formerly_to(self) -> FormerEnds | None:
+        """The former name of the receiver alone. A link that derives from this one has another sender.
+
+        That sender must not get the mailbox of this link's sender.
+        """
+        target = None if self.formerly is None else self.formerly.target
+        return None if target is None else FormerEnds(target=target)
 
     @property
     def to_host(self) -> str | None:
@@ -840,6 +874,11 @@ class Never(Base, frozen=True):
     target: str = msgspec.field(name="to")
     by: By | None = None
     flow: bool = False
+
+
+def _renamed(end: str, former: str | None) -> str:
+    """Return an end of a link by its former name, on the same host."""
+    return end if former is None else former + end[len(end.partition("@")[0]) :]
 
 
 def host_of(end: str) -> str | None:

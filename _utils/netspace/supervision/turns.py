@@ -1,11 +1,11 @@
-"""Weights of environments by their use: who computes much goes last while a processor is short.
+"""Weights of environments by their use of processors: the more one uses, the later it gets a busy processor.
 
-All environments start with the same weight. If one computes, another one's program that wakes up may have to wait for
-the kernel's next tick (4 ms), at each step of an answer. Beside a smaller weight, it seldom has to. So the supervisor
-watches how much of the processors each environment uses, and lowers the weight of whoever uses much. A lower weight
-takes nothing from a program while a processor is free.
+If all environments had the same weight and one of them computed, a program of another one would often wait for the
+kernel's next tick (4 ms) when it wakes up. Beside a smaller weight it seldom waits. So the supervisor measures how much
+of the processors each environment uses, and lowers the weight of those that use much. While a processor is free, a
+lower weight has no effect.
 
-While all environments together use little, a look reads one file.
+While all environments together use little, :meth:`Turns.look` reads only one file.
 """
 
 from __future__ import annotations
@@ -20,27 +20,39 @@ from netspace.supervision.cgroup import file_value
 FREE = 0.25
 """Processors that an environment may use at its full weight."""
 MOST = 6
-"""How often a weight is halved at most."""
+"""The most times that a weight is halved."""
 KEPT = 0.5
-"""How much of the use that was seen before counts beside the use since the last look."""
+"""The weight of earlier use in the average of use; the use since the last look has the rest (1 - KEPT)."""
 
 
 class _Files(NamedTuple):
-    """The files of a control group for the use of processors and for its weight, in one version of the kernel's."""
+    """The files of a control group with its use of processors and its weight, for one version of cgroups.
 
-    used: str  # the path of the file up to the group's, and from it
+    :param used: the folder of the hierarchy with the file *used_file*.
+    :param used_file: the file with the processor time used.
+    :param word: the word before the number in this file; empty if there is none.
+    :param unit: the unit of the number, in seconds.
+    :param weights: the folder of the hierarchy with the file *weight_file*.
+    :param weight_file: the file with the weight.
+    :param full: the default weight.
+    """
+
+    used: str
     used_file: str
-    word: bytes  # before the number
-    unit: float  # of a second
+    word: bytes
+    unit: float
     weights: str
     weight_file: str
     full: int
 
 
 def halved(use: float) -> int:
-    """Return how often the weight of an environment that uses so many processors is halved. Pure.
+    """Return how many times the weight of an environment is halved. Pure.
 
-    Twice the use is a sixteenth of the weight. So the kernel prefers whoever uses less, even if it is not much less.
+    If one environment uses twice as much as another, its weight is a sixteenth. So the kernel prefers the one that uses
+    less, even if the difference is small.
+
+    :param use: the number of processors that the environment uses.
     """
     times = 0
     while times < MOST and use > FREE * 2 ** (times / 4):
@@ -49,9 +61,9 @@ def halved(use: float) -> int:
 
 
 class Turns:
-    """The weights of the environments of an instance, on a host without systemd.
+    """The weights of an instance's environments, on a host without systemd.
 
-    :param common: the control group that holds those of all environments, from the hierarchy's root.
+    :param common: the control group that contains the groups of all environments, relative to the hierarchy's root.
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
 
@@ -62,12 +74,12 @@ class Turns:
             if os.path.exists(f"{root}/cgroup.controllers")
             else _Files(f"{root}/cpuacct", "cpuacct.usage", b"", 1e-9, f"{root}/cpu", "cpu.shares", 1024)
         )
-        self._seen: dict[str, tuple[float, float]] = {}  # by group: when, and the processor's seconds until then
+        self._seen: dict[str, tuple[float, float]] = {}  # by group: time of the last look, seconds used until then
         self._use: dict[str, float] = {}  # processors, by environment
         self._lowered: set[str] | None = None  # the environments without their full weight; None: not known
 
     def look(self, now: float) -> bool:
-        """Set the weights by what was used since the last look; return whether any of them is lowered.
+        """Set the weights by the use since the last call; return whether any weight is lowered.
 
         :param now: seconds of a clock that never goes back.
         """
@@ -95,7 +107,7 @@ class Turns:
                     yield entry.name
 
     def _used(self, group: str, now: float) -> float:
-        """Return how many processors a group has used since the last look at it; 0 at the first."""
+        """Return how many processors a group has used since the last call for this group; 0 at the first call."""
         files = self._files
         said = file_value(f"{files.used}{group}/{files.used_file}", files.word)
         if not said:
@@ -107,9 +119,9 @@ class Turns:
         return max(0.0, seconds - before) / (now - then) if now > then else 0.0
 
     def _weigh(self, name: str, times: int) -> None:
-        """Write an environment's weight, unless it has it."""
+        """Write the weight of an environment, halved so many *times*, if it isn't set already."""
         files = self._files
         path, value = f"{files.weights}{self._common}/{name}/{files.weight_file}", str(max(1, files.full >> times))
-        if (file_value(path) or value.encode()).strip() != value.encode():  # not there: without that controller
+        if (file_value(path) or value.encode()).strip() != value.encode():  # absent without the controller
             with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as stream:
                 stream.write(value)

@@ -173,7 +173,7 @@ class Arrivals:
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Check, for ever, the deliveries that wait: each that needs a newer card, and all that arrive behind it."""
+        """Check, for ever, the deliveries that need a newer card, and the deliveries that arrived after those."""
         while True:
             await self._some.wait()
             self._some.clear()

@@ -251,10 +251,12 @@ def _seal(table: Mapping[str, Any], where: str) -> Sealed | None:
     about = _table(table["seal"], f"{where}:seal")
     link, keys = _text(about, "link", f"{where}:seal"), ring(about.get("keys"), f"{where}:seal:keys")
     if about.get("endorser") is None:
-        return Sealed(link, keys)
+        # Both ends are on this host. Messages from before one of them was renamed have other names in their seals.
+        own, peer = (None if about.get(end) is None else _text(about, end, f"{where}:seal") for end in ("own", "peer"))
+        return Sealed(link, keys, own, peer)
     by = _table(about["endorser"], f"{where}:seal:endorser")
     endorser = Endorser(_text(by, "id", f"{where}:seal:endorser"), ring(by.get("keys"), f"{where}:seal:endorser:keys"))
-    own, peer = (_text(about, name, f"{where}:seal") for name in ("own", "peer"))
+    own, peer = (_text(about, end, f"{where}:seal") for end in ("own", "peer"))
     return Sealed(link, keys, own, peer, endorser)
 
 

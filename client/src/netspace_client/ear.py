@@ -103,8 +103,7 @@ class Ear:
     async def _let_go(self, channel: Channel) -> None:
         """Wait until the queue has no earlier consumer, for up to ``LEFT_SECONDS``.
 
-        A consumer that still exists after this time is taken for another program's, and the next call doesn't wait for
-        it.
+        A consumer that still exists after this time probably belongs to another program; the next call doesn't wait.
         """
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005

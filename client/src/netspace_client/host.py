@@ -15,7 +15,7 @@ log = logging.getLogger("netspace_client")
 
 
 class Host:
-    """The newest card in *folder*, and the environment's own keys."""
+    """Reader of the host's files in *folder*: the newest card, and the environment's own keys."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "environment.json"

@@ -49,7 +49,7 @@ class Inbox(Generic[T]):
         return False
 
     def put_back(self, item: T) -> None:
-        """Give a taken item to the first waiter that matches; if no waiter matches, hold the item in first place."""
+        """Give a taken item to the first waiter that matches; if no waiter matches, hold it before all others."""
         if not self.put(item):
             self._held.remove(item)
             self._held.appendleft(item)

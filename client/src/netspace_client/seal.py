@@ -178,7 +178,7 @@ def open_sealed(
         raise SealError("its content isn't signed")
     header = jose.decoded(inner.partition(b".")[0])
     if header.keys() != (_SIGNED if endorser is None else _ENDORSED) or header.get("alg") != jose.SIGN:
-        raise SealError(f"signed in another way: {sorted(map(str, header))[:12]}"[:200])
+        raise SealError(f"signed in another way than expected; its header has {sorted(map(str, header))[:12]}"[:200])
     kid, endorsed = text(header, "kid"), None
     if endorser is not None:
         endorsed = endorsement.checked(text(header, "edt"), endorser, envelope.sender, kid, now)

@@ -43,7 +43,7 @@ def secret(name: str, folder: str | os.PathLike[str] = cards.FOLDER) -> bytes:
 
 
 def present(names: Iterable[str], folder: Path) -> dict[str, bytes]:
-    """Return those of these secrets that this environment has now, by name."""
+    """Return the secrets that this environment has now, out of *names*, by name."""
     found = {}
     for name in names:
         with contextlib.suppress(NoSecret):  # withdrawn since the card was read

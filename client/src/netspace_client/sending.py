@@ -18,7 +18,7 @@ Content = tuple[bytes, str]
 
 
 class Sending:
-    """The path of all messages to peers. It never waits."""
+    """Preparation of all messages to peers: check of limits, seal, choice of the outlet. It never waits."""
 
     def __init__(self, host: Host, lines: Lines, sealing: Sealing) -> None:
         self._host = host

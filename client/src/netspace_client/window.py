@@ -23,7 +23,7 @@ class Window:
 
     def __init__(self, size: int = SIZE) -> None:
         if size < 1:
-            raise ValueError(f"a window of {size} ids would find nothing")
+            raise ValueError(f"a window needs at least 1 id, got {size}")
         self.size = size
         self._seen: dict[str, OrderedDict[str, float | None]] = {}
         self._floors: dict[str, float] = {}

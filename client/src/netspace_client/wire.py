@@ -69,7 +69,7 @@ class Delivery:
 
 
 class Wire:
-    """The messages of *channel*, until it is closed.
+    """Sender and receiver of the messages on one AMQP *channel*, until it is closed.
 
     :param delivered: called with each delivery.
     :ivar confirmed: called with tag, ``multiple``, and whether the broker accepted the message.
@@ -176,10 +176,7 @@ class Wire:
         return None
 
     def _whole(self) -> Callable[[], None]:
-        """Return the function to call with the message.
-
-        If frames of the message are still missing, this function does nothing.
-        """
+        """Return the function that passes on the received message. It does nothing if frames are still missing."""
         if self._left > 0:
             return _nobody
         method, header = self._method, self._header
@@ -203,7 +200,7 @@ def _nobody() -> None:
 
 
 class Receiver(aiormq.connection.FrameReceiver):
-    """The frames of one connection. Frames about messages go to the *wires*, by the number of the channel."""
+    """Reader and writer of one connection's AMQP frames. Frames about messages go to their channel's :class:`Wire`."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         super().__init__(reader)

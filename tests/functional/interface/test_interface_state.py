@@ -69,6 +69,7 @@ def test_removal_leaves_nothing(bench: Bench) -> None:
     before = snapshot()
     bench.make(a=veth(OUT, {"direction": "in", "cidr": "fd00:198:18::/48"}), b={"kind": "none"}, c=veth())
     assert [forwarding.read(name) for name in SWITCHES] == ["1", "1"]
+    assert forwarding.switches() == {"ipv4": "1", "ipv6": "1"}  # by netlink
     bench.remove_all()
     before["namespaces"] = [name for name in before["namespaces"] if "netspace" not in name]
     assert snapshot() == before

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.links.link_world import World
-from support.sampling import todays
+from support.sampling import EVERY, todays
 
 from netspace.errors import NetspaceError
 from netspace.link.broker import versions
@@ -127,7 +127,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     assert waiting(linked) == [b"here"]
 
 
-@pytest.mark.parametrize("moment", todays(["stopped", "exchanged"], 2))
+@pytest.mark.parametrize("moment", todays(["stopped", "exchanged"], 2, every=EVERY))
 def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypatch, moment):
     waiting(linked)
     send(linked, b"saved")

@@ -302,7 +302,7 @@ def try_out(host, folder: Path, *program: str) -> None:
             run(host, "orders", folder, *program, *words)
 
 
-@pytest.mark.parametrize("example", ["mail_pika.py", "mail_aio_pika.py"])
+@pytest.mark.parametrize("example", todays(["mail_pika.py", "mail_aio_pika.py"], 2))
 def test_the_python_examples(host, tmp_path, example):
     try_out(host, tmp_path, sys.executable, str(EXAMPLES / example))
 

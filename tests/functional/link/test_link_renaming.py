@@ -14,7 +14,7 @@ from netspace import files
 from netspace.link import record
 from netspace.link.topology import names, pair_keys
 from netspace.link.topology.names import Names
-from netspace.spec.types import Link
+from netspace.spec.types import FormerEnds, Link
 
 pytestmark = pytest.mark.root
 
@@ -124,6 +124,58 @@ def test_naming_anew_loses_no_mail(linked, folder, program, monkeypatch, before:
         until(lambda world=world: gone(world))
     with h1.here(), h1.api() as api:
         assert not [one for one in api.get("parameters", "shovel", h1.layout.instance) if one["name"] == outbox]
+
+
+@pytest.mark.parametrize("first", ["h1", "h2"])
+def test_renamed_environments_keep_mail_between_hosts(linked, program, first):
+    """Rename all ends on both hosts, of which one is applied first, while messages are on the way between them."""
+    h1, h2, cable = linked
+    declare(linked)
+    for world in (h1, h2):
+        world.no_mail()  # a carrier that was stopped may have sent a message twice, after its reader had left
+    web = program(h1, "web")
+    for reader in READERS:
+        web.send(f"{reader}@h2", "1")
+    until(lambda: waiting(h2, h2.n("mailbox.log")) == 1)
+    cable.cut()
+    web.send("log@h2", "2")
+    web.leave()
+    outbox = h1.links.called.outbox(h1.local(CARRY)[0])
+
+    now = tuple(
+        msgspec.structs.replace(
+            link,
+            source="shop@h1",
+            target=link.target.replace("@", "-new@"),
+            formerly=FormerEnds("web", link.target.partition("@")[0]),
+        )
+        for link in LINKS
+    )
+    h1.environment("shop")
+    h2.environment(*(f"{name}-new" for name in READERS))
+    cable.mend()
+    for world in (h1, h2) if first == "h1" else (h2, h1):
+        world.apply(*world.local(*now))
+        assert not world.plan(*world.local(*now)).steps
+    shop = program(h1, "shop")
+    for reader in READERS:
+        shop.send(f"{reader}-new@h2", "3")
+    expected = {"orders": ["1", "3"], "audit": ["1", "3"], "log": ["1", "2", "3"]}
+    for name, bodies in expected.items():
+        reader = program(h2, f"{name}-new")
+        assert sorted(reader.receive("shop@h1") for _ in bodies) == bodies, name
+        reader.leave()
+    shop.leave()
+    for world in (h1, h2):
+        settle(world)
+    for world in (h2, h1):
+        until(lambda world=world: gone_of(world, *now))
+    with h1.here(), h1.api() as api:
+        assert not [one for one in api.get("parameters", "shovel", h1.layout.instance) if one["name"] == outbox]
+
+
+def gone_of(world, *links: Link) -> bool:
+    return not world.apply(*world.local(*links)).steps and not record.read(world.layout).former
 
 
 def waiting(world, queue: str) -> int:

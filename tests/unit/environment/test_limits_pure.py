@@ -302,7 +302,7 @@ def test_no_size_is_below_what_is_held():
     found = {disk_sizes.LAYER: Disk(64 * MIB, 30 * MIB), "/data": Disk(64 * MIB, 30 * MIB)}
     told = plan(desired(limits={"disk": "64M"}), desired(limits={"disk": "32M"}), disks=found)
     assert told.steps == []
-    assert told.refusals[0].message == "limits:disk: it holds 30.0 MiB already, 32 MiB have no room for that"
+    assert told.refusals[0].message == "limits:disk: it holds 30.0 MiB already, 32 MiB are too small for that"
     told = plan(volumes("64M"), volumes("32M"), disks=found)
     assert "volume /data: its size: it holds" in told.refusals[0].message
     assert plan(volumes("64M"), volumes("48M"), disks=found).steps[0].action == "restart"

@@ -49,7 +49,7 @@ def test_live_facts_say_whose_word_they_are() -> None:
         "runtime": "", "restart": "", "image": "tar:salt://images/shop.tar", "requires": "require L3",
         "file": "/srv/fleet/fleet.yaml",
     }  # fmt: skip
-    assert facts(made, "h3")["trust"] == "L4 trusted, told by the master's verifier"
+    assert facts(made, "h3")["trust"] == "L4 trusted, reported by the master's verifier"
     assert facts(made, "h4")["state"] == "no answer within 20 s"
     refused = next(node for node in made.nodes if node.name == "bill-print@h3")
     assert refused.refused == 12 and dict(refused.facts)["refused"] == "out: tcp to 192.0.2.7, port 25 (12 times)"
@@ -62,8 +62,8 @@ def test_a_host_without_a_verdict_speaks_for_itself() -> None:
     made = pictures.compiled(pictures.shop())
     now = pictures.seen(made)
     own = fleet_picture.graph(made, Now(now.seen, {}, now.time))
-    assert facts(own, "h1")["trust"] == "L1, told by the host itself"
-    assert facts(own, "h4")["trust"] == "unknown, told by nobody"
+    assert facts(own, "h1")["trust"] == "L1, reported by the host itself"
+    assert facts(own, "h4")["trust"] == "unknown, no report"
     unasked = fleet_picture.graph(made, Now({"h1": Seen(None, "off")}, {}, now.time))
     assert facts(unasked, "h2")["state"] == "it was not asked"
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from netspace.interface import forwarding
 from netspace.netlink import connection, message_classes, reading, requests, templates
 from netspace.netlink.connection import Message, Socket
 from netspace.netlink.message_classes import MessageClass
@@ -211,3 +212,8 @@ def test_package_that_must_be_whole_is_imported_whole(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib, "import_module", whole_only)
     assert message_classes.module("netlink.rtnl.rtmsg").rtmsg
     assert tried[:2] == ["pyroute2.netlink.rtnl.rtmsg"] * 2
+
+
+def test_forwarding_told_by_netlink_is_the_sysctl() -> None:
+    found = {family: forwarding.read(name) for family, name in forwarding.SWITCH.items()}
+    assert forwarding.switches() == {family: value for family, value in found.items() if value is not None}

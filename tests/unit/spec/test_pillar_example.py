@@ -23,6 +23,7 @@ ELSEWHERE = {
     types.LocalBroker: {"listen"},  # a broker that others reach takes no passwords
     types.Secret: {"sealed", "unread"},  # the master fills these in
     types.Tenant: {"include"},  # only a command on the host reads the files
+    types.FormerEnds: {"from"},  # as its other key, for a sender on another host
     types.Runtimes: {"settings"},  # each runtime's stand under its name
 }
 

@@ -21,7 +21,7 @@ from msgspec import inspect
 from netspace.__main__ import main
 from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
-from netspace.spec import checks, delegations, extensions, never, parse, spawns, types
+from netspace.spec import checks, delegations, extensions, never, parse, renames, spawns, types
 from netspace.spec.publish import Publication
 from netspace.spec.tenancy import names, parts, permissions, quota, separation
 
@@ -53,7 +53,7 @@ def test_pillar_files_are_valid(validator: Validator, file: str) -> None:
 
 # -- refusals, with their paths -----------------------------------------------------------------------
 def places(validator: Validator, document: Any) -> dict[str, str]:
-    """Return the refusing keywords by the paths, in pillar notation, of the refused values."""
+    """Return, for the path of each refused value (in pillar notation), the keyword of the schema that refuses it."""
     found: dict[str, str] = {}
     for error in validator.iter_errors(document):
         path = ":".join(str(step) for step in error.absolute_path)
@@ -266,6 +266,7 @@ def of_form(declaration: Any) -> dict[str, str]:
         stack.enter_context(mock.patch.object(parts, "inside", lambda *_: ({}, [])))
         stack.enter_context(mock.patch.multiple(checks, **unchecked))
         stack.enter_context(mock.patch.object(never, "check", lambda *_: []))
+        stack.enter_context(mock.patch.object(renames, "problems", lambda *_: []))
         stack.enter_context(mock.patch.multiple(spawns, **free))
         stack.enter_context(mock.patch.multiple(delegations, **free))
         return problems(declaration)

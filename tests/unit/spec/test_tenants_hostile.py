@@ -224,6 +224,7 @@ MOVES: tuple[Callable[[random.Random, Part], None], ...] = (
     _key("settle", 600),
     _key("health", {"exec": ["/x"], "interval": 0.1}, {"exec": ["/x"]}, {"mailbox": True}),
     _key("offers", ["books"]),
+    _key("formerly", "victim-ledger", "victim-old", "gate-old", "evil-b", "evil-old", "host"),
     lambda chance, part: part["environments"].update({f"evil-{one}": plain() for one in range(chance.choice([1, 9]))}),
 )
 
@@ -246,6 +247,8 @@ def harm(declared: Declaration) -> str:
     for name, spec in own.items():
         if not name.startswith("evil-") or not name.isascii() or set(name) & set("./\n@"):
             return f"name {name!r}"
+        if spec.formerly is not None and (not spec.formerly.startswith("evil-") or spec.formerly in own):
+            return f"mailbox of {spec.formerly}"
         if found := _held(spec):
             return f"{name}: {found}"
     for link in declared.links:
@@ -350,7 +353,7 @@ def test_answer_tells_nothing_of_other_parties() -> None:
 
 
 Patch = tuple[Any, str, Any]
-PERMITTED = parts.permitted
+PERMITTED, OWNED = parts.permitted, parts.owned
 
 
 def nothing(*_: object, **__: object) -> tuple[()]:
@@ -396,6 +399,10 @@ HOLES: dict[str, tuple[Patch, ...]] = {
     "straight paths": ((permissions, "clean", lambda path: True),),
     "names": ((names, "owns", lambda *_: True), (names, "owner", lambda *_: "evil"), (names, "misplaced", nothing)),
     "after": ((parts, "permitted", lambda *given: (one for one in PERMITTED(*given) if ":after:" not in one.path)),),
+    "mailboxes": (
+        (names, "misplaced", nothing),
+        (parts, "owned", lambda *given: [one for one in OWNED(*given) if not one.path.endswith(":formerly")]),
+    ),
     "links": ((parts, "inside", _any_link), (separation, "problems", nothing)),
 }
 

@@ -74,9 +74,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Again:
-    """Request for the next answer to the last call, because the last answer was false.
+    """Yielded by the work to refuse the last answer as false, and to get the next answer to the same call.
 
-    Calls for parts do not count as the last call.
+    If the last answer came in parts, the call is the one whose answer announced the parts.
     """
 
 

@@ -30,7 +30,7 @@ MOST_LISTED = 128
 
 @dataclass(frozen=True)
 class Told:
-    """A ledger's part of a result.
+    """The fields that a ledger adds to a host's result.
 
     :param record: fields of the result's record, for the next judgement; None: keep the fields of the last record.
     :param runs: the runs that have not ended, for the store.

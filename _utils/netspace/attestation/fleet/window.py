@@ -139,7 +139,7 @@ class Window:
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
     def _another(self, task: Running) -> Answer | None:
-        """Return the next answer to the last answered call; None if the task must wait for it."""
+        """Return the next answer to the call that was answered last; None if no other answer has come yet."""
         heard = task.heard
         if heard is None:
             return Answer(problem="nothing was asked", silent=True)
@@ -157,13 +157,13 @@ class Window:
         return None
 
     def _forget(self, task: Running) -> None:
-        """Drop the further answers to the last answered call, and keep no more of them."""
+        """Drop the stored answers to the call that was answered last, and ignore later answers to it."""
         if task.heard is not None:
             self._heard.pop((task.heard.job, task.minion), None)
             task.heard = None
 
     def _leave(self, task: Running) -> None:
-        """Release the room that a task holds."""
+        """Release a task's share of ``ROOM``, the bytes for answers in parts."""
         self._lanes[PARTS].held -= task.room
         task.room = 0
 

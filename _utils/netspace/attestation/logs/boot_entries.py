@@ -114,7 +114,7 @@ def _option(data: bytes) -> Entry | None:
 
 
 def _paths(data: bytes) -> list[list[_Node]] | None:
-    """Return the device paths in a list of them; None if the list is not whole, or has more than ``MAX_NODES`` nodes.
+    """Parse a list of device paths; None if the list is incomplete, or has more than ``MAX_NODES`` nodes.
 
     A device path with several instances counts as several paths.
     """

@@ -149,7 +149,9 @@ def line_words(line: str) -> list[str]:
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Return whether the text that ``*`` of *pattern* matches leaves the meaning of the rest of *line* unchanged.
+    """Return whether the part of a command line that ``*`` matches can't change the meaning of the other parts.
+
+    The caller has matched *line* with *pattern*.
 
     A quotation mark or the word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too
     long. Text that is not printable may not be a command line at all.

@@ -40,7 +40,7 @@ class Environments:
         return None
 
     def check(self, state: State) -> None:
-        """Check what a host runs.
+        """Check a host's running environments and its declaration against the rules.
 
         :raises Limited: for the first rule that is not met.
         """

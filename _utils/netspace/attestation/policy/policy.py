@@ -2,7 +2,7 @@
 
 A policy is a mapping (YAML, JSON)::
 
-    version: 3                       # never falls; recorded in results
+    version: 3                       # must not decrease; recorded in results
     boot:
       secure_boot: true              # on, with keys, not in debug mode
       dbx: [<sha256>, ...]           # the revocation list has at least these
@@ -81,7 +81,7 @@ DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
 
 
 class Keyring:
-    """Public keys of signers of files, for IMA's signatures (kernel: security/integrity/digsig_asymmetric.c).
+    """Public keys that check IMA's signatures of files (kernel: security/integrity/digsig_asymmetric.c).
 
     Good signatures are cached, because the same file has the same signature on each host.
     """
@@ -111,7 +111,7 @@ class Keyring:
         return True
 
     def _verify(self, file: File) -> bool:
-        """Verify a signature: the type EVM_IMA_XATTR_DIGSIG (3), then struct signature_v2_hdr."""
+        """Verify a file's signature. Its bytes are the type EVM_IMA_XATTR_DIGSIG (3) and a struct signature_v2_hdr."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, utils

@@ -55,7 +55,7 @@ class Tcb:
     microcode: int | None = None
 
     def given(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of the terms *names* that the policy has."""
+        """Return the terms that the policy has, out of *names*."""
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def said_by(self, term: str, line: str) -> bool:

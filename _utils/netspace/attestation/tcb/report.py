@@ -27,7 +27,7 @@ _MEASURED = (0, 1, 7)
 
 
 class Row(NamedTuple):
-    """One part of the base.
+    """A row of the table: one part of the host's trusted computing base.
 
     :param source: :data:`TOLD`, or ``measured in PCR n``.
     :param term: the policy's term for this part, such as ``bmc: absent``; empty if there is none.
@@ -154,7 +154,7 @@ def _row(part: str, value: str, pcr: int, term: str, holds: bool | None) -> Row:
 
 # -- what the host tells ------------------------------------------------------------
 class _Grain:
-    """The host's grain. Each value is read with the type that it should have."""
+    """The host's grain. Its methods return a value only if the value has the expected type."""
 
     def __init__(self, told: object) -> None:
         self._told = told

@@ -26,7 +26,7 @@ _HOST_INTERFACES = {2: "KCS", 3: "8250 UART", 4: "16450 UART", 5: "16550 UART", 
 
 
 class Structure(NamedTuple):
-    """One structure of the table.
+    """One structure of the SMBIOS tables.
 
     :param data: the formatted area, with its head of four bytes.
     :param strings: the texts that the formatted area names by number, from 1 on.
@@ -65,7 +65,7 @@ class Controller(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Content of the tables. *firmware* is None if there is no structure of type 0."""
+    """Content of the SMBIOS tables. *firmware* is None if there is no structure of type 0."""
 
     firmware: Firmware | None
     controllers: tuple[Controller, ...]

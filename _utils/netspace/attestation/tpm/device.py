@@ -300,7 +300,7 @@ class Device:
             yield loaded
 
     def activated(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """Open a credential as :meth:`activate` does, but raise an error that doesn't keep others from being opened.
+        """Open a credential as :meth:`activate` does. After its error, the caller can still open other credentials.
 
         :raises DeviceError: when the credential is not for these two keys.
         """

@@ -139,7 +139,7 @@ def challenge(
     lists: Sequence[bytes] = (),
     unreadable: Sequence[str] = (),
 ) -> Challenge:
-    """Check an enrolment's keys, and make the credential that binds them.
+    """Check an enrolment's keys, and make the challenge that proves that all of them are in one TPM.
 
     :param roots: DER certificates of trusted makers of TPMs.
     :param pinned: fingerprint of the endorsement key to which this host was bound before; None at first use.

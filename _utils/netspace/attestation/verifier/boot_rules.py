@@ -1,4 +1,4 @@
-"""Judge a boot: every digest of every PCR that a rule rests on has to be allowed.
+"""Judge a boot: each digest in every PCR that a rule depends on has to be allowed.
 
 A digest is allowed in three cases: the policy lists it; it is the digest of a constant that a specification fixes
 (:mod:`netspace.attestation.logs.measured`); or its preimage is known and has a form that only harmless data has: a
@@ -6,7 +6,7 @@ variable, a command line that a pattern allows, a word that systemd measures. An
 the event, do not count. The checks, in order:
 
 1. the logs lead to the quoted values of all PCRs except ``unchecked`` ones;
-2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
+2. each quoted PCR is covered, and every PCR that a rule depends on is judged (:func:`boot_policy.gaps`);
 3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
 4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
 5. PCRs for which the policy lists plain values.
@@ -204,10 +204,10 @@ class _Found:
 
 
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
-    """Judge the measurements of boot loader and kernel, and return the PCRs that prove the kernel's command line.
+    """Judge the files, commands and command lines that were measured; return the PCRs that prove the kernel's line.
 
-    The measurements are of files, commands, and the command line. Extensions by root after the boot are judged by the
-    same rules. When systemd starts, it measures a word; measurements after this word prove nothing about the boot.
+    Extensions by root after the boot are judged by the same rules. When systemd starts, it measures a fixed text;
+    measurements after this text prove nothing about the boot.
     """
     found = _Found()
     for pcr in _ORDER:

@@ -21,7 +21,7 @@ _GRUB = (*events.GRUB, b"grub_cmd: ")
 
 
 class Extension(NamedTuple):
-    """One extension of a PCR.
+    """One extension of a PCR, and the log's entry for it.
 
     :param source: the log's event or record of this extension.
     """

@@ -85,7 +85,7 @@ def told(policy: Boot, proved: Collection[int] | None = None) -> list[str]:
 
 
 def before_separator(extended: Sequence[Extension]) -> Iterator[Extension]:
-    """Yield what the firmware measured before it started other programs."""
+    """Yield the extensions that the firmware made before it started other programs."""
     for one in extended:
         if one.digest in measured.SEPARATORS:
             return

@@ -105,7 +105,7 @@ def handshakes() -> Iterator[int]:
 
 
 def halves() -> Iterator[int]:
-    """Handshakes of TLS that the program begins, but doesn't finish when the broker has answered."""
+    """TLS handshakes that the program begins, but doesn't finish after the broker's answer."""
     kept: list[socket.socket] = []
     try:
         while True:
@@ -120,7 +120,7 @@ def halves() -> Iterator[int]:
 
 
 def reconnects() -> Iterator[int]:
-    """Log-ins, each on a new connection, which then ends."""
+    """Log-ins, each on a new connection, which is closed after the log-in."""
     while True:
         with amqp.Connection():
             yield 1
@@ -255,7 +255,7 @@ def frames() -> Iterator[int]:
 
 
 def records() -> Iterator[int]:
-    """Bytes, each in a record of TLS of its own."""
+    """Bytes, each sent in a TLS record of its own."""
     with amqp.Connection() as connection:
         beat = amqp.frame(amqp.HEARTBEAT, 0, b"")
         while True:

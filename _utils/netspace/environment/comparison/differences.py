@@ -20,7 +20,7 @@ from netspace.spec.types import Environment
 LIVE = frozenset(
     {
         *("state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update"),
-        *("target", "audit", "host", "values", "secrets", "offers", "spawns", "tenant", "delegates"),
+        *("target", "audit", "host", "values", "secrets", "offers", "spawns", "tenant", "delegates", "formerly"),
     }
 )
 # Limits that are changed in place: the kernel keeps them in cgroups.

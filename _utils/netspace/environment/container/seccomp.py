@@ -37,7 +37,7 @@ class Family(NamedTuple):
 
 ALLOWED: Mapping[str, Family] = {
     "file content": Family(
-        "read and write what is open or may be opened",
+        "open, read and write files, within their permissions",
         "open openat openat2 creat close close_range read write readv writev pread64 pwrite64 preadv pwritev "
         "preadv2 pwritev2 lseek sendfile splice tee copy_file_range fallocate ftruncate truncate fsync fdatasync "
         "sync_file_range fadvise64 readahead flock fcntl dup dup2 dup3 ioctl",
@@ -111,7 +111,7 @@ STANDARD: Mapping[str, Family] = {
         "mbind set_mempolicy set_mempolicy_home_node",
     ),
     "odd memory": Family(
-        "keys in pages that even the kernel doesn't map; windows of old databases",
+        "memory for keys that even the kernel doesn't map; file mappings of old databases",
         "memfd_secret remap_file_pages",
     ),
     "System V message queues": Family(
@@ -124,7 +124,7 @@ STANDARD: Mapping[str, Family] = {
 TENDER: Mapping[str, Family] = {
     "starting": Family("become the tender; load its libraries", "execve arch_prctl set_tid_address brk"),
     "files": Family(
-        "read and write what is open; open what its image has, and devices",
+        "open, read and write files of its image and devices",
         "open openat close close_range read write readv writev pread64 pwrite64 preadv pwritev lseek fcntl dup dup2 "
         "dup3 ioctl stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat "
         "getcwd chdir fchdir getdents64 fadvise64 fsync fdatasync",
@@ -184,7 +184,7 @@ NEVER: Mapping[str, Family] = {
         "other code in the kernel", "init_module finit_module delete_module kexec_load kexec_file_load"
     ),
     "file handles": Family(
-        "open a file past the folders above it; watch or bill a whole file system",
+        "open a file without access to the folders above it; watch a whole file system, or change its quotas",
         "open_by_handle_at name_to_handle_at fanotify_init fanotify_mark quotactl quotactl_fd",
     ),
     "clocks": Family("are the host's", "settimeofday clock_settime adjtimex clock_adjtime stime"),

@@ -22,7 +22,7 @@ def whole(size: int) -> int:
 def overfull(size: int, used: int, files: int) -> str:
     """Return why *used* bytes in *files* files don't fit into a file system of *size* bytes; empty if they fit."""
     if used > room(size):
-        return f"it holds {used / 1024**2:.1f} MiB already, {size / 1024**2:.4g} MiB have no room for that"
+        return f"it holds {used / 1024**2:.1f} MiB already, {size / 1024**2:.4g} MiB are too small for that"
     if files > most_files(size):
         return f"it holds {files} files, {size / 1024**2:.4g} MiB have room for {most_files(size)}"
     return ""

@@ -101,7 +101,7 @@ def read(layout: Layout, name: str) -> dict[str, bytes]:
 
 
 def secrets(opened: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files with these secrets. A file that a killed run left beside them begins with a dot, and is none."""
+    """Return the files with these secrets. A file that begins with a dot is left over by a killed run, and left out."""
     return {f"{SECRET}{name}": content for name, content in opened.items() if not name.startswith(".")}
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from netspace.errors import NetspaceError
-from netspace.plan import Plan, Result
+from netspace.fleet.planning import renames
+from netspace.plan import RENAME, Plan, Result, Step, renamed
 
 ID = re.compile(r"p[0-9a-f]{15}")
 """A plan's id. It begins with a letter, so that a command line doesn't read it as a number."""
@@ -25,6 +26,7 @@ MAX_ANSWER = 512 * 1024
 MAX_BRIEF = 16 * 1024 * 1024
 
 _Word = Annotated[str, msgspec.Meta(max_length=4096)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -52,6 +54,7 @@ class HostPlan(msgspec.Struct, frozen=True):
     :param digest: covers the minion's id, the declaration, the steps and the withheld things.
     :param declared: the digest of the declaration that the plan is for.
     :param brief: whether the steps come without their changes, which were too long to send.
+    :param messages: the number of messages that wait for each environment that is renamed. It isn't in the digest.
     """
 
     digest: _Digest
@@ -59,10 +62,11 @@ class HostPlan(msgspec.Struct, frozen=True):
     steps: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
     withheld: Annotated[tuple[Withheld, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
     brief: bool = False
+    messages: Annotated[dict[_Word, _Count], msgspec.Meta(max_length=MAX_STEPS)] = {}
 
 
 class Places(NamedTuple):
-    """The things *names* on the hosts *hosts*: each of the names on each of the hosts."""
+    """Each of the things *names* on each of *hosts*."""
 
     names: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -94,21 +98,27 @@ def encoded(value: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str, order="deterministic")
 
 
-def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
+def host_plan(minion: str, declared: Any, plan: Plan, messages: Mapping[str, int] | None = None) -> HostPlan:
     """Return the plan of this host, in the form in which the minion sends it to the master.
 
     :param declared: the declaration, as in the pillar.
+    :param messages: the number of messages that wait for each environment that is renamed.
     """
-    steps = [Change(one.kind, one.name, one.action, _plain(one.changes), one.reason) for one in plan.steps]
+
+    def changes(steps: Iterable[Step]) -> list[Change]:
+        return [Change(one.kind, one.name, one.action, _plain(one.changes), one.reason) for one in steps]
+
+    steps = changes(plan.steps)
     withheld = tuple(Withheld(one.kind, one.name, one.message[:4096]) for one in plan.refusals)
     cut = tuple(msgspec.structs.replace(one, name=one.name[:4096], reason=one.reason[:4096]) for one in steps)
     hashed = hashlib.sha256(encoded(_lasting(declared))).hexdigest()
     digest = hashlib.sha256(encoded((minion, hashed, cut, withheld))).hexdigest()
-    found = HostPlan(digest, hashed, cut, withheld)
+    shown = tuple(changes(renames.told(plan.steps))) if renamed(plan.steps) else cut
+    found = HostPlan(digest, hashed, shown, withheld, messages=dict(messages or {}))
     if len(msgspec.json.encode(found)) <= MAX_ANSWER:
         return found
-    brief = tuple(msgspec.structs.replace(one, changes={}) for one in cut)
-    return HostPlan(digest, hashed, brief, withheld, True)
+    brief = tuple(msgspec.structs.replace(one, changes={}) for one in shown)
+    return HostPlan(digest, hashed, brief, withheld, True, found.messages)
 
 
 def _lasting(declared: Any) -> Any:
@@ -228,8 +238,21 @@ def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
     for key, places in names.items():
         step = shown[key]
         whole = tuple(sorted(Places(tuple(some), where) for where, some in places.items()))
-        found.append(Entry(step.kind, step.action, step.changes, step.reason, whole))
+        kept = _kept(plans, whole) if step.action == RENAME and step.kind == "environment" else ""
+        found.append(Entry(step.kind, step.action, step.changes, step.reason + kept, whole))
     return sorted(found, key=lambda one: (-len(one.hosts), one.kind, one.action, one.names, encoded(one.changes)))
+
+
+def _kept(plans: Mapping[str, HostPlan], places: tuple[Places, ...]) -> str:
+    """Return how many messages are kept for renamed environments, as words; empty if no host reported it."""
+    counts = [
+        plans[host].messages[name]
+        for place in places
+        for name in place.names
+        for host in place.hosts
+        if name in plans[host].messages
+    ]
+    return f" ({sum(counts)} message{'' if sum(counts) == 1 else 's'})" if counts else ""
 
 
 def withheld(plans: Mapping[str, HostPlan]) -> list[tuple[Withheld, tuple[str, ...]]]:

@@ -193,7 +193,8 @@ def _edges(old: Sections, new: Sections, members: set[str]) -> tuple[dict[str, s
 def _between(sections: Sections, members: set[str]) -> dict[tuple[str, str], dict[tuple[Any, ...], Any]]:
     """Return the links between different hosts, by pairs of sender's and receiver's host.
 
-    Each link is given as its two ends declare it.
+    Each link has, under ``sender`` and ``receiver``, what that host declares: the link, the entry for the other host's
+    broker, and (receiver only) the address on which its own broker listens.
     """
     found: dict[tuple[str, str], dict[tuple[Any, ...], Any]] = {}
     for host in members & set(sections):

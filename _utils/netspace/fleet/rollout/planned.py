@@ -49,7 +49,7 @@ def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Ma
 
 
 class _Noting:
-    """Calls of minions that note whether a call failed because no minion could be called at all.
+    """Calls to minions, with a note whether a call failed because no minion could be called at all.
 
     In that case ``PlannedHosts`` counts each host as failed. A rollout must not do that: no host has changed, and the
     rollout can go on once the master runs again.

@@ -40,7 +40,7 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
         matters="environments",
         why="A handler on the host, usually run by root, reads the memory of a crashed program. With netspace's "
         "limit of 1 on core files, the kernel starts no handler behind |, and the profiles keep programs from changing "
-        "the limit. A profile of your own may not. No limit keeps a crash from a socket behind @.",
+        "the limit; a profile of your own may permit it. If a socket (@) handles crashes, the limit has no effect.",
         remedy=f"{setting(_CORE, 'core')} that sorts after the handler's own; or count the handler among what you "
         "trust",
         unseen=unseen(path(_CORE)),
@@ -97,7 +97,7 @@ def modules(reading: Reading) -> Row:
         said(reading),
         expected=f"one of {', '.join(_CONFINING)} among them",
         matters="host",
-        why="Only the rights of its user limit a service of the host (the broker, the forwarder) that was taken over.",
+        why="If an attacker controls a service of the host (broker, forwarder), only the rights of its user limit it.",
         remedy="install the distribution's policy (Debian: `apparmor`), and boot with it (`security=apparmor`)",
         unseen=_UNMOUNTED.format("lsm"),
     )

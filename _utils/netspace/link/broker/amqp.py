@@ -202,7 +202,7 @@ class Connection:
                 elif method == _NACK:
                     return "the mailbox is full"
                 else:
-                    return "its link leads nowhere: apply again" if returned else ""
+                    return "the link's exchange leads to no queue: apply again" if returned else ""
         except ClosedError as err:
             self._open_sender()
             return "its link isn't on the broker: apply again" if err.code == 404 else str(err)

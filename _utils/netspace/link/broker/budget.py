@@ -41,7 +41,7 @@ RATE = 7_500
 BURST, DEBT = 3_000, 20_000
 """The most that an account may save up, and the most that it may owe, in milliseconds at this rate."""
 ALL = 3
-"""Budgets of one account that all accounts together have."""
+"""The common budget of all accounts, as a multiple of the budget of one account."""
 LOGIN = 3_000_000
 """Reductions that a connection may use before its login."""
 LONGEST = 64

@@ -43,8 +43,10 @@ CONSUMERS = 256  # per channel; an environment needs one for each queue that it 
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", plugin.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # only if other hosts are declared
 
-# Erlang's schedulers must not busy-wait: the node shares the host with other programs.
-_EMULATOR = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+# Erlang's schedulers must not busy-wait: the node shares the host with other programs. RabbitMQ asks for a table of
+# 1,048,576 processes, which takes 16 MB at once. Half of them are enough for the 9,000 connections that the forwarder
+# lets in, with all channels that their accounts may open: 10 processes for a connection, 4 for a channel.
+_EMULATOR = "+P 524288 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
 # RabbitMQ looks up the host's own name at its start and for many requests to the management API. It would wait for
 # name servers that may never answer. https://www.erlang.org/doc/apps/erts/inet_cfg.html

@@ -89,6 +89,8 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -export([ancestors/1, connections/0, is_environment/1]).
 
 -define(INTERVAL, 100).           % ms between two looks
+-define(QUIET, 20000).            % reductions of the whole broker between two looks, below which it is nearly idle
+-define(SKIPPED, 9).              % looks at the memory that an idle broker skips, one after another
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
@@ -110,7 +112,8 @@ init(guard) ->
     self() ! look,
     self() ! {elect, ?ELECTIONS},
     self() ! {compact, #{}},
-    {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
+    {ok, #{vain => 0, total => 0, skipped => 0, ending => #{}, told => #{}, new => false,
+           refused => netspace_guard_refusals:new()}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
 handle_cast({refused, User, Text}, State = #{refused := Refused}) ->
@@ -207,7 +210,16 @@ elect() ->
     length(Orphans).
 
 %% -- memory --------------------------------------------------------------------
-memory(State = #{vain := Vain, ending := Ending}) ->
+%% Each scheduler has to tell what memory it has, which wakes them all. A broker that does nothing takes no memory, and
+%% what it takes costs reductions: so an idle one is looked at once a second.
+memory(State = #{total := Before, skipped := Skipped}) ->
+    Total = element(1, erlang:statistics(reductions)),
+    case Total - Before < ?QUIET andalso Skipped < ?SKIPPED of
+        true -> State#{total := Total, skipped := Skipped + 1};
+        false -> looked(State#{total := Total, skipped := 0})
+    end.
+
+looked(State = #{vain := Vain, ending := Ending}) ->
     Used = erlang:memory(total),
     case Used > vm_memory_monitor:get_memory_limit() div 2 of
         false -> State#{vain := 0};

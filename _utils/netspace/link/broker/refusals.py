@@ -131,9 +131,9 @@ def decoded(value: Any) -> list[Refusal]:
 
 
 def _quoted(what: str) -> str:
-    """Return a text of the broker without blanks in the names that it quotes.
+    """Return a text of the broker, with all blanks escaped from its first quoted name on.
 
-    An account chooses these names. So they can't look like another text of the broker, or of netspace.
+    An account chooses these names. Without blanks, a name can't imitate another text of the broker or of netspace.
     """
     own, quote, chosen = what.partition("'")
     return printable(own) + quote + one_word(chosen)

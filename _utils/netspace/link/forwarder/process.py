@@ -214,7 +214,7 @@ def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
 
 
 def _from_elsewhere(broker: Broker) -> list[str]:
-    """Return the frontend for other hosts, if one is declared."""
+    """Return the lines of haproxy's frontend for connections of other hosts; empty if ``listen`` isn't declared."""
     if not isinstance(broker, LocalBroker) or broker.listen is None:
         return []
     return [

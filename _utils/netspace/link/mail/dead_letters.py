@@ -306,7 +306,7 @@ def came_by(exchange: str | None) -> str:
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
-    """Return the dead letter in an entry of the management API, by those fields that only the broker writes.
+    """Return the dead letter in an entry of the management API. Only fields that the broker itself writes are used.
 
     A sender may have set any other field. A field that doesn't have the broker's form counts as absent.
     """

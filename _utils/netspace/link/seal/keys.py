@@ -26,6 +26,7 @@ from netspace.layout import Layout
 from netspace.link.seal import endorser, peers
 from netspace.link.seal.endorser import Endorser
 from netspace.link.seal.peers import PeerKeys
+from netspace.link.topology.names import environments_of
 from netspace.spec.types import Link
 
 FILE = "seal.json"
@@ -170,9 +171,14 @@ def told(
     def entry(one: dict[str, Any], link: str, other: str) -> dict[str, Any]:
         if link not in sealed:
             return one
+        was = environments_of(one["exchange"], "link") if one.get("former") else None
+        former = was if was is not None and ".".join(was) != link else None
         if others is not None and "@" in other:
-            return {**one, "seal": others.told(name, other, link)}
-        return {**one, "seal": {"link": link, "keys": [_public(key) for key in keys.get(other, ())]}}
+            return {**one, "seal": others.told(name, other, link, former)}
+        public = [_public(key) for key in keys.get(other, ())]
+        seal = {"link": link if former is None else ".".join(former), "keys": public}
+        ends = {} if former is None else {"own": former[1], "peer": former[0]}
+        return {**one, "seal": {**seal, **ends}}
 
     return {
         **content,
@@ -247,6 +253,24 @@ def endorse(layout: Layout, now: float, promises: Mapping[str, Promise]) -> list
     known = read_all(layout) if promises else {}
     there = sorted(known.keys() & promises.keys())
     return [name for name in there if _keep(layout, name, endorsed(known[name], now, promises[name]))]
+
+
+def inherit(layout: Layout, renamed: Mapping[str, str]) -> None:
+    """Give renamed environments the keys of their former names, so that what was sealed for these can be opened.
+
+    The keys of a former name are deleted after they are stored under the new name.
+
+    :param renamed: the present names, by the former ones.
+    """
+    known = read_all(layout) if renamed else {}
+    for old, new in sorted(renamed.items()):
+        if old not in known:
+            continue
+        there = known.get(new, ())
+        has = {key["kid"] for key in there}
+        given = [{name: value for name, value in key.items() if name != "endorsement"} for key in known[old]]
+        _keep(layout, new, [*(key for key in given if key["kid"] not in has), *there])
+        remove(layout, [old])
 
 
 def _keep(layout: Layout, name: str, keys: Keys) -> bool:

@@ -62,12 +62,15 @@ class PeerKeys:
     :param known: this host's authority. Bundles must lead to a root that it trusts; None: no bundle is valid.
     :param hosts: the SPIFFE IDs of the other declared hosts, by name.
     :param bundles: the bundles of other hosts, by name.
+    :param former: the former names of renamed environments of other hosts, by ``<name>@<host>``. They have the keys of
+        their former names, so these count until that host's next bundle.
     """
 
     own: Endorser | None = field(default=None, repr=False)
     known: Authority | None = field(default=None, repr=False)
     hosts: Mapping[str, str] = field(default_factory=dict)
     bundles: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
+    former: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, host: str) -> Bundle | None:
         """Return the valid bundle of *host*; None if there is none.
@@ -84,14 +87,18 @@ class PeerKeys:
         found = self.of(host)
         if found is None or self.own is None or found.knows != self.own.kid:
             return ()
-        return found.keys.get(environment, ())
+        former = self.former.get(f"{environment}@{host}", "")
+        return found.keys.get(environment) or found.keys.get(former, ())
 
-    def told(self, name: str, other: str, link: str) -> dict[str, Any]:
+    def told(self, name: str, other: str, link: str, former: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the ``seal`` entry for a sealed link in the card of environment *name*.
 
         :param other: the environment at the link's other end, ``<name>@<host>``.
         :param link: the link's name on this host.
+        :param former: the link's former ends, for messages from before one of them was renamed.
         """
+        if former is not None:
+            link, (other, name) = ".".join(former), former
         environment, _, host = other.partition("@")
         found, whose = self.of(host), self.hosts.get(host, "")
         own = "" if self.known is None else self.known.host
@@ -145,10 +152,22 @@ def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> PeerKe
 
     They are empty if no sealed link leads between hosts, or if the broker isn't netspace's own.
     """
+    links = tuple(links)
     if not isinstance(broker, LocalBroker) or not hosts(links):
         return PeerKeys()
     known = authority.read(layout)
-    return PeerKeys(endorser.read(layout), known, peers.identities(broker), bundles.read_all(layout))
+    return PeerKeys(
+        endorser.read(layout), known, peers.identities(broker), bundles.read_all(layout), dict(_former(links))
+    )
+
+
+def _former(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
+    """Yield each environment of another host that was renamed, with its former name."""
+    for link in links:
+        if link.formerly is not None and link.to_host is not None and link.formerly.target is not None:
+            yield link.target, link.formerly.target
+        if link.formerly is not None and link.from_host is not None and link.formerly.source is not None:
+            yield link.source, link.formerly.source
 
 
 def _day(seconds: float) -> str:

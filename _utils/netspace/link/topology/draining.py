@@ -2,7 +2,8 @@
 
 A mailbox gets a new name when its host gets its first name key or another one. A dedicated queue gets a new name when
 the bounds of its link change. New messages go to the new queue, and messages in the old queue are not moved: none can
-get lost or change its sender. The environment reads both queues; each outbox has its own shovel.
+get lost or change its sender. The environment reads both queues; each outbox has its own shovel. The same holds for the
+queues of an environment that was renamed (:mod:`netspace.link.topology.renaming`).
 
 The exchange of a delivery identifies its sender. So the record of a draining queue keeps the link of each exchange that
 was bound to the queue.
@@ -15,10 +16,12 @@ from typing import Any
 
 import msgspec
 
+from netspace.link.topology import renaming
 from netspace.link.topology.found_objects import Found
 from netspace.link.topology.names import Names, carrier, environments_of, is_dead
 from netspace.link.topology.objects import Objects
 from netspace.link.topology.objects import carried as carries
+from netspace.link.topology.renaming import Renamed
 from netspace.spec.types import Link
 
 SETTLED = 15.0
@@ -55,6 +58,7 @@ def find(
     members = {end for link in links.values() for end in (link.source, link.target)}
     if members and there.whole:
         members.add("")  # the reader of dead letters is the operator, see :class:`DrainingQueue`
+    renamed = renaming.of(links)
     recorded = {one.queue: one for one in known}
     senders: dict[str, dict[str, str]] = {}
     for key in there.objects:
@@ -66,58 +70,143 @@ def find(
     for key in there.objects:
         if key[0] != "queue" or key in wanted:
             continue
-        reader = _reader(key[1], members, links)
+        before = recorded.get(key[1])
+        reader = _reader(key[1], before, members, links, renamed)
         if reader is None:
             continue
-        before = recorded.get(key[1])
-        ways = {**(before.senders if before else {}), **senders.get(key[1], {})}
+        ways = _merged(senders.get(key[1], {}), before.senders if before else {}, links, renamed)
         # While an exchange is bound to the queue, the queue may get messages.
         since = before.since if before and key[1] not in senders else now
         found.append(DrainingQueue(key[1], reader, ways, since))
     return sorted(found, key=lambda one: one.queue)
 
 
-def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
+def _now(name: str, links: Collection[str], renamed: Renamed) -> str:
+    """Return the present name of a link."""
+    return name if name in links else renamed.links.get(name, name)
+
+
+def _merged(
+    seen: Mapping[str, str], known: Mapping[str, str], links: Collection[str], renamed: Renamed
+) -> dict[str, str]:
+    """Return the present name of the link of each exchange.
+
+    :param seen: the links by the exchanges' names.
+    :param known: the recorded links. A record knows of renames that the declaration no longer tells.
+    """
+    found = {}
+    for exchange in (*known, *(one for one in seen if one not in known)):
+        names = [_now(one[exchange], links, renamed) for one in (seen, known) if exchange in one]
+        found[exchange] = next((name for name in names if name in links), names[0])
+    return found
+
+
+def _reader(
+    queue: str, known: DrainingQueue | None, members: Collection[str], links: Mapping[str, Link], renamed: Renamed
+) -> str | None:
     """Return the reader of a *queue* that isn't desired, in the form of ``DrainingQueue.environment``.
 
     The result is None if nobody reads the queue, or if the queue isn't netspace's.
+
+    :param known: the record of the queue; None: there is none.
     """
     if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
     if mailbox is not None:
-        return mailbox[0] if mailbox[0] in members else None
+        names = (mailbox[0], *([known.environment] if known else []))
+        return next((one for name in names for one in _ends(name, renamed) if one in members), None)
     lane = environments_of(queue, "lane")
     if lane is not None:
-        return lane[1] if ".".join(lane) in links else None
-    carried = _carried(queue, links)
+        link = links.get(_link(queue, lane, known, links, renamed))
+        return None if link is None else link.target
+    carried = _carried(queue, links, renamed, known)
     return None if carried is None else carrier(str(carried.to_host))
 
 
-def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
+def _ends(name: str, renamed: Renamed) -> tuple[str, ...]:
+    return (name, renamed.environments[name]) if name in renamed.environments else (name,)
+
+
+def _link(
+    queue: str, ends: Collection[str], known: DrainingQueue | None, links: Collection[str], renamed: Renamed
+) -> str:
+    """Return the present name of the link to which a dedicated queue or an outbox belongs.
+
+    The record tells it even if the declaration no longer names the former ends.
+    """
+    names = (".".join(ends), *(known.senders.values() if known else ()))
+    return next((now for name in names if (now := _now(name, links, renamed)) in links), "")
+
+
+def _carried(queue: str, links: Mapping[str, Link], renamed: Renamed, known: DrainingQueue | None) -> Link | None:
     """Return the link of the outbox *queue*; None if *queue* is no outbox, or if its link is no longer buffered."""
     outbox = environments_of(queue, "outbox")
-    link = None if outbox is None else links.get(".".join(outbox))
+    link = None if outbox is None else links.get(_link(queue, outbox, known, links, renamed))
     return link if link is not None and carries(link) else None
 
 
-def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[str, Link]:
-    """Return the draining outboxes, each with its link."""
-    found = {key[1]: _carried(key[1], links) for key in there.objects if key[0] == "queue" and key not in wanted}
+def passed(there: Found, wanted: Objects, links: Mapping[str, Link], known: Mapping[str, str]) -> dict[str, str]:
+    """Return the exchanges whose messages wait in queues that stay, though the exchanges go, each with its link.
+
+    A sender that was renamed has another exchange, while its receiver has the same mailbox as before.
+
+    :param known: the recorded ones.
+    """
+    renamed = renaming.of(links)
+    seen: dict[str, str] = {}
+    for key in there.objects:
+        if key[0] == "binding" and key[2] == "queue" and key not in wanted and ("queue", key[3]) in wanted:
+            ends = environments_of(key[1], "link")
+            if ends is not None:
+                seen[key[1]] = ".".join(ends)
+    found = _merged(seen, known, links, renamed)
+    return {
+        exchange: link for exchange, link in found.items() if link in links and ("exchange", exchange) not in wanted
+    }
+
+
+def outboxes(
+    there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[DrainingQueue]
+) -> dict[str, Link]:
+    """Return the draining outboxes, each with its link.
+
+    :param known: the recorded draining queues.
+    """
+    renamed, recorded = renaming.of(links), {one.queue: one for one in known}
+    queues = (key[1] for key in there.objects if key[0] == "queue" and key not in wanted)
+    found = {queue: _carried(queue, links, renamed, recorded.get(queue)) for queue in queues}
     return {queue: link for queue, link in found.items() if link is not None}
 
 
+def read_under_former_names(formers: Collection[DrainingQueue]) -> dict[str, list[str]]:
+    """Return the draining queues whose names aren't their reader's, by reader: a mailbox or a lane of a former name."""
+    found: dict[str, list[str]] = {}
+    for one in formers:
+        ends = environments_of(one.queue, "mailbox", "lane")
+        if ends is not None and ends[-1] != one.environment:
+            found.setdefault(one.environment, []).append(one.queue)
+    return found
+
+
 def of(
-    environment: str, known: Collection[DrainingQueue], names: Names, links: Collection[Link]
+    environment: str,
+    known: Collection[DrainingQueue],
+    names: Names,
+    links: Collection[Link],
+    passed: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Any]:
     """Return the draining queues of *environment*, and a mapping from exchanges to the links that delivered to them.
 
     Exchanges that *links* still use are left out.
+
+    :param passed: the result of :func:`passed` for all environments.
     """
     today = {names.exchange(link) for link in links}
     own = [one for one in known if one.environment == environment]
-    senders = {exchange: link for one in own for exchange, link in one.senders.items() if exchange not in today}
-    return [one.queue for one in own], senders
+    senders = {exchange: link for one in own for exchange, link in one.senders.items()}
+    senders |= {exchange: link for exchange, link in (passed or {}).items() if link.split(".")[1] == environment}
+    return [one.queue for one in own], {name: link for name, link in senders.items() if name not in today}
 
 
 def decode(value: Mapping[str, Any]) -> DrainingQueue:

@@ -259,6 +259,13 @@ def _permission(
     return {"configure": "^$", "write": _any_of(write), "read": _any_of(read)}
 
 
+def reading(permission: Mapping[str, Any], queues: Iterable[str]) -> dict[str, Any]:
+    """Return an account's permission, with the right to read *queues* added."""
+    there = permission["read"]
+    more = "|".join(literal(queue) for queue in sorted(queues))
+    return {**permission, "read": f"^({there[2:-2]}|{more})$" if there != "^$" else f"^({more})$"}
+
+
 def literal(name: str) -> str:
     """Return a pattern for a permission that matches only *name*."""
     return name.replace(".", r"\.")

@@ -107,7 +107,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the larger on a screen of two layouts: with a host's nodes in several columns, or in one column."""
+    """Place a host's nodes in one column or in several columns, whichever is shown larger on a screen."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 

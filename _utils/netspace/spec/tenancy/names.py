@@ -90,6 +90,11 @@ def misplaced(declared: Declaration, path: str) -> list[Problem]:
         elif spec.tenant is not None and holder != spec.tenant:
             tenant = declared.tenants[spec.tenant]
             problems.append(Problem(where, foreign(name, spec.tenant, tenant)))
+        elif spec.formerly is not None and (whose := owner(declared.tenants, spec.formerly)) != (spec.tenant or ""):
+            text = (
+                f"{spec.formerly!r:.60} is a name of {whose or 'no tenant'}, and {name} of {spec.tenant or 'no tenant'}"
+            )
+            problems.append(Problem(f"{where}:formerly", f"{text}: mail stays within a tenant; leave it out"))
     return problems
 
 

@@ -22,7 +22,7 @@ _PATH, _MESSAGE = 200, 300
 
 
 class Part(NamedTuple):
-    """The values of a tenant's part whose types are right.
+    """The values of a tenant's part that could be parsed.
 
     :param environments: the names of the environments of the tenant.
     :param links: the links, by their paths in the declaration.
@@ -126,6 +126,8 @@ def owned(
             problems.append(Problem(f"{path}:{one}", names.foreign(one, name, tenant)))
         elif one in every:
             problems.append(Problem(f"{path}:{one}", "the operator declares it already; leave one of the two out"))
+        if spec.formerly is not None and not names.owns(name, tenant, spec.formerly):
+            problems.append(Problem(f"{path}:{one}:formerly", names.foreign(spec.formerly, name, tenant)))
         if spec.tenant is not None:
             problems.append(Problem(f"{path}:{one}:tenant", "the tenant is that of this part; leave it out"))
     return problems

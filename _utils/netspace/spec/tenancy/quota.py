@@ -116,8 +116,8 @@ _REMEDIES = {
     "disk": _LESS,
     "children": "lower at_most of templates, or raise the quota",
     "links": _FEWER,
-    "messages": "give links a length, have fewer environments linked, or raise the quota",
-    "waiting": "have fewer environments linked, or raise the quota",
+    "messages": "give links a length, link fewer environments, or raise the quota",
+    "waiting": "link fewer environments, or raise the quota",
     "connections": "lower connections of interfaces, or raise the quota",
 }
 

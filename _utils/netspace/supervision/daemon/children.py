@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable
 
 from netspace.supervision import process
 from netspace.supervision.daemon.loop import Loop
 
+SELDOM = 5.0  # seconds after which children are looked at, though no signal said that one has ended
 UNREAPED = 200  # checks, 10 ms apart, of an ended process that its parent hasn't reaped yet
 
 
@@ -35,6 +37,20 @@ class Children:
         self.loop = loop
         self.statuses: dict[int, int] = {}
         self._followed: set[int] = set()
+        self._due = 0.0  # the monotonic time at which all children are looked at, even without a signal
+
+    def signalled(self) -> None:
+        """Note that a child may have ended (SIGCHLD)."""
+        self._due = 0.0
+
+    def reap_if_due(self) -> None:
+        """Collect the statuses of ended children after a signal, and every few seconds.
+
+        Each look makes the kernel walk through all children, and a host may have thousands.
+        """
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + SELDOM
+            self.reap()
 
     def reap(self) -> None:
         """Collect the status of every ended child, including adopted orphans."""
@@ -51,8 +67,7 @@ class Children:
         patience = itertools.count()
 
         def readable(_: int) -> None:
-            self.reap()
-            status = self.statuses.pop(pid, None)
+            status = self._status(pid)
             there = process.stat(pid)
             if (
                 status is None
@@ -74,6 +89,14 @@ class Children:
 
         self.loop.watch(pidfd, readable)
         return pidfd
+
+    def _status(self, pid: int) -> int | None:
+        """Return the status of a child that has ended, and reap it; None if it isn't this process's child."""
+        if pid not in self.statuses:
+            with contextlib.suppress(ChildProcessError):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                return status if ended else None
+        return self.statuses.pop(pid, None)
 
     def forget(self) -> None:
         """Delete the statuses of processes that no caller follows."""

@@ -49,7 +49,7 @@ IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same seconds if no service is defined
 # The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
-TURN = 0.5  # seconds between two looks at what environments use of the processors
+TURN = 0.5  # seconds between two measurements of environments' use of the processors
 DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
 
 
@@ -118,7 +118,7 @@ class Daemon:
         self.loop.due()
         self.starting.pump()
         self.loop.wait()
-        self.children.reap()
+        self.children.reap_if_due()
         if self.ending.sweeping:
             self.ending.sweep()
         if not self.starting.launching:  # a launched program's status may come before its PID file is read
@@ -141,8 +141,10 @@ class Daemon:
 
     def _woken(self, wake: int) -> None:
         """Handle a signal. SIGTERM ends only the daemon; the next daemon adopts the running services."""
-        if signal.SIGTERM in os.read(wake, 4096):
-            self._over = True
+        numbers = os.read(wake, 4096)
+        self._over = self._over or signal.SIGTERM in numbers
+        if signal.SIGCHLD in numbers:
+            self.children.signalled()
 
     def _leave_nothing(self) -> None:
         """Remove the folders that only a running daemon needs: traces, pipes, and detached programs' cgroups."""

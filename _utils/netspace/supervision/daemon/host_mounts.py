@@ -128,7 +128,7 @@ class HostMounts:
         return sorted(found, key=lambda target: target.split("/"))
 
     def _others(self, points: Iterable[str]) -> frozenset[str]:
-        """Return netspace's and the system's folders that are mount points on the host, without *points*."""
+        """Return the mount points on the host that belong to netspace or the system, except *points*."""
         return frozenset(filter(mountpoint.is_mounted, (self._ways | {*_TREES}) - {*points}))
 
     def _same(self, made: Namespace) -> bool:

@@ -2,7 +2,7 @@
 
 systemd needs 20 microseconds for each property of a unit, and a status has seven of them. But for nearly all units of a
 host two facts are enough: the unit is active, and no end of it was noted since its start was last requested. Then the
-service runs as it was started. Its PID file has the process, and that file's time is the time of the start.
+service runs as it was started. Its PID file has the process, and the kernel has the time at which the process began.
 
 Only detached services have such notes (``unit_file.NOTE``). All other services, and those that ended once, are left
 out. systemd is asked about these one by one.
@@ -11,17 +11,19 @@ out. systemd is asked about these one by one.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from netspace import files
 from netspace.layout import Layout
 from netspace.supervision import memory_events, process
 from netspace.supervision.cgroup import payload_cgroups
-from netspace.supervision.service import Status
+from netspace.supervision.service import State, Status
 from netspace.supervision.systemd import dbus, unit_file
 
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _MOST = 64 * 1024  # bytes of a unit file
+_HERTZ = os.sysconf("SC_CLK_TCK")
 _HEADER = unit_file.HEADER.encode()
 _PID_FILE = b"\nPIDFile="
 
@@ -41,6 +43,7 @@ def running(layout: Layout, folder: Path) -> dict[str, Status]:
     noted = _noted(unit_file.ended(layout, "-").parent)
     found: dict[str, Status] = {}
     cgroup = payload_cgroups(layout)
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     kills = memory_events.reader(f"/{layout.instance}.slice")
     with files.folder(folder) as defined, files.folder("/proc") as processes:
         if defined is None or processes is None:
@@ -49,10 +52,11 @@ def running(layout: Layout, folder: Path) -> dict[str, Status]:
             name = unit[len(prefix) : -len(suffix)]
             if name in noted or (pid_file := _pid_file(unit, defined)) is None:
                 continue
-            pid, since = _started(pid_file)
-            letter = process.letter(pid, processes) if pid > 0 else ""
+            pid = _pid(pid_file)
+            letter, ticks = process.state(pid, processes) if pid > 0 else ("", 0)
             if letter not in ("", "Z", "X"):
-                found[name] = Status("frozen" if letter == "T" else "running", pid, since, 0, "", kills(cgroup(name)))
+                state: State = "frozen" if letter == "T" else "running"
+                found[name] = Status(state, pid, booted + ticks / _HERTZ, 0, "", kills(cgroup(name)))
     return found
 
 
@@ -78,13 +82,13 @@ def _pid_file(unit: str, folder: int) -> bytes | None:
     return path.replace(b"%%", b"%") or None
 
 
-def _started(pid_file: bytes) -> tuple[int, float]:
-    """Return the PID in a file, and the time at which it was written; 0 if there is no PID."""
+def _pid(file: bytes) -> int:
+    """Return the PID in a file; 0 if there is none."""
     try:
-        fd = os.open(pid_file, _READ)
+        fd = os.open(file, _READ)
         try:
-            return int(os.read(fd, 32)), os.fstat(fd).st_mtime
+            return int(os.read(fd, 32))
         finally:
             os.close(fd)
     except (OSError, ValueError):
-        return 0, 0.0
+        return 0
