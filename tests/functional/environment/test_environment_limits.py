@@ -7,6 +7,7 @@ on a fixed time.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from support.environments.environment_host import Host, shell
+from support.environments.supervised import daemon_pid
 from support.sampling import todays
 from support.waiting import until
 
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
 from netspace.layout import Layout
-from netspace.supervision import cgroup, weights
+from netspace.supervision import cgroup, turns, weights
 
 pytestmark = pytest.mark.root
 
@@ -377,27 +379,34 @@ def test_environments_together_weigh_less_than_a_program_of_root_s(host):
     assert not weight.exists()
 
 
-def test_who_computes_goes_after_its_neighbour(pair):
-    """The supervisor lowers the weight of an environment that uses much of the processors, and raises it afterwards."""
-    pair.run("worst", limits={"cpus": 1})
+def test_who_computes_goes_after_its_neighbour(host):
+    """An environment that uses much of the processors gets a lower weight, and its own again afterwards."""
+    host.run("neighbour", **SLEEPS)
+    host.run("worst", limits={"cpus": 1})
     unified = Path(cgroups.ROOT, "cgroup.controllers").exists()
     full, file = (100, "/sys/fs/cgroup{}/cpu.weight") if unified else (1024, "/sys/fs/cgroup/cpu{}/cpu.shares")
+    now, mine = 0.0, turns.Turns(f"/{host.layout.instance}")
 
     def weight(name: str) -> int:
-        return int(Path(file.format(pair.kind.making.cgroup(name))).read_text())
+        return int(Path(file.format(host.kind.making.cgroup(name))).read_text())
 
-    # Otherwise other tests at the same time would leave it too little to be noticed. A start sets it again.
-    common = Path(file.format(f"/{pair.layout.instance}"))
-    before = common.read_text()
-    common.write_text(str(100 * full))
-    try:
-        with ThreadPoolExecutor() as threads:
-            busy = shell("until [ -e /tmp/over ]; do :; done")
-            computing = threads.submit(pair.operations.exec, "worst", busy, timeout=300)
-            until(lambda: weight("worst") <= full / 8, patience=120)
-            assert weight("neighbour") == full
-            pair.sh("worst", "touch /tmp/over")
-            assert computing.result()["retcode"] == 0
-        until(lambda: weight("worst") == full)
-    finally:
-        common.write_text(before)
+    def look(seconds: float) -> int:
+        """Look as the supervisor does. The less time is said to have passed, the more was used in a second."""
+        nonlocal now
+        now += seconds
+        mine.look(now)
+        return weight("worst")
+
+    with ThreadPoolExecutor() as threads:
+        busy = shell("until [ -e /tmp/over ]; do :; done")
+        computing = threads.submit(host.operations.exec, "worst", busy, timeout=60)
+        until(lambda: look(0.001) <= full / 8, pause=0.2)
+        neighbour = weight("neighbour")
+        host.sh("worst", "touch /tmp/over")
+        assert computing.result()["retcode"] == 0
+    assert neighbour == full
+    until(lambda: look(100.0) == full)
+    # The supervisor does it: the next one sets each weight first, whatever this one has left.
+    os.kill(daemon_pid(host.layout), signal.SIGKILL)
+    Path(file.format(host.kind.making.cgroup("worst"))).write_text("2")
+    until(lambda: weight("worst") == full)
