@@ -95,7 +95,7 @@ def most(environments: Mapping[str, Environment], one: Possible, own: Link) -> L
         "size": _least(own.size, bound.size),
         "length": _least(own.length, bound.length or (LENGTH if own.length is None else None)),
     }
-    return msgspec.structs.replace(own, source=one.to, local=None, monitor=False, **limits)
+    return msgspec.structs.replace(own, source=one.to, local=None, monitor=False, formerly=own.formerly_to, **limits)
 
 
 def _least(*bounds: float | None) -> float | None:

@@ -104,6 +104,8 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         result, more, wrong = delegations.expand(result, path)
         places += more
         problems += wrong
+    if renamed:  # the links between a parent and its children have its former name, too
+        result = msgspec.structs.replace(result, links=renames.told(result.links, renamed))
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
     names = {*map(str, declared), *result.environments}
     problems.extend(checks.clashes(result, path, known=names, places=places))

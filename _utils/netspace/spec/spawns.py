@@ -116,7 +116,7 @@ def links(parent: str, spec: Environment, every: Collection[Link]) -> Iterator[t
 
 def _narrowed(link: Link, handed: Handed, source: str) -> Link:
     given = {key: value for key, value in msgspec.structs.asdict(handed).items() if value is not None}
-    return msgspec.structs.replace(link, source=source, monitor=False, **given)
+    return msgspec.structs.replace(link, source=source, monitor=False, formerly=link.formerly_to, **given)
 
 
 def exceeds(link: Link, own: Link | None, whose: str = "its parent's") -> str:

@@ -776,8 +776,8 @@ class Link(Base, frozen=True):
         the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
     :param as: the sender's local name for the receiver. The receiver may then move to another host, or be replaced,
         without a change of the sender's program.
-    :param formerly: the former names of its ends, so that waiting messages are kept when an environment is renamed. It
-        is needed for an end on another host; an environment of this host says it itself (``formerly``).
+    :param formerly: the former names of its ends, so that waiting messages are kept when an environment is renamed.
+        Give it only for an end on another host; an environment of this host has its own key ``formerly``.
     """
 
     source: str = msgspec.field(name="from")
@@ -832,6 +832,15 @@ class Link(Base, frozen=True):
             return None
         ends = (_renamed(self.source, self.formerly.source), _renamed(self.target, self.formerly.target))
         return ".".join(ends)
+
+    @property
+    def formerly_to(self) -> FormerEnds | None:
+        """The former name of the receiver alone. A link that derives from this one has another sender.
+
+        That sender must not get the mailbox of this link's sender.
+        """
+        target = None if self.formerly is None else self.formerly.target
+        return None if target is None else FormerEnds(target=target)
 
     @property
     def to_host(self) -> str | None:

@@ -132,6 +132,8 @@ def test_a_long_plan_passes_without_its_changes() -> None:
         {"digest": "a" * 64, "declared": "a" * 64, "steps": [{"kind": 1, "name": "a", "action": "b"}]},
         {"digest": "a" * 64, "declared": "a" * 64, "steps": [{"kind": "x" * 5000, "name": "a", "action": "b"}]},
         {"digest": "a" * 64, "declared": "a" * 64, "steps": [{"kind": "x", "name": "a", "action": "b", "changes": 1}]},
+        {"digest": "a" * 64, "declared": "a" * 64, "messages": {"web": -1}},
+        {"digest": "a" * 64, "declared": "a" * 64, "messages": {"web": 10**4300 - 1}},  # no sum of two can be printed
     ],
 )
 def test_an_answer_that_is_no_plan_is_refused(answer: Any) -> None:

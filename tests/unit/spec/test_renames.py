@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from netspace.errors import SpecError
-from netspace.spec import parse
+from netspace.link.topology import renaming
+from netspace.spec import delegations, parse
 
 PLAIN = {"image": "tar:/srv/shop.tar"}
 BROKER = {
@@ -82,6 +85,41 @@ def test_links_of_a_renamed_environment_have_its_former_name() -> None:
 )
 def test_a_former_end_that_cannot_be_is_refused(links: list[dict[str, Any]], path: str, reason: str) -> None:
     assert reason in refused({"web": {}, "till": {}}, links, broker=BROKER)[f"netspace:links:{path}"]
+
+
+ENDS = st.sampled_from(["web", "till", "orders", "audit"])
+
+
+@settings(max_examples=40)
+@given(
+    st.sets(st.tuples(ENDS, ENDS).filter(lambda ends: ends[0] != ends[1])),
+    st.sets(ENDS),
+    st.sets(ENDS),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_link_from_another_hands_no_mailbox_on(
+    ends: set[tuple[str, str]], handed: set[str], delegated: set[str], written: bool, answering: bool
+) -> None:
+    """Children and delegates of a renamed environment have links that derive from its own."""
+    ends |= {("web", target) for target in (handed | delegated) - {"web"}} | {("web", "till")}
+    links: list[dict[str, Any]] = [{"from": source, "to": target} for source, target in sorted(ends)]
+    for link in links:
+        if written and link["from"] == "web":
+            link["formerly"] = {"from": "www"}
+    job = {**PLAIN, "links": {one: {} for one in handed - {"web"}}, **({"to_parent": {}} if answering else {})}
+    to = {one: {"to": ["till"]} for one in delegated - {"web", "till"} if ("till", one) not in ends}
+    web = {"formerly": "www", "host": ["spawn", *(["delegate"] if to else [])], "spawns": {"job": job}}
+    found = declared(
+        {"web": {**web, **({"delegates": to} if to else {})}, "till": {}, "orders": {}, "audit": {}}, links
+    )
+    granted = {f"till.{one}": delegations.Granted("web", None, None, delegations.LENGTH) for one in to}
+    standing = {link.name: link for link in delegations.standing(found.environments, found.links, granted)}
+    assert granted.keys() <= standing.keys()
+    for every in ({link.name: link for link in found.links}, standing):
+        renamed = renaming.of(every)
+        assert renamed.environments == {"www": "web"}
+        assert all(("www" in old.split(".")) == ("web" in new.split(".")) for old, new in renamed.links.items())
 
 
 QUOTA = {"environments": 3, "memory": "1G", "cpus": 3, "pids": 400}

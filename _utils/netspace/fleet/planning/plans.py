@@ -26,6 +26,7 @@ MAX_ANSWER = 512 * 1024
 MAX_BRIEF = 16 * 1024 * 1024
 
 _Word = Annotated[str, msgspec.Meta(max_length=4096)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -61,7 +62,7 @@ class HostPlan(msgspec.Struct, frozen=True):
     steps: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
     withheld: Annotated[tuple[Withheld, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
     brief: bool = False
-    messages: Annotated[dict[_Word, int], msgspec.Meta(max_length=MAX_STEPS)] = {}
+    messages: Annotated[dict[_Word, _Count], msgspec.Meta(max_length=MAX_STEPS)] = {}
 
 
 class Places(NamedTuple):
@@ -243,7 +244,7 @@ def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
 
 
 def _kept(plans: Mapping[str, HostPlan], places: tuple[Places, ...]) -> str:
-    """Return how many messages are kept for renamed environments, as words; empty if no host told it."""
+    """Return how many messages are kept for renamed environments, as words; empty if no host reported it."""
     counts = [
         plans[host].messages[name]
         for place in places
