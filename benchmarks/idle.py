@@ -81,7 +81,7 @@ def settled(pids: list[int], wait: float, span: float) -> tuple[float, float]:
 def declared(root: Path, count: int) -> dict[str, Any]:
     from environments import IDLE
 
-    check = {"command": ["/bin/true"], "interval": 3600}
+    check = {"exec": ["/bin/true"], "interval": 3600}
     one = {"image": f"dir:{root}", "command": IDLE, "interface": {"kind": "veth"}, "health": check}
     environments = {f"idle{number}": dict(one) for number in range(count)}
     environments["idle0"]["host"] = ["whoami"]

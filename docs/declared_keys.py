@@ -13,11 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from netspace.spec.types import Rate, Size
+from netspace.spec.types import Cidr, Prefixed, Rate, Size
 
 _WORDS: Mapping[Any, str] = {
     str: "text", int: "whole number", float: "number", bool: "true or false", Any: "any value",
-    Size: "size", Rate: "rate", type(None): "null",
+    Size: "size", Rate: "rate", Prefixed: "address with prefix length", Cidr: "network",
 }  # fmt: skip
 
 

@@ -207,7 +207,8 @@ print(*sorted(sys.modules.keys() & {"asyncio", "bz2", "cryptography", "joserfc",
 """
     command = [sys.executable, "-I", "-c", script, str(Path(process.__file__).parents[3])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    # Python 3.10's uuid, which msgspec loads, loads it.
+    assert done.stdout.split() == (["subprocess"] if sys.version_info < (3, 11) else [])
 
 
 @contextlib.contextmanager

@@ -240,7 +240,7 @@ def _link(reading: _Reading, where: str, value: Any) -> LinkEntry | None:
         return None
     body = dict(value)
     if renames.KEY in body:
-        reading.refuse(f"{where}:{renames.KEY}", "leave it out: the renamed environment says it, for all its links")
+        reading.refuse(f"{where}:{renames.KEY}", "leave it out: the renamed environment's own key counts for its links")
         return None
     ends = []
     for key in ("from", "to"):

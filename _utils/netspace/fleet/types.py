@@ -154,7 +154,7 @@ class EnvironmentEntry(NamedTuple):
 
     @property
     def formerly(self) -> str | None:
-        """The name that it had until now; None: it isn't renamed."""
+        """The environment's former name; None: it isn't renamed."""
         old = self.body.get(renames.KEY)
         return old if isinstance(old, str) else None
 

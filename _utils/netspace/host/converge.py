@@ -9,7 +9,7 @@ import msgspec
 
 from netspace.environment import runs
 from netspace.errors import Problem, SpecError
-from netspace.host import child_records, renaming
+from netspace.host import child_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
@@ -80,9 +80,12 @@ class Converge(Cards):
             former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
             was = self.interfaces.recorded(former.values()) if former else {}
             result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
-            result = renaming.joined(
-                result, former, lambda name: renaming.differing(was.get(former[name]), desired.interfaces[name])
-            )
+            if former:
+                from netspace.host import renaming  # few environments have a former name
+
+                result = renaming.joined(
+                    result, former, lambda name: renaming.differing(was.get(former[name]), desired.interfaces[name])
+                )
         else:
             result = self._run_interfaces(desired, (), test)
             remove = set()
@@ -310,13 +313,17 @@ class Converge(Cards):
         desired = self._desired(wanted, links, access, kept, opened=opened)
         former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
         was = self.environments.readable(former.values())[0] if former else {}
-        mailed = {end for link in links for end in link.here}
-        result = renaming.joined(
-            self._run_environments(desired, remove, test),
-            former,
-            lambda name: renaming.differences(was.get(former[name]), desired[name].spec),
-            lambda name: renaming.reason(former[name], name in mailed),
-        )
+        result = self._run_environments(desired, remove, test)
+        if former:
+            from netspace.host import renaming
+
+            mailed = {end for link in links for end in link.here}
+            result = renaming.joined(
+                result,
+                former,
+                lambda name: renaming.differences(was.get(former[name]), desired[name].spec),
+                lambda name: renaming.reason(former[name], name in mailed),
+            )
         result = told.joined(result)
         self._free_places(test)
         return with_verdicts(result, "environment", trust.told(declared, verdicts))

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 
 NICE = -10
-"""Where others have 0, the scheduler gives about nine times as much time to this value (sched(7))."""
+"""The nice value. The scheduler gives about nine times as much time to it as to 0, the usual value (sched(7))."""
 
 
 @contextlib.contextmanager
 def urgent() -> Iterator[None]:
-    """Give this thread, and processes that it begins, more of busy processors during the context.
+    """Raise the priority of this thread, and of the processes that it starts, during the context.
 
     Without the right to do so, as on a master that doesn't run as root, nothing changes.
     """

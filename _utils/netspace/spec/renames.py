@@ -1,7 +1,8 @@
-"""Renamed environments: what a declaration may say of former names, and the links of which it follows. Pure.
+"""Renamed environments: checks of their former names, and the former names of their links' ends. Pure.
 
-An environment names its former name (``formerly``), and keeps the mailbox of that name. A former name is a claim to
-another mailbox, so it is checked like a name: it belongs to nobody else now, and to the same tenant.
+A renamed environment declares its former name (``formerly``), and keeps the mailbox of that name. So a wrong former
+name could take another environment's mailbox. Therefore no other environment may have the name now, and a tenant may
+use only names of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def declared(environments: Mapping[str, Environment]) -> dict[str, str]:
 
 
 def told(links: Iterable[Link], former: Mapping[str, str]) -> tuple[Link, ...]:
-    """Return links with the former names of those ends that are environments of this host.
+    """Add the former names of this host's renamed environments to their links, and return all links.
 
     :param former: the former name of each renamed environment.
     """

@@ -776,8 +776,8 @@ class Link(Base, frozen=True):
         the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
     :param as: the sender's local name for the receiver. The receiver may then move to another host, or be replaced,
         without a change of the sender's program.
-    :param formerly: the former names of its ends, so that waiting messages are kept when an environment is renamed. It
-        is needed for an end on another host; an environment of this host says it itself (``formerly``).
+    :param formerly: the former names of its ends, so that waiting messages are kept when an environment is renamed.
+        Give it only for an end on another host; an environment of this host has its own key ``formerly``.
     """
 
     source: str = msgspec.field(name="from")

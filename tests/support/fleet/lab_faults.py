@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ def plan_of(lab: Lab) -> str:
     return str(plan["plan"])
 
 
+PATIENCE = 600.0
+"""Seconds after which a rollout is ended. It prints nothing while it waits, so a test of it would wait for ever."""
+
+
 class Running:
     """A rollout that runs as a process, and the lines that it has printed."""
 
@@ -64,10 +69,24 @@ class Running:
         self.lines: list[str] = []
         command = [str(LAB), "salt-run", "--out=json", *arguments]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=lab.environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=lab.environment,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         self._output = self._process.stdout
+        self._bell = threading.Timer(PATIENCE, self._end)
+        self._bell.daemon = True
+        self._bell.start()
+
+    def _end(self) -> None:
+        """Kill the command with all processes that it began, which hold its output open, too."""
+        self.lines.append(f"killed by the test after {PATIENCE:.0f} s\n")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def read_to(self, beginning: str) -> None:
         """Read the rollout's output until it prints a line that begins with *beginning*."""
@@ -92,6 +111,7 @@ class Running:
         return {host for host in ("h1", "h2") if f"{host}: good\n" in self.lines}
 
     def close(self) -> None:
+        self._bell.cancel()
         self._process.kill()
         self._process.wait()
         self._output.close()

@@ -117,7 +117,7 @@ def test_a_claim_to_anothers_mailbox_is_refused(more: dict[str, Any], path: str,
 def test_a_link_of_the_file_may_name_no_former_ends() -> None:
     found = data()
     found["links"][0]["formerly"] = {"to": "log"}
-    assert "the renamed environment says it" in problems(found)["links:0:formerly"]
+    assert "the renamed environment's own key counts" in problems(found)["links:0:formerly"]
 
 
 @settings(deadline=None, max_examples=40)

@@ -244,7 +244,7 @@ def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
 
 
 def _kept(plans: Mapping[str, HostPlan], places: tuple[Places, ...]) -> str:
-    """Return how many messages are kept for renamed environments, as words; empty if no host told it."""
+    """Return how many messages are kept for renamed environments, as words; empty if no host reported it."""
     counts = [
         plans[host].messages[name]
         for place in places

@@ -1,7 +1,7 @@
-"""Renamed environments in a host's plan: what follows from the new name alone is no change of its own. Pure.
+"""Renamed environments in a host's plan: hides the steps that follow from the new name alone. Pure.
 
 A new name changes the environment, its interface, its links, its account and its keys. An operator who reads a plan
-wants to see the one change, and besides it only what changes otherwise. The digest of a plan covers all steps.
+should see one change for all of them, and apart from it only other changes. The digest of a plan covers all steps.
 """
 
 from __future__ import annotations

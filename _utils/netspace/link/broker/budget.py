@@ -52,7 +52,7 @@ PRICES = {
     "session": 400_000,  # as a channel, with what it may do unseen before it ends: it can't tell that itself
     "refused": 50_000,
     "method": 5_000,
-    "binding": 20_000,
+    "binding": 80_000,
     "message": -200,
 }
 """Reductions that an account pays for the work of other processes. A price below 0 is given back to the account."""
