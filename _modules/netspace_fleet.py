@@ -17,9 +17,11 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import cuts  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.plugin import apply_progress, arguments, own_pillar, refusal  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
+from netspace.spec.types import Declaration  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -68,8 +70,8 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
         if applied:
             found = plans.host_plan(minion, None, host.drift())
         else:
-            section = _section(generation)
-            plan = host.diff(arguments.whole(section, {}))
+            section, wanted = _section(generation)
+            plan = host.diff(wanted)
             found = plans.host_plan(minion, section, plan, host.kept_messages(plan))
         return plans.plain(found)
     except NetspaceError as err:
@@ -102,8 +104,7 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
     from netspace.fleet.planning import plans
 
     try:
-        minion, section = arguments.minion(__opts__), _section(generation, note=True)
-        wanted = arguments.whole(section, {})
+        minion, (section, wanted) = arguments.minion(__opts__), _section(generation, note=True)
         some = None if expected is None else frozenset(map(str, expected))
         result = _host().apply_planned(
             wanted, None if some is None else lambda found: plans.host_plan(minion, section, found).digest in some
@@ -137,7 +138,7 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
         lacks trust.
     """
     try:
-        wanted = arguments.whole(_section(generation), {})
+        _, wanted = _section(generation)
         return _host().prepare(wanted, trusted="trust" in _gate(gate))
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
@@ -178,8 +179,8 @@ def _host() -> Host:
     )
 
 
-def _section(generation: str, *, note: bool = False) -> dict[str, Any]:
-    """Return this host's declaration from the master.
+def _section(generation: str, *, note: bool = False) -> tuple[dict[str, Any], Declaration]:
+    """Return this host's declaration from the master, as it is written and parsed.
 
     :param note: whether it is applied now.
 
@@ -188,10 +189,13 @@ def _section(generation: str, *, note: bool = False) -> dict[str, Any]:
     import salt.pillar
     from salt.exceptions import SaltException
 
+    asked = cuts.clock()
     try:
         section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, generation, note=note)
     except SaltException as err:
         raise NetspaceError(f"the master gave no pillar: {err}") from err
     if section is None:
         raise NetspaceError("nothing is declared for this host")
-    return dict(section)
+    wanted = arguments.whole(section, {})
+    cuts.heard(arguments.layout(__opts__), wanted.links, asked)
+    return dict(section), wanted

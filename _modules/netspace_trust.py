@@ -18,6 +18,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError, SaltException  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import cuts  # noqa: E402
 from netspace.host import revise as revision  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.plugin import apply_progress, arguments, own_pillar, refusal, urgent  # noqa: E402
@@ -78,11 +79,14 @@ def _revised(hosts: list[str], own: bool, cut: list[str] | None) -> list[str]:
         layout = arguments.layout(__opts__)
         if cut and (failed := revision.part(Host(layout), cut)):
             log.warning("netspace: links to %s: not all end at once: %s", ", ".join(cut), "; ".join(failed))
+        asked = cuts.clock()
         # A job has the pillar of the time when the minion last refreshed it.
         section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "", note=True)
         declared = arguments.whole(section, {})
         files, reading = SaltFiles(__salt__, __opts__), apply_progress.reading(__opts__, __salt__)
         host = Host(layout, remote=files, **reading)
+        for problem in revision.note(host, declared, () if own else hosts, cut or (), asked):
+            log.warning("netspace: %s", problem)
         result = revision.whole(host, declared) if own else revision.links(host, declared, hosts)
         if own and result.outcomes:
             arguments.tell_targets(__salt__, __opts__, __pillar__)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
+from netspace.host import cuts
 from netspace.host.host import Host
 from netspace.plan import Plan, Result
 from netspace.spec.types import Declaration, Link
@@ -31,6 +32,19 @@ def links(host: Host, declared: Declaration, others: Collection[str]) -> Result:
     return result.joined(host.converge_links(replace(declared, links=wanted))) if wanted else result
 
 
+def note(
+    host: Host, declared: Declaration, others: Collection[str], at_once: Collection[str], asked: float
+) -> list[str]:
+    """Note which links the master ended, so that a run that began earlier doesn't make them again; return failures.
+
+    :param others: names of the hosts whose trust changed; empty: all.
+    :param at_once: names of the hosts whose links end at once.
+    :param asked: the time before the pillar was requested (``cuts.clock``).
+    """
+    gone = cuts.ended(host.links.recorded(), declared.links, others, at_once)
+    return cuts.note(host.layout, gone, declared.links, asked)
+
+
 def part(host: Host, others: Collection[str]) -> list[str]:
     """End all links to and from other hosts at once, by this host's record alone; return why a part of this failed.
 
@@ -38,7 +52,10 @@ def part(host: Host, others: Collection[str]) -> list[str]:
 
     :param others: names of the other hosts.
     """
-    return host.links.part([link for link in host.links.recorded() if (link.to_host or link.from_host) in others])
+    noted = cuts.note(host.layout, {f"@{other}" for other in others}, (), cuts.clock())
+    return noted + host.links.part(
+        [link for link in host.links.recorded() if (link.to_host or link.from_host) in others]
+    )
 
 
 def whole(host: Host, declared: Declaration) -> Result:

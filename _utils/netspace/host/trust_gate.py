@@ -50,8 +50,17 @@ class TrustGate(Parts):
         return trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
 
     def _link_verdicts(self, declared: Declaration, test: bool) -> Mapping[str, TrustVerdict]:
-        """Return the verdict on each declared link, by its name."""
-        return self._verdicts(functools.partial(trust.links, now=time.time()), declared, test)
+        """Return the verdict on each declared link, by its name.
+
+        A link that the fleet's master ended stays away from a run that began earlier (:mod:`netspace.host.cuts`).
+        """
+        verdicts = self._verdicts(functools.partial(trust.links, now=time.time()), declared, test)
+        if not any(link.to_host or link.from_host for link in declared.links):
+            return verdicts
+        from netspace.host import cuts
+
+        ended = cuts.refused(self.layout, declared.links)
+        return {**verdicts, **dict.fromkeys(ended, TrustVerdict(False, cuts.WHY))} if ended else verdicts
 
     def _verdicts(
         self, judge: Callable[[Declaration, Trust], dict[str, TrustVerdict]], declared: Declaration, test: bool
