@@ -126,7 +126,7 @@ def test_naming_anew_loses_no_mail(linked, folder, program, monkeypatch, before:
         assert not [one for one in api.get("parameters", "shovel", h1.layout.instance) if one["name"] == outbox]
 
 
-@pytest.mark.parametrize("first", todays(["h1", "h2"], 2))
+@pytest.mark.parametrize("first", todays(["h1", "h2"], 2, every=EVERY))
 def test_renamed_environments_keep_mail_between_hosts(linked, program, first):
     """Rename all ends on both hosts, of which one is applied first, while messages are on the way between them."""
     h1, h2, cable = linked
