@@ -22,6 +22,7 @@ from support.waiting import until
 
 from netspace import library_copy
 from netspace.layout import Layout
+from netspace.plugin import urgent
 from netspace.supervision import definitions, process, select
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, presence, relay, spawn
@@ -387,6 +388,15 @@ def test_services_outlive_the_daemon_and_are_adopted(direct: DaemonSupervisor, l
         os.kill(seen[name].pid, 9)
     until(lambda: all(status.restarts == 1 and status.state == "running" for status in direct.observe().values()))
     assert direct.stop(["a", "b", "c"]) == {}
+
+
+def test_programs_are_not_as_urgent_as_who_starts_them(direct: DaemonSupervisor, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    with urgent.urgent():
+        assert os.getpriority(os.PRIO_PROCESS, 0) == urgent.NICE
+        direct.start(["a"])
+    for pid in (daemon_pid(layout), direct.observe()["a"].pid):
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 0
 
 
 def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: DaemonSupervisor, layout: Layout) -> None:

@@ -183,6 +183,8 @@ def main(layout: Layout, version: str, foreground: bool = False, lock: int | Non
             return int(word != b"ready")
         os.close(told)
         os.setsid()
+        # An urgent run may start it. Environments' programs must not be urgent as well, for as long as they run.
+        os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))
     return _supervise(layout, version, foreground, tell, lock)
 
 
