@@ -87,7 +87,8 @@ class Lab:
     def apply(self) -> int:
         """Apply the pillar of both hosts; return the number of changes."""
         states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
-        assert [state["comment"] for state in states if state["result"] is not True] == []
+        failed = [unfolded(state["comment"]) for state in states if state["result"] is not True]
+        assert not failed, "\n".join(failed)
         return sum(len(state["changes"]) for state in states)
 
     def apply_failures(self, host: str) -> list[str]:
