@@ -342,11 +342,11 @@ def _quoted(key: Mapping[str, Any], said: bytes, signature: bytes, host: Ellipti
     """Check a quote over the statement in *said*, and return the values of the quoted PCRs."""
     from netspace.attestation.evidence import BANK_ID
     from netspace.attestation.tpm import structures
-    from netspace.attestation.verifier import quotes
+    from netspace.attestation.verifier import quote_checks
 
     attest = _octets(key["attest"], "attest")
     quote = structures.quote(attest)
-    quotes.check_signature(signature, attest, host, None)
+    quote_checks.check_signature(signature, attest, host, None)
     if not hmac.compare_digest(quote.extra, qualifying(said)):
         raise WrongQualifyingData("the quote vouches for another key")
     if not isinstance(key["pcrs"], dict) or not all(re.fullmatch(r"[0-9]|1[0-9]|2[0-3]", pcr) for pcr in key["pcrs"]):

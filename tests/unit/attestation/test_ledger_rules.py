@@ -132,7 +132,7 @@ def swapped(lines: list[bytes]) -> list[bytes]:
 
 
 VALUE = ("    if value is not None:\n        raise", "    if False:\n        raise")
-SIGNED = ("quotes.check_signature(", "(lambda *_: None)(")
+SIGNED = ("quote_checks.check_signature(", "(lambda *_: None)(")
 EXTRA = ("if not hmac.compare_digest(found.extra, context.qualifying())", "if False")
 HIERARCHY = ("if not hmac.compare_digest(found.signer, key.qualified_name)", "if False")
 NAME = ("if not hmac.compare_digest(found.name, nv_public.name())", "if False")

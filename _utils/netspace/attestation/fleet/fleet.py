@@ -46,7 +46,7 @@ from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tee import appraisal as tees
 from netspace.attestation.tee.x509 import Trust
 from netspace.attestation.verifier import appraisal as judge
-from netspace.attestation.verifier import quotes, verifier
+from netspace.attestation.verifier import quote_checks, verifier
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
 
@@ -250,7 +250,7 @@ class Fleet:
                 self._master, asked.minion, asked.session, asked.nonce, runs, boot.encode(), key=thumbprint
             )
             if host is not None:
-                quotes.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
+                quote_checks.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
             else:
                 self._check_software(asked, answer, evidence, context)
             if key is not None:

@@ -30,7 +30,7 @@ from netspace.attestation.refusals import (
 )
 from netspace.attestation.tpm import structures
 from netspace.attestation.tpm.structures import Clock, Public
-from netspace.attestation.verifier import quotes
+from netspace.attestation.verifier import quote_checks
 from netspace.ledger import entries, nv_public
 from netspace.ledger.entries import State
 
@@ -105,7 +105,7 @@ def certified(proof: LedgerProof, key: Public, clock: Clock, context: Context) -
     :param clock: the clock of the quote that came with the certificate.
     """
     found = structures.certified_index(proof.attest)
-    quotes.check_signature(proof.signature, proof.attest, key.key(), key.scheme)
+    quote_checks.check_signature(proof.signature, proof.attest, key.key(), key.scheme)
     if not hmac.compare_digest(found.extra, context.qualifying()):
         raise WrongQualifyingData("ledger: signed for another nonce, session, host or verifier")
     if not hmac.compare_digest(found.signer, key.qualified_name):

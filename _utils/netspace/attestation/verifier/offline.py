@@ -29,7 +29,7 @@ from netspace.attestation.refusals import (
     WrongSelection,
 )
 from netspace.attestation.tpm import pcr_values, structures
-from netspace.attestation.verifier import ak_certificate, appraisal, attestation_keys, quotes
+from netspace.attestation.verifier import ak_certificate, appraisal, attestation_keys, quote_checks
 from netspace.errors import unreadable
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _verify(
         report.passed("ak-attributes", "restricted, signs only, fixed to its TPM")
     if issue is not None:
         _certified(report, trusted, issue)
-    signed = quotes.check_signature(signature, attest, trusted, public.scheme if public else None)
+    signed = quote_checks.check_signature(signature, attest, trusted, public.scheme if public else None)
     report.passed("signature", f"by the attestation key, scheme {signed.scheme:04x}, {structures.HASHES[signed.hash]}")
     report.quote = _shown(quote)
     if nonce is None:
@@ -223,7 +223,7 @@ def _verify(
     else:
         report.passed("qualifying-data", "the quote is for this nonce")
     selections = _selections(quote)
-    report.passed("pcr-selection", " + ".join(f"{bank}:{quotes.shown(chosen)}" for bank, chosen in selections))
+    report.passed("pcr-selection", " + ".join(f"{bank}:{quote_checks.shown(chosen)}" for bank, chosen in selections))
     digest = structures.HASHES[signed.hash]
     values = _given(quote, selections, pcrs, digest) if pcrs else None
     if values is not None:
@@ -341,14 +341,14 @@ def _check_logs(
             # IMA's list explains PCR 10, which is checked below.
             after = {pcr: value for pcr, value in led[bank].items() if pcr != ima.PCR}
             log.check({pcr: values[bank][pcr] for pcr in chosen}, bank, after)
-            report.passed("log", f"{bank}: leads to PCRs {quotes.shown(after.keys() & set(chosen)) or 'none'}")
+            report.passed("log", f"{bank}: leads to PCRs {quote_checks.shown(after.keys() & set(chosen)) or 'none'}")
         if entries and ima.PCR in chosen:
             number = _ima_prefix(entries, bank, values[bank][ima.PCR])
             report.passed("ima", f"{bank}: {number} of {len(entries)} lines lead to PCR {ima.PCR}")
         unexplained = [pcr for pcr in chosen if pcr not in led[bank] and any(values[bank][pcr].strip(b"\xff"))]
         unexplained = [pcr for pcr in unexplained if not (pcr == ima.PCR and entries)]
         if unexplained:
-            report.skipped("log", f"{bank}: PCRs {quotes.shown(unexplained)} are in none of the logs")
+            report.skipped("log", f"{bank}: PCRs {quote_checks.shown(unexplained)} are in none of the logs")
 
 
 def _ima_prefix(entries: list[ima.Entry], bank: str, quoted: bytes) -> int:

@@ -50,7 +50,7 @@ from netspace.attestation.refusals import (
     WrongSignature,
 )
 from netspace.attestation.tpm.structures import Clock
-from netspace.attestation.verifier import appraisal, quotes
+from netspace.attestation.verifier import appraisal, quote_checks
 from netspace.attestation.verifier.references import References
 
 if TYPE_CHECKING:
@@ -122,18 +122,18 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
     :raises Refused: the first check that fails; see the module's rules.
     """
     context, wanted = expected.context, frozenset(expected.pcrs)
-    quote = quotes.own_quote(evidence, bound.key, context)
-    quotes.check_covers(quote, bound.key, wanted)
+    quote = quote_checks.own_quote(evidence, bound.key, context)
+    quote_checks.check_covers(quote, bound.key, wanted)
     if evidence.pcrs.keys() != wanted:
         raise WrongSelection(
-            f"values of PCRs {quotes.shown(evidence.pcrs)} came with a quote of {quotes.shown(wanted)}"
+            f"values of PCRs {quote_checks.shown(evidence.pcrs)} came with a quote of {quote_checks.shown(wanted)}"
         )
-    if not quotes.is_digest(quote, b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted)), bound.key):
+    if not quote_checks.is_digest(quote, b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted)), bound.key):
         raise WrongDigest("the PCR values are not those that were quoted")
     _check_clock(quote.clock, expected.previous)
     _check_boot(quote.clock, expected)
     if evidence.ima is not None:
-        quotes.check_measurements(evidence.ima, bound.key, context, quote.clock)
+        quote_checks.check_measurements(evidence.ima, bound.key, context, quote.clock)
     if bound.level < 3:
         found = appraisal.Appraisal(2, NoChain.code, bound.reason, NoChain.remedy)
     else:

@@ -1,6 +1,6 @@
 """The library's modules, their imports, and CONTRIBUTING.md's table of packages.
 
-``python tests/support/architecture.py`` writes that table.
+``python tests/support/library_modules.py`` writes that table.
 """
 
 from __future__ import annotations
