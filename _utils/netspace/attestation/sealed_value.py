@@ -102,7 +102,7 @@ class Place(NamedTuple):
 
     @property
     def context(self) -> bytes:
-        """The place as bytes, which differ for any two places."""
+        """Host, environment, name and minimum as bytes; two different places never have the same bytes."""
         parts = [_LABEL, *(part.encode() for part in self)]
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 

@@ -330,7 +330,7 @@ def to_wait(book: Book, wanted: Mapping[str, Iterable[str]]) -> Book:
 
 
 def pruned(book: Book, members: Iterable[str]) -> Book:
-    """Return the book without waiting minions that have left the fleet."""
+    """Return the book; in ``waiting``, it keeps only minions that are still in the fleet."""
     known = set(members)
     return msgspec.structs.replace(book, waiting={one: hosts for one, hosts in book.waiting.items() if one in known})
 

@@ -163,7 +163,7 @@ class Children(Cards):
     def _template(self, parent: str, template: str) -> tuple[Environment, Template]:
         known = self.environments.recorded([parent]).get(parent)
         if known is None or spawns.VERB not in known.spec.host:
-            raise Refused("verb-not-permitted", f"{parent}: its declaration has no host: [{spawns.VERB}]")
+            raise Refused("verb-not-permitted", f"{parent}: the key host of its declaration doesn't list {spawns.VERB}")
         if template not in known.spec.spawns:
             raise Refused("template-unknown", f"{template}: {parent} has {', '.join(sorted(known.spec.spawns))}")
         return known.spec, known.spec.spawns[template]

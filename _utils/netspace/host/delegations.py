@@ -182,7 +182,9 @@ class Delegations(Converge):
     def _holder(self, holder: str) -> Environment:
         known = self.environments.recorded([holder]).get(holder)
         if known is None or delegations.VERB not in known.spec.host:
-            raise Refused("verb-not-permitted", f"{holder}: its declaration has no host: [{delegations.VERB}]")
+            raise Refused(
+                "verb-not-permitted", f"{holder}: the key host of its declaration doesn't list {delegations.VERB}"
+            )
         return known.spec
 
     def _own(self, holder: str) -> list[Link]:

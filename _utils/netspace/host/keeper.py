@@ -339,7 +339,9 @@ class Keeper:
     def _permitted(self, host: Host, asked: Ask) -> None:
         known = host.environments.recorded([asked.asker]).get(asked.asker)
         if known is None or asked.verb not in known.spec.host:
-            raise Refused("verb-not-permitted", f"{asked.asker}: its declaration has no host: [{asked.verb}]")
+            raise Refused(
+                "verb-not-permitted", f"{asked.asker}: the key host of its declaration doesn't list {asked.verb}"
+            )
 
     def _host(self, late: float | None = None) -> Host:
         from netspace.host.host import Host

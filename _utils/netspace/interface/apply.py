@@ -141,19 +141,19 @@ class ApplyRun:
             if len(names) == 1:
                 for failure in host.batch([requests.delete_link(indexes[names[0]])]).values():
                     if failure.code != errno.ENODEV:
-                        self._fail(names[0], f"its link can't be deleted: {failure}")
+                        self._fail(names[0], f"its network device can't be deleted: {failure}")
                 return
             # The kernel deletes a group of links much faster than each by itself.
             group = requests.free_group({link.group for link in host.links()})
             failures = host.batch([requests.set_link(indexes[name], group=group) for name in names])
             for place, failure in failures.items():
                 if failure.code != errno.ENODEV:
-                    self._fail(names[place], f"its link can't be deleted: {failure}")
+                    self._fail(names[place], f"its network device can't be deleted: {failure}")
             if len(failures) < len(names):
                 failed = host.batch([requests.delete_group(group)])
                 for failure in failed.values():
                     for name in names:
-                        self._fail(name, f"its link can't be deleted: {failure}")
+                        self._fail(name, f"its network device can't be deleted: {failure}")
 
     def _delete_inside(self, names: Sequence[str], work: Mapping[str, InterfaceChange]) -> None:
         for name in names:
@@ -165,7 +165,7 @@ class ApplyRun:
                 self._fail(name, err)
                 continue
             for failure in failures.values():
-                self._fail(name, f"its link can't be deleted: {failure}")
+                self._fail(name, f"its network device can't be deleted: {failure}")
 
     # -- the host as a whole -----------------------------------------------------------
     def _filter(self, steps: Sequence[Step]) -> bool:

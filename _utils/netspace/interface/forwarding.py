@@ -34,8 +34,8 @@ def write(name: str, value: str) -> None:
 def switches() -> dict[str, str]:
     """Return the present value of the forwarding sysctl of each family that the kernel has.
 
-    The kernel tells it by netlink. A path below ``/proc/sys/net`` takes the longer to find the more namespaces there
-    are, because each has its own entries of the same names.
+    The values come by netlink, not from files below ``/proc/sys/net``: each namespace has its own entries of the same
+    names there, so that the kernel finds a file more slowly with every namespace.
     """
     with Socket() as host:
         values = {family: host.forwards(number) for family, number in FAMILIES.items()}

@@ -210,7 +210,7 @@ def _new_arrows(arrows: Iterable[Arrow], nodes: set[str], changes: _Changes) -> 
     """Return an arrow for each link that only the plan names, because the declaration doesn't have it."""
     there = {(one.source, one.target) for one in arrows}
     return [
-        Arrow(source, target, one.text or "a link", f"plan: {one.host}: {one.name}", change=one.change)
+        Arrow(source, target, one.text or "a link", f"only in the plan for {one.host}: {one.name}", change=one.change)
         for (source, target), one in changes.links()
         if (source, target) not in there and {source, target} <= nodes
     ]

@@ -134,7 +134,7 @@ def _of_tenants(declared: Declaration, path: str, problems: list[Problem], moved
 def _environments(
     data: Any, path: str, problems: list[Problem], usual: Runtimes
 ) -> tuple[Mapping[Any, Any], dict[str, Environment]]:
-    """Return the declared mapping of environments (empty if it is none), and the environments that could be parsed."""
+    """Return the declared mapping (empty if *data* is none), and the environments that could be parsed."""
     environments: dict[str, Environment] = {}
     declared = {} if data is None else data
     if not isinstance(declared, Mapping):

@@ -135,9 +135,10 @@ class Supervisor(Protocol):
         ...
 
     def attend(self) -> None:
-        """Start the supervisor if none is running. One that runs another version of the library loads the present one.
+        """Start the supervisor if none is running. If one runs with another version of the library, it loads this one.
 
-        A started supervisor handles services that ended while no supervisor ran. It starts no further services.
+        A new supervisor treats a service that ended while no supervisor ran as if it ended now: it may restart the
+        service. It starts no other service.
         """
         ...
 

@@ -29,7 +29,10 @@ class Knocks:
         self._asked: set[str] = set()
 
     def knock(self, peer: str) -> None:
-        """Send a message to *peer* that the broker refuses, in the background, if the host records refusals."""
+        """Try in the background to send to *peer*, to which no link leads: the host then records the refusal.
+
+        Nothing is sent without ``audit: true``, twice to one peer, or to more than ``MOST`` peers.
+        """
         about = self._host.card
         if not about.audit or about.broker is None or len(self._asked) >= MOST or peer in self._asked:
             return

@@ -330,9 +330,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """A function that sets the number of the change before which a run is killed.
+    """A function: after ``killer(n)``, a run makes n changes and is killed before the next one; -1: it isn't killed.
 
-    If this change is a batch of netlink messages, the first half of the batch is sent.
+    If that next change is a batch of netlink messages, the first half of the batch is still sent.
     """
     left = [-1]
 

@@ -226,7 +226,10 @@ def test_refusals_are_counted_by_account_and_text(host):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_refusals_that_wait_to_be_counted_are_bounded(host, there):
-    """While the guard is suspended or absent, 5,000 logged refusals leave its queue short, and its filter in place."""
+    """5,000 refusals are logged while the guard's process is suspended or not registered.
+
+    Its Erlang message queue stays short, and the logger keeps the guard's filter.
+    """
     said = """#{level => error, meta => #{}, msg => {"Channel error on connection ~tp (~ts, ~ts, ~ts, ~ts), ~tp:~n~ts",
                 [self(), <<"c">>, <<"v">>, <<"nobody">>, 1, "operation"]}}"""
     host.evaluate(

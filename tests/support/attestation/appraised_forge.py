@@ -1,7 +1,8 @@
 """Evidence of environments with a host appraisal (the verifier's signed statement on the host), genuine or forged.
 
-:data:`FORGERIES` is the table of forgeries, each with the code of its refusal. :data:`FORMS` are wrong forms of claims,
-signed by the host itself. The library refuses them; the example doesn't read them, or returns them as they are.
+:data:`FORGERIES` is the table of forgeries, each with the code of its refusal. :data:`FORMS` are claims with values of
+a wrong type or form, in evidence that the host itself signed. The library refuses such evidence. The example checker
+(``client/examples``) ignores these claims, or returns them unchecked.
 """
 
 from __future__ import annotations

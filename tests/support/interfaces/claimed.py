@@ -1,4 +1,4 @@
-"""Claims of interfaces, drawn by hypothesis: of kinds that the host's packet filter covers, and of other kinds."""
+"""Random claims of interfaces (:mod:`netspace.interface.claims`), some of kinds that the packet filter covers."""
 
 from __future__ import annotations
 

@@ -268,9 +268,10 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """A policy is refused if a rule depends on a PCR that is unchecked, or that has no rule and no value.
+    """A policy is refused if one of its rules depends on a PCR that nothing judges.
 
-    The error names the missing rule. If an older version stored such a policy, no host satisfies it.
+    Such a PCR is in ``unchecked``, or it has no value in ``pcrs`` and no other rule judges it. The error names the PCR
+    and what to give. If an older version stored such a policy, no host satisfies it.
     """
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}

@@ -108,7 +108,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
 
 
 def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
-    """The signature is checked over the maker's bytes, not over the sorted copy from which fields are read."""
+    """A signature is checked over a certificate's original bytes, not over the DER copy from which fields are read."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())
     other = ec.generate_private_key(ec.SECP256R1())

@@ -429,7 +429,7 @@ def test_drift_compares_with_what_was_given(fleet: Fleet) -> None:
     found = work.drift(fleet.declaration, (), fleet.minions, 5)
     assert actions(found) == {"h1": [], "h2": ["create db"]}
     assert actions(work.drift(fleet.declaration, ("h1",), fleet.minions, 5)) == {"h1": []}
-    with pytest.raises(NetspaceError, match="h9: no host that ever got a slice"):
+    with pytest.raises(NetspaceError, match="h9: no host or minion of the fleet"):
         work.drift(fleet.declaration, ("h9",), fleet.minions, 5)
 
 

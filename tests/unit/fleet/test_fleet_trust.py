@@ -487,7 +487,7 @@ def test_a_cut_leaves_what_other_hosts_have(data: dict[str, Any], draws: st.Data
 
 
 def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, master: Master, tmp_path: Path) -> None:
-    """A distrusted host is cut out of the slices in force, and of a candidate that waits."""
+    """Links to a distrusted host leave the pillar that minions get now, and that of a declaration that waits."""
     write(tmp_path, {**FLEET, "apply": "planned"})
     assert declared.answer("h1").pillar is not None and declared.given.active()
     _, candidate = declared.candidate()

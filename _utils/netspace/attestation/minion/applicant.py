@@ -28,7 +28,7 @@ class Applicant(NamedTuple):
     """A minion that asks for admission.
 
     :param chosen: settings of ``minion.settings.of``; they name the TPM.
-    :param verifier: computes the verifier's name in the TPM's statements from the master's fingerprint.
+    :param verifier: returns, for the fingerprint of a master's key, the name of the verifier in the TPM's statements.
     :param key: the private Salt key (PEM).
     """
 

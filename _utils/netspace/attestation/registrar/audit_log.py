@@ -81,7 +81,8 @@ def verify(lines: Iterable[bytes], noted: Head | None = None) -> Head:
                 raise LogBroken(number, f"its hash is {head.hash}, {noted.hash} was noted")
             met = True
     if not met:
-        raise LogBroken(head.records + 1, f"the log ends here; {noted.records if noted else 0} records were noted")
+        had = noted.records if noted else 0
+        raise LogBroken(head.records + 1, f"the log ends here, but had {had} records when its head was noted")
     return head
 
 

@@ -120,7 +120,9 @@ def structures(table: bytes) -> Iterator[Structure]:
             raise Malformed(f"smbios: ends after {len(table)} bytes without a structure of type {END}")
         kind, size = table[at], table[at + 1]
         if size < 4 or at + size > len(table):
-            raise Malformed(f"smbios: a structure of type {kind} at byte {at} has {size} bytes")
+            raise Malformed(
+                f"smbios: a structure of type {kind} at byte {at}: {size} bytes are too few, or too many for the table"
+            )
         strings, after = _strings(table, at + size)
         yield Structure(kind, table[at : at + size], strings)
         if kind == END:

@@ -148,7 +148,7 @@ def _time(text: Any) -> float:
 
 
 def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the statuses of the platform and of its TDX module, for each of the TD's TCBs."""
+    """Return the statuses of the platform and of its TDX module, for each TCB version in the report (one or two)."""
     for data in documents:
         if data["id"] == "TDX" and data["version"] == 3 and bytes.fromhex(data["pceId"]) == platform.pce:
             levels = (_level(platform, tcb, data["tcbLevels"]) for tcb in platform.tcbs)

@@ -164,8 +164,8 @@ def _applications(
 ) -> None:
     """Judge PCR 4: every digest must be listed, or be a constant of the specification.
 
-    :param started_by: for each program, the programs that may run directly before it. (After the boot, root can add
-        digests only at the end.)
+    :param started_by: for each program, the programs that may run directly before it. After the boot, root can only
+        append digests, so what stands before a digest of the boot is what ran before it.
     """
     seen, last = 0, FIRMWARE
     for one in extended:

@@ -121,9 +121,9 @@ def attack(
 ) -> list[dict[str, str]]:
     """Run the probe in the first twin, with the second twin as its target; return the probe's rows.
 
-    The caller has written the twins' note, and made their network namespaces.
+    The caller has written the file with the twins' names (:func:`note`), and made their network namespaces.
 
-    :param target: further targets for the probe, besides the peer and the limits.
+    :param target: what the probe tries besides the second twin and the original's limits, which this function adds.
     :raises NetspaceError: when one of the twins doesn't run.
     """
     image = _mounted(making, original)
@@ -160,7 +160,7 @@ class Role:
 def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit.PortableInterpreter:
     """Make twins, one for each role; return the interpreter, which is in the first twin's :func:`kit_folder`.
 
-    The caller has written the twins' note, and made their network namespaces.
+    The caller has written the file with the twins' names (:func:`note`), and made their network namespaces.
 
     :raises NetspaceError: when a twin can't be made.
     """

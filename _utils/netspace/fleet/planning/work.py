@@ -95,7 +95,7 @@ def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minio
     wanted = [str(name) for name in names]
     of = {host: one for host, one in known.items() if not wanted or host in wanted or one in wanted}
     if unknown := [name for name in wanted if name not in of and name not in of.values()]:
-        raise NetspaceError(f"{', '.join(unknown)}: no host that ever got a slice from this master")
+        raise NetspaceError(f"{', '.join(unknown)}: no host or minion of the fleet's declaration in force")
     found, silent = _gathered(of, {"applied": not planned}, minions, timeout)
     records = {host: HostRecord(of[host], plan) for host, plan in sorted(found.items())}
     return PlanRecord(plans.identity(found), time.time(), "", False, records, silent)
@@ -272,7 +272,7 @@ class PlannedHosts:
         if not self._record.generation:
             return None if known.plan.steps else Outcome(True, "nothing to do")
         if not self._given.active():
-            return Outcome(False, "the fleet no longer has apply: planned; plan again")
+            return Outcome(False, "the fleet's declaration no longer has the setting 'apply: planned'; plan again")
         if self._given.candidate(self._record.generation) is None:
             return Outcome(False, "the declaration of this plan was deleted; plan again")
         now = self._given.digest_of(known.minion)

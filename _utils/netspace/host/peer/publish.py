@@ -27,7 +27,7 @@ from netspace.supervision.cgroup import payload_cgroups
 def publish(layout: Layout, links: Links) -> None:
     """Write the files for the recorded links and environments, as far as they have changed.
 
-    Nothing is written if no link leads to the host.
+    Nothing is written if no environment has a link to the peer ``host``.
 
     :raises NetspaceError: the record of links can't be read.
     """

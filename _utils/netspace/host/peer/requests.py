@@ -142,7 +142,7 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
         raise Refused("verb-unknown", f"{request.verb}: this host knows {', '.join(sorted(verbs))}")
     if request.verb not in asker.own.verbs:
         permitted = ", ".join(asker.own.verbs) or "nothing"
-        why = f"{request.verb}: {asker.name} may ask for {permitted}; its declaration has no host: [{request.verb}]"
+        why = f"{request.verb}: {asker.name} may ask for {permitted}; the key host of its declaration doesn't list it"
         raise Refused("verb-not-permitted", why)
     verb = cast(Verb, module)
     try:

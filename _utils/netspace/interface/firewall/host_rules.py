@@ -104,7 +104,7 @@ def _is(cidr: Cidr | None, address: str) -> bool:
 def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Table:
     """Return the table (family ``inet``) for these interfaces; an empty table if there are none.
 
-    :param elsewhere: the addresses of environments that have no end on the host.
+    :param elsewhere: the addresses of environments whose interfaces have no end on the host.
     """
     if not guarded:
         return Table()

@@ -40,7 +40,8 @@ def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str,
     """Return the chains and maps that forward connections to published ports.
 
     :param published: the published ports, each with the addresses to which it leads.
-    :param sent_by: matches for packets from environments that have no end on the host.
+    :param sent_by: matches for packets from environments whose interfaces have no end on the host; they are not
+        forwarded.
     """
     made: dict[str, Chain] = {}
     sets: dict[str, Collection] = {}

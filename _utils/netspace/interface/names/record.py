@@ -59,7 +59,7 @@ def read(layout: Layout) -> dict[Key, Known]:
 
 
 def begin(layout: Layout) -> None:
-    """Create the file without answers."""
+    """Create the file of known DNS answers, with no answer in it yet."""
     write(layout, {})
 
 

@@ -20,5 +20,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, arguments: Nothing) -> Answer:
-    """Leave the request to the keeper of children."""
+    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
     raise Later

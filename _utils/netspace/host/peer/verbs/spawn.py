@@ -42,5 +42,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Leave the request to the keeper of children."""
+    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
     raise Later
