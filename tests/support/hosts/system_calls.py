@@ -36,6 +36,7 @@ ASKING = {
     "0x16": "RTM_GETADDR",
     "0x1a": "RTM_GETROUTE",
     "0x26": "RTM_GETQDISC",
+    "0x52": "RTM_GETNETCONF",
     "0x5a": "RTM_GETNSID",
     "0xa10": "NFNL_SUBSYS_NFTABLES<<8|NFT_MSG_GETGEN",
 }
