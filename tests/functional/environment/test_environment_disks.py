@@ -287,7 +287,7 @@ def test_a_lost_record_does_not_lose_the_layer(host, writable, monkeypatch):
         assert "web has a layer, but no record" in host.plan({"other": host.desired("other")}).notes[0]
         # By now its ids are another's.
         monkeypatch.setattr(
-            user_ids, "_free", lambda _, used, base=base: base if base not in used else base + user_ids.COUNT
+            user_ids, "free", lambda _, used, base=base: base if base not in used else base + user_ids.COUNT
         )
         host.run("taker")
         assert host.kind.recorded()["taker"].base == base
