@@ -48,6 +48,7 @@ def applied(salt, tmp_path_factory):
 def short(monkeypatch):
     monkeypatch.setattr(service_exhaustion, "_TIMES", 1)
     monkeypatch.setattr(service_exhaustion, "_ANSWERS", 20)
+    monkeypatch.setattr(service_exhaustion, "_PROBE", 1.0)  # at least one check is ended meanwhile
 
 
 def left() -> list[str]:
