@@ -79,7 +79,9 @@ def test_host_that_may_not_be_asked_is_told_without_a_message() -> None:
     mailbox = Mailbox({}, {"to": "orders", "pattern": "send", "exchange": "x"})
     host = HostPeer(mailbox)  # type: ignore[arg-type]
     assert host.verbs == ()
-    with pytest.raises(NotDeclared, match=r"web may not ask its host: the key host of its declaration doesn't list whoami"):
+    with pytest.raises(
+        NotDeclared, match=r"web may not ask its host: the key host of its declaration doesn't list whoami"
+    ):
         asyncio.run(host.whoami())
     assert not mailbox.calls
 
