@@ -84,17 +84,25 @@ def ask(times: str) -> None:
 
 
 # -- attacks: each is a generator, and yields how often it has succeeded since its last yield ------
-def connections() -> Iterator[int]:
+def _held(begun: Callable[[], socket.socket]) -> Iterator[int]:
+    """Make connections without end, and keep the newest HELD of them open.
+
+    :param begun: makes one connection.
+    """
     kept: list[socket.socket] = []
     try:
         while True:
-            kept.append(amqp.plain(2.0))
+            kept.append(begun())
             if len(kept) > HELD:
                 kept.pop(0).close()
             yield 1
     finally:
         for one in kept:
             one.close()
+
+
+def connections() -> Iterator[int]:
+    return _held(lambda: amqp.plain(2.0))
 
 
 def handshakes() -> Iterator[int]:
@@ -106,17 +114,17 @@ def handshakes() -> Iterator[int]:
 
 def halves() -> Iterator[int]:
     """TLS handshakes that the program begins, but doesn't finish after the broker's answer."""
-    kept: list[socket.socket] = []
-    try:
-        while True:
-            kept.append(amqp.plain(2.0))
-            kept[-1].sendall(amqp.greeting())
-            if len(kept) > HELD:
-                kept.pop(0).close()
-            yield 1
-    finally:
-        for one in kept:
-            one.close()
+
+    def begun() -> socket.socket:
+        stream = amqp.plain(2.0)
+        try:
+            stream.sendall(amqp.greeting())
+        except OSError:
+            stream.close()
+            raise
+        return stream
+
+    return _held(begun)
 
 
 def reconnects() -> Iterator[int]:
