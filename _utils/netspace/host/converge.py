@@ -77,7 +77,7 @@ class Converge(Cards):
         desired = DesiredInterfaces(declared.network, {**declared.interfaces, **kept})
         if whole:
             remove = self.interfaces.names() - set(declared.environments)
-            former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
+            former = renames.removed(declared.environments, remove)
             was = self.interfaces.recorded(former.values()) if former else {}
             result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
             if former:
@@ -311,7 +311,7 @@ class Converge(Cards):
         opened, told = self._secrets({name: wanted[name].spec for name in wanted.keys() - kept}, withheld, test)
         wanted = {name: one._replace(spec=_without_ciphertext(one.spec)) for name, one in wanted.items()}
         desired = self._desired(wanted, links, access, kept, opened=opened)
-        former = {name: old for name, old in renames.declared(declared.environments).items() if old in remove}
+        former = renames.removed(declared.environments, remove)
         was = self.environments.readable(former.values())[0] if former else {}
         result = self._run_environments(desired, remove, test)
         if former:

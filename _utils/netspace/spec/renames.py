@@ -46,6 +46,11 @@ def declared(environments: Mapping[str, Environment]) -> dict[str, str]:
     return {name: spec.formerly for name, spec in environments.items() if spec.formerly is not None}
 
 
+def removed(environments: Mapping[str, Environment], gone: Collection[str]) -> dict[str, str]:
+    """Return the former name of each environment whose former name is among *gone*, the names that leave this host."""
+    return {name: old for name, old in declared(environments).items() if old in gone}
+
+
 def told(links: Iterable[Link], former: Mapping[str, str]) -> tuple[Link, ...]:
     """Add the former names of this host's renamed environments to their links, and return all links.
 
