@@ -29,7 +29,7 @@ def reason(old: str, mailed: bool) -> str:
 
 
 def differing(old: Interface | None, new: Interface) -> Changes:
-    """Return what a renamed environment has otherwise than under its former name.
+    """Return how an interface of a renamed environment differs from the one under the former name.
 
     :param old: the declared interface of the former name; None: it isn't known.
     :param new: the interface that is declared now.
