@@ -162,7 +162,8 @@ class _Writer:
 
     def _field(self, owner: type, field: inspect.Field) -> Schema:
         found = self._special(owner, field.encode_name) or self.place(field.type)
-        if owner in (types.Declaration, types.Runtimes):  # an empty section is an absent one
+        own_part = owner is types.Tenant and field.encode_name in ("environments", "links")
+        if own_part or owner in (types.Declaration, types.Runtimes):  # an empty section is an absent one
             found = _either(found, {"type": "null"})
         text = _params(owner).get(field.encode_name)
         if text is None and isinstance(field.type, inspect.StructType):

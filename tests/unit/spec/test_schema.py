@@ -115,6 +115,17 @@ def test_file_without_declaration_is_refused(validator: Validator, document: Any
     assert not validator.is_valid(document)
 
 
+@pytest.mark.parametrize("section", ["environments", "links"])
+@pytest.mark.parametrize("tenant", [False, True])
+def test_empty_section_is_valid(validator: Validator, section: str, tenant: bool) -> None:
+    declaration: dict[str, Any] = {section: None}
+    if tenant:
+        quota = {"environments": 1, "memory": "1G", "cpus": 1, "pids": 9, "disk": "1G", "links": 1, "messages": 9}
+        declaration = {"tenants": {"orders": {"quota": quota, **declaration}}}
+    parse.declaration(declaration)
+    validator.validate({"netspace": declaration})
+
+
 @pytest.mark.parametrize(
     ("what", "declaration"),
     [
@@ -199,7 +210,7 @@ def structs(of: inspect.StructType) -> st.SearchStrategy[dict[str, Any]]:
     required = {key: value for key, value in fields.items() if key in needed}
     if of.tag_field:
         required[of.tag_field] = st.just(of.tag)
-    return st.fixed_dictionaries(required, optional={key: fields[key] for key in fields.keys() - required.keys()})
+    return st.fixed_dictionaries(required, optional={key: fields[key] for key in fields if key not in required})
 
 
 def settings_of(runtime: str) -> st.SearchStrategy[Any]:
