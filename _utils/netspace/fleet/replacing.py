@@ -74,7 +74,7 @@ def replace(
 def _key(request: object) -> str:
     """Return the digest of the key in a certificate request, in the form in which a root lists certified keys.
 
-    :raises NetspaceError: *request* is no certificate request.
+    :raises NetspaceError: *request* is not a certificate request.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -176,7 +176,7 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
 
 
 def keeps(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> bool:
-    """Return whether distrust leaves a slice a link to or from another host. Parameters as for :func:`cut`."""
+    """Return whether a slice still has a link to or from another host after the cut. Parameters as for :func:`cut`."""
     gone = cut(pillar, minion, distrusted)
     return any(far(link) and named(link) not in gone for link in pillar["netspace"].get("links", ()))
 

@@ -92,7 +92,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
-    """Return a sample for each environment of a tenant, which joins its other metrics with the tenant."""
+    """Return the metric that names each environment's tenant. By it, a query can join other metrics with the tenant."""
     from netspace.environment import claims
 
     samples: dict[str, float | None] = {}
@@ -169,7 +169,7 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return, for each rule, the last part of its samples' labels, and its key among the counts."""
+        """Return a pair for each rule: the text that ends the labels of its samples, and its key in the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")

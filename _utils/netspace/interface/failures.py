@@ -24,7 +24,9 @@ def refusal(failure: Failure, message: Message, one: InterfaceChange) -> Excepti
     if failure.code == errno.ENOENT and requests.limits_rate(message):
         return _missing("sch_tbf", failure, "leave rate out")
     if failure.code == errno.EEXIST and one.record is not None and one.record.host_end and requests.makes_link(message):
-        return NetspaceError(f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it")
+        return NetspaceError(
+            f"the host has a network device {one.record.host_end} that netspace didn't make; remove or rename it"
+        )
     return NetspaceError(f"the kernel refused: {failure}")
 
 

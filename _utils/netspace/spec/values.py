@@ -27,7 +27,7 @@ def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     found = list(_problems(values, "values", 1))
     yield from found
     if not found and (size := len(json.dumps(values, ensure_ascii=False).encode())) > SIZE:
-        yield "values", f"{size} bytes as JSON; at most {SIZE} are possible: put large ones into the image or a volume"
+        yield "values", f"{size} bytes as JSON; at most {SIZE} are accepted: put large ones into the image or a volume"
 
 
 def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -307,7 +307,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
     now = time.time()
 
     def apply(**told: Any) -> str:
-        """Apply the links with the master's statement *told* about h1; return why a link is refused."""
+        """Apply the links with the master's statement about h1 (*told*: its fields); return why a link is refused."""
         levels = {"h1": Appraised(**told)} if told else {}
         declared = Declaration(broker=h2.broker, links=wanted, attestation=Attestation(appraised=levels))
         with h2.here():

@@ -305,7 +305,7 @@ def test_a_kernel_that_is_named_like_an_allowed_one(host: Host) -> None:
 
 
 def lines(text: str) -> Callable[[list[Event]], None]:
-    """Let GRUB pass another command line, which the log shows truthfully."""
+    """Return a change of a boot: GRUB passes another command line, and the log shows this truthfully."""
 
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):

@@ -74,7 +74,7 @@ def test_an_entry_to_a_local_disk_needs_no_list(host: Host) -> None:
 
 @pytest.mark.parametrize("kind", [0x0A, 0x80000009, events.SEPARATOR, events.IPL])
 def test_a_network_entry_under_another_name_gives_no_l4(host: Host, kind: int) -> None:
-    """A forger logs a network entry's digest as another kind of event, such as a table of ACPI: there is no L4."""
+    """A forger logs a network entry's digest as another kind of event, such as an ACPI table: the level is below L4."""
     content = forge.option(forge.MAC)
     host.edit(lambda found: found.insert(at_entries(found), measured(1, kind, b"ACPI DATA", content)))
     assert host.appraise(tcb_policies.policy(host.boot, tcb_policies.network_boot(host.boot))).code == "tcb-platform"

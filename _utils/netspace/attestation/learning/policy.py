@@ -191,7 +191,7 @@ def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str,
 
 
 def _both(known: Any, more: Any) -> Any:
-    """Return the union of two rules: mappings are merged by key, lists are joined without duplicates."""
+    """Return the union of two rules. Mappings are merged by key; lists are joined without duplicates."""
     if isinstance(more, Mapping):
         return {**known, **{key: _both(known[key], one) if key in known else one for key, one in more.items()}}
     return list(dict.fromkeys((*known, *more)))

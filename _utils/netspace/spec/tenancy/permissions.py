@@ -79,7 +79,9 @@ def shared(tenants: dict[str, Tenant], path: str) -> list[Problem]:
     owners: dict[str, str] = {}
 
     def refuse(where: str, what: str, other: str) -> None:
-        problems.append(Problem(f"{path}:{where}", f"{what} is the tenant {other}'s, too; give each its own"))
+        problems.append(
+            Problem(f"{path}:{where}", f"{what} also belongs to the tenant {other}; give each tenant its own")
+        )
 
     for name, tenant in tenants.items():
         for index, folder in enumerate(tenant.folders):
@@ -136,9 +138,9 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
                 f"{verb!r:.60}: the tenant may not request that; it may request: {_listed(tenant.host)}",
             )
     if spec.stop_timeout > STOP_TIMEOUT:
-        yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are possible for a tenant"
+        yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are accepted for a tenant"
     if spec.settle > SETTLE:
-        yield "settle", f"{spec.settle:g}: at most {SETTLE:g} seconds are possible for a tenant"
+        yield "settle", f"{spec.settle:g}: at most {SETTLE:g} seconds are accepted for a tenant"
     if spec.health is not None and spec.health.interval < INTERVAL:
         text = f"{spec.health.interval:g}: at least {INTERVAL:g} seconds are necessary for a tenant"
         yield "health:interval", text
