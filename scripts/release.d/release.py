@@ -141,7 +141,7 @@ def published(text: str, folder: str, files: str) -> str:
     def absolute(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1]))
         if path.startswith("..") or not (ROOT / path).exists():
-            raise Refused(f"{posixpath.join(folder, 'README.md')}: links to {match[1]}, which is no file here")
+            raise Refused(f"{posixpath.join(folder, 'README.md')}: links to {match[1]}, which is not a file here")
         return f"{files}{path}{match[2] or ''}"
 
     return _LINK.sub(absolute, text)

@@ -367,11 +367,11 @@ def _statement(raw: bytes) -> dict[str, Any]:
     if set(found) != {"boot", "expires", "host", "issued", "key"}:
         raise Malformed("statement: expected boot, expires, host, issued and key")
     if any(type(found[name]) is not int for name in ("expires", "issued")):
-        raise Malformed("statement: times are whole seconds since 1970")
+        raise Malformed("statement: issued, expires: expected whole seconds since 1970")
     if not 0 < found["expires"] - found["issued"] <= KEY_LIFETIME:
         raise HostKeyExpired(f"a host vouches for a key for {KEY_LIFETIME} s at most")
     if any(not isinstance(found[name], str) or len(found[name]) > 255 for name in ("boot", "host")):
-        raise Malformed("statement: boot and host are texts")
+        raise Malformed("statement: boot, host: expected texts of at most 255 characters")
     try:
         return {**found, "key": jose.parse_jwk(found["key"])}
     except jose.Unreadable as err:
@@ -395,7 +395,7 @@ def claims_of(token: str, key: Mapping[str, str]) -> dict[str, Any]:
     if set(told) - {"cnf"} != {*texts, *digests, "iat", "exp", "netspace_started"} or told["eat_profile"] != PROFILE:
         raise Malformed(f"token: its claims are not those of {PROFILE}")
     if any(not isinstance(told[name], str) or len(told[name]) > 255 for name in texts):
-        raise Malformed("token: a claim is no text")
+        raise Malformed("token: a claim is not text")
     if any(not isinstance(told[name], str) or not DIGEST.fullmatch(told[name]) for name in digests):
         raise Malformed("token: image and configuration are sha256 digests")
     if any(type(told[name]) is not int for name in ("iat", "exp")) or not 0 < told["exp"] - told["iat"] <= LIFETIME:

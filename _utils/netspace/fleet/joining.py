@@ -195,7 +195,7 @@ def _level(found: str) -> LevelName:
     for level in LEVELS:
         if found == level:
             return level
-    raise NetspaceError(f"{found!r:.80} is no trust level")
+    raise NetspaceError(f"{found!r:.80} is not a trust level")
 
 
 def _public_key(said: object, name: str, register: Register) -> str:

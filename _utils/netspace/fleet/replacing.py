@@ -83,4 +83,6 @@ def _key(request: object) -> str:
         key = x509.load_pem_x509_csr(str(request)[:16384].encode()).public_key()
         return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
     except unreadable() as err:
-        raise NetspaceError(f"the answer to netspace_link.authority_request is no certificate request: {err}") from err
+        raise NetspaceError(
+            f"the answer to netspace_link.authority_request is not a certificate request: {err}"
+        ) from err

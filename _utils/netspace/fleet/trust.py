@@ -195,7 +195,7 @@ def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _told(pillar: Mapping[str, Any], levels: Mapping[str, Level]) -> dict[str, Any]:
-    """Return a slice with the levels of the hosts that its links with ``attested`` come from."""
+    """Return a minion's slice with the trust levels of other hosts that its links demand (``attested``)."""
     section: dict[str, Any] = pillar["netspace"]
     minions = pillar.get("trust", {}).get("minions", {})
     told = {

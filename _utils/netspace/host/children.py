@@ -61,7 +61,7 @@ class Children(Cards):
     def spawn(
         self, parent: str, template: str, name: str, values: Mapping[str, Any], asked: float = math.inf
     ) -> tuple[str, Child]:
-        """Start a child; return its place and its record.
+        """Start a child; return its name on the host (its place) and its record.
 
         :param name: the name by which the parent calls it.
         :param asked: the time of the parent's request, in seconds since the boot. If the parent's program was started

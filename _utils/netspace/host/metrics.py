@@ -74,7 +74,7 @@ def _runs(status: Status | None) -> bool:
 
 
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
-    """Return the metrics that the supervisor knows, with one sample for each environment."""
+    """Yield the metrics that the supervisor knows, with one sample for each environment."""
     name = "netspace_environment"
     up = [int(_runs(one)) for one in statuses.values()]
     yield Family(f"{name}_up", "gauge", "Whether the program runs.", statuses.keys(), up)
@@ -105,7 +105,7 @@ def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
-    """Return the health of environments with a health check, as the files of the health service show it."""
+    """Yield the health of environments with a health check, as the files of the health service show it."""
     from netspace.environment.health import record as verdict
 
     try:
@@ -146,7 +146,7 @@ _WORDS = 17  # in a line: the device with a colon, and 16 columns
 
 
 def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the traffic of environments whose interface has an end on the host."""
+    """Yield the traffic of environments whose interface has an end on the host."""
     ends = {its.host_end.encode() + b":": name for name, its in interfaces.items() if its.host_end}
     words: list[bytes] = []
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
@@ -161,7 +161,7 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
 
 
 def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the packets that each rule accepted, and the dropped packets, by reason.
+    """Yield the packets that each rule accepted, and the dropped packets, by reason.
 
     Each rule has a sample even before its first packet, and so has the reason ``none`` (no rule covers the packet). The
     other reasons have a sample only after their first packet.

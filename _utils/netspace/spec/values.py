@@ -48,7 +48,7 @@ def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:
             yield where, "has a NUL character or invalid Unicode; leave that out"
     elif isinstance(value, float):
         if not math.isfinite(value):
-            yield where, f"{value} is no number in JSON; give a finite one"
+            yield where, f"{value} is not a number in JSON; give a finite one"
     elif isinstance(value, int):  # true and false, too
         if abs(value) > WHOLE:
             yield where, f"{str(value)[:30]} is beyond {WHOLE}, where readers of JSON differ; give it as a text"

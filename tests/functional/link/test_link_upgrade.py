@@ -78,7 +78,7 @@ def stale(host) -> set[tuple[str, ...]]:
 
 
 def settle(host) -> None:
-    """Let every renaming look as old as 1970, so that an apply believes the broker's counts of waiting messages.
+    """Date every recorded renaming back to 1970, so that an apply trusts the broker's counts of messages at once.
 
     These counts may lag behind for some seconds.
     """

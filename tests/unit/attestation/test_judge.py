@@ -66,8 +66,10 @@ def test_a_rule_whose_pcr_is_not_quoted_is_not_satisfied(host: Host, pcr: int, r
     rules = boot_forge.policy("shim-grub")
     pcrs = tuple(one for one in PCRS["shim-grub"] if one != pcr)
     found = host.appraise(rules, pcrs=pcrs)
-    assert found.code == "policy-uncovered" and f"{rule}: its proof lies in PCR {pcr}" in found.reason
-    with pytest.raises(policy.PolicyError, match=f"policy:boot:{rule}.*PCR {pcr}, which is not quoted"):
+    assert found.code == "policy-uncovered" and f"{rule}: only PCR {pcr} proves it" in found.reason
+    with pytest.raises(
+        policy.PolicyError, match=f"policy:boot:{rule}.*PCR {pcr} proves it, and hosts don't quote that PCR"
+    ):
         policy.accepted(rules, quoted=pcrs)
 
 

@@ -220,7 +220,7 @@ def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
     old = {key: whole[key] for key in kept} | {"unchecked": [0, 1, 2, 3, 5, 6, 8, 14]}
     before = {"version": 3, "boot": old}
-    with pytest.raises(policy.PolicyError, match="PCR 2, which is unchecked"):
+    with pytest.raises(policy.PolicyError, match="PCR 2 proves it, and that PCR is unchecked"):
         policy.accepted(before)
     assert code(before, evidence) == "policy-uncovered"
     found = learning.learn(before, {"gold": evidence})

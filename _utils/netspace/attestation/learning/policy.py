@@ -217,7 +217,7 @@ def _platform(tcb: dict[str, Any], told: Mapping[str, Told], notes: list[str]) -
             elif digest.hex() not in known:
                 notes.append(
                     f"{host}: boot entry {entry.text[:60]!r} ({entry.path[-80:]}): its form does not show where it "
-                    f"leads; if that is no network, list {digest.hex()} under tcb:platform"
+                    f"leads; if that is not a network, list {digest.hex()} under tcb:platform"
                 )
     if known:
         tcb["platform"] = list(known)

@@ -207,7 +207,7 @@ def _architectures(found: _File, machine: str) -> list[str]:
     if own not in named:
         raise ValueError(f"is not for this machine: {own} is not among its architectures")
     if unknown := [name for name in named if not re.fullmatch(r"SCMP_ARCH_[A-Z0-9_]{1,32}", name)]:
-        raise ValueError(f"{unknown[0]!r} is no architecture")
+        raise ValueError(f"{unknown[0]!r} is not an architecture")
     return list(named)
 
 

@@ -177,7 +177,7 @@ def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link in the namespace *far*.
+    """Return the netlink message that creates the network device in the namespace *far*.
 
     The tunnel's packets stay in the host's namespace.
     """

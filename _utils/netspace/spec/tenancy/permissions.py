@@ -38,7 +38,8 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
             yield f"images:{index}", f"{image!r:.100}: {_LOCATION}"
     for index, runtime in enumerate(tenant.runtimes):
         if runtime not in extensions.runtimes():
-            yield f"runtimes:{index}", f"{runtime!r:.60} is no runtime; choose from {', '.join(extensions.runtimes())}"
+            known = ", ".join(extensions.runtimes())
+            yield f"runtimes:{index}", f"{runtime!r:.60} is not a runtime; choose from {known}"
     for index, profile in enumerate(tenant.seccomp):
         if profile not in checks.SECCOMP_PROFILES and not clean(profile.removeprefix("file:")):
             choice = ", ".join(checks.SECCOMP_PROFILES)
@@ -62,7 +63,7 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
     for index, verb in enumerate(tenant.host):
         if verb not in extensions.host_verbs():
             known = ", ".join(extensions.host_verbs())
-            yield f"host:{index}", f"{verb!r:.60} is no request that the host answers; choose from {known}"
+            yield f"host:{index}", f"{verb!r:.60} is not a request that the host answers; choose from {known}"
     for index, file in enumerate(tenant.include):
         if not clean(file) or file in tenant.include[:index]:
             yield f"include:{index}", f"{file!r:.100}: expected the absolute path of a file, which no other entry names"
