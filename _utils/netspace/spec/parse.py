@@ -79,7 +79,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         rights = tenants(data["tenants"], f"{path}:tenants", problems)
         problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
         reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
-        joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
+        joined, moved = parts.add(
+            data["tenants"], rights, f"{path}:tenants", chosen, environments, declared, reader, problems
+        )
         links.update(joined)
 
     if renamed := renames.declared(environments):
