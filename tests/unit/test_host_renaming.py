@@ -31,9 +31,9 @@ def test_the_two_halves_are_one_step() -> None:
 
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """Only one half of a renaming is in the result, because a killed run had done the other half.
+    """A killed run had done one half of a renaming, so the result has only the other half.
 
-    This step stays a creation or a removal.
+    It is reported as what it is: a creation or a removal.
     """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 

@@ -354,7 +354,11 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints of the names under which objects exist on the broker even if this change fails."""
+    """Return the fingerprints of the names to record until the broker has been changed.
+
+    They are those of the recorded names, since only these certainly exist on the broker. Without earlier links, they
+    are those of the new names.
+    """
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 

@@ -65,7 +65,9 @@ class Policies:
             raise PolicyForged(f"{path}: the policy in it was signed for another group")
         found: dict[str, Any] = payload["policy"]
         if type(found.get("version")) is not int or found["version"] < floor:
-            raise PolicyDowngraded(f"{path}: version {found.get('version')!r:.20}; version {floor} was in force")
+            raise PolicyDowngraded(
+                f"{path} has version {found.get('version')!r:.20}, but version {floor} was in force already"
+            )
         return found
 
     def get(self, group: str) -> Policy | None:

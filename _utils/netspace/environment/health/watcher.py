@@ -112,7 +112,7 @@ class Watch:
         self._over = False
 
     def run(self) -> None:
-        """Watch until SIGTERM or SIGINT."""
+        """Watch the health of environments until SIGTERM or SIGINT."""
         verdict.folder(self.layout).mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
