@@ -25,8 +25,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser that exits with 1 for wrong arguments, because 2 means that a plan has changes."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: error: {message}\n")
+        import textwrap
+
+        problem = message.partition(" (choose from ")[0]  # --help has the list, with a line for each
+        text = f"{self.prog}: {problem}; {self.prog} --help tells more"
+        self.exit(1, "\n".join(textwrap.wrap(text, 80, break_on_hyphens=False)) + "\n")
 
 
 def _import_msgspec() -> None:
@@ -56,6 +59,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_declared(commands)
+    for name, text in (
+        ("file-root", "print the folder with the SLS files, for Salt's file_roots"),
+        ("schema", "print the JSON Schema of the declaration, for editors"),
+    ):
+        commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     supervise = commands.add_parser(
         "supervise", help="supervise the services of a host without systemd, in the background"
     )
@@ -64,13 +72,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("names", help="look up the names in rules of interfaces (run by a service)")
     commands.add_parser("health", help="watch the health of the environments that have a check (run by a service)")
-    commands.add_parser("restore", help="after a reboot: rebuild all volatile state and start the services")
-    commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
-    commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
+    commands.add_parser(
+        "restore", help="after a boot: rebuild all volatile state, start the services (run by a service)"
+    )
     commands.add_parser("forward", help="become the forwarder of the environments' links (run by a service)")
     commands.add_parser("peer", help="answer the environments' requests to the host (run by a service)")
     commands.add_parser("keeper", help="start and end children of environments (run by a service)")
-    commands.add_parser("renew", help="replace the environments' certificates that expire soon")
+    commands.add_parser("renew", help="replace the environments' certificates that expire soon (run by a service)")
     return parser
 
 
