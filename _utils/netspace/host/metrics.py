@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def families(host: Host) -> list[Family]:
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
     statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
-    by = {name: labels(environment=name) for name in names}
+    by = _labelled(names)
     interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
@@ -54,6 +54,13 @@ def families(host: Host) -> list[Family]:
         *_links(host, statuses),
     ]
     return [one for one in found if one.values]
+
+
+def _labelled(names: Sequence[str]) -> dict[str, str]:
+    """Return the labels of each environment by its name."""
+    if "".join(names).replace("-", "").isalnum():  # then no name needs an escape, and a call for each costs much more
+        return {name: f'{{environment="{name}"}}' for name in names}
+    return {name: labels(environment=name) for name in names}
 
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:

@@ -52,7 +52,7 @@ def test_stopped_process_is_frozen(host: Layout, running: int) -> None:
 
 
 def test_unit_in_another_state_is_left_out(host: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd says which units don't run, although their files are as those of a unit that does."""
+    """Systemd says which units don't run, although their files are as those of a unit that does."""
 
     def listed(states: Sequence[str], pattern: str) -> list[str]:
         return [unit_file.name(host, "web")] if "activating" in states and pattern == "netspace-*.service" else []
