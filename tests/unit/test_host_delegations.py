@@ -24,7 +24,7 @@ from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.host import child_records, delegation_records, keeper, pace
+from netspace.host import child_records, delegation_records, keeper, metrics, pace
 from netspace.host import delegations as use_cases
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
@@ -177,6 +177,18 @@ def test_right_is_the_least_of_all_limits(world: World) -> None:
     below = delegation_records.read(world.layout, "aid.orders")
     assert below is not None and below.ends == known.ends and below.under == known.id
     assert (world.links["aid.orders"].rate, world.links["aid.orders"].length) == (2, 10)
+
+
+def test_delegated_link_is_marked_and_counted(world: World) -> None:
+    world.delegate("web", "orders", "till", Limits(until=world.today + 30))
+    rows: dict[str, dict[str, Any]] = {name: {"from": link.source} for name, link in world.links.items()}
+    delegation_records.mark(world.layout, rows)
+    marked = {name: row for name, row in rows.items() if len(row) > 1}
+    assert marked == {"till.orders": {"from": "till", "delegated_by": "web", "until": world.today + 30}}
+    given, born = metrics._programs(world.layout)
+    assert (list(given.values), list(born.values)) == ([1], [])
+    world.revoke("web", "orders", "till")
+    assert not next(iter(metrics._programs(world.layout))).values
 
 
 def test_revocation_severs_what_was_made_of_it(world: World) -> None:
