@@ -43,6 +43,7 @@ from netspace.host.peer.verbs import children, delegate, delegations, end, revok
 from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.spec import peer
+from netspace.threads import BackgroundTask
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
@@ -318,9 +319,7 @@ class Keeper:
         host = self._host(late)
         known = self._permitted(host, asked)
         if asked.verb in peer.KEYED:
-            from netspace.host import program_keys
-
-            return program_keys.answer(self.layout, asked.asker, known.image.digest, arguments)
+            return self._by_key(asked.asker, known.image.digest, arguments)
         if isinstance(arguments, delegate.Arguments):
             limits = Limits(arguments.rate, arguments.size, arguments.until)
             made = host.delegate(asked.asker, arguments.link, arguments.to, limits, asked.at)
@@ -345,6 +344,17 @@ class Keeper:
             for place, child in host.children(asked.asker).items()
         ]
         return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
+
+    def _by_key(self, asker: str, image: str, arguments: msgspec.Struct) -> msgspec.Struct:
+        """Return the answer to a request that needs a key. A TPM may be in use: meanwhile delegations end as usual."""
+        from netspace.host import program_keys
+
+        task = BackgroundTask(lambda: program_keys.answer(self.layout, asker, image, arguments))
+        task.begin()
+        severed = set[str]()
+        while not task.end(GLANCE):
+            self._attend(severed)
+        return task.result()
 
     def _permitted(self, host: Host, asked: Ask) -> Record:
         """Return the record of the asking environment.
