@@ -7,6 +7,7 @@ once each, and reads a few small files of the kernel for each environment.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ def families(host: Host) -> list[Family]:
         _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
+        *_programs(host.layout),
     ]
     return [one for one in found if one.values]
 
@@ -254,6 +256,21 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
     if known.broker is None or not known.links:
         return []
     return counts.families(host.layout, known, statuses)
+
+
+def _programs(layout: Layout) -> Iterator[Family]:
+    """Return the numbers of children and of delegated rights, by the environment whose program asked for them."""
+    from netspace.host import child_records, delegation_records
+
+    given = (delegation_records.read(layout, name) for name in delegation_records.names(layout))
+    children = (child_records.read(layout, place) for place in child_records.places(layout))
+    held = collections.Counter(one.holder for one in given if one is not None)
+    born = collections.Counter(one.parent for one in children if one is not None)
+    for name, about, found in (
+        ("netspace_environment_delegations", "Rights that its program delegated and that are valid.", held),
+        ("netspace_environment_children", "Children that its program started and that run.", born),
+    ):
+        yield counted(name, "gauge", about, {labels(environment=one): count for one, count in found.items()})
 
 
 # -- the textfile ---------------------------------------------------------------
