@@ -168,6 +168,11 @@ class Device:
         self._tss = tss
         self._esapi = esapi
 
+    @property
+    def opened(self) -> tuple[Any, Any]:
+        """The module tpm2_pytss, and the TPM's ESAPI: for commands that only one, experimental part needs."""
+        return self._tss, self._esapi
+
     def information(self) -> dict[str, str]:
         """Return the TPM's ``manufacturer``, ``firmware``, ``vendor`` and ``version`` from its properties."""
         constants = self._tss.constants
