@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import random
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from support.attestation import anonymous, tate
 from support.attestation.anonymous import PCRS, Club, SoftMember, attest, times
 
+from netspace.attestation.daa import __main__ as command
 from netspace.attestation.daa import curve, fields, pairing, quote, scheme
+from netspace.attestation.daa.issuer import member_key
 from netspace.attestation.daa.quote import Rogues
 from netspace.attestation.daa.scheme import Credential, IssuerKey, IssuerSecret, Refusal
 
@@ -379,6 +382,68 @@ def test_changed_bytes_are_refused(club: Club) -> None:
 def test_random_bytes_are_refused(raw: bytes) -> None:
     for decode in (quote.decode, Credential.decode, IssuerKey.decode):
         assert code_of(lambda decode=decode: decode(raw)) == "malformed"
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_no_member_s_key(raw: bytes) -> None:
+    head = bytes.fromhex("0023000b0005047200000010001a000b000000100010")
+    for tried in (raw, head + raw, head + b"\0\x20" + raw):
+        assert code_of(lambda tried=tried: member_key(tried)) in ("malformed", "key")
+
+
+def test_command_tells_each_mistake(club: Club, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's files are a stranger's: a mistake is one line and exit code 1, never a traceback."""
+    request = club.request(b"shop")
+    raw = club.members[0].quote(club.credentials[0], request)
+    text = base64.b64encode
+    good = {
+        "issuer": {"issuer": text(club.issuer.encode()).decode()},
+        "quote": {"quote": text(raw).decode()},
+        "nonce": {"nonce": request.nonce.hex()},
+        "values": {"pcrs": {str(pcr): value.hex() for pcr, value in PCRS.items()}},
+        "rogues": {"keys": ["05"], "pseudonyms": []},
+    }
+
+    def run(**changed: object) -> tuple[int, str, str]:
+        for name, content in {**good, **changed}.items():
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        at = [str(tmp_path / name) for name in good]
+        code = command.main(["verify", *at[:4], "--basename", "shop", "--rogues", at[4]])
+        return (code, *capsys.readouterr())
+
+    code, said, _ = run()
+    assert code == 0
+    assert json.loads(said)["good"] is True
+    lost = club.members[0].secret.to_bytes(32, "big").hex()
+    for mistake in (
+        {"issuer": "{"},
+        {"issuer": []},
+        {"issuer": {"issuer": "AA"}},
+        {"issuer": {"issuer": 5}},
+        {"quote": {"quote": text(raw + b"x").decode()}},
+        {"quote": {}},
+        {"nonce": {"nonce": "zz"}},
+        {"nonce": {"nonce": "00"}},
+        {"values": {"pcrs": {}}},
+        {"values": {"pcrs": {"24": "00"}}},
+        {"values": {"pcrs": {"-1": "00"}}},
+        {"values": {"pcrs": {"0": "00", "7": "00" * 63}}},
+        {"values": {"pcrs": {"0": "xx"}}},
+        {"values": {"pcrs": 5}},
+        {"rogues": {"keys": [5]}},
+        {"rogues": {"keys": ["00"]}},
+        {"rogues": {"keys": ["ff" * 32]}},
+        {"rogues": {"keys": 5}},
+        {"rogues": {"key": []}},
+        {"rogues": {"pseudonyms": ["00" * 64]}},
+        {"rogues": {"pseudonyms": [[]]}},
+        {"rogues": {"keys": [lost]}},
+    ):
+        code, said, told = run(**mistake)
+        assert (code, said) == (1, ""), mistake
+        assert told.startswith("anonymous attestation: "), mistake
+        assert told.count("\n") == 1, mistake
 
 
 def test_infinity_and_large_coordinates_are_no_points(club: Club) -> None:

@@ -24,6 +24,7 @@ from netspace.errors import NetspaceError
 
 LOCK = Path("/run/lock/netspace-tpm")
 MOST = 64 * 1024
+PCRS = range(24)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for argument in arguments:
             one.add_argument(argument)
         if name == "quote":
-            one.add_argument("pcrs", type=int, nargs="+", choices=range(24), metavar="PCR")
+            one.add_argument("pcrs", type=int, nargs="+", choices=PCRS, metavar="PCR")
         if name in ("request", "answer", "quote"):
             one.add_argument("--tpm", default="device:/dev/tpmrm0")
             one.add_argument("--lock", type=Path, default=LOCK)
@@ -166,13 +167,14 @@ def _quote(options: argparse.Namespace) -> dict[str, Any]:
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     issuer = _issuer(options)
     expected = _json(options.values).get("pcrs")
-    if not isinstance(expected, dict) or not all(str(pcr).isdigit() for pcr in expected):
+    if not isinstance(expected, dict) or not set(expected) <= {str(pcr) for pcr in PCRS}:
         raise Refusal("malformed", f"{options.values}: 'pcrs' has no values of PCRs")
     values = {int(pcr): _hex(str(value), f"PCR {pcr}") for pcr, value in expected.items()}
     known = _json(str(options.rogues)) if options.rogues else {}
-    rogues = quote.Rogues(
-        frozenset(int(one, 16) for one in known.get("keys", ())), quote.pseudonyms(known.get("pseudonyms", ()))
-    )
+    listed = [known.get(name, []) for name in ("keys", "pseudonyms")]
+    if set(known) - {"keys", "pseudonyms"} or not all(isinstance(one, list) for one in listed):
+        raise Refusal("malformed", f"{options.rogues}: expected lists 'keys' and 'pseudonyms'")
+    rogues = quote.Rogues(quote.keys(listed[0]), quote.pseudonyms(listed[1]))
     made = quote.verify(_field(options.quote, "quote"), issuer, _asked(options, issuer), values, rogues)
     return {"good": True, "pseudonym": made.pseudonym}
 

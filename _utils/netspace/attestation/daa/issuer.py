@@ -117,13 +117,14 @@ class Issuer:
         :param public: TPMT_PUBLIC of the member's key.
         :raises Refusal: the host isn't enrolled with this TPM, is revoked, or is a member by another key already.
         """
+        self.public()
         key = member_key(public)
         known = self._enrolled(minion)
         try:
             theirs = structures.endorsement(endorsement)
         except Refused as err:
             raise Refusal("malformed", str(err)) from err
-        if theirs.fingerprint not in (known["ek"], *known.get("others", ())):
+        if theirs.fingerprint not in _endorsements(known):
             raise Refusal("host", f"{minion} is enrolled with the endorsement key of another TPM")
         self._check_once(minion, known, key)
         secret = secrets.token_bytes(32)
@@ -147,7 +148,7 @@ class Issuer:
         """
         for path in self._folder.glob("member-*.json"):
             member = files.read_json(path, files.KEPT) or {}
-            same = minion == member.get("minion") or member.get("ek") == known["ek"]
+            same = minion == member.get("minion") or _endorsements(known) & set(member.get("eks", ()))
             if same and member.get("name") != key.name.hex():
                 raise Refusal("member", f"{minion} is a member by another key; a new issuer's key forgets all members")
 
@@ -169,7 +170,19 @@ class Issuer:
             key = member_key(bytes.fromhex(pending["public"]))
             known = self._enrolled(minion)
             self._check_once(minion, known, key)
-            record = {"v": 1, "minion": minion, "ek": known["ek"], "name": key.name.hex()}
+            eks = sorted(_endorsements(known))
+            record = {"v": 1, "minion": minion, "eks": eks, "name": key.name.hex()}
             files.write_json(self._folder / f"member-{key_of(minion)}.json", record)
+        issued = secret.issue(key.point)
+        try:
+            issued.check(self.public(), key.point)
+        except Refusal as err:
+            # A run that made the key was killed between its two files.
+            raise NetspaceError("the issuer's two files don't belong together; make the key again") from err
         self._registrar.note("anonymous-member", {"minion": minion}, now)
-        return secret.issue(key.point).encode()
+        return issued.encode()
+
+
+def _endorsements(record: Mapping[str, Any]) -> set[str]:
+    """Return the fingerprints of all endorsement keys of a host's TPM."""
+    return {record["ek"], *record.get("others", ())}

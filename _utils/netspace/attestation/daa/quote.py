@@ -89,6 +89,8 @@ def verify(
     :param pcrs: the values that these PCRs of the SHA-256 bank must have; the quote covers exactly these PCRs.
     :raises Refusal: when any check fails. Its ``code`` names the check.
     """
+    if not pcrs or any(len(value) != hashlib.sha256().digest_size for value in pcrs.values()):
+        raise Refusal("malformed", "the expected values of PCRs: one PCR at least, and 32 bytes for each")
     proof, attest = decode(raw)
     try:
         quote = structures.quote(attest)
@@ -110,6 +112,23 @@ def digest(pcrs: Mapping[int, bytes]) -> bytes:
     return hashlib.sha256(b"".join(pcrs[pcr] for pcr in sorted(pcrs))).digest()
 
 
+def keys(texts: Collection[str]) -> frozenset[int]:
+    """Return secret numbers that are written in hex.
+
+    :raises Refusal: when one isn't a number below the group's order.
+    """
+    found = set()
+    for text in texts:
+        try:
+            number = int.from_bytes(bytes.fromhex(text), "big")
+        except (TypeError, ValueError) as err:
+            raise Refusal("malformed", "a key of the rogue list isn't hex") from err
+        if not 0 < number < N:
+            raise Refusal("malformed", "a key of the rogue list isn't below the group's order")
+        found.add(number)
+    return frozenset(found)
+
+
 def pseudonyms(texts: Collection[str]) -> frozenset[bytes]:
     """Return pseudonyms that are written in hex.
 
@@ -119,6 +138,6 @@ def pseudonyms(texts: Collection[str]) -> frozenset[bytes]:
     for text in texts:
         try:
             found.add(curve.encode(curve.decode(bytes.fromhex(text))))
-        except ValueError as err:
-            raise Refusal("malformed", f"pseudonym {text[:140]!r}: {err}") from err
+        except (TypeError, ValueError) as err:
+            raise Refusal("malformed", f"a pseudonym of the rogue list: {err}") from err
     return frozenset(found)
