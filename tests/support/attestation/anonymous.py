@@ -44,23 +44,22 @@ class SoftMember:
     def proof(self, points: tuple[G1, G1, G1, G1], request: Request, stated: bytes, **other: G1 | int) -> Proof:
         """Return a proof for the statement *stated*.
 
-        :param other: ``k``: the pseudonym to show in place of the own; ``secret``: the number to sign with.
+        :param other: ``k``: the pseudonym to show in place of the own; ``shown``: 0 to show none though the request has
+            a basename.
         """
         r, s, t, w = points
-        secret = other.get("secret", self.secret)
-        assert isinstance(secret, int)
         blind = random_scalar()
         commitments, k = [curve.encode(times(s, blind))], None
-        if request.basename is not None:
+        if request.basename is not None and other.get("shown", 1):
             _, base = curve.hashed(request.basename)
-            shown = other.get("k", times(base, secret))
-            assert isinstance(shown, tuple)
-            k = shown
+            pseudonym = other.get("k", times(base, self.secret))
+            assert isinstance(pseudonym, tuple)
+            k = pseudonym
             commitments.append(curve.encode(times(base, blind)))
         qualifying = request.qualifying((r, s, t, w) if k is None else (r, s, t, w, k), commitments)
         nonce = secrets.token_bytes(32)
         challenge = scalar(nonce, hashlib.sha256(qualifying + hashlib.sha256(stated).digest()).digest())
-        return Proof(r, s, t, w, k, qualifying, nonce, (blind + challenge * secret) % N)
+        return Proof(r, s, t, w, k, qualifying, nonce, (blind + challenge * self.secret) % N)
 
     def quote(self, credential: Credential, request: Request, pcrs: Mapping[int, bytes] = PCRS) -> bytes:
         stated = attest(pcrs)

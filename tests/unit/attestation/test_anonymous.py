@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import dataclasses
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -238,13 +240,15 @@ class Forger:
         return quote.encode(member.proof(credential.randomized(), self.request, attest(), k=k), attest())
 
     def no_pseudonym(self) -> bytes:
-        plain = dataclasses.replace(self.request, basename=None)
-        return self.club.members[1].quote(self.club.credentials[1], plain)
+        """Show no pseudonym, in a proof that is right otherwise."""
+        made = self.club.members[1].proof(self.club.credentials[1].randomized(), self.request, attest(), shown=0)
+        return quote.encode(made, attest())
 
     def other_statement(self) -> bytes:
-        """Exchange the quoted PCRs after the signature."""
-        proof, _ = quote.decode(self.club.members[1].quote(self.club.credentials[1], self.request))
-        return quote.encode(proof, attest({0: b"\3" * 32, 7: b"\2" * 32}))
+        """Have a TPM quote the PCRs that it has, and put the expected ones in their place."""
+        bad = {0: b"\3" * 32, 7: b"\2" * 32}
+        proof, _ = quote.decode(self.club.members[1].quote(self.club.credentials[1], self.request, bad))
+        return quote.encode(proof, attest())
 
     def randomized_again(self) -> bytes:
         """Multiply all points of another's quote for this request by a factor."""
@@ -255,8 +259,9 @@ class Forger:
     def other_pcrs(self) -> bytes:
         return self.club.members[1].quote(self.club.credentials[1], self.request, {0: b"\3" * 32, 7: b"\2" * 32})
 
-    def fewer_pcrs(self) -> bytes:
-        return self.club.members[1].quote(self.club.credentials[1], self.request, {0: PCRS[0]})
+    def wrong_pcrs(self) -> bytes:
+        """Quote another PCR that has the expected value."""
+        return self.club.members[1].quote(self.club.credentials[1], self.request, {1: PCRS[0], 7: PCRS[7]})
 
     def signed_something_else(self) -> bytes:
         """Sign a statement of another type."""
@@ -286,7 +291,7 @@ WAYS = {
     "other_statement": "proof",
     "randomized_again": "proof",
     "other_pcrs": "digest",
-    "fewer_pcrs": "selection",
+    "wrong_pcrs": "selection",
     "signed_something_else": "quote",
     "named_signer": "quote",
     "rogue": "rogue",
@@ -311,37 +316,36 @@ def test_forgery_is_refused_with_its_reason(club: Club, way: str) -> None:
     assert code_of(lambda: quote.verify(raw, club.issuer, forger.request, PCRS, rogues_for(club, way))) == WAYS[way]
 
 
-def _no(*_: object, **__: object) -> None:
-    return None
+def without(code: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the verifier without its refusals with this code: each ``raise Refusal(code, ...)`` is taken out."""
+
+    class Out(ast.NodeTransformer):
+        taken = 0
+
+        def visit_Raise(self, node: ast.Raise) -> ast.stmt:
+            call = node.exc
+            if isinstance(call, ast.Call) and isinstance(call.args[0], ast.Constant) and call.args[0].value == code:
+                self.taken += 1
+                return ast.copy_location(ast.Pass(), node)
+            return node
+
+    out = Out()
+    for module in (scheme, quote):
+        source = Path(module.__file__ or "").read_text()
+        found = ModuleType(module.__name__)
+        monkeypatch.setitem(sys.modules, module.__name__, found)
+        monkeypatch.setattr(f"netspace.attestation.daa.{module.__name__.rpartition('.')[2]}", found)
+        exec(compile(out.visit(ast.parse(source)), module.__name__, "exec"), found.__dict__)
+    assert out.taken
+    return found
 
 
-def _always(*_: object) -> bool:
-    return True
-
-
-# The check that stands between each forgery and its acceptance: where it is, and what stands there without it.
-TAKEN_OUT: dict[str, tuple[tuple[str, object], ...]] = {
-    "no_credential": (("netspace.attestation.daa.scheme.check_credential", _no),),
-    "own_issuer": (("netspace.attestation.daa.scheme.check_credential", _no),),
-    "another_s_credential": (("hmac.compare_digest", _always),),
-    "replay": (("hmac.compare_digest", _always),),
-    "another_s_pseudonym": (("hmac.compare_digest", _always),),
-    "fresh_pseudonym": (("hmac.compare_digest", _always),),
-    "other_statement": (("hmac.compare_digest", _always),),
-    "randomized_again": (("hmac.compare_digest", _always),),
-    "other_pcrs": (("hmac.compare_digest", _always),),
-    "rogue": (("netspace.attestation.daa.scheme.Proof.check_rogue", _no),),
-    "refused_pseudonym": (("netspace.attestation.daa.scheme.Proof.check_rogue", _no),),
-}
-
-
-@pytest.mark.parametrize("way", TAKEN_OUT)
+# A statement of another type has other fields than a quote has: without its check, there is nothing to read.
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "signed_something_else"])
 def test_forgery_passes_when_its_check_is_out(club: Club, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forger = Forger(club)
-    raw = getattr(forger, way)()
-    for place, instead in TAKEN_OUT[way]:
-        monkeypatch.setattr(place, instead)
-    quote.verify(raw, club.issuer, forger.request, PCRS, rogues_for(club, way))
+    raw, rogues = getattr(forger, way)(), rogues_for(club, way)
+    without(WAYS[way], monkeypatch).verify(raw, club.issuer, forger.request, PCRS, rogues)
 
 
 def test_quote_for_another_request_is_refused(club: Club) -> None:
