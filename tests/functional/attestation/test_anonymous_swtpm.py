@@ -16,7 +16,7 @@ import pytest
 from support.attestation import tate
 from support.attestation.software_tpm import Factory
 
-from netspace.attestation.daa import curve, quote, scheme
+from netspace.attestation.daa import curve, fields, quote, scheme
 from netspace.attestation.daa.issuer import Issuer, member_key
 from netspace.attestation.daa.member import Member
 from netspace.attestation.daa.scheme import Credential, IssuerKey, Refusal, Request
@@ -144,6 +144,18 @@ def test_enrolled_tpms_join_and_quote_anonymously(hosts: list[Host], issuer: Iss
     events = [json.loads(line)["event"] for line in registrar.log.read_text().splitlines()]
     assert events.count("anonymous-member") == 2
     registrar.verify_log()
+
+
+def test_curve_is_the_one_of_the_tpm(make_tpm: Callable, tmp_path: Path) -> None:
+    def parameters(device: tpm.Device) -> dict[str, int]:
+        tss, esapi = device.opened
+        found = esapi.ecc_parameters(tss.constants.TPM2_ECC.BN_P256)
+        names = ("p", "a", "b", "gX", "gY", "n", "h")
+        return {name: int.from_bytes(bytes(getattr(found, name)), "big") for name in names}
+
+    x, y = curve.GENERATOR
+    told = Host("web1", make_tpm().tcti, tmp_path).run(parameters)
+    assert told == {"p": fields.P, "a": 0, "b": curve.B, "gX": x, "gY": y, "n": fields.N, "h": 1}
 
 
 def test_quote_tells_clock_and_firmware_and_no_more(hosts: list[Host], issuer: Issuer) -> None:

@@ -42,8 +42,7 @@ def code_of(work: Callable[[], object]) -> str:
 
 
 # -- the curve and the pairing ------------------------------------------------------------------------
-def test_curve_is_the_tpm_s() -> None:
-    """The TPM's parameters, as swtpm returns them for TPM2_ECC_Parameters(TPM_ECC_BN_P256)."""
+def test_curve_has_its_order() -> None:
     assert (fields.P, fields.N) == (tate.P, tate.N)
     assert curve.on_curve(curve.GENERATOR)
     assert curve.on_twist(curve.GENERATOR_2)
