@@ -55,7 +55,12 @@ name=$1 configuration=$2 refusal=$3 begun=$4 peer=$5 mtu=$6 said=$2.said asked=
 rm -f "$begun"
 run() { "$0" "$@" 3<&- >/dev/null 2>&1; }
 finish() { run destroy "$name"; exit "$1"; }
-refuse() { { kill $xl; wait $xl; } 2>/dev/null; [ -z "$asked" ] || finish 0; printf '%s\n' "$1" >"$refusal"; finish 125; }
+refuse() {
+  { kill $xl; wait $xl; } 2>/dev/null
+  [ -z "$asked" ] || finish 0
+  printf '%s\n' "$1" >"$refusal"
+  finish 125
+}
 # A kernel that says that it obeys a request to power off is asked to; any other is ended.
 halt() {
   asked=1
