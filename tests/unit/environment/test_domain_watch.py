@@ -51,6 +51,9 @@ TOLD = 'echo "${0##*/} $*" >>"$HERE/calls"'
 ENTER = TOLD + '\n[ ! -e "$HERE/unplugged" ] || { echo "no such device" >&2; exit 1; }'
 
 
+CONSOLE: list[int] = []  # the end of the domain's console that the host holds
+
+
 class Watch:
     """A running watch, and what it did."""
 
@@ -75,6 +78,8 @@ class Watch:
         until(lambda: self.text("domain") == "running\n", "no domain")
 
     def end(self) -> int:
+        until(lambda: not self.text("domain"), "the domain stays")
+        os.close(CONSOLE.pop())  # as xenconsoled does
         return self.process.wait(20)
 
 
@@ -88,9 +93,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     tty.setraw(guest)
     os.write(host, b"kernel: ready\n")
     (tmp_path / "console").write_text(os.ttyname(guest))
+    CONSOLE.append(host)
     yield tmp_path
-    os.close(host)
     os.close(guest)
+    assert CONSOLE == []
     shutil.rmtree(tmp_path)
 
 
