@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -281,14 +281,11 @@ def interface(data: Any, path: str = "interface") -> Interface:
     """Parse one interface of any kind. If *data* is None, the kind is ``none``."""
     if data is None:
         data = {"kind": "none"}
-    if isinstance(data, Mapping) and "publish" in data:
-        kind = data.get("kind")
-        if any(
-            of.__struct_config__.tag == kind and not issubclass(of, Routed)
-            for of in get_args(extensions.interface_kinds())
-        ):
-            raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
-    parsed: Interface = convert(data, extensions.interface_kinds(), path)
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    of = extensions.interface_type(kind)
+    if isinstance(data, Mapping) and "publish" in data and isinstance(of, type) and not issubclass(of, Routed):
+        raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
+    parsed: Interface = convert(data, of, path)
     problems = checks.interface(parsed, path)
     if problems:
         raise SpecError(problems)
