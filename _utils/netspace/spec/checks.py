@@ -541,6 +541,8 @@ def local_names(links: Iterable[Link]) -> dict[str, str]:
     the sender count, too, because its program receives messages under these names.
     """
     links = list(links)
+    if all(one.local is None for one in links):
+        return {}
     others: dict[str, set[str]] = {}
     for one in links:
         others.setdefault(one.source, set()).add(one.target)
@@ -578,7 +580,8 @@ def clashes(
             if name not in names and name != peer.NAME and not hosts.remote(name):
                 problems.append(Problem(f"{where}:{key}", no_environment(name, names)))
         problems += hosts.link(one, declared.broker, where)
-        problems += [Problem(f"{where}:{key}", message) for key, message in peer.misnamed(one)]
+        if one.source.startswith(peer.NAME) or one.target.startswith(peer.NAME):
+            problems += [Problem(f"{where}:{key}", message) for key, message in peer.misnamed(one)]
         if isinstance(declared.broker, ClusterBroker):
             problems += [
                 Problem(

@@ -67,10 +67,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     chosen = _try(lambda: runtimes(data.get("runtimes"), f"{path}:runtimes"), Runtimes(), problems)
 
     declared, environments = _environments(data.get("environments"), f"{path}:environments", problems, chosen)
-    links: dict[str, Link] = {}
-    for where, parsed in _links(data.get("links"), f"{path}:links", problems).items():
-        for own in hosts.local((parsed,), broker):
-            links[where] = own
+    links = _links(data.get("links"), f"{path}:links", problems)
+    if broker.host is not None:
+        links = {where: own for where, one in links.items() for own in hosts.local((one,), broker)}
     rights: dict[str, Tenant] = {}
     moved: dict[str, str] = {}
     if data.get("tenants") is not None:
@@ -79,7 +78,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         rights = tenants(data["tenants"], f"{path}:tenants", problems)
         problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
         reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
-        joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
+        joined, moved = parts.add(
+            data["tenants"], rights, f"{path}:tenants", chosen, environments, declared, reader, problems
+        )
         links.update(joined)
 
     if renamed := renames.declared(environments):
@@ -265,10 +266,12 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     return parsed, problems
 
 
+_PARTS: Mapping[str, Any] = {"spawns": Template, "delegates": Delegable}
+
+
 def _templates(data: Any, where: str) -> Iterator[Problem]:
     """Yield the problems of the types in an environment's templates and delegations, each with its name in its path."""
-    kinds: dict[str, Any] = {"spawns": Template, "delegates": Delegable}
-    for key, kind in kinds.items():
+    for key, kind in _PARTS.items():
         listed = data.get(key) if isinstance(data, Mapping) else None
         for name, value in listed.items() if isinstance(listed, Mapping) else ():
             try:

@@ -37,7 +37,9 @@ def named(secrets: Mapping[str, Secret]) -> dict[str, str | Secret]:
 
 def problems(spec: Environment) -> Iterator[tuple[str, str]]:
     """Yield the problems of an environment's secrets: (key, message)."""
-    if spec.secrets and spec.kernel is not None:
+    if not spec.secrets:
+        return
+    if spec.kernel is not None:
         yield "secrets", "a kernel has no files in memory; leave them out"
     if len(spec.secrets) > MOST:
         yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are possible"

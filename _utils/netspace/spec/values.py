@@ -24,6 +24,8 @@ WHOLE = 2**53 - 1
 
 def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the problems of an environment's values: (key, message)."""
+    if not values:
+        return
     found = list(_problems(values, "values", 1))
     yield from found
     if not found and (size := len(json.dumps(values, ensure_ascii=False).encode())) > SIZE:

@@ -263,6 +263,16 @@ def test_rule_of_a_tenant_stays_within_what_is_outside(rule: dict[str, Any], mes
         parse.declaration(data)
 
 
+def test_operators_wrong_environment_keeps_its_path_and_name() -> None:
+    """The tenant declares the same name: its own environment is refused, and isn't blamed for the operator's."""
+    data = whole()
+    data["environments"]["acme-web"] = {"image": "tar:/srv/acme/web.tar", "health": {"interval": "soon"}}
+    found = told(data)
+    assert "environments:acme-web:health:interval" in found
+    assert found["tenants:acme:environments:acme-web"].startswith("the operator declares it already")
+    assert not any(path.startswith("tenants:acme:environments:acme-web:") for path in found)
+
+
 def test_permitted_things_are_accepted() -> None:
     data = whole()
     _web(data).update(
