@@ -66,7 +66,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -232,7 +231,7 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
                 f"{path} is not used: users other than root may change {changeable} (chown root, chmod go-w)"
             )
         return path
-    found = shutil.which(name, path=SEARCHED)
+    found = paths.program(name, SEARCHED)
     if found is None:
         remedy = (
             f"install it: apt-get install {package}"
