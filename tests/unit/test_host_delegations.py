@@ -1,4 +1,4 @@
-"""Delegations on a host, with its records in a folder of its own: no program runs, and no broker.
+"""Delegations by a host's records alone; the records are in the test's folder, and neither program nor broker runs.
 
 Attackers ask in the name of others, for more than their right, late and repeatedly, while links, runs and clocks
 change. After each step, each delegated right must come from a holder who has this right, with limits at least as wide.
@@ -66,7 +66,7 @@ FREE = Limits()
 
 
 class World:
-    """A host, whose links are those of its record, with clocks and runs of the test's own."""
+    """A host with the links of its record. The test sets its clocks, and the runs of its programs."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.layout = Layout(root=root)
@@ -263,7 +263,7 @@ def test_right_of_a_child_ends_with_the_child(world: World) -> None:
     child = child_records.Child("web", "w", "c", {}, 0.0, 2.0**40, world.runs["web"], run)
     child_records.write(world.layout, "web-w-1", child)
     world.delegate("web", "orders", "web-w-1")
-    with pytest.raises(Refused, match="children run, and no more may"):
+    with pytest.raises(Refused, match="children run already, which is the limit"):
         Host(world.layout).spawn("web", "w", "other", {})
     world.ended.add(run)
     assert world.settle() == {"web-w-1.orders": "the child that had it has ended"}

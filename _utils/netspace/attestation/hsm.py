@@ -33,7 +33,7 @@ _CURVE = "secp256r1"
 
 @dataclass(frozen=True)
 class Module:
-    """A PKCS#11 module that holds keys.
+    """Reference to a PKCS#11 module (a hardware security module's library), and to the token in it that holds the keys.
 
     :param path: path of the module's library.
     :param token: label of the token.

@@ -173,7 +173,7 @@ class Keeper:
             if self._way is way:  # not if a new peer has connected, which knows nothing of this request
                 way.send(told)
         except OSError as err:
-            self._say(f"the peer's connection ends: {err}")
+            self._say(f"closing the connection of the host's peer: {err}")
             self._leave()
 
     def _pause(self) -> float | None:
@@ -210,7 +210,7 @@ class Keeper:
             try:
                 ask = msgspec.json.decode(request, type=Ask)
             except (ValueError, RecursionError) as err:
-                self._say(f"the peer's connection ends: {err}")
+                self._say(f"closing the connection of the host's peer: {err}")
                 self._leave()
                 return
             self._waiting.setdefault(ask.asker, deque()).append(ask)

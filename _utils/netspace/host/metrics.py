@@ -83,7 +83,7 @@ def _runs(status: Status | None) -> bool:
 
 
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
-    """Return the metrics that the supervisor knows, with one sample for each environment."""
+    """Yield the metrics that the supervisor knows, with one sample for each environment."""
     name = "netspace_environment"
     up = [int(_runs(one)) for one in statuses.values()]
     yield Family(f"{name}_up", "gauge", "Whether the program runs.", statuses.keys(), up)
@@ -101,7 +101,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
-    """Return a sample for each environment of a tenant, which joins its other metrics with the tenant."""
+    """Return the metric that names each environment's tenant. By it, a query can join other metrics with the tenant."""
     from netspace.environment import claims
 
     samples: dict[str, float | None] = {}
@@ -114,7 +114,7 @@ def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
-    """Return the health of environments with a health check, as the files of the health service show it."""
+    """Yield the health of environments with a health check, as the files of the health service show it."""
     from netspace.environment.health import record as verdict
 
     try:
@@ -155,7 +155,7 @@ _WORDS = 17  # in a line: the device with a colon, and 16 columns
 
 
 def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the traffic of environments whose interface has an end on the host."""
+    """Yield the traffic of environments whose interface has an end on the host."""
     ends = {its.host_end.encode() + b":": name for name, its in interfaces.items() if its.host_end}
     words: list[bytes] = []
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
@@ -170,7 +170,7 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
 
 
 def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the packets that each rule accepted, and the dropped packets, by reason.
+    """Yield the packets that each rule accepted, and the dropped packets, by reason.
 
     Each rule has a sample even before its first packet, and so has the reason ``none`` (no rule covers the packet). The
     other reasons have a sample only after their first packet.
@@ -178,7 +178,7 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return, for each rule, the last part of its samples' labels, and its key among the counts."""
+        """Return a pair for each rule: the text that ends the labels of its samples, and its key in the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")

@@ -289,7 +289,7 @@ class Watch:
         """End an unhealthy environment: by SIGTERM, and by SIGKILL at its stop timeout."""
         one.doomed = True
         said = f" ({one.judgement.detail})" if one.judgement.detail else ""
-        sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}: it is ended, and started again\n")
+        sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}; its program is ended and started again\n")
         sys.stderr.flush()
         verdict.mark(verdict.condemned(self.layout, one.name), True)
         pidfd = one.pidfd
