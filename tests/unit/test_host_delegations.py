@@ -10,6 +10,7 @@ import math
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,13 @@ from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.host import child_records, delegation_records, keeper, pace
+from netspace.host import child_records, delegation_records, keeper, metrics, pace, program_keys
 from netspace.host import delegations as use_cases
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
 from netspace.host.delegations import Limits
 from netspace.host.host import Host
+from netspace.host.peer.verbs import sign
 from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.link import record as link_record
@@ -49,7 +51,7 @@ def whole() -> dict[str, Any]:
         "environments": {
             "web": {**image, "host": [*ASK, "spawn"], "spawns": {"w": template}, "delegates": {"orders": bound}},
             "till": {**image, "host": ASK, "delegates": {"orders": {"to": ["aid"], "length": 10, "lifetime": 1000}}},
-            "aid": {**image, "host": ["whoami"]},
+            "aid": {**image, "host": ["whoami", "sign"]},
             "orders": image,
         },
         "links": [
@@ -177,6 +179,18 @@ def test_right_is_the_least_of_all_limits(world: World) -> None:
     below = delegation_records.read(world.layout, "aid.orders")
     assert below is not None and below.ends == known.ends and below.under == known.id
     assert (world.links["aid.orders"].rate, world.links["aid.orders"].length) == (2, 10)
+
+
+def test_delegated_link_is_marked_and_counted(world: World) -> None:
+    world.delegate("web", "orders", "till", Limits(until=world.today + 30))
+    rows: dict[str, dict[str, Any]] = {name: {"from": link.source} for name, link in world.links.items()}
+    delegation_records.mark(world.layout, rows)
+    marked = {name: row for name, row in rows.items() if len(row) > 1}
+    assert marked == {"till.orders": {"from": "till", "delegated_by": "web", "until": world.today + 30}}
+    given, born = metrics._programs(world.layout)
+    assert (list(given.values), list(born.values)) == ([1], [])
+    world.revoke("web", "orders", "till")
+    assert not next(iter(metrics._programs(world.layout))).values
 
 
 def test_revocation_severs_what_was_made_of_it(world: World) -> None:
@@ -349,6 +363,34 @@ def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[ke
     wanted = [(1, "link-unknown"), (2, "delegation-unknown"), (3, "verb-not-permitted"), (4, "")]
     assert sorted(told(end) for _ in wanted) == wanted
     assert not delegation_records.names(world.layout) and "till.orders" not in world.links
+
+
+def test_revocation_waits_for_no_key(
+    world: World, kept: tuple[keeper.Keeper, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a TPM is in use by others, a revoked right is removed from the broker."""
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    world.severed.clear()
+    free = threading.Event()
+
+    def answer(*_: object) -> sign.Answer:
+        assert free.wait(60)
+        return sign.Answer("", {}, "tpm", True)
+
+    monkeypatch.setattr(program_keys, "answer", answer)
+    with ThreadPoolExecutor(1) as pool:
+        ask(end, 1, "aid", "sign", digest="A" * 43)
+        ask(end, 2, "web", "revoke", link="orders", to="till")
+        served = pool.submit(mine._serve)
+        try:
+            until(lambda: {"till.orders"} in world.severed, "the right is still there")
+            assert not served.done()
+        finally:
+            free.set()
+        served.result(60)
+    mine._serve()
+    assert [told(end), told(end)] == [(1, ""), (2, "")]
 
 
 def test_right_whose_time_is_over_waits_for_no_request(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:

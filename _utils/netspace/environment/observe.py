@@ -239,7 +239,7 @@ def assembled(
         if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
             return False
     try:
-        written = files.read(below(layout.bundle(name), "config.json"))
+        written = files.read(oci_runtime.configuration(layout, name, record.runtime))
     except OSError:
         return False
     users = str(layout.users(name))
@@ -265,7 +265,7 @@ def _differing(
     hierarchies: cgroups.Hierarchies,
     devices: Callable[[Environment], Collection[cgroups.Device]],
 ) -> tuple[str, ...]:
-    if status is None or status.state != "running":
+    if status is None or status.state != "running" or record.runtime.outside:
         return ()
     own, lacks = payload_cgroup(layout, oci_runtime.service_name(name)), record.runtime.jail.lacks
     group = cgroups.Group(own, hierarchies, unit=booted(), lacks=lacks)

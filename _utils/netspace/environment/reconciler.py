@@ -8,7 +8,6 @@ interfaces, links and trust: an environment's network namespace exists already, 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -287,6 +286,8 @@ class Environments:
 
         :raises NetspaceError: when environments still exist.
         """
+        import shutil
+
         if names := self.names():
             raise NetspaceError(f"there still are environments: {', '.join(sorted(names))}")
         self.store.prune(())

@@ -43,12 +43,14 @@ Code = Literal[
     "link-unknown",
     "beyond-right",
     "delegation-unknown",
+    "sealed-elsewhere",
+    "key-changed",
     "not-available",
 ]
 
 
 class Refused(NetspaceError):
-    """Error: a request about children or delegations is refused. It has the answer's code (``docs/host-peer.md``)."""
+    """Error: a request that the keeper answers is refused. It has the answer's code (``docs/host-peer.md``)."""
 
     def __init__(self, code: Code, text: str) -> None:
         self.code = code

@@ -7,9 +7,10 @@ once each, and reads a few small files of the kernel for each environment.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def families(host: Host) -> list[Family]:
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
     statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
-    by = {name: labels(environment=name) for name in names}
+    by = _labelled(names)
     interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
@@ -52,8 +53,16 @@ def families(host: Host) -> list[Family]:
         _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
+        *_programs(host.layout),
     ]
     return [one for one in found if one.values]
+
+
+def _labelled(names: Sequence[str]) -> dict[str, str]:
+    """Return the labels of each environment by its name."""
+    if "".join(names).replace("-", "").isalnum():  # then no name needs an escape, and a call for each costs much more
+        return {name: f'{{environment="{name}"}}' for name in names}
+    return {name: labels(environment=name) for name in names}
 
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:
@@ -247,6 +256,21 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
     if known.broker is None or not known.links:
         return []
     return counts.families(host.layout, known, statuses)
+
+
+def _programs(layout: Layout) -> Iterator[Family]:
+    """Return the numbers of children and of delegated rights, by the environment whose program asked for them."""
+    from netspace.host import child_records, delegation_records
+
+    given = (delegation_records.read(layout, name) for name in delegation_records.names(layout))
+    children = (child_records.read(layout, place) for place in child_records.places(layout))
+    held = collections.Counter(one.holder for one in given if one is not None)
+    born = collections.Counter(one.parent for one in children if one is not None)
+    for name, about, found in (
+        ("netspace_environment_delegations", "Rights that its program delegated and that are valid.", held),
+        ("netspace_environment_children", "Children that its program started and that run.", born),
+    ):
+        yield counted(name, "gauge", about, {labels(environment=one): count for one, count in found.items()})
 
 
 # -- the textfile ---------------------------------------------------------------

@@ -138,6 +138,7 @@ def observe(
     only: Collection[str] | None = None,
     declared: Iterable[Interface] = (),
     doomed: Collection[str] = (),
+    volatile: Volatile | None = None,
 ) -> Observed:
     """Return the observed state.
 
@@ -145,13 +146,15 @@ def observe(
     :param only: the environments whose ends are observed; None: all. Of other environments, only the claims are read.
     :param declared: desired interfaces; the network devices, modules and ports that they need are observed, too.
     :param doomed: environments to remove; for these, only the devices to delete are observed.
+    :param volatile: the notes of what the kernel has, if the caller has read them: they are as long as the host has
+        environments.
     :raises StateError: a record can't be read.
     """
     everybody = index.read(sealed=only is not None)
     known = records.some(layout, everybody if only is None else {name for name in only if name in everybody})
     folder = layout.netns("").parent
     kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
-    volatile = Volatile.read(layout)
+    volatile = volatile or Volatile.read(layout)
     wanted = {name: expected(layout, name, record) for name, record in known.items()}
     linked = {name: one for name, one in wanted.items() if one != Endpoints()}
     declared = list(declared)

@@ -300,11 +300,10 @@ class Planner:
         return tuple(host_filter.table(self.layout, its) for its in known)
 
     def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
-        host = kinds.filtered("host")
         needed = {
             family
             for its in claims.alike(after).values()
-            if its.kind in host and (its.rules or its.ports)
+            if kinds.filtered(its.kind, "host") and (its.rules or its.ports)
             for family in its.forwarded
             if family in its.addresses
         }

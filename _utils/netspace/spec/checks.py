@@ -366,6 +366,12 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
                     "and can't have a space or control character"
                 )
                 problems.append(Problem(f"{path}:args:{index}", message))
+        longest = getattr(module, "LONGEST", None)
+        if longest is not None and len(" ".join(spec.args or ()).encode(errors="surrogateescape")) > longest:
+            problems.append(Problem(f"{path}:args", f"{used} gives a kernel one line of at most {longest} bytes"))
+        if getattr(module, "OUTSIDE", False) and spec.seccomp != "strict":
+            message = f"{used} runs no program on this host whose calls could be filtered; leave it out"
+            problems.append(Problem(f"{path}:seccomp", message))
         if spec.health is not None and spec.health.exec:
             problems.append(Problem(f"{path}:health:exec", "a probe can't run programs in a kernel; use mailbox"))
         if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -284,14 +284,11 @@ def interface(data: Any, path: str = "interface") -> Interface:
     """Parse one interface of any kind. If *data* is None, the kind is ``none``."""
     if data is None:
         data = {"kind": "none"}
-    if isinstance(data, Mapping) and "publish" in data:
-        kind = data.get("kind")
-        if any(
-            of.__struct_config__.tag == kind and not issubclass(of, Routed)
-            for of in get_args(extensions.interface_kinds())
-        ):
-            raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
-    parsed: Interface = convert(data, extensions.interface_kinds(), path)
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    of = extensions.interface_type(kind)
+    if isinstance(data, Mapping) and "publish" in data and isinstance(of, type) and not issubclass(of, Routed):
+        raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
+    parsed: Interface = convert(data, of, path)
     problems = checks.interface(parsed, path)
     if problems:
         raise SpecError(problems)
@@ -361,10 +358,16 @@ def _write(value: Any) -> Any:
     return value.written if isinstance(value, (Size, Rate)) else _encode(value)
 
 
+@functools.cache
+def _fields(of: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Return the fields of a type. msgspec evaluates the annotations anew at each call, which takes half a ms."""
+    return msgspec.structs.fields(of)
+
+
 def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
     """Return *value* like :func:`written`, but without empty values and defaults, at every depth."""
     plain: dict[str, Any] = written(value)
-    for field in msgspec.structs.fields(value):
+    for field in _fields(type(value)):
         key, now = field.encode_name, getattr(value, field.name)
         factory = field.default_factory
         default = field.default if factory is msgspec.NODEFAULT else factory()
@@ -417,7 +420,7 @@ def _decode(of: type, value: Any) -> Any:
 
 
 def _report_unknown(data: Mapping[Any, Any], of: type, path: str, problems: list[Problem]) -> None:
-    names = [field.encode_name for field in msgspec.structs.fields(of)]
+    names = [field.encode_name for field in _fields(of)]
     for key in data:
         if key not in names:
             from netspace.spec import mistakes

@@ -106,6 +106,15 @@ def test_a_saved_file_gives_no_host_anything(fleet: Fleet) -> None:
         fleet.plan()
 
 
+def test_a_renamed_environment_may_move_after_its_apply(fleet: Fleet) -> None:
+    fleet.applied()
+    for host in ("h1", "h2"):
+        site = {"on": host, **IMAGE, "formerly": "web"}
+        fleet.write(environments={"db": FLEET["environments"]["db"], "site": site}, links=[])
+        fleet.applied()
+    assert set(fleet.given("m2")) == {"db", "site"}
+
+
 def test_a_fleet_in_force_is_planned_from_the_line_on(fleet: Fleet) -> None:
     fleet.write(apply="at-once")
     assert fleet.given("h1") == {"web": "tar:/srv/shop.tar"}

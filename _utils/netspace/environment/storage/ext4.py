@@ -9,12 +9,12 @@ import errno
 import fcntl
 import functools
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from netspace import paths
 from netspace.environment import runtimes
 from netspace.environment.storage.disk_sizes import BLOCK, BYTES_PER_FILE, JOURNAL
 from netspace.errors import MissingError, NetspaceError
@@ -69,7 +69,7 @@ def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
 
     mkfs.ext4 runs once per size and process.
     """
-    program = shutil.which("mkfs.ext4", path=runtimes.SEARCHED)
+    program = paths.program("mkfs.ext4", runtimes.SEARCHED)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
     handle = os.memfd_create("ext4", os.MFD_CLOEXEC)

@@ -32,6 +32,8 @@ Code = Literal[
     "link-unknown",
     "beyond-right",
     "delegation-unknown",
+    "sealed-elsewhere",
+    "key-changed",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)

@@ -58,25 +58,33 @@ from netspace.spec.types import Interface
 
 
 @functools.cache
-def _found() -> dict[str, tuple[ModuleType, type[Interface]]]:
-    found = {}
+def names() -> tuple[str, ...]:
+    """Return the names of all kinds: those of this folder's modules. Imports none of them."""
     # Not by pkgutil, which loads ``inspect``: 10 ms in each process.
-    for kind in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
-        module = importlib.import_module(f"{__name__}.{kind}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__:
-                found[str(value.__struct_config__.tag)] = (module, value)
-    return found
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"))
+
+
+@functools.cache
+def _found(kind: str) -> tuple[ModuleType, type[Interface]]:
+    """Return the module of a kind and its declared type. A process imports only the kinds that it meets."""
+    module = importlib.import_module(f"{__name__}.{kind}")
+    own = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__)
+    return module, next(value for value in own if issubclass(value, Interface))
 
 
 def modules() -> dict[str, ModuleType]:
     """Return the module of each kind, by the kind's name."""
-    return {name: module for name, (module, _) in _found().items()}
+    return {kind: _found(kind)[0] for kind in names()}
 
 
 def specs() -> list[type[Interface]]:
     """Return the declared type of each kind."""
-    return [spec for _, spec in _found().values()]
+    return [_found(kind)[1] for kind in names()]
+
+
+def spec(kind: object) -> type[Interface] | None:
+    """Return the declared type of the kind with this name; None if there is no such kind."""
+    return _found(kind)[1] if isinstance(kind, str) and kind in names() else None
 
 
 def name(spec: Interface) -> str:
@@ -86,18 +94,13 @@ def name(spec: Interface) -> str:
 
 def of(spec: Interface) -> ModuleType:
     """Return the module of a declared interface's kind."""
-    return _module(type(spec))
+    return _found(str(type(spec).__struct_config__.tag))[0]
 
 
-@functools.cache
-def _module(spec: type[Interface]) -> ModuleType:
-    return _found()[str(spec.__struct_config__.tag)][0]
-
-
-@functools.cache
-def filtered(place: str) -> frozenset[str]:
-    """Return the names of the kinds whose packets are filtered at *place* (a value of ``FILTER``)."""
-    return frozenset(name for name, module in modules().items() if place == module.FILTER)
+@functools.lru_cache(64)
+def filtered(kind: str, place: str) -> bool:
+    """Return whether packets of the kind with this name are filtered at *place* (a value of ``FILTER``)."""
+    return kind in names() and bool(place == _found(kind)[0].FILTER)
 
 
 def parents(spec: Interface) -> tuple[str, ...]:
