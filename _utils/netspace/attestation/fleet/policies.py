@@ -114,7 +114,10 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line."""
+    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line.
+
+    :param before: the policy in force, in its written form; None: there is none.
+    """
     old, new = _lines(before), _lines(after)
     found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
     was, will = set(_files(before or {})), set(_files(after))
