@@ -177,7 +177,7 @@ class Run:
 
     # -- the run -----------------------------------------------------------------------
     def __call__(self, disturbances: Iterator[Disturbance], say: Callable[[str], None] = lambda _: None) -> Report:
-        """Run all programs until each message was told of, and each that was confirmed has had its time to arrive."""
+        """Run all programs until each message's outcome is known, and each confirmed one has had time to arrive."""
         began = time.monotonic()
         done: list[Disturbance] = []
         following = next(disturbances, None)

@@ -58,7 +58,7 @@ def encode(proof: Proof, attest: bytes) -> bytes:
 def decode(raw: bytes) -> tuple[Proof, bytes]:
     """Return the proof, and the TPMS_ATTEST.
 
-    :raises Refusal: when the bytes are not an anonymous quote. There is one spelling of each.
+    :raises Refusal: when the bytes are not an anonymous quote. Each quote has only one valid encoding.
     """
     try:
         reader = Reader(raw, "the anonymous quote", LARGEST)
