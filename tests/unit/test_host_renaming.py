@@ -31,7 +31,10 @@ def test_the_two_halves_are_one_step() -> None:
 
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """A killed run had done the other one."""
+    """Only one half of a renaming is in the result, because a killed run had done the other half.
+
+    This step stays a creation or a removal.
+    """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 
 

@@ -393,7 +393,7 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
 
 
 def _delegable(declared: Fleet, parsed: Mapping[str, Declaration]) -> Iterator[tuple[str, str, bool, str]]:
-    """Yield the links that programs may delegate, in the form of :func:`never.links`."""
+    """Yield the links that programs may delegate, in the form in which :func:`never.links` takes them."""
     for host, one in parsed.items():
         wanted = delegations.possible(one.environments)
         for link in one.links if wanted else ():

@@ -251,7 +251,8 @@ class Store:
         """Write the files of a declaration that comes in force.
 
         :param placed: the hosts of each environment. None: they are unknown, because the present file is damaged. Then
-            the new file is written in a form that counts as damaged, too.
+            the new file is written without hosts, in a form that readers treat as damaged, so that nobody takes it for
+            "no environment runs anywhere".
         :param gone: the last hosts of environments that now run nowhere.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def reason(old: str, mailed: bool) -> str:
     """Return the reason of a step.
 
     :param old: the former name.
-    :param mailed: whether the environment has a mailbox, which its links give it.
+    :param mailed: whether a link leads to the environment, so that it has a mailbox.
     """
     return f"renamed from {old}" + ("; its mailbox is kept" if mailed else "")
 

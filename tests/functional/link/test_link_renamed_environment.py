@@ -26,7 +26,7 @@ MOST = 60
 
 
 class Killed(BaseException):
-    """The death of a run."""
+    """Exception that stands for the kill of an apply. The library doesn't catch it."""
 
 
 def named(old: str, new: str, links: tuple[Link, ...] = LINKS) -> tuple[Link, ...]:
@@ -159,7 +159,10 @@ def test_a_rename_killed_at_any_step_is_repaired(host, monkeypatch):
 
 
 def test_mail_of_a_name_that_is_in_use_stays_its_own(host):
-    """Claim the mailbox of an environment that still has it, as a minion's slice or a single state could."""
+    """An environment claims the name of one that still exists as its former name: it gets none of its mail.
+
+    A minion's slice or a single state could contain such a claim.
+    """
     send(host, TO, b"private")
     host.environment("thief")
     claim = Link(source="thief", target="audit", formerly=FormerEnds(source="www"))

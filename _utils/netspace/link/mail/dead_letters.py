@@ -244,7 +244,7 @@ class Letters:
                 return
             known = authority.read(self.layout)
             if known is None:
-                raise NetspaceError("this host has no authority of links yet: apply again")
+                raise NetspaceError("this host has no certificate authority for its links yet; apply again")
             now = time.time()
             account = known.id(None)
             rights = {"configure": "^$", "write": r"^link\.", "read": "^dead"}

@@ -147,11 +147,11 @@ def _carried(queue: str, links: Mapping[str, Link], renamed: Renamed, known: Dra
 
 
 def passed(there: Found, wanted: Objects, links: Mapping[str, Link], known: Mapping[str, str]) -> dict[str, str]:
-    """Return the exchanges whose messages wait in queues that stay, though the exchanges go, each with its link.
+    """Return exchanges that go although messages sent through them wait in queues that stay, each with its link.
 
     A sender that was renamed has another exchange, while its receiver has the same mailbox as before.
 
-    :param known: the recorded ones.
+    :param known: the result of the last run, from the record.
     """
     renamed = renaming.of(links)
     seen: dict[str, str] = {}
@@ -214,7 +214,7 @@ def renamed_links(
 
 
 def read_under_former_names(formers: Collection[DrainingQueue]) -> dict[str, list[str]]:
-    """Return the draining queues whose names aren't their reader's, by reader: a mailbox or a lane of a former name."""
+    """Return, by reader, the draining queues (mailboxes and lanes) that have a former name of their reader."""
     found: dict[str, list[str]] = {}
     for one in formers:
         ends = environments_of(one.queue, "mailbox", "lane")
