@@ -37,10 +37,12 @@ def named(secrets: Mapping[str, Secret]) -> dict[str, str | Secret]:
 
 def problems(spec: Environment) -> Iterator[tuple[str, str]]:
     """Yield the problems of an environment's secrets: (key, message)."""
-    if spec.secrets and spec.kernel is not None:
+    if not spec.secrets:
+        return
+    if spec.kernel is not None:
         yield "secrets", "a kernel has no files in memory; leave them out"
     if len(spec.secrets) > MOST:
-        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are possible"
+        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are accepted"
     for name, one in of(spec).items():
         where = f"secrets:{name:.60}"
         if not NAME.fullmatch(name):

@@ -148,7 +148,7 @@ def test_enrolled_tpms_join_and_quote_anonymously(hosts: list[Host], issuer: Iss
 
 def test_curve_is_the_one_of_the_tpm(make_tpm: Callable, tmp_path: Path) -> None:
     def parameters(device: tpm.Device) -> dict[str, int]:
-        tss, esapi = device.opened
+        tss, esapi = device.tss, device.esapi
         found = esapi.ecc_parameters(tss.constants.TPM2_ECC.BN_P256)
         names = ("p", "a", "b", "gX", "gY", "n", "h")
         return {name: int.from_bytes(bytes(getattr(found, name)), "big") for name in names}

@@ -49,7 +49,7 @@ class Member:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._tss, self._esapi = device.opened
+        self._tss, self._esapi = device.tss, device.esapi
 
     @contextlib.contextmanager
     def _key(self) -> Iterator[tuple[Any, bytes]]:
