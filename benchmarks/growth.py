@@ -14,11 +14,15 @@ tells how much of the growth is that of the kernel and of crun, whatever netspac
 
 *alone* -- goals for the steps without other environments. *new process* is ``python -m netspace apply`` with nothing to
 do, beyond the same call of the library in this process, which has loaded it.
+
+*floor* -- what no change of netspace's own code can save: a Python process that does nothing (*bare Python*), one that
+imports msgspec as netspace does, and one that imports all modules which the new process loads, except netspace's own.
 """
 
 from __future__ import annotations
 
 import cProfile
+import functools
 import json
 import os
 import subprocess
@@ -118,10 +122,31 @@ class World:
             subprocess.run(
                 command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": f"{bench.ROOT}/_utils"}
             )
+        for name, code in self.floors().items():
+            with rounds.timed(name):
+                subprocess.run([sys.executable, "-c", code], check=True)
         with rounds.timed("no new process"):
             declared = parse.declaration(json.loads(self.file.read_text())["netspace"])
             for apply in Host(Layout()).each_kind(declared).values():
                 assert apply().ok
+
+    @functools.cache  # noqa: B019 (there is one world)
+    def floors(self) -> Mapping[str, str]:
+        """Return the code of the processes of *floor*, by name."""
+        command = [sys.executable, "-X", "importtime", "-m", "netspace", "apply", str(self.file)]
+        variables = {**os.environ, "PYTHONPATH": f"{bench.ROOT}/_utils"}
+        told = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stderr
+        names = [line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")]
+        others = [name for name in names[1:] if name.partition(".")[0] != "netspace"]
+        # As `python -m netspace` imports it.
+        hidden = "import sys; sys.modules['typing_extensions'] = None; from types import SimpleNamespace as System; "
+        hidden += "sys.modules['platform'] = System(system=lambda: 'Linux'); "
+        each = f"for name in {others!r}:\n try: __import__(name)\n except ImportError: pass"
+        return {
+            "bare Python": "pass",
+            "msgspec imported": hidden + "import msgspec",
+            "the other modules": f"import gc; gc.set_threshold(100_000)\n{hidden}\n{each}\ngc.freeze()",
+        }
 
     def measure(self, rounds: Rounds) -> None:
         larger = {**self.one, "limits": {"memory": "300M"}}
@@ -157,6 +182,11 @@ def _alone(rounds: Rounds) -> dict[str, dict[str, Any]]:
         unit = "ms cpu" if key.endswith(" cpu") else "ms"
         lines[f"{key.removesuffix(' cpu')}, {unit.split()[-1]}, alone"] = line(
             values[key], unit, peer, value, limit=goal
+        )
+    for floor in ("bare Python", "msgspec imported", "the other modules"):
+        value = rounds.middle(f"{floor} cpu")
+        lines[f"new process, cpu, floor: {floor}"] = line(
+            value, "ms cpu", "a whole new process", rounds.middle("a new process cpu")
         )
     return lines
 
