@@ -100,5 +100,5 @@ def test_what_a_link_adds_to_its_host(world: World) -> None:
     world.apply(*FEW, among, MORE)
     member = stable(world)
     measured = {key: member[key] - after[key] for key in member}
-    for key in ("member.processes", "member.descriptors", "member.disk-files"):
+    for key in ("member.processes", "member.descriptors"):
         hold(key, measured[key.partition(".")[2]])
