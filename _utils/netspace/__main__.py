@@ -27,8 +27,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser that exits with 1 for wrong arguments, because 2 means that a plan has changes."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: error: {message}\n")
+        import textwrap
+
+        problem = message.partition(" (choose from ")[0]  # --help has the list, with a line for each
+        text = f"{self.prog}: {problem}; {self.prog} --help tells more"
+        self.exit(1, "\n".join(textwrap.wrap(text, 80, break_on_hyphens=False)) + "\n")
 
 
 class _Platform(ModuleType):
@@ -74,16 +77,16 @@ _DECLARED = {
 }
 _COMMANDS = {
     **_DECLARED,
+    "file-root": "print the folder with the SLS files, for Salt's file_roots",
+    "schema": "print the JSON Schema of the declaration, for editors",
     "supervise": "supervise the services of a host without systemd, in the background",
     "names": "look up the names in rules of interfaces (run by a service)",
     "health": "watch the health of the environments that have a check (run by a service)",
-    "restore": "after a reboot: rebuild all volatile state and start the services",
-    "file-root": "print the folder with the SLS files, for Salt's file_roots",
-    "schema": "print the JSON Schema of the declaration, for editors",
+    "restore": "after a boot: rebuild all volatile state, start the services (run by a service)",
     "forward": "become the forwarder of the environments' links (run by a service)",
     "peer": "answer the environments' requests to the host (run by a service)",
     "keeper": "start and end children of environments (run by a service)",
-    "renew": "replace the environments' certificates that expire soon",
+    "renew": "replace the environments' certificates that expire soon (run by a service)",
 }
 _STAYING = frozenset({"supervise", "names", "health", "forward", "peer", "keeper"})
 """Commands that run as long as the host does."""
@@ -98,7 +101,8 @@ def _parser(program: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in _DECLARED:
             _add_declared(commands, name)
         else:
-            command = commands.add_parser(name, help=_COMMANDS[name])
+            text = _COMMANDS[name]
+            command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
             if name == "supervise":
                 _add_supervise(command)
     return parser

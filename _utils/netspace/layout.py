@@ -16,6 +16,10 @@ from netspace.patterns import pattern
 INSTANCE = pattern(r"[a-z][a-z0-9]{0,15}")
 _BESIDE = "-NEXT"
 TAP = "tap0"  # the name of an environment's tap device
+# In place of it for a kernel in a domain of Xen: the link that the kind ``tap`` filters, and its peer, which leads to
+# the domain's device.
+DOMAIN_LINK, DOMAIN_PEER = "xen0", "xen1"
+DOMAIN = 2**32 - 1  # the owner of such a link, where a tap device's owner is a user; no user has this number
 
 
 @lru_cache(maxsize=16384)

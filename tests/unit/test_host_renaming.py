@@ -31,7 +31,10 @@ def test_the_two_halves_are_one_step() -> None:
 
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """A killed run had done the other one."""
+    """Only one half of a renaming is in the result, because a killed run had done the other half.
+
+    This step stays a creation or a removal.
+    """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 
 
@@ -51,3 +54,13 @@ def test_interfaces_are_compared_without_the_name() -> None:
     old, new = (parse.interface({"kind": "veth", **more}) for more in ({}, {"ipv4": "10.203.0.9"}))
     assert renaming.differing(old, old) == {}
     assert renaming.differing(old, new) == {"ipv4": {"old": None, "new": "10.203.0.9"}}
+
+
+def test_an_unreadable_record_has_the_step_show_all_keys() -> None:
+    """A plan must not look as if nothing but the name changed when that can't be known."""
+    new = parse.environment("web", {"image": "tar:/srv/web.tar"})
+    assert renaming.differences(None, new) is None
+    found = renaming.joined(Result(Plan([GONE, MADE])), FORMER, lambda _: None, lambda _: "renamed from www")
+    (step,) = found.plan.steps
+    assert step.changes == {**NAME, **MADE.changes}
+    assert step.reason == "renamed from www; the record of www can't be read, so all keys are shown"

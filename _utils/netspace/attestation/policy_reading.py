@@ -100,5 +100,5 @@ def pcr(number: Any, at: str) -> int:
     """Parse a PCR's number. As the key of a mapping, it is a number in YAML and text in JSON."""
     text = str(number)
     if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
-        raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
+        raise PolicyError(f"{at}: {number!r:.40}: expected the number of a PCR, 0 to 23")
     return int(text)

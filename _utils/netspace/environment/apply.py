@@ -18,7 +18,7 @@ from netspace.environment import claims, user_ids
 from netspace.environment import record as records
 from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
-from netspace.environment.container import oci_config, oci_runtime
+from netspace.environment.container import domain, oci_config, oci_runtime
 from netspace.environment.desired import EnvironmentChange
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Image
@@ -173,7 +173,7 @@ class ApplyRun:
                 wanted.setdefault(source(work), []).append(name)
 
         def build(of: tuple[str, str]) -> None:
-            self._progress(f"image {of[0]}: making it, if it is new")
+            self._progress(f"image {of[0]}: building it, unless it exists already")
             built[of] = self.making.store.ensure(*of)
 
         for of, error in each(wanted, build).items():
@@ -332,7 +332,7 @@ class ApplyRun:
     def _ready(self, known: Mapping[str, Record]) -> Mapping[str, str]:
         """Give interfaces' devices to environments' users, and publish the records to the host's peer."""
         owners = {
-            name: record.base + oci_config.user_of(record.spec, record.image.defaults)
+            name: domain.owner(record.runtime, record.base + oci_config.user_of(record.spec, record.image.defaults))
             for name, record in known.items()
             if record.spec.interface is not None and record.spec.interface.DEVICES
         }

@@ -18,7 +18,7 @@ import msgspec
 from netspace import files
 from netspace.environment import record as records
 from netspace.environment import services
-from netspace.environment.container import apparmor, cgroups, oci_config, seccomp, unikernel
+from netspace.environment.container import apparmor, cgroups, domain, oci_config, seccomp, unikernel
 from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image, Store
@@ -27,7 +27,7 @@ from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
 from netspace.environment.storage import disks, injected_files, mounts, rootfs, volumes
 from netspace.errors import NetspaceError
-from netspace.layout import Layout, below
+from netspace.layout import Layout
 from netspace.spec.types import Environment, Io
 from netspace.supervision.cgroup import booted, payload_cgroup
 from netspace.supervision.cgroup import controllers as host_controllers
@@ -84,11 +84,13 @@ class Builder:
         profile: Profile | None = None,
         confined: str = "",
     ) -> bytes:
-        """Return the content of ``config.json`` for an environment's OCI bundle.
+        """Return the environment's configuration for its runtime, such as ``config.json`` of an OCI bundle.
 
         A run asks twice for each environment: for the record and for the bundle. Of a few environments the first
         content is kept, unless it depends on more than the arguments: on files of a kernel or on disks.
         """
+        if runtime.outside:
+            return domain.configuration(self.layout, name, spec, runtime)
         given = (spec, base, image, runtime, profile, confined)
         kept = self._contents.get(name)
         if kept is not None and kept[0] == given:
@@ -127,11 +129,11 @@ class Builder:
         return payload_cgroup(self.layout, runtime.service_name(name))
 
     def assemble(self, name: str, record: Record) -> str:
-        """Mount the root file system and write ``config.json``.
+        """Mount the root file system and write the runtime's configuration.
 
         The image must be mounted, and the environment must not run.
 
-        :return: SHA-256 of ``config.json``, for the record.
+        :return: SHA-256 of the configuration, for the record.
         """
         spec = record.spec
         rootfs.dismantle(self.layout, name)
@@ -142,7 +144,7 @@ class Builder:
             rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
         if "idmap" in record.runtime.jail.lacks:
             volumes.show(self.layout, name, spec.volumes)
-        return self._configure(name, self._rendered(name, record))
+        return self._configure(name, record, self._rendered(name, record))
 
     def _image(self, record: Record) -> contextlib.AbstractContextManager[Path]:
         """Return the mounted image of an environment's root: the shared image, or a copy of it."""
@@ -158,8 +160,8 @@ class Builder:
             *(name, record.spec, record.base, record.image, record.runtime, record.profile), record.confined
         )
 
-    def _configure(self, name: str, content: bytes) -> str:
-        files.write(below(self.layout.bundle(name), "config.json"), content)
+    def _configure(self, name: str, record: Record, content: bytes) -> str:
+        files.write(runtime.configuration(self.layout, name, record.runtime), content)
         return hashlib.sha256(content).hexdigest()
 
     def tuned(self, name: str, record: Record) -> bytes:
@@ -171,7 +173,7 @@ class Builder:
         content = self._rendered(name, record)
         if record.revision == oci_config.revision(self.controllers):
             return content
-        made = msgspec.json.decode(files.read(below(self.layout.bundle(name), "config.json")))
+        made = msgspec.json.decode(files.read(runtime.configuration(self.layout, name, record.runtime)))
         made["linux"]["resources"] = msgspec.json.decode(content)["linux"]["resources"]
         return oci_config.encode(made)
 
@@ -180,7 +182,7 @@ class Builder:
 
         :raises NetspaceError: when a limit can't be changed in place.
         """
-        self._configure(name, self.tuned(name, record))
+        self._configure(name, record, self.tuned(name, record))
         for place in disks.places(self.layout, name, record.spec, record.image.digest):
             mount = mounted.get(str(place.point))
             if mount is not None:

@@ -144,7 +144,7 @@ def observe(
         are read.
     :param wanted: images that may have to be built. :attr:`Observed.missing` gets those of them that can't be built.
     :param sized: whether a desired environment has file systems with a declared size.
-    :param version: the digest of the library's copy that the service of health should run.
+    :param version: digest of the copy of netspace's library that the health service should run.
     """
     everybody = index.read(sealed=about is not None)
     near = records.some(layout, everybody if about is None else {name for name in about if name in everybody})
@@ -239,7 +239,7 @@ def assembled(
         if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
             return False
     try:
-        written = files.read(below(layout.bundle(name), "config.json"))
+        written = files.read(oci_runtime.configuration(layout, name, record.runtime))
     except OSError:
         return False
     users = str(layout.users(name))
@@ -265,7 +265,7 @@ def _differing(
     hierarchies: cgroups.Hierarchies,
     devices: Callable[[Environment], Collection[cgroups.Device]],
 ) -> tuple[str, ...]:
-    if status is None or status.state != "running":
+    if status is None or status.state != "running" or record.runtime.outside:
         return ()
     own, lacks = payload_cgroup(layout, oci_runtime.service_name(name)), record.runtime.jail.lacks
     group = cgroups.Group(own, hierarchies, unit=booted(), lacks=lacks)

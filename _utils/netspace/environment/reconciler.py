@@ -112,7 +112,8 @@ class Environments:
         :param wanted: images that may have to be built.
         :param sized: whether a desired environment has file systems with a declared size (``limits:disk``, a volume's
             ``size``).
-        :param version: the digest of the library's copy that the service of health should run; None: the present copy.
+        :param version: digest of the copy of netspace's library that the health service should run; None: the present
+            copy.
         """
         return observe.observe(
             *(self.layout, self.supervisor, self.store, self._index),

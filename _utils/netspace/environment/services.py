@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from netspace import library_copy
-from netspace.environment.container import cgroups, oci_runtime
+from netspace.environment.container import cgroups, domain, oci_runtime
 from netspace.environment.health import record
 from netspace.environment.runtimes import Runtime
 from netspace.environment.storage import mounts
@@ -32,21 +33,31 @@ def service(
     :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
     :raises MissingError: when the runtime is not installed.
     """
-    limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
+    limits: dict[str, float] = {
+        "memory": int(spec.limits.memory),
+        "cpus": spec.limits.cpus,
+        "pids": spec.limits.pids,
+    }
     jail = runtime.jail
     own = oci_runtime.container(layout, name, jail)
-    errors = ("--log", str(oci_runtime.log(layout, name)))
-    pid = oci_runtime.pid_file(layout, name)
+    pid: Path | None = oci_runtime.pid_file(layout, name)
+    if runtime.outside:
+        command, cleanup = domain.command(layout, name, spec, runtime), domain.cleanup(layout, name, runtime)
+        pid, limits = None, domain.limits(spec)
+    else:
+        errors = ("--log", str(oci_runtime.log(layout, name)))
+        command = oci_runtime.call(
+            *(layout, jail, mounted, *errors, "run", "--detach"),
+            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
+        )
+        cleanup = oci_runtime.cleanup(layout, name, jail, mounted)
     return Service(
         name=oci_runtime.service_name(name),
         description=f"{layout.instance} environment {name}",
-        command=oci_runtime.call(
-            *(layout, jail, mounted, *errors, "run", "--detach"),
-            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
-        ),
+        command=command,
         variables=oci_runtime.VARIABLES,
         pid_file=pid,
-        cleanup=oci_runtime.cleanup(layout, name, jail, mounted),
+        cleanup=cleanup,
         restart="always" if spec.meant_to_stay else spec.restart,
         stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
         after=(HEALTH,) if spec.after else (),
@@ -62,7 +73,7 @@ def service(
 def health(layout: Layout, version: str) -> Service:
     """Return the definition of the service that watches the health of all environments.
 
-    :param version: the digest of the library's copy that the service runs.
+    :param version: digest of the copy of netspace's library that the service runs.
     """
     return Service(
         name=HEALTH,

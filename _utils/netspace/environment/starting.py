@@ -13,6 +13,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -32,6 +33,8 @@ from netspace.supervision.service import Status, Supervisor
 
 # Seconds to watch a program that is at work, or that runs on a kernel of its own, where its sleep can't be seen.
 PATIENCE = 0.1
+# The most seconds to wait until a toolstack has made a domain (1 s where it isn't emulated).
+MAKING = 60.0
 # Seconds until the supervisor must have noted an end that was seen here.
 NOTING = 10.0
 # The first pause between two looks (seconds); each is longer than the one before.
@@ -47,6 +50,7 @@ class _Started(msgspec.Struct):
     :param least: the monotonic time from which on a sleeping program counts as started.
     :param cgroup: the cgroup of its processes.
     :param seen: whether the host's kernel can see its threads sleep; false for a program on another kernel.
+    :param mark: the file that will have its PID once it has begun; None: it begins at once.
     :param pidfd: a descriptor of its process; -1 if there is none.
     :param switches: the number of its threads' context switches at the last look, if all threads slept; else None.
     """
@@ -56,6 +60,7 @@ class _Started(msgspec.Struct):
     least: float
     cgroup: str
     seen: bool
+    mark: Path | None = None
     pidfd: int = -1
     switches: int | None = None
 
@@ -76,10 +81,21 @@ class _Started(msgspec.Struct):
         there = process.stat(self.status.pid)
         return there is None or there.state in "ZX"
 
+    def _begun(self) -> bool:
+        assert self.mark is not None
+        try:
+            return self.mark.read_text().strip() == str(self.status.pid)
+        except OSError:
+            return False
+
     def stays(self, now: float) -> bool:
         """Return whether the watch can end: the program has slept since the last look, or its time is up."""
         if now >= self.until:
             return True
+        if self.mark is not None:
+            if self._begun():
+                self.mark, self.until = None, max(now + PATIENCE, self.least)
+            return False
         if not self.seen or now < self.least:
             return False
         before, self.switches = self.switches, process.asleep(self.status.pid, self.cgroup)
@@ -192,9 +208,11 @@ def _watched(
         record = known.get(name)
         settle = record.spec.settle if record is not None else 0.0
         own_kernel = record is not None and record.runtime.module.OWN_KERNEL
+        outside = record is not None and record.runtime.outside
         watched[service] = _Started(
-            *(status, began + max(PATIENCE, settle), began + settle),
+            *(status, began + max(MAKING if outside else PATIENCE, settle), began + settle),
             *(payload_cgroup(layout, service), not own_kernel),
+            oci_runtime.pid_file(layout, name) if outside else None,
         )
     try:
         if len(watched) <= _DESCRIPTORS:

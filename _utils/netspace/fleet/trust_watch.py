@@ -103,7 +103,10 @@ class _Begun:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return the minions whose last look in this process began before *asked*, and begin their looks."""
+        """Return those of *minions* at which this process hasn't begun to look since *asked*.
+
+        They count as begun now.
+        """
         due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
         self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
         return due

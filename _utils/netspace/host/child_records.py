@@ -132,7 +132,7 @@ def remove(layout: Layout, place: str) -> None:
 
 
 def ended(layout: Layout, place: str) -> bool:
-    """Return whether the program of the child at a place has ended."""
+    """Return whether the program of the child that runs in a place (an environment made for children) has ended."""
     child = read(layout, place)
     return child is not None and child.begun is not None and not child.begun.lasts()
 

@@ -56,7 +56,7 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """Return the observed state of interfaces, and of the links, modules and ports that *desired* ones need.
+        """Return the observed state of interfaces, and of what *desired* ones need: network devices, modules and ports.
 
         :param about: the environments that may change; None: all. Environments with a table in their namespace are
             observed, too, since that table lists the other environments. Only the claims of the remaining environments

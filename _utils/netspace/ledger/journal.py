@@ -117,7 +117,7 @@ def content(layout: Layout) -> bytes:
 
 
 def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
-    """Return how much of the ledger is filled (1: all), and how much by lines about these environments."""
+    """Return two shares of the ledger's space, from 0 to 1: of all lines, and of the lines about these environments."""
     raw = content(layout)
     own = sum(raw.count(b'"%s"' % name.encode()) for name in names)
     return max(raw.count(b"\n") / entries.MOST_LINES, len(raw) / entries.MOST_BYTES), own / entries.MOST_LINES

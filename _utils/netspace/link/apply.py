@@ -354,7 +354,7 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints of the names that certainly exist on the broker while the change runs."""
+    """Return the fingerprints of the names under which objects exist on the broker even if this change fails."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 

@@ -173,7 +173,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     problems += [Problem(f"{path}:{key}", message) for key, message in values.problems(spec.values)]
     problems += [Problem(f"{path}:{key}", message) for key, message in secrets.problems(spec)]
     if len(spec.offers) > MAX_OFFERS:
-        refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are possible")
+        refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are accepted")
     for index, service in enumerate(spec.offers):
         if not NAME.fullmatch(service):
             refuse(f"offers:{index}", f"{service!r:.60} can't be a service's name: use {NAME_RULE}")
@@ -231,7 +231,7 @@ def _host_verbs(spec: Environment, path: str) -> list[Problem]:
 
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))
+            problems.append(Problem(where, f"{verb!r:.60} is not a request that the host answers; {help_}"))
         elif verb in spec.host[:index]:
             problems.append(Problem(where, f"{verb} is listed twice; leave one out"))
     return problems
@@ -367,6 +367,12 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
                     "and can't have a space or control character"
                 )
                 problems.append(Problem(f"{path}:args:{index}", message))
+        longest = getattr(module, "LONGEST", None)
+        if longest is not None and len(" ".join(spec.args or ()).encode(errors="surrogateescape")) > longest:
+            problems.append(Problem(f"{path}:args", f"{used} gives a kernel one line of at most {longest} bytes"))
+        if getattr(module, "OUTSIDE", False) and spec.seccomp != "strict":
+            message = f"{used} runs no program on this host whose calls could be filtered; leave it out"
+            problems.append(Problem(f"{path}:seccomp", message))
         if spec.health is not None and spec.health.exec:
             problems.append(Problem(f"{path}:health:exec", "a probe can't run programs in a kernel; use mailbox"))
         if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:
@@ -515,7 +521,7 @@ def link(spec: Link, path: str) -> list[Problem]:
     if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
         problems.append(Problem(f"{path}:length", f"{spec.length}: expected 1 to {LINK_LENGTH} messages"))
     if spec.rate is not None and not LINK_RATES[0] <= spec.rate <= LINK_RATES[1]:
-        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages in a second"))
+        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages per second"))
     if spec.rate is not None and spec.length is None:
         problems.append(
             Problem(f"{path}:rate", "needs length, because messages above the rate wait in the link's own queue")

@@ -42,7 +42,7 @@ def problems(spec: Environment) -> Iterator[tuple[str, str]]:
     if spec.kernel is not None:
         yield "secrets", "a kernel has no files in memory; leave them out"
     if len(spec.secrets) > MOST:
-        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are possible"
+        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are accepted"
     for name, one in of(spec).items():
         where = f"secrets:{name:.60}"
         if not NAME.fullmatch(name):

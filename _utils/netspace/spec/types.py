@@ -544,7 +544,8 @@ class Handed(Base, frozen=True):
 class Delegable(Base, frozen=True):
     """The rights, derived from a link, that a program may give to others by the request ``delegate`` to its host.
 
-    The key is the receiver of the link. Messages sent by such a right wait in a separate queue.
+    In a declaration, the key of each entry is the receiver of the link. Messages sent by such a right wait in a
+    separate queue.
 
     :param to: the environments that may get the right, each a receiver of another link of this environment.
     :param rate: the most messages per second. Absent: as in the link.

@@ -30,7 +30,7 @@ def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     found = list(_problems(values, "values", 1))
     yield from found
     if not found and (size := len(json.dumps(values, ensure_ascii=False).encode())) > SIZE:
-        yield "values", f"{size} bytes as JSON; at most {SIZE} are possible: put large ones into the image or a volume"
+        yield "values", f"{size} bytes as JSON; at most {SIZE} are accepted: put large ones into the image or a volume"
 
 
 def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -51,7 +51,7 @@ def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:
             yield where, "has a NUL character or invalid Unicode; leave that out"
     elif isinstance(value, float):
         if not math.isfinite(value):
-            yield where, f"{value} is no number in JSON; give a finite one"
+            yield where, f"{value} is not a number in JSON; give a finite one"
     elif isinstance(value, int):  # true and false, too
         if abs(value) > WHOLE:
             yield where, f"{str(value)[:30]} is beyond {WHOLE}, where readers of JSON differ; give it as a text"

@@ -156,7 +156,7 @@ class _Check:
             raise self.error("variables: expected a mapping")
         for key, text in value.items():
             if not isinstance(key, str) or not VARIABLE.fullmatch(key) or not isinstance(text, str) or "\0" in text:
-                raise self.error(f"variables: {key!r} is not a variable with a text")
+                raise self.error(f"variables: {key!r} is not a text")
         return dict(value)
 
     def limits(self, value: Any) -> dict[str, float]:
@@ -203,7 +203,9 @@ def read(layout: Layout, name: str) -> Service | None:
         return None
     service = decode(record)
     if service.name != name:
-        raise StateError(f"{folder(layout) / name}.json defines {service.name!r}; remove the file and apply again")
+        raise StateError(
+            f"{folder(layout) / name}.json defines another service, {service.name!r}; remove the file and apply again"
+        )
     return service
 
 

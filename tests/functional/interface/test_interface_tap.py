@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -34,7 +36,9 @@ from support.interfaces.packets import (
 )
 from support.waiting import PATIENCE, until
 
+from netspace.environment.runtimes import xen
 from netspace.interface.kinds import tap as kind
+from netspace.layout import DOMAIN
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_processor")]
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -156,11 +160,44 @@ class Guest:
         until(found, "the gateway answers")
 
 
-@pytest.fixture
-def guest(bench: Bench, outside: Path) -> Iterator[Guest]:
+class DomainGuest(Guest):
+    """A small network stack behind the device of a domain. A veth pair stands in for the device and its other end."""
+
+    def __init__(self, bench: Bench, name: str = "a") -> None:
+        script = f"""
+            {re.search(r"^lead[(][)].*?^[}]$", xen._WATCH, re.DOTALL | re.MULTILINE)[0]}
+            ip link add name vif7.0 mtu 1500 type veth peer name front &&
+            lead vif7.0 xen1 && lead xen1 vif7.0 && ip link set vif7.0 arp off up && ip link set front arp off up
+        """  # type: ignore[index]
+
+        def joined() -> socket.socket:
+            subprocess.run(["/bin/sh", "-ec", script], check=True)
+            without_offload("vif7.0")
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+            made.bind(("front", 0))
+            return made
+
+        self.socket = within(bench.path(name), joined)
+        self.device = self.socket.detach()
+        os.set_blocking(self.device, False)
+        self.mac = mac_of(bench.path(name), "eth0")
+        self.gateway_mac = ""
+        self.own = {family: bench.address(name, family) for family in WIRE}
+        self.gateway = {family: bench.gateway(name, family) for family in WIRE}
+
+
+def without_offload(link: str) -> None:
+    """Let the kernel compute checksums of frames that leave by *link*, as for a guest that can't (ethtool)."""
+    value = ctypes.create_string_buffer(struct.pack("II", 0x17, 0))  # ETHTOOL_STXCSUM: off
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, 0x8946, struct.pack("16sQ16x", link.encode(), ctypes.addressof(value)))
+
+
+@pytest.fixture(params=["user", "domain"])
+def guest(bench: Bench, outside: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
     bench.make(a=tap(*SENDS), b=tap(*SENDS))
-    bench.own(a=OWNER)
-    made = Guest(bench)
+    bench.own(a=OWNER if request.param == "user" else DOMAIN)
+    made = Guest(bench) if request.param == "user" else DomainGuest(bench)
     yield made
     os.close(made.device)
 
@@ -298,6 +335,47 @@ def test_it_opens_to_its_owner_alone_who_can_make_no_other(bench: Bench) -> None
             attach(bench, "a", owner, link)
     links = json.loads(run(f"ip -n {bench.path('a').name} -j link"))
     assert [link["ifname"] for link in links] == ["lo", "eth0", "tap0"]
+
+
+def test_a_domain_takes_the_place_of_a_user_and_gives_it_back(bench: Bench) -> None:
+    desired = bench.make(a=tap(*SENDS))
+
+    def there() -> list[str]:
+        return [link["ifname"] for link in json.loads(run(f"ip -n {bench.path('a').name} -j link"))]
+
+    for owner, links in ((OWNER, ["eth0", "tap0"]), (DOMAIN, ["eth0", "xen0", "xen1"])) * 2:
+        bench.own(a=owner)
+        assert sorted(there()) == sorted(["lo", *links])
+        assert not bench.plan(desired).steps
+    changed = bench.desired(a=tap(*SENDS, mtu=1400))
+    bench.apply(changed)
+    assert not bench.plan(changed).steps
+    assert "mtu 1400" in run(f"ip -n {bench.path('a').name} link show xen1")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip link del xen1",
+        "ip link set xen0 down",
+        "ip link set xen1 down",
+        "ip link set xen1 mtu 1300",
+        "ip tuntap add tap0 mode tap",
+        "nft delete chain netdev netspace sent",
+    ],
+)
+def test_drift_of_a_domains_links_is_repaired(bench: Bench, command: str) -> None:
+    desired = bench.make(a=tap(*SENDS))
+    bench.own(a=DOMAIN)
+    run(f"ip netns exec {bench.path('a').name} {command}")
+    assert {step.name for step in bench.plan(desired).steps} == {"a"}
+    bench.apply(desired)
+    assert not bench.plan(desired).steps
+    guest = DomainGuest(bench)
+    try:
+        guest.settle()
+    finally:
+        os.close(guest.device)
 
 
 def test_second_apply_changes_nothing_and_ownership_stays(bench: Bench) -> None:

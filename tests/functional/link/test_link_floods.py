@@ -183,7 +183,7 @@ def test_consumers_are_bounded(host):
 
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
-    """Return another environment's time during the attack, as a multiple of its time while the attacker sleeps.
+    """Return how many times longer another environment waits during the attack than while the attacker sleeps.
 
     Both times are measured in turn, so that other load on the machine affects both.
     """

@@ -73,8 +73,8 @@ def _bound(data: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "path", "message"),
     [
-        (lambda data: _bound(data).update(rate=10), "orders:rate", "beyond web's own 9"),
-        (lambda data: _bound(data).update(length=501), "orders:length", "beyond web's own 500"),
+        (lambda data: _bound(data).update(rate=10), "orders:rate", "exceeds web's own limit of 9"),
+        (lambda data: _bound(data).update(length=501), "orders:length", "exceeds web's own limit of 500"),
         (lambda data: _bound(data).update(to=[]), "orders:to", "expected 1 to 16"),
         (lambda data: _bound(data).update(to=["till", "till"]), "orders:to:1", "listed twice"),
         (lambda data: _bound(data).update(to=["orders"]), "orders:to:0", "the receiver itself"),

@@ -228,7 +228,7 @@ class Fleet:
     def _word(
         self, asked: Asked, level: int, boot: str, key: token_key.Shown, version: int, times: tuple[float, float]
     ) -> str:
-        """Return the host appraisal: the signed statement, for third parties, on a host and its token key."""
+        """Return the host appraisal: the verifier's signed statement on a host and its token key, for third parties."""
         policy = (asked.group.name, version)
         return host_appraisal.make(self.signer, asked.minion, level, boot, key.jwk, policy, *times)
 
@@ -293,7 +293,7 @@ class Fleet:
         """
         if evidence.kind != "software":
             raise NotEnrolled(
-                f"{asked.minion} has a TPM and is not enrolled: netspace_attestation.enroll {asked.minion}"
+                f"{asked.minion} has a TPM and is not enrolled; run netspace_attestation.enroll {asked.minion}"
             )
         pinned = self._pinned(asked.minion)
         if pinned is not None and pinned != evidence.key.hex():

@@ -55,14 +55,14 @@ class Policies:
                 raw = stream.read(MAX_POLICY + 1)
         except FileNotFoundError as err:
             if floor:
-                raise PolicyDowngraded(f"{path} is gone; version {floor} was in force") from err
+                raise PolicyDowngraded(f"{path} is gone, but version {floor} was in force already") from err
             return None
         try:
             payload = ear.opened(raw.decode("ascii", "replace"), ear.POLICY, [self._signer.jwk], MAX_POLICY)
         except Refused as err:
             raise PolicyForged(f"{path}: {err.args[0]}") from err
         if payload.get("group") != group or not isinstance(payload.get("policy"), dict):
-            raise PolicyForged(f"{path}: signed for another group")
+            raise PolicyForged(f"{path}: the policy in it was signed for another group")
         found: dict[str, Any] = payload["policy"]
         if type(found.get("version")) is not int or found["version"] < floor:
             raise PolicyDowngraded(f"{path}: version {found.get('version')!r:.20}; version {floor} was in force")

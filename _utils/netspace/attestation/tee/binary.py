@@ -64,7 +64,7 @@ def number(content: bytes, what: str) -> int:
     :raises TeeMalformed: when *content* is not such a number.
     """
     if not 1 <= len(content) <= 9 or content[0] & 0x80 or (len(content) > 1 and not content[0] and content[1] < 0x80):
-        raise TeeMalformed(f"{what}: not a small number in DER")
+        raise TeeMalformed(f"{what}: expected a number in DER, not negative and in its shortest form")
     return int.from_bytes(content, "big")
 
 

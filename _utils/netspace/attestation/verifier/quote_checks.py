@@ -100,7 +100,7 @@ def check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") 
     """
     if not hmac.compare_digest(quote.signer, key.qualified_name):
         # In other hierarchies, a TPM obfuscates its counters and its firmware version (Part 1, 36.7).
-        raise WrongHierarchy(f"{at}the attestation key is no primary key of the TPM's endorsement hierarchy")
+        raise WrongHierarchy(f"{at}the attestation key is not a primary key of the TPM's endorsement hierarchy")
     if quote.selections != ((BANK_ID, pcrs),):
         raise WrongSelection(f"{at}the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(pcrs)}")
 

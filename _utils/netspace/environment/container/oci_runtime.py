@@ -136,6 +136,11 @@ def output(layout: Layout, name: str) -> Path:
     return below(layout.logs, f"{service_name(name)}.log")
 
 
+def configuration(layout: Layout, name: str, runtime: Runtime) -> Path:
+    """Return the path of the runtime's configuration of the environment."""
+    return below(layout.bundle(name), "domain.cfg" if runtime.outside else "config.json")
+
+
 def pid_file(layout: Layout, name: str) -> Path:
     return below(layout.bundle(name), "pid")
 

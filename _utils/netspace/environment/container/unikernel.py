@@ -184,6 +184,8 @@ def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]
     name, rest = re.fullmatch(r"([a-z0-9_]+)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
     settings, end = json.JSONDecoder().raw_decode(rest) if rest.startswith("{") else ({}, 0)
     runtime, kernel = Runtime(name, settings), rest[end + 1 :]
+    if runtime.outside:  # its program runs on the host
+        return runtime, kernel, {}, ()
     own = runtime.program
     inside = f"{FOLDER}/{runtime.module.PROGRAM}"
     files = {inside: own, **runtime.module.files(runtime.typed)}

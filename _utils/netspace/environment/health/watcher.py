@@ -175,8 +175,7 @@ class Watch:
             return
         there = process.stat(pid)
         # The PID file may be stale, and the PID in use by another process.
-        cgroup = payload_cgroup(self.layout, oci_runtime.service_name(one.name))
-        if there is None or there.state in "ZX" or not process.within(pid, cgroup):
+        if there is None or there.state in "ZX" or not self._own(one, pid):
             os.close(pidfd)
             return
         one.pid, one.ticks, one.pidfd, one.doomed = pid, there.ticks, pidfd, False
@@ -186,6 +185,15 @@ class Watch:
         one.judgement = before.judgement if same and before is not None else Judgement()
         self.loop.watch(pidfd, lambda _: self._ended(one))
         self._begin(one)
+
+    def _own(self, one: Watched, pid: int) -> bool:
+        """Return whether a process is the environment's. A program on the host shares only the network namespace."""
+        if not one.record.runtime.outside:
+            return process.within(pid, payload_cgroup(self.layout, oci_runtime.service_name(one.name)))
+        try:
+            return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(self.layout.netns(one.name)))
+        except OSError:
+            return False
 
     def _begin(self, one: Watched) -> None:
         """Write the first judgement and start probing. An environment without a check is healthy while it runs."""
@@ -281,7 +289,7 @@ class Watch:
         """End an unhealthy environment: by SIGTERM, and by SIGKILL at its stop timeout."""
         one.doomed = True
         said = f" ({one.judgement.detail})" if one.judgement.detail else ""
-        sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}: it is ended, and started again\n")
+        sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}; its program is ended and started again\n")
         sys.stderr.flush()
         verdict.mark(verdict.condemned(self.layout, one.name), True)
         pidfd = one.pidfd

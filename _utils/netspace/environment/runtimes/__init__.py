@@ -10,6 +10,7 @@ A new file adds a runtime. Every module has
 A module may have
 
 - ``problem(settings) -> str``: returns why this host can't use the runtime, if the runtime needs more than its program;
+- ``REMEDY``: what to do where its program is missing, if that is more than to install a package;
 - ``LEAST``: the least values of an environment's limits (``memory``, ``pids``), if the runtime itself uses a part of
   them.
 
@@ -42,6 +43,18 @@ has
 - ``WRITES``: whether the tender must open its disk for writing; if so, it gets its own copy of the disk;
 - ``devices(settings)``: the host's devices that the tender opens, besides those of the interface.
 
+A kernel may also be run by a hypervisor's toolstack (``OUTSIDE = True``): crun can't confine that program, so the
+supervisor runs it with root's rights, and the hypervisor isolates the kernel (``container.domain``). Instead of
+``files``, ``command``, ``LOOKS`` and ``devices`` its module has
+
+- ``configuration(settings, domain) -> str``: the toolstack's configuration of a :class:`Domain`. No value in it may add
+  a key;
+- ``watch(program, watched) -> (argument, ...)``: a command that makes the domain, stays as long as it, and obeys a
+  SIGTERM, for a :class:`Watched`;
+- ``cleanup(program, name) -> ((argument, ...), ...)``: commands that end the domain *name*, if there is one;
+- ``LONGEST``: the most bytes of the line with the kernel's arguments;
+- ``LACKS``, ``FIXED_NAMES`` and ``ENTRIES``, as for an OCI runtime.
+
 A module also has ``reads(kernel, disk) -> (argument, ...)`` if a kernel's file names its devices; netspace calls it
 when it builds the kernel's image.
 
@@ -60,6 +73,7 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import paths
+from netspace.compared import Compared
 from netspace.errors import MissingError, NetspaceError
 from netspace.spec.types import Base
 
@@ -105,7 +119,48 @@ class Guest(msgspec.Struct, frozen=True):
     mac: str
 
 
-class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
+class Domain(msgspec.Struct, frozen=True):
+    """A kernel in a domain of a hypervisor, with paths on the host.
+
+    :param name: the domain's name.
+    :param arguments: the declared arguments of the kernel.
+    :param memory: bytes for the kernel.
+    :param cpus: the number of processors that it may use.
+    :param ramdisk: the path of the disk with the kernel's files.
+    :param mac: the interface's MAC address; empty: the kernel has no interface.
+    :param mtu: the interface's MTU; 0 without an interface.
+    """
+
+    name: str
+    kernel: str
+    arguments: tuple[str, ...]
+    memory: int
+    cpus: float
+    ramdisk: str
+    mac: str
+    mtu: int
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """A domain that a command makes and watches.
+
+    :param name: the domain's name.
+    :param configuration: the path of its configuration.
+    :param namespace: the path of the environment's network namespace.
+    :param refusal: the path of the file for the reason why the domain can't be made.
+    :param pid_file: the path of the file for the command's PID, which it writes once the kernel runs.
+    :param mtu: the interface's MTU; 0 without an interface.
+    """
+
+    name: str
+    configuration: str
+    namespace: str
+    refusal: str
+    pid_file: str
+    mtu: int
+
+
+class Runtime(Compared, frozen=True, eq=False, dict=True):
     """A runtime and its settings.
 
     :param settings: the runtime's settings, in plain values (as in the pillar).
@@ -116,13 +171,9 @@ class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
     settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
     error: str = ""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Runtime) and (self.name, self.settings) == (other.name, other.settings)
-
-    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def compared(self) -> object:
+        """Return name and settings; the error doesn't count, because it depends on the host."""
+        return self.name, self.settings
 
     @functools.cached_property
     def module(self) -> Any:
@@ -140,8 +191,13 @@ class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
 
     @property
     def jail(self) -> Runtime:
-        """The OCI runtime that runs the environment: this runtime, or for a tender the default OCI runtime."""
-        return self if self.runs == "images" else USUAL
+        """The runtime that the supervisor calls: this runtime, or for a tender the default OCI runtime."""
+        return self if self.runs == "images" or self.outside else USUAL
+
+    @property
+    def outside(self) -> bool:
+        """Whether the supervisor runs the runtime's program, with the host's rights, and no OCI runtime does."""
+        return bool(getattr(self.module, "OUTSIDE", False))
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -177,7 +233,7 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
         remedy = (
             f"install it: apt-get install {package}"
             if package
-            else f"say where it is: netspace:runtimes:{runtime}:program"
+            else getattr(find(runtime), "REMEDY", "") or f"say where it is: netspace:runtimes:{runtime}:program"
         )
         raise MissingError(f"the program {name}", remedy)
     return found

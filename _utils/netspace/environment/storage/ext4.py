@@ -28,7 +28,8 @@ _LARGEST_BLOCK = 6  # 64 KiB, as a power of two times 1 KiB
 def size_of(path: Path) -> int:
     """Return the size in bytes of the ext4 in *path*, by its super block.
 
-    :param path: the file system's file. While the file system is mounted, better give its device.
+    :param path: the file system's file. If the file system is mounted, pass its block device instead, because the file
+        may be out of date.
     :raises ValueError: when there is no ext4, or a damaged one.
     """
     with path.open("rb", buffering=0) as stream:

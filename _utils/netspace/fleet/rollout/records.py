@@ -27,7 +27,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A planned batch."""
+    """A batch as it was planned before the rollout began: hosts that change at once; see :class:`order.Batch`."""
 
     hosts: tuple[str, ...]
     canary: bool = False

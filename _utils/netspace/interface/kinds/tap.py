@@ -9,10 +9,15 @@ An nftables table of netspace moves frames between ``tap0`` and the pair (``fwd`
 and the gateway. A bridge in its place would learn and flood; routing would need the guest's addresses in the namespace.
 ARP and neighbour discovery don't reach the host, either. The guest needs only the gateway's MAC, and the table turns
 the guest's request into the answer. So a guest can neither fill nor poison the host's neighbour tables.
+
+A guest in a domain of a hypervisor has a network device that the host's kernel makes. For such a guest (the owner is
+``DOMAIN``), ``xen0`` stands in place of ``tap0``. Its peer ``xen1`` is always there. Whoever starts the domain leads
+the domain's device to that peer, so the device passes the same table, and ends with the domain.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -26,7 +31,7 @@ from msgspec.structs import replace
 from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, EndpointContext, Endpoints
 from netspace.interface.kinds import veth
 from netspace.interface.match import FAMILIES
-from netspace.layout import TAP
+from netspace.layout import DOMAIN, DOMAIN_LINK, DOMAIN_PEER, TAP
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message, Socket
 from netspace.netlink.reading import Link
@@ -41,6 +46,7 @@ FILTER = "host"
 
 NAME = TAP
 _INDEX = INSIDE_INDEX + 1
+_MACS = ("02:00:00:00:00:03", "02:00:00:00:00:04")  # of the links for a domain; no frame has them
 # linux/if_tun.h
 _SET_PERSIST, _SET_OWNER, _SET_IFF, _SET_INDEX = 0x400454CB, 0x400454CC, 0x400454CA, 0x400454DA
 _TAP, _NO_INFORMATION = 0x0002, 0x1000
@@ -70,8 +76,9 @@ def ends(spec: Tap, place: EndpointContext) -> Endpoints:
     """Return the ends of a veth pair. The inner end only leads to the tap device, so it has no addresses or routes."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
-    tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
-    return replace(pair, inside=replace(pair.inside, addresses=(), routes=(), details={NAME: tap}))
+    tap: dict[str, Any] = {"mtu": spec.mtu, "up": True}
+    details = {DOMAIN_LINK: tap} if place.owner == DOMAIN else {NAME: {**tap, "owner": place.owner}}
+    return replace(pair, inside=replace(pair.inside, addresses=(), routes=(), details=details))
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
@@ -89,11 +96,17 @@ def gateway_mac(mac: str) -> str:
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the observed tap device, if *link* is the inner end; else nothing."""
-    if NAME not in like.details:
+    """Return the observed tap device or link for a domain, if *link* is the inner end; else nothing."""
+    if not like.details:
         return {}
     with Socket() as inner:
-        tap = next((one for one in inner.links() if one.name == NAME), None)
+        links = {one.name: one for one in inner.links()}
+    if DOMAIN_LINK in like.details:
+        ends = [links.get(name) for name in (DOMAIN_LINK, DOMAIN_PEER)]
+        if NAME in links or any(end is None or end.kind != LINK for end in ends):
+            return {DOMAIN_LINK: None}
+        return {DOMAIN_LINK: {"mtu": min(end.mtu for end in ends if end), "up": all(end.up for end in ends if end)}}
+    tap = links.get(NAME)
     if tap is None or tap.kind != "tun" or not reading.number(tap.data.get(_PERSIST, b"")):
         return {NAME: None}
     owner = reading.number(tap.data[_OWNER]) if _OWNER in tap.data else None
@@ -101,14 +114,48 @@ def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, A
 
 
 def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
-    """Create the tap device, or change its owner; return the netlink message that sets its mtu and state."""
-    if NAME not in wanted.details or (now is not None and now.details == wanted.details):
+    """Create the device, or change its owner; return the netlink messages that set its mtu and state."""
+    if not wanted.details or (now is not None and now.details == wanted.details):
         return []
+    if DOMAIN_LINK in wanted.details:
+        there = wanted.details[DOMAIN_LINK]
+        peer = _paired(there["mtu"])
+        return [requests.set_link(index, mtu=there["mtu"], up=there["up"]) for index in (_INDEX, peer)]
+    _remove(DOMAIN_LINK)
     tap = wanted.details[NAME]
     had = None if now is None else now.details.get(NAME)
     if had is None or had["owner"] != tap["owner"]:
         _own(tap["owner"])
     return [requests.set_link(_INDEX, mtu=tap["mtu"], up=tap["up"])]
+
+
+def _remove(name: str) -> None:
+    """Remove a link of this thread's namespace, if it is there.
+
+    :raises OSError: when the kernel refuses.
+    """
+    with contextlib.suppress(OSError):
+        index = socket.if_nametoindex(name)
+        with Socket() as inner:
+            inner.batch([requests.delete_link(index)])
+
+
+def _paired(mtu: int) -> int:
+    """Make the links for a domain unless they are there; return the index of ``DOMAIN_PEER``.
+
+    :raises OSError: when the kernel refuses.
+    """
+    _remove(NAME)
+    if DOMAIN_LINK not in (name for _, name in socket.if_nameindex()):
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with Socket() as inner:
+                made = requests.add_veth(DOMAIN_LINK, _MACS[0], mtu, DOMAIN_PEER, _MACS[1], own, index=_INDEX)
+                for failure in inner.batch([made]).values():
+                    raise OSError(failure.code, f"{DOMAIN_LINK} can't be made: {os.strerror(failure.code)}")
+        finally:
+            os.close(own)
+    return socket.if_nametoindex(DOMAIN_PEER)
 
 
 def _own(owner: int) -> None:
@@ -161,9 +208,10 @@ def guard(wanted: Endpoints, place: EndpointContext) -> tuple[Table, ...]:
             f"meta protocol {of.word} {at('network', of.address['daddr'], own)} "
             f"{write('link', 6, router)} fwd to {_INDEX}"
         )
+    (device,) = inside.details
     chains = {
-        name: Chain(rules, Base("filter", "ingress", policy="drop", device=device))
-        for name, device, rules in (("sent", NAME, sent), ("received", inside.name, received))
+        name: Chain(rules, Base("filter", "ingress", policy="drop", device=link))
+        for name, link, rules in (("sent", device, sent), ("received", inside.name, received))
     }
     return (Table(chains, family="netdev"),)
 

@@ -100,7 +100,7 @@ def misplaced(declared: Declaration, path: str) -> list[Problem]:
 
 def foreign(name: str, whose: str, tenant: Tenant) -> str:
     """Return the message about an environment whose name isn't one of its tenant's."""
-    return f"{name!r:.60} is no name of the tenant {whose}, which has {', '.join(granted(whose, tenant))}"
+    return f"{name!r:.60} is not a name of the tenant {whose}, which has {', '.join(granted(whose, tenant))}"
 
 
 def of(declared: Declaration, tenant: str) -> list[str]:

@@ -158,7 +158,7 @@ def permitted(
         for key, other in _named(spec):
             its = environments.get(other)
             if other not in known and (its is None or its.tenant != spec.tenant):
-                text = f"{other!r:.60} is no environment of the tenant {spec.tenant}; leave it out"
+                text = f"{other!r:.60} is not an environment of the tenant {spec.tenant}; leave it out"
                 yield Problem(f"{path}:{one}:{key}", text)
 
 

@@ -158,7 +158,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         f"Slice={layout.instance}.slice",
         f"SyslogIdentifier={layout.service(service.name)}",
         # Otherwise journald would show a program's line that begins with "<0>" as an emergency on every terminal.
-        *(["SyslogLevelPrefix=no"] if service.pid_file is not None else []),
+        *(["SyslogLevelPrefix=no"] if service.pid_file is not None or service.delegate else []),
         f"WorkingDirectory={_path(service.working_dir)}",
         "UMask=0077",
         *(f"Environment={quote(f'{key}={value}')}" for key, value in sorted(service.variables.items())),
