@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netspace.host import renaming
+from netspace.host import planned, renaming
 from netspace.plan import Outcome, Plan, Result, Step, renamed
 from netspace.spec import parse
 
@@ -27,6 +27,20 @@ def test_the_two_halves_are_one_step() -> None:
     assert other == OTHER and (step.kind, step.name, step.action) == ("environment", "web", "rename")
     assert step.changes == {**NAME, "user": {"old": 1, "new": 2}} and step.reason == "renamed from www"
     assert renamed(found.plan.steps) == {"web": "www"} and found.plan.notes == ["a note"]
+
+
+def test_an_apply_of_a_planned_rename_may_take_both_halves() -> None:
+    check = planned._only(joined(Result(Plan([GONE, OTHER, MADE]))).plan)
+    check(Plan([GONE, MADE, OTHER]))
+    for kind, name, action in (
+        ("environment", "till", "remove"),
+        ("environment", "www", "create"),
+        ("environment", "web", "remove"),
+        ("interface", "www", "remove"),
+        ("interface", "web", "create"),
+    ):
+        with pytest.raises(planned.PlanChanged, match=f"{action} {kind} {name} isn't in the plan"):
+            check(Plan([GONE, MADE, Step(kind, name, action)]))
 
 
 @pytest.mark.parametrize("half", [GONE, MADE])

