@@ -45,9 +45,9 @@ def test_an_apply_of_a_planned_rename_may_take_both_halves() -> None:
 
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """Only one half of a renaming is in the result, because a killed run had done the other half.
+    """A killed run had done one half of a renaming, so the result has only the other half.
 
-    This step stays a creation or a removal.
+    It is reported as what it is: a creation or a removal.
     """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 
