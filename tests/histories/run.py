@@ -335,5 +335,5 @@ def _continued(pid: int) -> None:
 
 
 def with_seed(run: Run, seed: int, mean: float) -> Iterator[Disturbance]:
-    """Return disturbances of everything that a run has."""
+    """Yield disturbances of everything that a run has."""
     return faults.schedule(seed, run.targets(), mean)

@@ -70,10 +70,10 @@ def member_key(raw: bytes) -> MemberKey:
         raise Refusal("malformed", str(err)) from err
     null = structures.NULL
     if head != [structures.ECC, SHA256, _ATTRIBUTES, 0] or about != [null, ECDAA, SHA256, 0, BN_P256, null]:
-        raise Refusal("key", "the member's key is no restricted ECDAA key of a TPM on BN_P256")
+        raise Refusal("key", "the member's key isn't a restricted ECDAA key of a TPM on BN_P256")
     point = int.from_bytes(x, "big"), int.from_bytes(y, "big")
     if not curve.on_curve(point):
-        raise Refusal("key", "the member's key is no point of BN_P256")
+        raise Refusal("key", "the member's key isn't a point of BN_P256")
     return MemberKey(SHA256.to_bytes(2, "big") + hashlib.sha256(raw).digest(), point)
 
 

@@ -67,7 +67,7 @@ def decode(raw: bytes) -> tuple[Proof, bytes]:
             raise reader.refuse("it doesn't begin with NDQ1")
         count = reader.number(1)
         if count not in (4, 5):
-            raise reader.refuse(f"{count} points; 4 or 5 are possible")
+            raise reader.refuse(f"it has {count} points; 4 or 5 are possible")
         points = [curve.decode(reader.take(curve.SIZE)) for _ in range(count)]
         qualifying = reader.take(QUALIFYING)
         nonce, response = reader.sized(SCALAR, "the nonce"), reader.sized(SCALAR, "the response")
