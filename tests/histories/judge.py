@@ -30,7 +30,7 @@ SHOWN = 10
 
 
 class Began(NamedTuple):
-    """A program of this end began; it knows nothing of the one before."""
+    """A program of the receiver began; it knows nothing of the program before it."""
 
 
 class Tried(NamedTuple):

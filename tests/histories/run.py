@@ -191,7 +191,7 @@ class Run:
         least: int = 0,
         at_end: Callable[[], None] = lambda: None,
     ) -> Report:
-        """Run all programs until each message was told of, and each that was confirmed has had its time to arrive.
+        """Run all programs until each message's outcome is known, and each confirmed one has had time to arrive.
 
         :param least: the number of disturbances over which the messages are spread.
         :param at_end: called when all messages are sent.

@@ -11,17 +11,17 @@ With IPv6 an interface has a link-local address, derived from the MAC, since nei
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface.endpoints import INSIDE_NAME, Endpoint, EndpointContext
 from netspace.netlink.reading import Link, Route
+from netspace.patterns import pattern
 from netspace.spec.types import EVERYWHERE, Address, Cidr, Direction, Filtered, Prefixed, Way
 
 _ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
-_NAME = re.compile(r"[^\s/:\0]{1,15}")
+_NAME = pattern(r"[^\s/:\0]{1,15}")
 _MAX_ROUTES = 256
 
 

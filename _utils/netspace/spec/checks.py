@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.errors import Problem
+from netspace.patterns import pattern
 from netspace.spec import extensions, hosts, never, peer, publish, reach, secrets, values
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
@@ -64,12 +65,12 @@ HOST_FOLDERS = (
 )
 # These folders can't be a volume's source, but folders in them can.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
-_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
-_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
-_HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
-_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+VARIABLE = pattern(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_WORD = pattern(r"[^\s\x00-\x1f\x7f-\x9f]+")
+_HOST = pattern(r"[A-Za-z0-9.:-]{1,253}")
+_DOMAIN = pattern(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
+_HASH = pattern(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
+_PORTS = pattern(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
@@ -492,7 +493,7 @@ def ports(value: int | str) -> tuple[int, int] | None:
     return (first, last) if 1 <= first <= last <= 65535 else None
 
 
-_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
+_MEDIA_TYPE = pattern(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
 MESSAGE_SIZES = (1024, 512 * 1024**2)  # the upper bound is RabbitMQ's
 LINK_TTL = 7 * 24 * 3600  # the longest ttl of a link; every mailbox has 30 days
 LINK_LENGTH = 10_000

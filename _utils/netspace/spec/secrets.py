@@ -6,11 +6,11 @@ only the declared host can open.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from netspace.patterns import pattern
 from netspace.spec.types import Environment, Secret
 from netspace.spec.values import NAME, NAME_RULE
 
@@ -21,8 +21,8 @@ SIZE = 16 * 1024
 SEALED = 48 * 1024
 """The most characters of a secret's ciphertext."""
 SCHEME = "sdb://"
-_SOURCE = re.compile(r"sdb://[A-Za-z0-9_.-]{1,64}/[!-~]{1,512}")
-_SEALED = re.compile(r"\{[ -~]*\}")
+_SOURCE = pattern(r"sdb://[A-Za-z0-9_.-]{1,64}/[!-~]{1,512}")
+_SEALED = pattern(r"\{[ -~]*\}")
 
 
 def of(spec: Environment) -> dict[str, Secret]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
-NAME = re.compile(r"[a-z](?:[a-z0-9_-]{0,46}[a-z0-9])?")
+from netspace.patterns import pattern
+
+NAME = pattern(r"[a-z](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning with a letter and ending with a letter or digit"
 DEPTH = 6
 """The most lists and mappings within one another, the outermost included."""

@@ -137,13 +137,14 @@ _VALUE = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(values.NAME, fullmatch=True), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex(values.NAME.pattern, fullmatch=True), inner, max_size=3)
     ),
     max_leaves=8,
 )
 
 
-@given_(st.dictionaries(st.from_regex(values.NAME, fullmatch=True), _VALUE, max_size=4))
+@given_(st.dictionaries(st.from_regex(values.NAME.pattern, fullmatch=True), _VALUE, max_size=4))
 def test_permitted_values_arrive_as_they_are(given: dict[str, Any]) -> None:
     if list(values.problems(given)):
         return  # too deep

@@ -27,7 +27,7 @@ _ATTEST = 512
 
 @dataclass(frozen=True)
 class Rogues:
-    """Members that are refused.
+    """Members whose quotes are refused.
 
     :param keys: secret numbers f that are known.
     :param pseudonyms: encoded pseudonyms, each for the basename that it was shown for.
@@ -59,7 +59,7 @@ def encode(proof: Proof, attest: bytes) -> bytes:
 def decode(raw: bytes) -> tuple[Proof, bytes]:
     """Return the proof, and the TPMS_ATTEST.
 
-    :raises Refusal: when the bytes are not an anonymous quote. There is one spelling of each.
+    :raises Refusal: when the bytes are not an anonymous quote. Each quote has only one valid encoding.
     """
     try:
         reader = Reader(raw, "the anonymous quote", LARGEST)
@@ -67,7 +67,7 @@ def decode(raw: bytes) -> tuple[Proof, bytes]:
             raise reader.refuse("it doesn't begin with NDQ1")
         count = reader.number(1)
         if count not in (4, 5):
-            raise reader.refuse(f"it has {count} points; 4 or 5 are possible")
+            raise reader.refuse(f"{count} points; expected 4 or 5")
         points = [curve.decode(reader.take(curve.SIZE)) for _ in range(count)]
         qualifying = reader.take(QUALIFYING)
         nonce, response = reader.sized(SCALAR, "the nonce"), reader.sized(SCALAR, "the response")
@@ -91,7 +91,7 @@ def verify(
     :raises Refusal: when any check fails. Its ``code`` names the check.
     """
     if not pcrs or any(len(value) != hashlib.sha256().digest_size for value in pcrs.values()):
-        raise Refusal("malformed", "the expected values of PCRs: one PCR at least, and 32 bytes for each")
+        raise Refusal("malformed", "pcrs: expected the values of one or more PCRs, each of 32 bytes")
     proof, attest = decode(raw)
     try:
         quote = structures.quote(attest)

@@ -326,7 +326,7 @@ class Proof:
         check_credential(issuer, self.r, self.s, self.t, self.w)
 
     def check_rogue(self, keys: Collection[int], pseudonyms: Collection[bytes]) -> None:
-        """Check that the quote is by none of the keys that are known to be out of a TPM, and by no refused pseudonym.
+        """Check that the quote is neither by a key that is known to have left its TPM, nor by a refused pseudonym.
 
         :param keys: secret numbers f.
         :param pseudonyms: encoded points K for the request's basename.

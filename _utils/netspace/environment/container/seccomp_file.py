@@ -22,6 +22,7 @@ import msgspec
 from netspace import paths
 from netspace.environment.container import seccomp
 from netspace.errors import NetspaceError
+from netspace.patterns import pattern
 
 PREFIX = "file:"
 MAX_BYTES = 256 * 1024
@@ -53,7 +54,7 @@ _WORD = 2**64 - 1
 
 # Docker's names of the architectures, by `uname -m`.
 _DOCKER = {"x86_64": "amd64", "aarch64": "arm64"}
-_KERNEL = re.compile(r"(\d{1,4})\.(\d{1,4})")
+_KERNEL = pattern(r"(\d{1,4})\.(\d{1,4})")
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

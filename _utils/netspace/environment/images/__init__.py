@@ -28,13 +28,14 @@ from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.log import Log
+from netspace.patterns import pattern
 
 FLAGS = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
-_FILE = re.compile(r"sha256-([0-9a-f]{64})(\.erofs)?")
-_NOTE = re.compile(r"[0-9a-f]{32}\.json")
+_FILE = pattern(r"sha256-([0-9a-f]{64})(\.erofs)?")
+_NOTE = pattern(r"[0-9a-f]{32}\.json")
 _BUILDING = ".building-"
 MOUNTED = "mounted"  # in such a folder: where a copy of an image is mounted for a moment
-_ASIDE = re.compile(r"\..*\.new")  # of netspace.files
+_ASIDE = pattern(r"\..*\.new")  # of netspace.files
 
 log = Log(__name__)
 

@@ -14,7 +14,6 @@ import base64
 import binascii
 import errno
 import ipaddress
-import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from netspace.netlink import connection, generic, reading, requests
 from netspace.netlink.connection import Message, Socket, attribute
 from netspace.netlink.reading import Link
 from netspace.netlink.templates import Items, Value, Words
+from netspace.patterns import pattern
 from netspace.spec.types import Base, Cidr, Direction, Filtered, Prefixed, Way
 
 NEEDS = "wireguard"
@@ -45,7 +45,7 @@ _MAX_PEERS, _MAX_ALLOWED = 1000, 1000
 _PORTION = 32 * 1024
 # The most bytes of a peer's settings, the most bytes of one network, and the most networks in one portion of a peer.
 _PEER_SIZE, _NETWORK_SIZE, _NETWORKS = 128, 48, 500
-_ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
+_ENDPOINT = pattern(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
 
 class Peer(Base, frozen=True):
@@ -156,7 +156,7 @@ def endpoint(text: str) -> tuple[str, int] | None:
 
 
 def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details: dict[str, Any] = {
         "peers": {
             peer.public_key: {
