@@ -22,6 +22,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import delegation_records  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.link.mail.dead_letters import LetterFilter, Letters  # noqa: E402
 from netspace.link.reconciler import Links  # noqa: E402
@@ -58,6 +59,9 @@ def list_() -> dict[str, Any]:
       host, or an environment of this host can't reach the broker;
     - ``unknown``: the broker doesn't answer.
 
+    A link that a program delegated also has ``delegated_by``, the
+    environment of that program, and ``until``, when the right ends.
+
     ``mailboxes`` has, for each environment, the numbers of ``messages``
     and ``consumers`` (up to 5 s old). ``parked`` lists the environments
     whose mailbox still has mail, although the last link to the mailbox
@@ -70,7 +74,10 @@ def list_() -> dict[str, Any]:
         salt '*' netspace_link.list
     """
     try:
-        return dates.with_texts(_links().list())
+        links = _links()
+        listed = links.list()
+        delegation_records.mark(links.layout, listed["links"])
+        return dates.with_texts(listed)
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
 

@@ -78,7 +78,7 @@ def _revised(hosts: list[str], own: bool, cut: list[str] | None) -> list[str]:
     try:
         layout = arguments.layout(__opts__)
         if cut and (failed := revision.part(Host(layout), cut)):
-            log.warning("netspace: links to %s: not all end at once: %s", ", ".join(cut), "; ".join(failed))
+            log.warning("netspace: links to %s: some don't end at once: %s", ", ".join(cut), "; ".join(failed))
         asked = cuts.clock()
         # A job has the pillar of the time when the minion last refreshed it.
         section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "", note=True)

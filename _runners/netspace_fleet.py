@@ -33,7 +33,7 @@ from netspace.fleet import hosts as fleet_hosts  # noqa: E402
 from netspace.fleet import status as fleet_status  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.hosts import Outcome  # noqa: E402
-from netspace.fleet.planning import records, work  # noqa: E402
+from netspace.fleet.planning import planner, records  # noqa: E402
 from netspace.fleet.policy import Pace  # noqa: E402
 from netspace.fleet.rollout import control, planned, progress  # noqa: E402
 from netspace.fleet.rollout.journal import Journal  # noqa: E402
@@ -292,7 +292,7 @@ def graph(
     try:
         declaration = _declaration()
         compiled, _ = fleet_hosts.compiled(declaration, edges=True)
-        planned = of_record(work.plans_of(declaration).read(plan)) if plan else None
+        planned = of_record(planner.plans_of(declaration).read(plan)) if plan else None
         return picture(format or form, compiled, _now(timeout)[1] if live is True else None, planned)
     except (NetspaceError, OSError, ValueError) as err:
         return {"error": str(err), "retcode": 1}
@@ -412,7 +412,9 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
         Seconds that a host may take.
     """
     arguments.refuse_others(others)
-    return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), arguments.seconds(timeout))))
+    return _answer(
+        lambda: records.told(planner.make(_declaration(), list(hosts), _minions(), arguments.seconds(timeout)))
+    )
 
 
 def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
@@ -444,9 +446,9 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
 
     def done() -> dict[str, Any]:
         declaration, seconds = _declaration(), arguments.seconds(timeout, _DAY)
-        record = work.plans_of(declaration).read(plan)
+        record = planner.plans_of(declaration).read(plan)
         chosen = list(map(str, hosts)) or record.changing()
-        acting = work.PlannedHosts(declaration, record, _minions(), seconds, _progress)
+        acting = planner.PlannedHosts(declaration, record, _minions(), seconds, _progress)
         with control.alone(_journal()):
             return records.applied(record, acting.apply(chosen))
 
@@ -479,7 +481,7 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
-        record = work.drift(_declaration(), list(hosts), _minions(), arguments.seconds(timeout))
+        record = planner.drift(_declaration(), list(hosts), _minions(), arguments.seconds(timeout))
         told = records.told(record, what="drift")
         if _differs(told):
             differing = sorted({*record.changing(), *record.silent})[:100]
@@ -515,7 +517,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
     """
 
     def compared() -> dict[str, Any]:
-        kept = work.plans_of(_declaration())
+        kept = planner.plans_of(_declaration())
         return records.compared(kept.read(first), kept.read(second))
 
     return _answer(compared)

@@ -52,7 +52,7 @@ from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files
 from netspace.fleet.declaration import FleetDeclaration, Sources
-from netspace.fleet.planning import plans, records, work
+from netspace.fleet.planning import planner, plans, records
 from netspace.fleet.published import Register
 from netspace.plan import Plan
 from netspace.plugin import tables, views
@@ -175,7 +175,7 @@ def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
     bus = SimulatedBus(written(folder))
     minions = SimulatedMinions(bus)
     begin = time.process_time()
-    record = work.make(written(folder), (), minions, 60)
+    record = planner.make(written(folder), (), minions, 60)
     rounds.note("whole", (time.process_time() - begin - bus.theirs) * 1000)
     rounds.note("gathered", minions.gathered * 1000)
     assert len(record.hosts) == hosts and not record.silent, record.silent

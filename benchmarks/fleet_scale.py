@@ -50,8 +50,8 @@ from fleet_plan import MASTER, PRIVATE, SimulatedBus, SimulatedMinions, written
 from netspace.attestation.fleet import own_answers
 from netspace.attestation.fleet.calls import Reply, Sent
 from netspace.fleet import trust_watch
-from netspace.fleet.planning import work
-from netspace.fleet.planning.work import PlannedHosts
+from netspace.fleet.planning import planner
+from netspace.fleet.planning.planner import PlannedHosts
 from netspace.fleet.trust import HostTrust
 
 DONE = {"applied": True, "withheld": 0, "steps": 1, "reason": ""}
@@ -124,7 +124,7 @@ def worker(folder: Path, count: int) -> dict[str, float]:
         result = step()
         return result, (time.process_time() - begin - (bus.theirs - theirs)) * 1000
 
-    record, found["planned"] = own(lambda: work.make(written(folder), (), minions, 600))
+    record, found["planned"] = own(lambda: planner.make(written(folder), (), minions, 600))
     assert len(record.hosts) == hosts and not record.silent, record.silent
     found["plan messages"] = float(bus.messages)
     outcomes, found["applied"] = own(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -19,9 +20,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "client/src"))
 
+PROCESSOR = "NETSPACE_BENCHMARK_PROCESSOR"
+"""Variable with the descriptor of the file that has the processor time of the whole sandbox (``bench.processor``).
+
+A program in another network namespace can't open the file: there ``/sys`` is another file system.
+"""
 BODY = b"x" * 64
 CALLS, POURED = 2000, 8000
 AT_ONCE, WINDOW = 256, 1024
+
+
+def processor() -> float:
+    """Return the milliseconds of processor time that all programs in the sandbox have used so far."""
+    words = os.pread(int(os.environ[PROCESSOR]), 4096, 0).split()
+    return int(words[1]) / 1e3 if len(words) > 1 else int(words[0]) / 1e6
 
 
 def percentiles(times: list[float]) -> dict[str, float]:
@@ -35,29 +47,31 @@ PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
 async def asked(ask: Callable[[], Awaitable[Any]], seconds: float) -> dict[str, float]:
-    """Send requests one after another; return the seconds that each took."""
+    """Send requests one after another; return the milliseconds that they took, and the processor time of each."""
     warm = time.perf_counter() + min(1.0, seconds / 4)
     for _ in range(100):
         await ask()
         if time.perf_counter() > warm:
             break
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end, used = time.perf_counter() + seconds, processor()
     while len(times) < CALLS and time.perf_counter() < end:
         begun = time.perf_counter()
         await ask()
         times.append(time.perf_counter() - begun)
-    return percentiles(times)
+    each = (processor() - used) / len(times)
+    return {**percentiles(times), "processor time": each}
 
 
-async def poured(pour: Callable[[int], Awaitable[Any]], seconds: float) -> float:
-    """Send for *seconds*; return the number of confirmed messages per second."""
+async def poured(name: str, pour: Callable[[int], Awaitable[Any]], seconds: float) -> dict[str, float]:
+    """Send for *seconds*; return the confirmed messages per second as *name*, and the processor time of each (ms)."""
     await pour(50)
-    begun, count = time.perf_counter(), 0
+    begun, used, count = time.perf_counter(), processor(), 0
     while count < POURED and time.perf_counter() - begun < seconds:
         await pour(POURED // 8)
         count += POURED // 8
-    return count / (time.perf_counter() - begun)
+    took = time.perf_counter() - begun
+    return {name: count / took, f"{name}, processor time": (processor() - used) / count}
 
 
 # -- netspace-client -----------------------------------------------------------------------
@@ -98,7 +112,7 @@ class Netspace:
             async def batch(count: int) -> None:
                 await mailbox.send_many(self._peer, (BODY for _ in range(count)), window=WINDOW)
 
-            return {"sends": await poured(each, seconds), "pipelined": await poured(batch, seconds)}
+            return await poured("sends", each, seconds) | await poured("pipelined", batch, seconds)
 
 
 # -- aiormq alone --------------------------------------------------------------------------
@@ -180,7 +194,7 @@ class Bare:
 
             return pour
 
-        return {"sends": await poured(within(AT_ONCE), seconds), "pipelined": await poured(within(WINDOW), seconds)}
+        return await poured("sends", within(AT_ONCE), seconds) | await poured("pipelined", within(WINDOW), seconds)
 
 
 # -- NATS JetStream ------------------------------------------------------------------------
@@ -294,12 +308,12 @@ async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count:
 
 
 async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: float) -> dict[str, float]:
-    """Return the confirmed messages per second, by the name of each limit on unconfirmed messages."""
+    """Return the results of :func:`poured` for each limit on unconfirmed messages."""
 
     def within(most: int) -> Callable[[int], Awaitable[None]]:
         return lambda count: windowed(begin, most, count)
 
-    return {name: await poured(within(most), seconds) for name, most in (("sends", AT_ONCE), ("pipelined", WINDOW))}
+    return await poured("sends", within(AT_ONCE), seconds) | await poured("pipelined", within(WINDOW), seconds)
 
 
 # -- Redis streams -------------------------------------------------------------------------

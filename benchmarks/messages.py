@@ -11,6 +11,10 @@ with ``appendfsync always``). *memory*: no message is written to disk. Bare aior
 forwarder. Debian's ``nats-server`` and ``redis-server`` are started here. A peer that isn't installed is left out, with
 the reason.
 
+*processor time* is that of the whole sandbox for each message: both programs, the server, and the forwarder. It hardly
+depends on other load. *beside aiormq* and *beside NATS* are netspace's value divided by that of the peer; for messages
+per second, the peer's divided by netspace's. So a value below 1 means that netspace takes less.
+
 The benchmark takes three minutes at most: each measurement ends after a number of messages or seconds.
 """
 
@@ -26,12 +30,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import bench
 from bench import say
+from message_programs import PROCESSOR
 
 sys.path[:0] = [str(bench.ROOT / "client/src"), str(bench.ROOT / "tests")]
 
@@ -69,7 +74,16 @@ def running(*commands: list[str]) -> Iterator[None]:
 
 
 def measured(command: list[str], patience: float) -> Any:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=patience + 60, check=True)
+    with bench.processor_file().open("rb") as used:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=patience + 60,
+            check=True,
+            env={**os.environ, PROCESSOR: str(used.fileno())},
+            pass_fds=[used.fileno()],
+        )
     return json.loads(done.stdout)
 
 
@@ -106,7 +120,8 @@ class Found:
                     self.note(f"question and answer, {kind}, {name}", peer, value)
         with running(of("drain")):
             for name, value in measured(of("pour", self.seconds), 2 * self.seconds).items():
-                self.note(f"{name}, {kind}", peer, value)
+                what, _, more = name.partition(", ")
+                self.note(", ".join(filter(None, (what, kind, more))), peer, value)
 
 
 def links(found: Found, folder: Path) -> None:
@@ -211,7 +226,19 @@ def measure(options: argparse.Namespace) -> Found:
 def _cell(row: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2f} ms" if row.startswith("question") else f"{value:.0f} msg/s"
+    return f"{value:.0f} msg/s" if _is_rate(row) else f"{value:.2f} ms" if value > 0.2 else f"{value:.3f} ms"
+
+
+def _is_rate(row: str) -> bool:
+    return not row.startswith("question") and not row.endswith("processor time")
+
+
+def _ratio(row: str, values: Mapping[str, float], peer: str) -> str:
+    """Return how many times the peer's cost netspace's is; empty if one of both wasn't measured."""
+    ours, theirs = values.get("netspace"), values.get(peer)
+    if not ours or not theirs:
+        return ""
+    return f"{theirs / ours if _is_rate(row) else ours / theirs:.2f}"
 
 
 def _table(found: Found) -> Iterator[str]:
@@ -219,10 +246,11 @@ def _table(found: Found) -> Iterator[str]:
     yield f"{bench.machine()}; {load}; {min(found.samples)} to {max(found.samples)} questions each."
     yield from (f"Left out: {peer}: {why}." for peer, why in found.lacking.items())
     yield ""
-    yield f"| | {' | '.join(PEERS)} | goal |"
-    yield "|---|" + "---|" * (len(PEERS) + 1)
+    yield f"| | {' | '.join(PEERS)} | beside aiormq | beside NATS | goal |"
+    yield "|---|" + "---|" * (len(PEERS) + 3)
     for row, values in found.figures.items():
         cells = [_cell(row, values.get(peer)) for peer in PEERS]
+        cells += [_ratio(row, values, peer) for peer in PEERS[1:3]]
         yield f"| {row} | {' | '.join(cells)} | {GOALS.get(row, '')} |"
 
 

@@ -7,12 +7,13 @@ objects and can remove them. This module never accesses the disk.
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+from netspace.patterns import pattern
+
+INSTANCE = pattern(r"[a-z][a-z0-9]{0,15}")
 _BESIDE = "-NEXT"
 TAP = "tap0"  # the name of an environment's tap device
 # In place of it for a kernel in a domain of Xen: the link that the kind ``tap`` filters, and its peer, which leads to

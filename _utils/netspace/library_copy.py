@@ -14,6 +14,7 @@ functions.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ sys.exit(main())
 '''
 
 
+@functools.cache
 def source() -> Path:
     """Return the folder of the running library."""
     return Path(__file__).resolve().parent

@@ -1,10 +1,24 @@
-"""Check that no user other than root can replace the target of a path. Reads only."""
+"""Programs and paths: where a program is, and whether a user other than root can replace the target of a path.
+
+Reads only.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+
+
+def program(name: str, places: str) -> str | None:
+    """Return the path of the program *name* in the first of these places that has it; None if none has it.
+
+    It is ``shutil.which`` without ``shutil``, which takes 2 ms to import.
+
+    :param places: folders, separated by colons, as in ``PATH``.
+    """
+    found = (os.path.join(place, name) for place in places.split(":"))
+    return next((path for path in found if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
 def loose(path: Path) -> Path | None:

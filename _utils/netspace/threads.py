@@ -52,10 +52,15 @@ class BackgroundTask(Generic[T]):
         thread.start()
         self._thread = thread
 
-    def end(self) -> None:
-        """Wait for the thread's end, if it was started."""
-        if self._thread is not None:
-            self._thread.join()
+    def end(self, seconds: float | None = None) -> bool:
+        """Wait for the thread's end, if it was started; return whether it has ended.
+
+        :param seconds: the longest wait; None: without end.
+        """
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def result(self) -> T:
         """Return the work's result, or raise its exception."""

@@ -99,7 +99,7 @@ def opened(token: str, kind: str, keys: dict[str, dict[str, str]]) -> dict[str, 
 
 def timely(told: dict[str, Any], longest: int, now: float, what: str) -> None:
     demand(f"{what}: valid for too long", 0 < whole(told["exp"]) - whole(told["iat"]) <= longest)
-    demand(f"{what}: expired, or of the future", told["iat"] - SKEW <= now <= told["exp"])
+    demand(f"{what}: expired, or from the future", told["iat"] - SKEW <= now <= told["exp"])
 
 
 def check(text: str, verifiers: bytes, nonce: str, level: int, now: float, **expected: str | None) -> dict[str, Any]:

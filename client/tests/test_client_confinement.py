@@ -121,7 +121,7 @@ pytestmark = pytest.mark.skipif(not supported(), reason="this kernel has no Land
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
-    """Folders named after the right that the confined program gets there. Each folder has a file."""
+    """One folder for each right, with that name; the confined program gets the right there. Each folder has a file."""
     found = {name: tmp_path / name for name in ("read", "write", "execute", "none")}
     for path in found.values():
         path.mkdir()

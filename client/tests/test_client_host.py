@@ -20,7 +20,9 @@ from netspace_client import (
     LinkError,
     NotDeclared,
     Offer,
+    Sealed,
     Self,
+    Signature,
     Trust,
     card,
     host_peer,
@@ -184,3 +186,32 @@ def test_rights_are_delegated_listed_and_revoked() -> None:
     for wrong in ({}, {"delegations": 1}, {"delegations": [1]}, {"delegations": [{**row, "until": None}]}):
         with pytest.raises(LinkError, match="the host's answer has no"):
             asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).delegations())  # type: ignore[arg-type]
+
+
+def test_value_is_sealed_and_opened_by_the_host() -> None:
+    answer = {"v": 1, "verb": "seal", "answer": {"sealed": "eHl6", "kept_in": "tpm", "boot": True}}
+    mailbox = Mailbox(answer, HOST)
+    made = asyncio.run(HostPeer(mailbox).seal(b"\xff\x00", image=False, at_least="tpm"))  # type: ignore[arg-type]
+    assert made == Sealed("eHl6", "tpm", True)
+    given = {"value": "_wA", "image": False, "boot": True, "at_least": "tpm"}
+    assert mailbox.calls[0][1] == {"v": 1, "verb": "seal", "arguments": given}
+    mailbox = Mailbox({"v": 1, "verb": "unseal", "answer": {"value": "_wA", "kept_in": "tpm", "boot": True}}, HOST)
+    assert asyncio.run(HostPeer(mailbox).unseal(made.text)) == b"\xff\x00"  # type: ignore[arg-type]
+    assert mailbox.calls[0][1] == {"v": 1, "verb": "unseal", "arguments": {"sealed": "eHl6"}}
+    for wrong in ({}, {"value": 1}, {"value": "%"}, {"value": "A"}):
+        with pytest.raises(LinkError, match="the host's answer has no"):
+            asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).unseal("eHl6"))  # type: ignore[arg-type]
+
+
+def test_signature_has_its_key_and_its_holder() -> None:
+    key = {"crv": "P-256", "kty": "EC", "x": "AA", "y": "AQ"}
+    said = {"signature": "_wA", "key": key, "kept_in": "file", "boot": False}
+    mailbox = Mailbox({"v": 1, "verb": "sign", "answer": said}, HOST)
+    made = asyncio.run(HostPeer(mailbox).sign(b"text", key="k" * 43))  # type: ignore[arg-type]
+    assert made == Signature(b"\xff\x00", key, "file", False)
+    digest = "mC2ePrmW9VnmM_TRlN7zdh2Qn1o7ZH0ahR_q1nwyydE"
+    given = {"digest": digest, "image": True, "boot": True, "at_least": "file", "key": "k" * 43}
+    assert mailbox.calls[0][1] == {"v": 1, "verb": "sign", "arguments": given}
+    for wrong in ({**said, "key": {}}, {**said, "key": 1}, {**said, "signature": None}, {**said, "kept_in": 1}):
+        with pytest.raises(LinkError, match="the host's answer has no"):
+            asyncio.run(HostPeer(Mailbox({"v": 1, "answer": wrong}, HOST)).sign(b"text"))  # type: ignore[arg-type]

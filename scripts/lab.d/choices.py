@@ -98,11 +98,11 @@ def declared(text: str, where: str) -> dict[str, str]:
     for name, host_ in hosts.items():
         address = host_.get("address") if isinstance(host_, dict) else None
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
-            raise Failed(f"{where}: hosts: {name!r} is no name for a host of a lab; use a short one, such as h1")
+            raise Failed(f"{where}: hosts: {name!r} can't be the name of a lab's host; use a short one, such as h1")
         try:
             value = str(ipaddress.ip_address(str(address)))
         except ValueError:
-            raise Failed(f"{where}: hosts: {name}: address: {address!r} is no IP address") from None
+            raise Failed(f"{where}: hosts: {name}: address: {address!r} is not an IP address") from None
         if value in (MASTER, *addresses.values()):
             raise Failed(f"{where}: hosts: {name}: address: {value} is taken; choose another one")
         addresses[name] = value

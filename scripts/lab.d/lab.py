@@ -324,7 +324,7 @@ def down(arguments: list[str]) -> int:
     if not FOLDER.exists():
         return 0
     if not MARK.exists():
-        raise Failed(f"down: {FOLDER} is no lab's folder; nothing is removed")
+        raise Failed(f"down: {FOLDER} is not a lab's folder; nothing is removed")
     with locked():
         # Also hosts that a killed `up` has started and not yet written down.
         for home in sorted(FOLDER.iterdir()):
@@ -348,7 +348,7 @@ def own() -> None:
         raise Failed(f"up: {FOLDER} must be a folder of root's with mode 0700; remove it, or set NETSPACE_LAB")
     if not MARK.exists():
         if any(FOLDER.iterdir()):
-            raise Failed(f"up: {FOLDER} has files and is no lab's folder; set NETSPACE_LAB to another one")
+            raise Failed(f"up: {FOLDER} has files and is not a lab's folder; set NETSPACE_LAB to another one")
         MARK.touch()
 
 

@@ -99,7 +99,9 @@ def tagged(root: Path, tags: Sequence[str]) -> list[str]:
     ]
     heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
     if not re.search(heading, (root / "CHANGELOG.md").read_text(), re.MULTILINE):
-        problems.append(f"CHANGELOG.md: has no heading '## [{version}] - YYYY-MM-DD'; name what is unreleased so")
+        problems.append(
+            f"CHANGELOG.md: has no heading '## [{version}] - YYYY-MM-DD'; give this heading to the unreleased changes"
+        )
     if left := sorted(path.name for path in (root / "changelog.d").glob("*.*.md")):
         problems.append(f"changelog.d: has {', '.join(left)}; run towncrier build --version {version}")
     for name in ADDRESSES:
@@ -139,7 +141,7 @@ def published(text: str, folder: str, files: str) -> str:
     def absolute(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1]))
         if path.startswith("..") or not (ROOT / path).exists():
-            raise Refused(f"{posixpath.join(folder, 'README.md')}: links to {match[1]}, which is no file here")
+            raise Refused(f"{posixpath.join(folder, 'README.md')}: links to {match[1]}, which is not a file here")
         return f"{files}{path}{match[2] or ''}"
 
     return _LINK.sub(absolute, text)

@@ -1,4 +1,6 @@
-"""Boots on a bad base, derived at random from good ones, and worlds whose policies have terms for the base.
+"""Boots on a bad base, derived at random from good ones; the base is what lies below the kernel.
+
+There are also worlds whose policies have terms for the base.
 
 The terms of a policy's section ``tcb`` have to refuse each of these boots. The values of PCRs 0 and 7 allow the bad
 boots, too, as in a fleet whose operator recorded them, so that nothing but the terms refuses them.
@@ -105,9 +107,9 @@ def _platform(boot: str) -> list[str]:
 
 
 def make(chance: random.Random, kinds: tuple[str, ...] = tuple(KINDS), told: bool = False) -> BootWorld | str:
-    """Return a new world, or the reason why this attempt made none.
+    """Return a random world; if the draw permits none, return the reason.
 
-    :param told: whether the policy also gets a term that nothing proves.
+    :param told: whether the policy also gets a term that no measurement proves, only the host's own claim.
     """
     good = chance.choice(boots.recorded()[:4])
     own = "uki" if good.name.startswith("uki") else "shim-grub"

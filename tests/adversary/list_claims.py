@@ -143,7 +143,7 @@ def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class Known:
-    """The forger's data on his boot.
+    """Data of a host's boot and lists that its forger knows.
 
     :ivar bad: number of the first bad line.
     :ivar start: values of the PCRs when the list began.

@@ -237,7 +237,7 @@ def split(world: ListWorld, at: int) -> Claim:
 
 
 def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole) -> ListWorld | str:
-    """Return a world with a bad event, or the reason why no such world could be made."""
+    """Return a random world with a bad event; if the draw permits none, return the reason."""
     kind = chance.choice(kinds)
     rules: Rules = {"files": {}, "keys": [PEM]}
     for line in GOOD[:-1]:

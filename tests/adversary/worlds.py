@@ -112,7 +112,7 @@ def make(
     foreign: float = 0.5,
     without: tuple[str, ...] = (),
 ) -> BootWorld | str:
-    """Return a new world, or the reason why this attempt made none.
+    """Return a random world; if the draw permits none, return the reason.
 
     :param foreign: share of worlds that use another machine's log, if there are such logs.
     :param without: rules that are removed from every policy.

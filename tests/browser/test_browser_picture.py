@@ -246,7 +246,28 @@ def large_page() -> str:
     return fleet_picture.picture("html", made, pictures.seen(made))
 
 
-@pytest.mark.parametrize("size", [(390, 844), (1024, 768), (1920, 1080)], ids=str)
+SIZES = [(360, 740), (1024, 768), (1920, 1080)]
+"""Windows of a telephone, a small and a large screen."""
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_small_fleet_is_seen_whole(opened: Opened, size: tuple[int, int]) -> None:
+    page = opened(shop(), size)
+    assert page.value("document.documentElement.scrollWidth") <= size[0], "nothing sticks out at the side"
+    seen: dict[str, Any] = page.value("document.getElementById('map').getBoundingClientRect().toJSON()")
+    texts = "[...document.querySelectorAll('#map text')].filter(e => /^h[1-4]$/.test(e.textContent))"
+    names = page.value(f"{texts}.map(e => e.getBoundingClientRect().toJSON()).filter(box => box.height)")
+    assert len(names) >= 4, "each host's name is there"
+    for box in names:
+        assert box["height"] >= 12, "it can be read"
+        assert seen["left"] <= box["left"] and box["right"] <= seen["right"]
+    page.press("/")
+    page.press(*"orders", "Enter")
+    box: dict[str, Any] = page.value("document.querySelector('.n.sel').getBoundingClientRect().toJSON()")
+    assert title(page) == "orders@h3" and box["height"] >= 12
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_large_fleet_is_found_through(opened: Opened, large_page: str, size: tuple[int, int]) -> None:
     page = opened(large_page, size)
     assert page.value("document.documentElement.scrollWidth") <= size[0], "nothing sticks out at the side"

@@ -250,8 +250,8 @@ def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tup
     ("text", "message"),
     [
         ("hosts: []", "it declares no hosts"),
-        ("hosts: {h1: {address: x}}", "hosts: h1: address: 'x' is no IP address"),
-        ("hosts: {srv: {address: 198.51.100.9}}", "'srv' is no name for a host of a lab"),
+        ("hosts: {h1: {address: x}}", "hosts: h1: address: 'x' is not an IP address"),
+        ("hosts: {srv: {address: 198.51.100.9}}", "'srv' can't be the name of a lab's host"),
         ("hosts: {h1: {address: 198.51.100.254}}", "198.51.100.254 is taken"),
         ("hosts: {a: {address: 198.51.100.9}, b: {address: 198.51.100.9}}", "198.51.100.9 is taken"),
     ],
@@ -268,8 +268,8 @@ def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "lab").mkdir(mode=0o700)
     (tmp_path / "lab/work").write_text("mine")
     other = Lab(tmp_path / "lab")
-    assert "has files and is no lab's folder" in other.do("up", code=1)
-    assert "is no lab's folder; nothing is removed" in other.do("down", code=1)
+    assert "has files and is not a lab's folder" in other.do("up", code=1)
+    assert "is not a lab's folder; nothing is removed" in other.do("down", code=1)
     assert (tmp_path / "lab/work").read_text() == "mine"
 
 

@@ -160,6 +160,6 @@ def test_a_minion_gets_an_authority_for_its_links_and_keeps_its_key(fleet: Fleet
     assert len(public) == 43 and fleet.call("netspace_link.public_key", f"folder={folder}") == public
     assert "PRIVATE KEY" in (folder / "names.key").read_text()
     done = fleet.runner.run("netspace_link.certify", fleet.minion.id, "no domain", f"folder={folder}")
-    assert done.returncode == 1 and "is no trust domain" in done.data["error"]
+    assert done.returncode == 1 and "is not a trust domain" in done.data["error"]
     done = fleet.runner.run("netspace_link.certify", "nobody", "h2.example.org", "timeout=2")
     assert done.returncode == 1 and "nobody: the master hasn't accepted its key" in done.data["error"]

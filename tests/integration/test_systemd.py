@@ -360,7 +360,10 @@ def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
 def test_one_question_tells_of_all_that_never_ended(
     call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost, tmp_path: Path
 ) -> None:
-    """A survey has the statuses that systemd tells. systemd is asked only about units that ended or don't run."""
+    """One question to systemd gives the statuses of all units that never ended.
+
+    Only about other units is systemd asked singly.
+    """
     held = detached("held", until=[str(tmp_path / "comes-later")])
     names = ["again", "frozen", "steady", "stopped"]
     call("define", [*(detached(name) for name in names), held, plain("attached"), plain("never")])

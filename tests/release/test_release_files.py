@@ -42,7 +42,7 @@ def test_wheel_of_the_client_holds_each_module(dist: Path) -> None:
 
 @pytest.mark.parametrize(("name", "source"), [("netspace", "."), ("netspace_client", "client")])
 def test_sdist_holds_each_module(dist: Path, name: str, source: str) -> None:
-    """Whoever builds from an sdist gets the modules that the wheel of the release has."""
+    """A wheel built from the sdist has the same modules as the wheel of the release."""
     root = checkout.ROOT / source
     with tarfile.open(dist / f"{name}-{__version__}.tar.gz") as archive:
         held = {path.partition("/")[2] for path in archive.getnames()}

@@ -27,7 +27,8 @@ def todays(values: Sequence[T], days: int, day: int | None = None, *, every: int
     """Return today's share of *values*. In *days* days in a row, each value is returned once.
 
     :param day: number of the day; None: today's.
-    :param every: the test runs only each *every* days (:data:`EVERY` for a file by turns): those are the days in a row.
+    :param every: the test runs only on each *every*-th day (:data:`EVERY` for the files that take turns). Only these
+        days count as days in a row.
     """
     if FAULTS != "some":
         return list(values)

@@ -32,7 +32,7 @@ GRAINS = {
 
 @pytest.fixture(scope="module")
 def minion() -> Iterator[Any]:
-    """Return a minion of the real class that runs nothing and has no connection."""
+    """A minion of the real class that runs nothing and has no connection."""
 
     class Corrected(salt.minion.Minion):  # type: ignore[misc]
         """A subclass for the patches, so that other tests get the unpatched class."""

@@ -111,6 +111,7 @@ PURE = {
     "ledger.nv_public",
     "link.problems",
     "link.topology.spiffe",
+    "patterns",
     "plan",
     "spec.hosts",
     "spec.minion_terms",

@@ -49,8 +49,17 @@ def test_package_s_command_calls_itself_by_its_name(tmp_path: Path) -> None:
     variables = {"PYTHONPATH": str(ROOT / "_utils"), "COLUMNS": "80"}
     done = subprocess.run(["sh", command, "plan"], env=variables, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("usage: netspace plan "), done.stderr
-    assert "\nnetspace plan: error: the following arguments are required: FILE" in done.stderr
+    wanted = "netspace plan: the following arguments are required: FILE; netspace plan --help tells more\n"
+    assert done.stderr.replace("\n", " ").strip() == wanted.strip(), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["apply"], ["--instance", "x" * 100, "list"], []])
+def test_wrong_arguments_name_help_in_eighty_columns(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as err:
+        main(arguments, "netspace")
+    told = capsys.readouterr().err
+    assert err.value.code == 1 and "--help tells more" in told.replace("\n", " ")
+    assert all(len(line) <= 80 for line in told.splitlines())
 
 
 def test_pillar_example_is_read_whole() -> None:

@@ -1,4 +1,4 @@
-"""Cuts by the fleet's master, against runs that have a pillar of before the cut."""
+"""Cuts of links by the fleet's master: a run whose pillar is from before the cut doesn't make the links again."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_a_run_of_before_a_cut_makes_no_link_again(host: Host) -> None:
 
 
 def test_a_pillar_of_after_a_cut_brings_links_back(host: Host) -> None:
-    """Such as that of ``netspace_fleet.apply``, after the host was replaced."""
+    """A pillar that was requested after the cut brings links back.
+
+    An example is ``netspace_fleet.apply`` after the host was replaced.
+    """
     before = cuts.clock()
     revise.part(host, ["h1"])
     cuts.heard(host.layout, declared().links, before)
@@ -111,7 +114,10 @@ def test_a_note_that_cannot_be_written_hinders_no_cut(host: Host) -> None:
 def test_the_pillar_that_was_requested_last_counts(
     tmp_path_factory: pytest.TempPathFactory, order: list[float], cut: set[float]
 ) -> None:
-    """The master's messages are worked on at the same time, and note in any order what they were given."""
+    """The host handles several messages of the master at once.
+
+    In any order of their notes, the pillar that was requested last counts.
+    """
     host = Host(Layout(root=tmp_path_factory.mktemp("host")))
     began = cuts.clock() - 10
     for number in order:

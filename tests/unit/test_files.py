@@ -130,7 +130,7 @@ def test_who_reads_another_s_file_follows_no_link_and_waits_for_nobody(tmp_path)
 
 
 def test_a_held_lock_is_refused_in_the_callers_words(tmp_path):
-    """Whoever waits for a lock decides how long, and with which error it ends."""
+    """The caller that waits for a lock sets the longest wait, and the error that ends the wait."""
     path, asked = tmp_path / "deep" / "lock", []
 
     def busy():

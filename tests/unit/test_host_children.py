@@ -1,4 +1,4 @@
-"""Decisions about children from the records of a host, in a folder of its own: no program runs."""
+"""Decisions about children by a host's records alone; the records are in the test's folder, and no program runs."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def asleep() -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Applied:
-    """Notes of the changes that a host would make, in place of the changes."""
+    """Stand-in that notes the changes that a host would make, instead of making them."""
 
     def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         self.states: list[dict[str, str]] = []
@@ -229,7 +229,7 @@ def test_child_that_ends_during_an_apply_is_not_started(
 
 def test_next_run_of_a_parent_gets_no_child(host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_records, "run_of", lambda _, name: own_run() if name == "web" else None)
-    with pytest.raises(Refused, match="the program that asked has ended"):
+    with pytest.raises(Refused, match="the program that sent the request has ended"):
         host.spawn("web", "worker", "w", {}, own_run().began - 0.01)
     monkeypatch.setattr(host, "_begin", lambda _place, _there, child: child)
     assert host.spawn("web", "worker", "w", {}, own_run().began)[0] == "web-worker-1"
@@ -283,14 +283,17 @@ def test_emptying_deletes_the_ways_of_late_answers(host: Host, monkeypatch: pyte
 def test_children_never_fill_the_ledger_of_their_host(
     host: Host, declared: Declaration, monkeypatch: pytest.MonkeyPatch, about: str, part: float, refused: bool
 ) -> None:
-    """No parent can lower the trust in its host, which a full ledger lowers until the next boot."""
+    """Starts of children never fill the ledger of runs.
+
+    A full ledger would lower the host's trust level until the next boot.
+    """
     monkeypatch.setattr(child_records, "run_of", lambda _, name: own_run() if name == "web" else None)
     monkeypatch.setattr(host, "_begin", lambda _place, _there, child: child)
     files.write_json(host.layout.records("attestation") / "ledger.json", {})
     line = entries.ended([about], 1)[0]
     files.write(journal.folder(host.layout) / "log", line * round(part * entries.MOST_LINES))
     if refused:
-        with pytest.raises(Refused, match="records no more starts of children") as told:
+        with pytest.raises(Refused, match="no room for more starts of children") as told:
             host.spawn("web", "worker", "w", {})
         assert told.value.code == "too-many"
     else:

@@ -1,4 +1,4 @@
-"""Delegations on a host, with its records in a folder of its own: no program runs, and no broker.
+"""Delegations by a host's records alone; the records are in the test's folder, and neither program nor broker runs.
 
 Attackers ask in the name of others, for more than their right, late and repeatedly, while links, runs and clocks
 change. After each step, each delegated right must come from a holder who has this right, with limits at least as wide.
@@ -10,6 +10,7 @@ import math
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,13 @@ from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.host import child_records, delegation_records, keeper, pace
+from netspace.host import child_records, delegation_records, keeper, metrics, pace, program_keys
 from netspace.host import delegations as use_cases
 from netspace.host.child_records import Run
 from netspace.host.children import Refused
 from netspace.host.delegations import Limits
 from netspace.host.host import Host
+from netspace.host.peer.verbs import sign
 from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.link import record as link_record
@@ -49,7 +51,7 @@ def whole() -> dict[str, Any]:
         "environments": {
             "web": {**image, "host": [*ASK, "spawn"], "spawns": {"w": template}, "delegates": {"orders": bound}},
             "till": {**image, "host": ASK, "delegates": {"orders": {"to": ["aid"], "length": 10, "lifetime": 1000}}},
-            "aid": {**image, "host": ["whoami"]},
+            "aid": {**image, "host": ["whoami", "sign"]},
             "orders": image,
         },
         "links": [
@@ -64,7 +66,7 @@ FREE = Limits()
 
 
 class World:
-    """A host, whose links are those of its record, with clocks and runs of the test's own."""
+    """A host with the links of its record. The test sets its clocks, and the runs of its programs."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.layout = Layout(root=root)
@@ -179,6 +181,18 @@ def test_right_is_the_least_of_all_limits(world: World) -> None:
     assert (world.links["aid.orders"].rate, world.links["aid.orders"].length) == (2, 10)
 
 
+def test_delegated_link_is_marked_and_counted(world: World) -> None:
+    world.delegate("web", "orders", "till", Limits(until=world.today + 30))
+    rows: dict[str, dict[str, Any]] = {name: {"from": link.source} for name, link in world.links.items()}
+    delegation_records.mark(world.layout, rows)
+    marked = {name: row for name, row in rows.items() if len(row) > 1}
+    assert marked == {"till.orders": {"from": "till", "delegated_by": "web", "until": world.today + 30}}
+    given, born = metrics._programs(world.layout)
+    assert (list(given.values), list(born.values)) == ([1], [])
+    world.revoke("web", "orders", "till")
+    assert not next(iter(metrics._programs(world.layout))).values
+
+
 def test_revocation_severs_what_was_made_of_it(world: World) -> None:
     world.delegate("web", "orders", "till")
     world.delegate("till", "orders", "aid")
@@ -249,7 +263,7 @@ def test_right_of_a_child_ends_with_the_child(world: World) -> None:
     child = child_records.Child("web", "w", "c", {}, 0.0, 2.0**40, world.runs["web"], run)
     child_records.write(world.layout, "web-w-1", child)
     world.delegate("web", "orders", "web-w-1")
-    with pytest.raises(Refused, match="children run, and no more may"):
+    with pytest.raises(Refused, match="children run already, which is the limit"):
         Host(world.layout).spawn("web", "w", "other", {})
     world.ended.add(run)
     assert world.settle() == {"web-w-1.orders": "the child that had it has ended"}
@@ -349,6 +363,34 @@ def test_revocation_waits_for_no_request_that_waits(world: World, kept: tuple[ke
     wanted = [(1, "link-unknown"), (2, "delegation-unknown"), (3, "verb-not-permitted"), (4, "")]
     assert sorted(told(end) for _ in wanted) == wanted
     assert not delegation_records.names(world.layout) and "till.orders" not in world.links
+
+
+def test_revocation_waits_for_no_key(
+    world: World, kept: tuple[keeper.Keeper, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a TPM is in use by others, a revoked right is removed from the broker."""
+    mine, end = kept
+    world.delegate("web", "orders", "till")
+    world.severed.clear()
+    free = threading.Event()
+
+    def answer(*_: object) -> sign.Answer:
+        assert free.wait(60)
+        return sign.Answer("", {}, "tpm", True)
+
+    monkeypatch.setattr(program_keys, "answer", answer)
+    with ThreadPoolExecutor(1) as pool:
+        ask(end, 1, "aid", "sign", digest="A" * 43)
+        ask(end, 2, "web", "revoke", link="orders", to="till")
+        served = pool.submit(mine._serve)
+        try:
+            until(lambda: {"till.orders"} in world.severed, "the right is still there")
+            assert not served.done()
+        finally:
+            free.set()
+        served.result(60)
+    mine._serve()
+    assert [told(end), told(end)] == [(1, ""), (2, "")]
 
 
 def test_right_whose_time_is_over_waits_for_no_request(world: World, kept: tuple[keeper.Keeper, socket.socket]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netspace.host import renaming
+from netspace.host import planned, renaming
 from netspace.plan import Outcome, Plan, Result, Step, renamed
 from netspace.spec import parse
 
@@ -29,9 +29,26 @@ def test_the_two_halves_are_one_step() -> None:
     assert renamed(found.plan.steps) == {"web": "www"} and found.plan.notes == ["a note"]
 
 
+def test_an_apply_of_a_planned_rename_may_take_both_halves() -> None:
+    check = planned._only(joined(Result(Plan([GONE, OTHER, MADE]))).plan)
+    check(Plan([GONE, MADE, OTHER]))
+    for kind, name, action in (
+        ("environment", "till", "remove"),
+        ("environment", "www", "create"),
+        ("environment", "web", "remove"),
+        ("interface", "www", "remove"),
+        ("interface", "web", "create"),
+    ):
+        with pytest.raises(planned.PlanChanged, match=f"{action} {kind} {name} isn't in the plan"):
+            check(Plan([GONE, MADE, Step(kind, name, action)]))
+
+
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """A killed run had done the other one."""
+    """A killed run had done one half of a renaming, so the result has only the other half.
+
+    It is reported as what it is: a creation or a removal.
+    """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 
 
@@ -51,3 +68,13 @@ def test_interfaces_are_compared_without_the_name() -> None:
     old, new = (parse.interface({"kind": "veth", **more}) for more in ({}, {"ipv4": "10.203.0.9"}))
     assert renaming.differing(old, old) == {}
     assert renaming.differing(old, new) == {"ipv4": {"old": None, "new": "10.203.0.9"}}
+
+
+def test_an_unreadable_record_has_the_step_show_all_keys() -> None:
+    """A plan must not look as if nothing but the name changed when that can't be known."""
+    new = parse.environment("web", {"image": "tar:/srv/web.tar"})
+    assert renaming.differences(None, new) is None
+    found = renaming.joined(Result(Plan([GONE, MADE])), FORMER, lambda _: None, lambda _: "renamed from www")
+    (step,) = found.plan.steps
+    assert step.changes == {**NAME, **MADE.changes}
+    assert step.reason == "renamed from www; the record of www can't be read, so all keys are shown"

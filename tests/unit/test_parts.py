@@ -66,7 +66,10 @@ def test_a_folder_that_is_asked_for_alone_has_all_its_files(folder: str) -> None
 
 @pytest.mark.parametrize("file", sorted({file for turn in parts.FILES for file in turn}))
 def test_share_of_a_file_by_turns_counts_its_own_days(file: str) -> None:
-    """With a share of each day, a file of each fourth day would try the same one of two shares for ever."""
+    """A file that runs only every EVERY-th day tells ``todays`` so.
+
+    If its share of the samples changed daily, it could meet the same share every time it runs.
+    """
     assert len(parts.FILES) == EVERY
     for call in re.findall(r"\btodays\((.*)", (ROOT / file).read_text()):
         assert "every=EVERY" in call, f"{file}: {call}"

@@ -106,7 +106,7 @@ def test_link_to_a_file_of_the_repository_is_made_whole() -> None:
 
 @pytest.mark.parametrize("link", ["docs/missing.md", "../elsewhere"])
 def test_link_to_no_file_of_the_repository_is_refused(link: str) -> None:
-    with pytest.raises(release.Refused, match=r"links to .*, which is no file here"):
+    with pytest.raises(release.Refused, match=r"links to .*, which is not a file here"):
         release.published(f"[a]({link})", "", FILES)
 
 

@@ -1,4 +1,4 @@
-"""The host's decision which declared links to have, by its own result and by the levels of other hosts."""
+"""Decision of a host which of its declared links it makes, by its own result and by the levels of other hosts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def clone(lab: Lab) -> Iterator[Callable[[str], Machine]]:
-    """Return a function that returns a booted machine of a flavour. The machine is removed after the test."""
+    """A function that returns a booted machine of a flavour. The machine is removed after the test."""
     with ExitStack() as stack:
 
         def make(flavour: str) -> Machine:

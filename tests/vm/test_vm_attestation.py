@@ -1,4 +1,4 @@
-"""Trust of a virtual machine with Secure Boot, a TPM and a boot log, whose kernel measures programs in the end."""
+"""Trust of a virtual machine with Secure Boot, a TPM and a boot log, whose kernel finally measures programs, too."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _build(recipe: Recipe, made: Path, say: bool) -> None:
 
 
 def esp_with(image: Image, command_line: str, target: Path) -> None:
-    """Return a copy of the boot partition with another kernel command line."""
+    """Write a copy of the boot partition to *target*, with another kernel command line."""
     shutil.copyfile(image.esp, target)
     _run("mcopy", "-o", "-i", target, "-", "::/EFI/debian/grub.cfg", stdin=_grub(command_line).encode())
 

@@ -138,7 +138,7 @@ class Machine:
         self.cut()
 
     def _told(self, what: str) -> None:
-        """Make systemd end everything after a moment, because the agent ends early and must answer first."""
+        """Make systemd reboot or switch off (*what*) in half a second, once the agent inside has answered."""
         self.sh(f"(sleep 0.5; exec systemctl --no-block {what}) >/dev/null 2>&1 </dev/null &")
 
     def save(self, folder: Path) -> None:

@@ -226,7 +226,8 @@ def check(
         raise ResultExpired("the result is from the future: compare the clocks of host and master")
     if told.version < versions.get(told.group, 0):
         raise PolicyDowngraded(
-            f"the policy {told.group} has version {told.version}; version {versions[told.group]} was in force"
+            f"the policy {told.group} has version {told.version}, but "
+            f"version {versions[told.group]} was in force already"
         )
     return told
 

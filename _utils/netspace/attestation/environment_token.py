@@ -271,7 +271,7 @@ def about(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts(text: str) -> tuple[str, bytes, str]:
-    """Return a collection's token, its message with the host's signed statement, and its host appraisal.
+    """Return three parts of a CMW collection: token, message with the host's signed statement, host appraisal.
 
     The host appraisal is empty if the collection has none. This function checks only the form of the collection.
 
@@ -306,7 +306,7 @@ def _trusted(key: bytes) -> EllipticCurvePublicKey | Ed25519PublicKey:
     try:
         host = load_pem_public_key(key)
     except (ValueError, TypeError) as err:
-        raise Malformed(f"the trusted key is no public key (PEM): {err}") from err
+        raise Malformed(f"the trusted key is not a public key (PEM): {err}") from err
     if isinstance(host, Ed25519PublicKey) or (
         isinstance(host, EllipticCurvePublicKey) and isinstance(host.curve, SECP256R1)
     ):
@@ -367,11 +367,11 @@ def _statement(raw: bytes) -> dict[str, Any]:
     if set(found) != {"boot", "expires", "host", "issued", "key"}:
         raise Malformed("statement: expected boot, expires, host, issued and key")
     if any(type(found[name]) is not int for name in ("expires", "issued")):
-        raise Malformed("statement: times are whole seconds since 1970")
+        raise Malformed("statement: issued, expires: expected whole seconds since 1970")
     if not 0 < found["expires"] - found["issued"] <= KEY_LIFETIME:
         raise HostKeyExpired(f"a host vouches for a key for {KEY_LIFETIME} s at most")
     if any(not isinstance(found[name], str) or len(found[name]) > 255 for name in ("boot", "host")):
-        raise Malformed("statement: boot and host are texts")
+        raise Malformed("statement: boot, host: expected texts of at most 255 characters")
     try:
         return {**found, "key": jose.parse_jwk(found["key"])}
     except jose.Unreadable as err:
@@ -393,15 +393,15 @@ def claims_of(token: str, key: Mapping[str, str]) -> dict[str, Any]:
     texts = {"eat_profile", "eat_nonce", "sub", "netspace_host", "netspace_boot"}
     digests = {"netspace_image", "netspace_configuration"}
     if set(told) - {"cnf"} != {*texts, *digests, "iat", "exp", "netspace_started"} or told["eat_profile"] != PROFILE:
-        raise Malformed(f"token: not the claims of {PROFILE}")
+        raise Malformed(f"token: its claims are not those of {PROFILE}")
     if any(not isinstance(told[name], str) or len(told[name]) > 255 for name in texts):
-        raise Malformed("token: a claim is no text")
+        raise Malformed("token: a claim is not text")
     if any(not isinstance(told[name], str) or not DIGEST.fullmatch(told[name]) for name in digests):
         raise Malformed("token: image and configuration are sha256 digests")
     if any(type(told[name]) is not int for name in ("iat", "exp")) or not 0 < told["exp"] - told["iat"] <= LIFETIME:
-        raise Malformed(f"token: it lacks a time, or is valid for more than {LIFETIME} s")
+        raise Malformed(f"token: it lacks one of its times, or is valid for more than {LIFETIME} s")
     if not NONCE.fullmatch(told["eat_nonce"]) or type(told["netspace_started"]) not in (float, int, type(None)):
-        raise Malformed("token: eat_nonce is no valid nonce, or netspace_started is no time")
+        raise Malformed("token: eat_nonce is not a valid nonce, or netspace_started is not a time")
     if "cnf" in told:
         cnf = told["cnf"]
         if not isinstance(cnf, dict) or set(cnf) != {"jkt"} or not isinstance(cnf["jkt"], str):

@@ -72,7 +72,7 @@ class Context:
 
     def __post_init__(self) -> None:
         if not MIN_NONCE <= len(self.nonce) <= MAX_NONCE:
-            raise Malformed(f"a nonce of {len(self.nonce)} bytes; {MIN_NONCE} to {MAX_NONCE} are possible")
+            raise Malformed(f"a nonce of {len(self.nonce)} bytes; expected {MIN_NONCE} to {MAX_NONCE}")
 
     def qualifying(self) -> bytes:
         """Return the qualifying data of a quote: SHA-256 over the fields, each prefixed with its length."""
@@ -134,7 +134,7 @@ class Enrolment:
     others: tuple[tuple[str, bytes], ...] = ()
 
     def wire(self) -> dict[str, Any]:
-        """Return the wire form."""
+        """Return the enrolment as JSON values, the form in which the host sends it (wire form)."""
         return {
             "v": 2,
             "template": self.template,
@@ -279,7 +279,7 @@ def parse_enrolment(data: Any) -> Enrolment:
     if not isinstance(others, list) or len(others) > MAX_OTHERS:
         raise Malformed(f"enrolment: others is not a list of at most {MAX_OTHERS}")
     if any(not isinstance(one, Mapping) or set(one) != {"template", "ek"} for one in others):
-        raise Malformed("enrolment: others: expected template and ek of each")
+        raise Malformed("enrolment: others: expected the fields template and ek in each entry")
     return Enrolment(
         _template(data["template"]),
         _bytes(data["ek"], 4096, "ek"),
@@ -404,7 +404,7 @@ def _joined(*fields: bytes) -> bytes:
 def _pcr(key: Any) -> int:
     if isinstance(key, str) and key in PCR_NAMES:
         return int(key)
-    raise Malformed(f"evidence: {key!r:.40}: expected a PCR, 0 to 23")
+    raise Malformed(f"evidence: {key!r:.40}: expected the number of a PCR, 0 to 23")
 
 
 def _value(value: Any) -> bytes:

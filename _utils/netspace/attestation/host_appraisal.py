@@ -102,13 +102,13 @@ def check(token: Any, keys: Collection[Mapping[str, str]], now: float) -> Apprai
     except jose.Forged as err:
         raise AppraisalForged(f"appraisal: {err}") from err
     if set(told) != {"eat_profile", "cnf", *_TEXTS, *_NUMBERS} or told["eat_profile"] != PROFILE:
-        raise Malformed(f"appraisal: not the claims of {PROFILE}")
+        raise Malformed(f"appraisal: its claims are not those of {PROFILE}")
     if any(not isinstance(told[name], str) or len(told[name]) > 255 for name in _TEXTS):
-        raise Malformed("appraisal: a claim is no text of at most 255 characters")
+        raise Malformed("appraisal: a claim is not a text of at most 255 characters")
     if any(type(told[name]) is not int for name in _NUMBERS) or not 1 <= told["netspace_level"] <= 5:
-        raise Malformed("appraisal: a claim is no whole number, or the level is not 1 to 5")
+        raise Malformed("appraisal: a claim is not a whole number, or the level is not 1 to 5")
     if not 0 < told["exp"] - told["iat"] <= LONGEST:
-        raise Malformed(f"appraisal: not valid at any time, or for more than {LONGEST} s")
+        raise Malformed(f"appraisal: its end is not after its start, or it is valid for more than {LONGEST} s")
     if not isinstance(told["cnf"], dict) or set(told["cnf"]) != {"jwk"}:
         raise Malformed("appraisal: cnf: expected the token key")
     try:

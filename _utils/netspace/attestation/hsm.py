@@ -1,9 +1,10 @@
 """Signing keys in a hardware security module (PKCS#11): created and used in the module, which never exports them.
 
 The master's configuration may put the keys of the Privacy CA and the verifier into such a module. A key's file then
-holds a reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only a master with such keys needs
-``python-pkcs11``, which is imported when such a key is used. A key that can be exported from the module is refused. The
-PIN comes from a file that only its owner can read, and appears in no message.
+holds a reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. A host may have a token, too, for the
+keys of its programs (``minion.program_keys``). Only a machine with such keys needs ``python-pkcs11``, which is imported
+when such a key is used. A key that can be exported from the module is refused. The PIN comes from a file that only its
+owner can read, and appears in no message.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CURVE = "secp256r1"
 
 @dataclass(frozen=True)
 class Module:
-    """A PKCS#11 module that holds keys.
+    """Reference to a PKCS#11 module (a hardware security module's library), and to the token in it that holds the keys.
 
     :param path: path of the module's library.
     :param token: label of the token.
@@ -85,13 +86,38 @@ class Module:
             raise NetspaceError(f"{self.token}: the key {label} is not on P-256")
         return _key(self, label, key)
 
+    def code(self, label: str, data: bytes) -> bytes:
+        """Return the authentication code (HMAC with SHA-256) of *data* by the key with this label.
 
-def module(data: Any) -> Module | None:
+        If there is no such key, one is made that can't be exported.
+
+        :raises NetspaceError: when the key can be exported, or the token can't do it.
+        """
+        with _session(self) as (pkcs11, session):
+            try:
+                key = session.get_key(object_class=pkcs11.ObjectClass.SECRET_KEY, label=label)
+            except pkcs11.NoSuchKey:
+                own = {pkcs11.Attribute.SENSITIVE: True, pkcs11.Attribute.EXTRACTABLE: False}
+                key = session.generate_key(
+                    pkcs11.KeyType.GENERIC_SECRET,
+                    256,
+                    store=True,
+                    label=label,
+                    id=secrets.token_bytes(16),
+                    capabilities=pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
+                    template=own,
+                )
+            if key[pkcs11.Attribute.EXTRACTABLE] or not key[pkcs11.Attribute.SENSITIVE]:
+                raise NetspaceError(f"{self.token}: the key {label} can be exported; make one that can't")
+            return bytes(key.sign(data, mechanism=pkcs11.Mechanism.SHA256_HMAC))
+
+
+def module(data: Any, at: str = "master configuration: netspace.attestation:pkcs11") -> Module | None:
     """Return the module in the master's configuration (``{module, token, pin_file}``); None if *data* is None.
 
+    :param at: where *data* is from, for messages.
     :raises NetspaceError: when *data* is neither None nor such a mapping.
     """
-    at = "master configuration: netspace.attestation:pkcs11"
     if data is None:
         return None
     names = {"module", "token", "pin_file"}

@@ -173,7 +173,7 @@ class ApplyRun:
                 wanted.setdefault(source(work), []).append(name)
 
         def build(of: tuple[str, str]) -> None:
-            self._progress(f"image {of[0]}: making it, if it is new")
+            self._progress(f"image {of[0]}: building it, unless it exists already")
             built[of] = self.making.store.ensure(*of)
 
         for of, error in each(wanted, build).items():

@@ -34,6 +34,7 @@ from netspace.supervision.cgroup import controllers as host_controllers
 from netspace.supervision.service import Service
 
 _THREADS = 8
+_KEPT = 64  # contents of `config.json`, 10 kB each
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Builder:
         self.layout = layout
         self.store = store
         self.confinement = apparmor.Confinement(layout)
+        self._contents: dict[str, tuple[tuple[Any, ...], bytes]] = {}
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
@@ -82,9 +84,17 @@ class Builder:
         profile: Profile | None = None,
         confined: str = "",
     ) -> bytes:
-        """Return the environment's configuration for its runtime, such as ``config.json`` of an OCI bundle."""
+        """Return the environment's configuration for its runtime, such as ``config.json`` of an OCI bundle.
+
+        A run asks twice for each environment: for the record and for the bundle. Of a few environments the first
+        content is kept, unless it depends on more than the arguments: on files of a kernel or on disks.
+        """
         if runtime.outside:
             return domain.configuration(self.layout, name, spec, runtime)
+        given = (spec, base, image, runtime, profile, confined)
+        kept = self._contents.get(name)
+        if kept is not None and kept[0] == given:
+            return kept[1]
         rules = None if profile is None else profile.rules
         opened: tuple[str, ...] = ()
         seen: list[dict[str, Any]] = []
@@ -93,7 +103,7 @@ class Builder:
             opened = runtime.module.devices(runtime.typed)
             seen = unikernel.extra_mounts(self.layout, name, runtime)
             rules = rules or seccomp.tender(looks=runtime.module.LOOKS)
-        return oci_config.encode(
+        content = oci_config.encode(
             oci_config.config(
                 name,
                 spec,
@@ -111,6 +121,9 @@ class Builder:
                 confined=confined,
             )
         )
+        if given[0].kernel is None and spec.limits.io == Io() and len(self._contents) < _KEPT:
+            self._contents[name] = given, content
+        return content
 
     def cgroup(self, name: str) -> str:
         return payload_cgroup(self.layout, runtime.service_name(name))

@@ -44,7 +44,9 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Bases(Container[int]):
-    """The first host user ids of all environments. Few are decoded: most questions need only the noted text.
+    """The set of the first host user ids of all environments.
+
+    Whether an id is in it is mostly decided by the index's encoded text, without decoding the claims.
 
     :param known: the claims of all environments.
     """
@@ -70,7 +72,10 @@ class Bases(Container[int]):
 
 
 def sort(its: Claims) -> str:
-    """Return a text that is equal for environments with equal needs on the host that all have, or all lack, a tenant.
+    """Return the group of an environment's claims in the index.
+
+    The group's text tells whether the environment needs the health-watching service, whether it has file systems of a
+    bounded size, whether it belongs to a tenant, and its AppArmor profile.
 
     The index groups the claims by this text.
     """

@@ -100,7 +100,7 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
         if name in known and layout.bundle(name).is_dir():  # else trust withholds it, or a start makes it
             failed = Environments(layout, supervisor).making.restore({name: known[name]})
             if why := failed.get(name):
-                raise NetspaceError(f"{name}: its volumes are back, but can't be mounted: {why}")
+                raise NetspaceError(f"{name}: its volumes were restored, but can't be mounted: {why}")
         return {_target(copy): _row(home / copy.name) for copy in copies}
 
 
@@ -116,7 +116,7 @@ def _place(folder: str, name: str) -> Path:
         raise NetspaceError(f"folder: {folder}: expected an absolute path without links and '..'")
     if loose := paths.loose(place / "x"):
         raise NetspaceError(
-            f"folder: other users of this host can write to {loose}; make it root's alone, or name another one"
+            f"folder: other users of this host can write to {loose}; let only root write there, or name another folder"
         )
     return place
 
@@ -135,7 +135,7 @@ def _trusted(copy: Path) -> None:
     """
     info = copy.lstat()
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
-        raise NetspaceError(f"{copy}: expected a file of root's that nobody else can write")
+        raise NetspaceError(f"{copy}: expected a file that belongs to root and that nobody else can write")
 
 
 def _copied(file: Path, target: Path) -> dict[str, Any]:
@@ -160,7 +160,9 @@ def _write(source: Path, aside: Path) -> None:
     except ValueError as err:
         raise NetspaceError(f"{source}: it holds no ext4; take another copy") from err
     if size > length:
-        raise NetspaceError(f"{source}: it is cut off: {length} of the file system's {size} bytes; take another copy")
+        raise NetspaceError(
+            f"{source}: it is incomplete: {length} of the file system's {size} bytes; take another copy"
+        )
     _run("e2fsck", "-f", "-p", str(aside), bad=_MENDED + 1)
     with aside.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -12,10 +12,8 @@ import errno
 import fcntl
 import os
 import selectors
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,6 +81,8 @@ def enter(
 def sweep(layout: Layout) -> None:
     """Remove the folders of executions whose process was killed."""
     for folder in layout.run.glob(f"{_PREFIX}*"):
+        import shutil  # only after a kill
+
         with contextlib.suppress(OSError):  # in use, or gone
             fd = os.open(folder, _FOLDER)
             try:
@@ -95,6 +95,8 @@ def sweep(layout: Layout) -> None:
 @contextlib.contextmanager
 def _scratch(layout: Layout) -> Iterator[Path]:
     """Make a folder for one execution. Its lock tells :func:`sweep` that the folder is in use."""
+    import tempfile
+
     while True:
         with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=layout.run) as folder:
             try:

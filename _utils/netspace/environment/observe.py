@@ -144,7 +144,7 @@ def observe(
         are read.
     :param wanted: images that may have to be built. :attr:`Observed.missing` gets those of them that can't be built.
     :param sized: whether a desired environment has file systems with a declared size.
-    :param version: the digest of the library's copy that the service of health should run.
+    :param version: digest of the copy of netspace's library that the health service should run.
     """
     everybody = index.read(sealed=about is not None)
     near = records.some(layout, everybody if about is None else {name for name in about if name in everybody})

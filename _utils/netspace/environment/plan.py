@@ -113,11 +113,11 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             steps.append(Step(KIND, name, "create", created(want), lost, work))
             continue
         if source.error:
-            notes.append(f"environment {name} keeps the image it has: {source.error}")
+            notes.append(f"environment {name} keeps its present image: {source.error}")
         step = compare(name, want, seen, source, observed)
         if step is not None and want.kept and step.action != "update":
             why = "; ".join(filter(None, (", ".join(step.changes), step.reason)))
-            notes.append(f"environment {name}: its {step.action} waits for trust ({why})")
+            notes.append(f"environment {name}: its {step.action} waits until the host has the required trust ({why})")
             step = untrusted_update(name, want, seen)
         if step is not None:
             steps.append(step)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +93,8 @@ def _layered(name: str, want: DesiredEnvironment, seen: ObservedEnvironment | No
 
 def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has, Defaults] | None:
     """Return a function that looks for names in an image, and the image's settings; None if the image can't be read."""
+    import tempfile
+
     note = store.note(image)
     mounted = note is not None and str(store.mountpoint(note.digest)) in observed.mounted
     if note is not None and mounted and (observed.sources.get(image) or store.seen(image)).identity == note.identity:

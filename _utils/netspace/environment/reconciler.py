@@ -8,7 +8,6 @@ interfaces, links and trust: an environment's network namespace exists already, 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,8 @@ class Environments:
         :param wanted: images that may have to be built.
         :param sized: whether a desired environment has file systems with a declared size (``limits:disk``, a volume's
             ``size``).
-        :param version: the digest of the library's copy that the service of health should run; None: the present copy.
+        :param version: digest of the copy of netspace's library that the health service should run; None: the present
+            copy.
         """
         return observe.observe(
             *(self.layout, self.supervisor, self.store, self._index),
@@ -286,6 +286,8 @@ class Environments:
 
         :raises NetspaceError: when environments still exist.
         """
+        import shutil
+
         if names := self.names():
             raise NetspaceError(f"there still are environments: {', '.join(sorted(names))}")
         self.store.prune(())

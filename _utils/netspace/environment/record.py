@@ -290,7 +290,7 @@ def _runtime(data: dict[str, Any]) -> Runtime:
     runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
     if runtime.name not in runtimes.names():
         raise NetspaceError(
-            f"the runtime {runtime.name!r} that it was made with is gone; put it back, or declare another"
+            f"the runtime {runtime.name!r} with which it was made is gone; install it again, or declare another runtime"
         )
     _ = runtime.typed  # raises for settings that the runtime doesn't have
     return runtime

@@ -48,7 +48,7 @@ def ended(layout: Layout, names: Collection[str]) -> None:
 
 
 def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
-    """Return which part of the ledger is filled (1: all), and which part by lines about these environments."""
+    """Return two shares of the ledger's space, from 0 to 1: of all lines, and of the lines about these environments."""
     if not kept(layout):
         return 0.0, 0.0
     from netspace.ledger import journal

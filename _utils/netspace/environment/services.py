@@ -73,7 +73,7 @@ def service(
 def health(layout: Layout, version: str) -> Service:
     """Return the definition of the service that watches the health of all environments.
 
-    :param version: the digest of the library's copy that the service runs.
+    :param version: digest of the copy of netspace's library that the service runs.
     """
     return Service(
         name=HEALTH,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netspace.errors import SpecError
@@ -92,6 +92,7 @@ def fleet(
     *,
     remembered: Mapping[str, tuple[str, ...]] | None = None,
     drained: Collection[str] = (),
+    claimed: Callable[[], Mapping[str, str]] = dict,
     edges: bool = False,
 ) -> Compiled:
     """Compile a whole declaration.
@@ -102,11 +103,12 @@ def fleet(
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
     :param drained: hosts that get an environment only if no other host is possible.
+    :param claimed: returns the former name of each environment in the declaration in force; called only if needed.
     :param edges: whether to compute who may reach whom. Assertions (``never``) cause this in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
-    placement = place.place(declared, published, nodegroups, previous, remembered, drained)
+    placement = place.place(declared, published, nodegroups, previous, remembered, drained, claimed)
     problems = list(placement.problems)
     former = declared.former()
     ways = list(_ways(declared, placement.hosts, former, problems))
@@ -391,7 +393,7 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
 
 
 def _delegable(declared: Fleet, parsed: Mapping[str, Declaration]) -> Iterator[tuple[str, str, bool, str]]:
-    """Yield the links that programs may delegate, in the form of :func:`never.links`."""
+    """Yield the links that programs may delegate, in the form in which :func:`never.links` takes them."""
     for host, one in parsed.items():
         wanted = delegations.possible(one.environments)
         for link in one.links if wanted else ():

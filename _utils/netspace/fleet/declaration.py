@@ -84,7 +84,7 @@ class FleetDeclaration:
 
     :param root: an absolute path, or ``salt://...``.
     :param folder: where the master keeps the facts about hosts, and the declaration in force.
-    :param sources: Salt's functions.
+    :param sources: the functions of Salt that reading needs.
     :param nodegroups: the nodegroups in the master's configuration.
     """
 
@@ -328,10 +328,9 @@ class FleetDeclaration:
             return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
             known = self.given if self.given.active() else self.store
-            placed, gone = known.placed(), known.remembered()
-            found = compiler.fleet(
-                documents, published, self._nodegroups, placed, remembered=gone, drained=drained or (), edges=edges
-            )
+            given = (documents, published, self._nodegroups, known.placed())
+            gone, claimed = known.remembered(), known.claimed
+            found = compiler.fleet(*given, remembered=gone, drained=drained or (), claimed=claimed, edges=edges)
             unread = (Problem("", REGISTER, reason) for reason in damaged)
             return found._replace(
                 problems=(

@@ -39,7 +39,9 @@ class EditionFile:
             return 0
         edition = found.get("edition")
         if not isinstance(edition, int) or not valid(edition):
-            raise StateError(f"{self.path}: {edition!r:.40} is no edition; write the newest one that you know into it")
+            raise StateError(
+                f"{self.path}: {edition!r:.40} is not a valid edition; write the newest one that you know into it"
+            )
         return edition
 
     def note(self, edition: int) -> None:
@@ -77,7 +79,7 @@ def admitted(file: EditionFile, pillar: Any) -> int:
     """
     found, highest = pillar.get(KEY, 0), file.read()
     if not valid(found):
-        raise NetspaceError(f"pillar:{KEY}: {found!r:.40} is no edition")
+        raise NetspaceError(f"pillar:{KEY}: {found!r:.40} is not a valid edition")
     if found < highest:
         raise NetspaceError(
             f"pillar:{KEY}: this host was given edition {highest} before, and this master has "

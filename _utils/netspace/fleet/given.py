@@ -182,6 +182,10 @@ class GivenSlices:
                     found.setdefault(name, []).append(pillar["netspace"]["broker"]["host"])
         return {name: tuple(hosts) for name, hosts in found.items()}
 
+    def claimed(self) -> dict[str, str]:
+        """Return the former name of each renamed environment in the present slices."""
+        return in_force.former_names(self.sections().values())
+
     # -- changes: the caller holds the lock -----------------------------------------
     def promote(self, minion: str, raw: bytes | None, expected: str) -> bool:
         """Give a host another slice; return False if it had that slice already.

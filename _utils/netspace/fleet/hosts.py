@@ -80,7 +80,7 @@ def named(fleet: Fleet, names: Iterable[object]) -> list[str]:
     """
     found = [(str(name), host(fleet, str(name))) for name in names]
     if unknown := [name for name, one in found if one is None]:
-        raise NetspaceError(f"{', '.join(unknown)}: no host of the fleet; declare it under hosts first")
+        raise NetspaceError(f"{', '.join(unknown)}: not a host of the fleet; declare it under hosts first")
     if not found:
         raise NetspaceError("name one host or several")
     return list(dict.fromkeys(one for _, one in found if one is not None))

@@ -30,6 +30,7 @@ from netspace import files
 from netspace.errors import StateError
 from netspace.fleet.compile import Compiled
 from netspace.fleet.types import Problem
+from netspace.spec import renames
 
 T = TypeVar("T")
 
@@ -116,6 +117,12 @@ class Current(NamedTuple):
 def store(folder: Path) -> Store:
     """Return the store for a folder. A process has one store per folder, which caches decoded files."""
     return Store(folder)
+
+
+def former_names(sections: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the former name of each renamed environment in *sections*, the slices of hosts."""
+    environments = ((name, body) for one in sections for name, body in one.get("environments", {}).items())
+    return {name: body[renames.KEY] for name, body in environments if renames.KEY in body}
 
 
 class Store:
@@ -214,6 +221,14 @@ class Store:
         """Return the last hosts of environments that run nowhere any more."""
         return {name: one.hosts for name, one in self._gone().items()}
 
+    def claimed(self) -> dict[str, str]:
+        """Return the former name of each renamed environment in force; empty if the slices are damaged."""
+        manifest = self.current().manifest
+        if manifest is not None:
+            with contextlib.suppress(StateError):
+                return former_names(section for _, section in self.sections(manifest))
+        return {}
+
     def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
         """Put a compiled declaration in force; the caller holds the lock.
 
@@ -236,7 +251,8 @@ class Store:
         """Write the files of a declaration that comes in force.
 
         :param placed: the hosts of each environment. None: they are unknown, because the present file is damaged. Then
-            the new file is written in a form that counts as damaged, too.
+            the new file is written without hosts, in a form that readers treat as damaged, so that nobody takes it for
+            "no environment runs anywhere".
         :param gone: the last hosts of environments that now run nowhere.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def join(
 
     asked = minion.call("netspace_link.authority_request", folder=folder)
     if not isinstance(asked, str) or len(asked) > MAX_REQUEST:
-        raise NetspaceError(f"{name}: the answer to netspace_link.authority_request is no certificate request")
+        raise NetspaceError(f"{name}: the answer to netspace_link.authority_request is not a certificate request")
     chain = _kept(asked, old, domain, root) or _certified(root, asked, domain)
     if minion.call("netspace_link.authority_adopt", chain=chain, folder=folder) is True:
         changes["authority"] = {"old": old.trust_domain if old else None, "new": domain}
@@ -195,7 +195,7 @@ def _level(found: str) -> LevelName:
     for level in LEVELS:
         if found == level:
             return level
-    raise NetspaceError(f"{found!r:.80} is no trust level")
+    raise NetspaceError(f"{found!r:.80} is not a trust level")
 
 
 def _public_key(said: object, name: str, register: Register) -> str:
@@ -210,7 +210,7 @@ def _public_key(said: object, name: str, register: Register) -> str:
         raw = base64.urlsafe_b64decode(f"{said}=".encode("ascii"))
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(raw))
     except ValueError as err:  # not of 32 bytes, or a point of a small order (RFC 7748, section 6.1)
-        raise NetspaceError(f"{name}: netspace_link.public_key: {said!r:.80} is no key") from err
+        raise NetspaceError(f"{name}: netspace_link.public_key: {said!r:.80} is not a key") from err
     if public_keys.canonical(str(said)) != said:
         raise NetspaceError(
             f"{name}: netspace_link.public_key: {said!r:.80} is another spelling of a key; give the exact output"

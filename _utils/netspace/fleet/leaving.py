@@ -29,7 +29,7 @@ def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None
     for name, minion in minions.items():
         known = minion in in_force or (fleet is not None and name in {*fleet.hosts, *map(fleet.minion, fleet.hosts)})
         if not known and not declaration.register.path(minion).exists():
-            raise NetspaceError(f"{name} is no host of the fleet, and hasn't joined; nothing to do")
+            raise NetspaceError(f"{name} is not a host of the fleet, and hasn't joined; nothing to do")
     found = {name: _left(declaration, minion, fleet, in_force, root) for name, minion in minions.items()}
     hosts = {minion: _host(minion, fleet, in_force) for minion in minions.values()}
     _put_in_force(declaration, hosts, found)

@@ -142,12 +142,14 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
     settings = _settings(single, problems)
     file, when = single.get("apply", ("", "at-once"))
     if when not in APPLY:
-        _Reading(file, problems).refuse("apply", f"{when!r:.40} is not possible here; choose from {', '.join(APPLY)}")
+        _Reading(file, problems).refuse("apply", f"{when!r:.40} is not accepted here; choose from {', '.join(APPLY)}")
     settings_file = single.get("defaults", ("",))[0]
     result = Fleet(named, environments, tuple(links), tuple(never), *settings, settings_file, planned=when == "planned")
     file, number = single.get("edition", ("", 0))
     if not edition.valid(number):
-        _Reading(file, problems).refuse("edition", f"{number!r:.40}: expected a whole number that each change raises")
+        _Reading(file, problems).refuse(
+            "edition", f"{number!r:.40}: expected a whole number, which you raise with each change"
+        )
         number = 0
     result = result._replace(rollout=_rollout(single, named, problems), edition=number)
     _check_names(result, owners, problems)
@@ -252,11 +254,11 @@ def _link(reading: _Reading, where: str, value: Any) -> LinkEntry | None:
         ends.append(end)
     which = body.pop("reach", "one")
     if which not in ("one", "each"):
-        reading.refuse(f"{where}:reach", f"{which!r:.40} is not possible here; choose from one, each")
+        reading.refuse(f"{where}:reach", f"{which!r:.40} is not accepted here; choose from one, each")
         return None
     reaction = body.pop("on_distrust", None)
     if reaction not in (None, "cut", "report"):
-        reading.refuse(f"{where}:on_distrust", f"{reaction!r:.40} is not possible here; choose from cut, report")
+        reading.refuse(f"{where}:on_distrust", f"{reaction!r:.40} is not accepted here; choose from cut, report")
         return None
     return LinkEntry(reading.file, where, ends[0], ends[1], which, body, reaction)
 
@@ -278,7 +280,7 @@ def _check_assertion(reading: _Reading, where: str, spec: Assertion) -> bool:
     elif networks and spec.by == "messages":
         reading.refuse(f"{where}:by", "messages never go to or come from a network; write by: packets")
     elif spec.source == spec.target:
-        reading.refuse(where, f"{spec.source:.100} always reaches itself; name two ends")
+        reading.refuse(where, f"both ends are {spec.source:.100}; name two different ends")
     else:
         return True
     return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from netspace.errors import NetspaceError
@@ -100,6 +100,7 @@ def place(
     previous: Mapping[str, tuple[str, ...]],
     remembered: Mapping[str, tuple[str, ...]] | None = None,
     drained: Collection[str] = (),
+    claimed: Callable[[], Mapping[str, str]] = dict,
 ) -> Placement:
     """Return the hosts of each environment.
 
@@ -108,12 +109,13 @@ def place(
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
     :param drained: hosts that get an environment only if no other host is possible.
+    :param claimed: returns the former name of each environment in the declaration in force; called only if needed.
     """
     before = {**(remembered or {}), **previous}
     former = fleet.former()
+    renamed = _mailboxes(former, previous, remembered or {}, claimed)
     # A renamed environment stays where its former name was: its mailbox is there.
-    renamed = {name: before[old] for name, old in former.items() if name not in previous and old in before}
-    before |= renamed
+    before |= {name: (*previous.get(name, ()), *hosts) for name, hosts in renamed.items()}
     targets = Targets(fleet, published, nodegroups)
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
@@ -138,9 +140,10 @@ def place(
             why = f"environments choose among more than {MAX_SCORES} hosts; name fewer hosts in each on"
             problems.append(Problem(file, f"environments:{name}:on", why))
             break
-        chosen = _chosen(fleet, name, placing, free, wanted, before.get(name, ()))
+        prefer = (previous.get(name, ()), before.get(name, ())) if name in renamed else (before.get(name, ()),)
+        chosen = _chosen(fleet, name, placing, free, wanted, *prefer)
         if last and len(chosen) < wanted:
-            stay = _chosen(fleet, name, placing, last, wanted - len(chosen), before.get(name, ()))
+            stay = _chosen(fleet, name, placing, last, wanted - len(chosen), *prefer)
             chosen = tuple(sorted((*chosen, *stay)))
             missing.append(Missing(name, f"{name}: {STAYS} {', '.join(stay)}: no other host is possible"))
         if chosen:
@@ -167,6 +170,24 @@ def place(
     return Placement(placed, tuple(moves), tuple(missing), tuple(problems))
 
 
+def _mailboxes(
+    former: Mapping[str, str],
+    previous: Mapping[str, tuple[str, ...]],
+    remembered: Mapping[str, tuple[str, ...]],
+    claimed: Callable[[], Mapping[str, str]],
+) -> dict[str, tuple[str, ...]]:
+    """Return the hosts of the mailbox that each renamed environment is about to get. Parameters as for :func:`place`.
+
+    An environment that got its mailbox earlier is left out, since it may have moved after that.
+    """
+    found = {name: previous[old] for name, old in former.items() if old in previous}
+    parked = {name: old for name, old in former.items() if name not in found and old in remembered}
+    if any(name in previous for name in parked):
+        known = claimed()
+        parked = {name: old for name, old in parked.items() if name not in previous or known.get(name) != old}
+    return found | {name: remembered[old] for name, old in parked.items()}
+
+
 def _candidates(
     fleet: Fleet, levels: Mapping[str, LevelName | None], placing: Placing, matching: tuple[str, ...]
 ) -> _Candidates:
@@ -187,25 +208,28 @@ def _candidates(
 
 
 def _chosen(
-    fleet: Fleet, name: str, placing: Placing, possible: tuple[str, ...], wanted: int, previous: tuple[str, ...]
+    fleet: Fleet, name: str, placing: Placing, possible: tuple[str, ...], wanted: int, *preferred: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the hosts of one environment, sorted by name. Its present hosts are preferred, then the highest scores.
+    """Return the hosts of one environment, sorted by name: preferred ones first, then those with the highest scores.
 
     With ``spread``, the hosts have as many different values of that label as possible.
+
+    :param preferred: groups of preferred hosts, such as its present ones. The first group comes first.
     """
     if len(possible) <= wanted:
         return possible
-    among = set(possible)
-    kept = [host for host in previous if host in among]
     ranked = sorted(possible, key=lambda host: score(name, host), reverse=True)
+    pools, taken = list[list[str]](), set[str]()
+    for group in (*preferred, possible):
+        members = set(group) - taken
+        pools.append([host for host in ranked if host in members])
+        taken |= members
     if placing.spread is None:
-        kept = sorted(kept, key=ranked.index)[:wanted]
-        kept += [host for host in ranked if host not in kept][: wanted - len(kept)]
-        return tuple(sorted(kept))
+        return tuple(sorted([host for pool in pools for host in pool][:wanted]))
     label = {host: fleet.hosts[host].spec.labels[placing.spread] for host in possible}
     used: Counter[str] = Counter()
     chosen: list[str] = []
-    for pool in ([host for host in ranked if host in kept], [host for host in ranked if host not in kept]):
+    for pool in pools:
         while pool and len(chosen) < wanted:
             best = min(pool, key=lambda host: used[label[host]])  # the first of equals has the highest score
             pool.remove(best)

@@ -108,11 +108,11 @@ def check(facts: Published) -> str:
     if not 0 < len(facts.minion) <= 255:
         return "the minion's id is empty or too long"
     if not DOMAIN.fullmatch(facts.trust_domain):
-        return f"{facts.trust_domain!r:.80} is no trust domain"
+        return f"{facts.trust_domain!r:.80} is not a trust domain"
     if not _PUBLIC.fullmatch(facts.public_key):
-        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` prints it"
+        return f"{facts.public_key!r:.80} is not a public key, as `netspace_link.public_key` prints it"
     if not facts.chain.isascii() or len(facts.chain) > MAX_CHAIN:
-        return f"the certificates are no PEM text of up to {MAX_CHAIN} characters"
+        return f"the certificates are not PEM text of up to {MAX_CHAIN} characters"
     if facts.secret_key:
         from netspace.attestation import sealed_value
 

@@ -74,7 +74,7 @@ def replace(
 def _key(request: object) -> str:
     """Return the digest of the key in a certificate request, in the form in which a root lists certified keys.
 
-    :raises NetspaceError: *request* is no certificate request.
+    :raises NetspaceError: *request* is not a certificate request.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -83,4 +83,6 @@ def _key(request: object) -> str:
         key = x509.load_pem_x509_csr(str(request)[:16384].encode()).public_key()
         return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
     except unreadable() as err:
-        raise NetspaceError(f"the answer to netspace_link.authority_request is no certificate request: {err}") from err
+        raise NetspaceError(
+            f"the answer to netspace_link.authority_request is not a certificate request: {err}"
+        ) from err

@@ -176,7 +176,7 @@ def cut(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrus
 
 
 def keeps(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Distrust]) -> bool:
-    """Return whether distrust leaves a slice a link to or from another host. Parameters as for :func:`cut`."""
+    """Return whether a slice still has a link to or from another host after the cut. Parameters as for :func:`cut`."""
     gone = cut(pillar, minion, distrusted)
     return any(far(link) and named(link) not in gone for link in pillar["netspace"].get("links", ()))
 
@@ -195,7 +195,7 @@ def senders(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _told(pillar: Mapping[str, Any], levels: Mapping[str, Level]) -> dict[str, Any]:
-    """Return a slice with the levels of the hosts that its links with ``attested`` come from."""
+    """Return a minion's slice with the trust levels of other hosts that its links demand (``attested``)."""
     section: dict[str, Any] = pillar["netspace"]
     minions = pillar.get("trust", {}).get("minions", {})
     told = {

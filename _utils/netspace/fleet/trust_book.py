@@ -44,7 +44,7 @@ class TrustBook:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[bool]:
-        """Hold the lock under which minions that didn't confirm are informed again; yield whether the lock was free."""
+        """Hold the lock for informing minions again that didn't confirm; yield False if another process holds it."""
         fd = os.open(self._folder / ".tell.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

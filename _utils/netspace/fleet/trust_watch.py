@@ -97,13 +97,16 @@ class Judged:
 
 
 class _Begun:
-    """The times at which this process began its last looks, by book and minion."""
+    """The times at which this process last began to check minions, by trust book and minion."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return the minions whose last look in this process began before *asked*, and begin their looks."""
+        """Return those of *minions* that this process hasn't begun to check since the time *asked*.
+
+        They count as begun now.
+        """
         due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
         self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
         return due

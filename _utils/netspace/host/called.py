@@ -74,9 +74,9 @@ def _number(value: int) -> str:
 
 
 def _call(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return *told*, a system call that the profile refused, with the built-in profile that would permit it.
+    """Complete *told*, a system call that the profile refused: add the built-in profile that would permit it.
 
-    If none would, the returned refusal has the reason.
+    If no built-in profile would permit the call, add the reason instead.
     """
     from netspace.environment.container import seccomp
     from netspace.environment.refusals import recording
@@ -85,13 +85,13 @@ def _call(one: Refusal, record: Record, told: Refused) -> Refused:
         return told._replace(why=_OPERATORS)
     if seccomp.answer(recording.built_in("standard"), one.call, one.arguments).passes:
         opened = ", ".join(seccomp.STANDARD)
-        return told._replace(part=Setting("seccomp", "standard", f"it opens more of the kernel: {opened}"))
+        return told._replace(part=Setting("seccomp", "standard", f"it also permits these dangerous calls: {opened}"))
     refusing = (its.why for its in seccomp.NEVER.values() if one.call in its.calls.split())
     return told._replace(why=next(refusing, _OWN))
 
 
 def _file(one: Refusal, record: Record, told: Refused) -> Refused:
-    """Return *told*, a refused file, with the setting that would permit it. If none would, it has the reason."""
+    """Complete *told*, a refused file: add the setting that would permit the access, or the reason why none would."""
     import errno
 
     if one.answer != errno.EROFS:

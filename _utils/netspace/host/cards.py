@@ -235,8 +235,8 @@ class Cards(TrustGate):
     ) -> Result:
         """Start the service that answers requests to the host if a link leads to the host; else remove it.
 
-        Also start the keeper of children if an environment with such a link may have children, or delegate; else remove
-        the keeper.
+        Also start the keeper of children if an environment with such a link may have children, delegate, or use keys;
+        else remove the keeper.
 
         :param after: the links after the change. They count only in a test; otherwise the recorded links count.
         :param declared: the environments after the change, by name. For other environments, the records count.
@@ -257,7 +257,7 @@ class Cards(TrustGate):
         spawning = self._spawning(asking, declared or {})
         parts = [
             (service.service(self.layout, version), bool(asking), "it answers as host"),
-            (service.keeper(self.layout, version), spawning, "it starts and ends children, and delegates"),
+            (service.keeper(self.layout, version), spawning, "it starts and ends children, delegates, and seals"),
         ]
         result = Result(Plan())
         for made, wanted, why in parts if spawning else reversed(parts):
@@ -273,7 +273,7 @@ class Cards(TrustGate):
     def _spawning(self, asking: Collection[str], declared: Mapping[str, Environment]) -> bool:
         known, _ = self.environments.readable(set(asking) - declared.keys())
         specs = [declared[name] for name in asking if name in declared] + [one.spec for one in known.values()]
-        return any(spec.spawns or spec.delegates for spec in specs)
+        return any(spec.spawns or spec.delegates or not peer.KEYED.isdisjoint(spec.host) for spec in specs)
 
     def _peer_service(self, test: bool, made: Service, wanted: bool, why: str) -> Result:
         from netspace.host.peer import service

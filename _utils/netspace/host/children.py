@@ -43,12 +43,14 @@ Code = Literal[
     "link-unknown",
     "beyond-right",
     "delegation-unknown",
+    "sealed-elsewhere",
+    "key-changed",
     "not-available",
 ]
 
 
 class Refused(NetspaceError):
-    """Error: a request about children or delegations is refused. It has the answer's code (``docs/host-peer.md``)."""
+    """Error: a request that the keeper answers is refused. It has the answer's code (``docs/host-peer.md``)."""
 
     def __init__(self, code: Code, text: str) -> None:
         self.code = code
@@ -61,7 +63,7 @@ class Children(Cards):
     def spawn(
         self, parent: str, template: str, name: str, values: Mapping[str, Any], asked: float = math.inf
     ) -> tuple[str, Child]:
-        """Start a child; return its place and its record.
+        """Start a child; return its name on the host (its place) and its record.
 
         :param name: the name by which the parent calls it.
         :param asked: the time of the parent's request, in seconds since the boot. If the parent's program was started
@@ -75,7 +77,7 @@ class Children(Cards):
                 raise Refused("arguments-invalid", why)
             within = record.run_of(self.layout, parent)
             if within is None or within.began > asked:
-                raise Refused("not-available", f"{parent}: the program that asked has ended")
+                raise Refused("not-available", f"{parent}: the program that sent the request has ended")
             places = spawns.places(parent, spec)
             taken = {place: record.read(self.layout, place) for place in record.places(self.layout, _names(places))}
             if any(child is not None and (child.parent, child.name) == (parent, name) for child in taken.values()):
@@ -93,10 +95,16 @@ class Children(Cards):
                 and not record.run_of(self.layout, place.name)
             ]
             if not free:
-                raise Refused("too-many", f"{template}: {made_of.at_most} children run, and no more may; end one")
+                raise Refused(
+                    "too-many", f"{template}: {made_of.at_most} children run already, which is the limit; end one"
+                )
             all_of_it, own = runs.filled(self.layout, _names(places))
             if all_of_it > LEDGER or own > OWN:
-                raise Refused("too-many", f"{template}: the host records no more starts of children until its restart")
+                raise Refused(
+                    "too-many",
+                    f"{template}: the host's ledger of runs has no room for more "
+                    "starts of children until the host restarts",
+                )
             place, there = self._startable(free, parent, spec, made_of)
             until, ends = time.time() + made_of.lifetime, record.now() + made_of.lifetime
             child = Child(parent, template, name, {**made_of.values, **values}, until, ends, within)

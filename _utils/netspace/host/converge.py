@@ -158,7 +158,7 @@ class Converge(Cards):
         known, _ = self.environments.readable(holders)
         wanted = delegations.possible({name: record.spec for name, record in known.items()})
         return [
-            Problem(link.name, f"is delegated by {wanted[link.name].holder}; leave the link out")
+            Problem(link.name, f"exists by a delegation of {wanted[link.name].holder}; leave the link out")
             for link in declared
             if link.name in wanted
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -66,7 +67,7 @@ class Delegation(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of its link."""
+        """The name of the delegated link."""
         return self.possible.name
 
     @property
@@ -183,3 +184,13 @@ def _receivers(layout: Layout, holder: str, stamp: tuple[int, int, int]) -> froz
         return frozenset()
     spec = found[holder].spec
     return frozenset((target, to) for target, bound in spec.delegates.items() for to in bound.to)
+
+
+def mark(layout: Layout, links: Mapping[str, dict[str, Any]]) -> None:
+    """Add ``delegated_by`` and ``until`` to the rows of delegated links.
+
+    :param links: rows of links, by name. Other rows stay as they are.
+    """
+    for name in names(layout, links):
+        if (one := read(layout, name)) is not None:
+            links[name] |= {"delegated_by": one.holder, "until": one.until}

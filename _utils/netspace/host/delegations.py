@@ -66,7 +66,7 @@ class Delegations(Converge):
                 raise Refused("link-unknown", f"{holder} may not delegate its link {link} to {to}")
             within = child_records.run_of(self.layout, holder)
             if within is None or within.began > asked:
-                raise Refused("not-available", f"{holder}: the program that asked has ended")
+                raise Refused("not-available", f"{holder}: the program that sent the request has ended")
             one = delegations.Possible(holder, given.target, own.target)
             self._room(one, delegations.at_most(bound))
             most = delegations.most({holder: spec}, one, own)
@@ -207,7 +207,7 @@ class Delegations(Converge):
         if one.name in {found.name for found in there} or one.name in self._linked().links:
             raise Refused("name-in-use", f"{one.to} has a right to {one.target} already; revoke it first")
         if sum(found.of == one.of for found in there) >= most:
-            raise Refused("too-many", f"{most} have this right, and no more may at once; revoke one")
+            raise Refused("too-many", f"{most} peers have this right already, which is the limit; revoke one")
 
     def _end(self, lifetime: float, until: float | None, above: Delegation | None) -> tuple[float, float]:
         """Return the end of a new delegation: in seconds since 1970, and in seconds since the boot.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from netspace.errors import NetspaceError
+from netspace.host import delegation_records
 from netspace.host.host import Host
 from netspace.plugin.explanation import ADVICE
 from netspace.spec import delegations, trust
@@ -344,11 +345,12 @@ def _links(host: Host, name: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     if not any(name in (link.source, link.target) for link in host.links.recorded()):
         return [], []
     listed = host.links.list()
+    delegation_records.mark(host.layout, listed["links"])
     found = []
     for link in listed["links"].values():
         if name in (link["from"], link["to"]):
             mailbox = listed["mailboxes"].get(link["to"], {})
-            keys = ("from", "to", "pattern", "state", "why", "depends_on")
+            keys = ("from", "to", "pattern", "state", "why", "depends_on", "delegated_by", "until")
             shown = {key: link[key] for key in keys if key in link}
             found.append({**shown, "waiting": mailbox.get("messages"), "readers": mailbox.get("consumers")})
     needed = {link.get("depends_on") for link in found}

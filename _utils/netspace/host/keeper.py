@@ -1,8 +1,9 @@
 """Keeper of children: a service with root's rights that starts and ends children (``python -m netspace keeper``).
 
-The keeper makes and ends delegations, too. It runs only while some environment may spawn or delegate. Requests come
-from the host's peer, through a socket file that only the peer's user may open. An attacker may control the peer. So the
-keeper parses requests strictly, and decides by the records (``children``, ``delegations``). A false name of the asking
+The keeper makes and ends delegations, too, and uses the keys of programs (``program_keys``). It runs only while some
+environment may spawn, delegate, or use such keys. Requests come from the host's peer, through a socket file that only
+the peer's user may open. An attacker may control the peer. So the keeper parses requests strictly, and decides by the
+records (``children``, ``delegations``, and the record of the environment that asks). A false name of the asking
 environment gives the attacker only rights that some environment has.
 
 Environments take turns: none waits for more than one request of another one. One that has the keeper work all the time
@@ -38,14 +39,17 @@ from netspace.host.children import Refused
 from netspace.host.delegation_records import Delegation
 from netspace.host.delegations import Limits
 from netspace.host.pace import BURST, Pace
-from netspace.host.peer.verbs import children, delegate, delegations, end, revoke, spawn
+from netspace.host.peer.verbs import children, delegate, delegations, end, revoke, seal, sign, spawn, unseal
 from netspace.layout import Layout
 from netspace.link import host_peer
+from netspace.spec import peer
+from netspace.threads import BackgroundTask
 
 if TYPE_CHECKING:
+    from netspace.environment.record import Record
     from netspace.host.host import Host
 
-Verb = Literal["spawn", "end", "children", "delegate", "revoke", "delegations"]
+Verb = Literal["spawn", "end", "children", "delegate", "revoke", "delegations", "seal", "unseal", "sign"]
 MOST, ALL = 32 * 1024, 1024
 """The most bytes of a request from the peer; and the most requests that wait in the keeper."""
 AGAIN, TICK = 2.0, 30.0
@@ -87,6 +91,9 @@ _MODULES = {
     "delegate": delegate,
     "revoke": revoke,
     "delegations": delegations,
+    "seal": seal,
+    "unseal": unseal,
+    "sign": sign,
 }
 
 
@@ -166,7 +173,7 @@ class Keeper:
             if self._way is way:  # not if a new peer has connected, which knows nothing of this request
                 way.send(told)
         except OSError as err:
-            self._say(f"the peer's connection ends: {err}")
+            self._say(f"closing the connection of the host's peer: {err}")
             self._leave()
 
     def _pause(self) -> float | None:
@@ -203,7 +210,7 @@ class Keeper:
             try:
                 ask = msgspec.json.decode(request, type=Ask)
             except (ValueError, RecursionError) as err:
-                self._say(f"the peer's connection ends: {err}")
+                self._say(f"closing the connection of the host's peer: {err}")
                 self._leave()
                 return
             self._waiting.setdefault(ask.asker, deque()).append(ask)
@@ -310,7 +317,9 @@ class Keeper:
     def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:
         late = time.monotonic() + PATIENCE  # for all waits of this request together
         host = self._host(late)
-        self._permitted(host, asked)
+        known = self._permitted(host, asked)
+        if asked.verb in peer.KEYED:
+            return self._by_key(asked.asker, known.image.digest, arguments)
         if isinstance(arguments, delegate.Arguments):
             limits = Limits(arguments.rate, arguments.size, arguments.until)
             made = host.delegate(asked.asker, arguments.link, arguments.to, limits, asked.at)
@@ -336,12 +345,28 @@ class Keeper:
         ]
         return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
 
-    def _permitted(self, host: Host, asked: Ask) -> None:
+    def _by_key(self, asker: str, image: str, arguments: msgspec.Struct) -> msgspec.Struct:
+        """Return the answer to a request that needs a key. A TPM may be in use: meanwhile delegations end as usual."""
+        from netspace.host import program_keys
+
+        task = BackgroundTask(lambda: program_keys.answer(self.layout, asker, image, arguments))
+        task.begin()
+        severed = set[str]()
+        while not task.end(GLANCE):
+            self._attend(severed)
+        return task.result()
+
+    def _permitted(self, host: Host, asked: Ask) -> Record:
+        """Return the record of the asking environment.
+
+        :raises Refused: its declaration doesn't permit the verb.
+        """
         known = host.environments.recorded([asked.asker]).get(asked.asker)
         if known is None or asked.verb not in known.spec.host:
             raise Refused(
                 "verb-not-permitted", f"{asked.asker}: the key host of its declaration doesn't list {asked.verb}"
             )
+        return known
 
     def _host(self, late: float | None = None) -> Host:
         from netspace.host.host import Host

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +12,7 @@ from netspace import files
 from netspace.environment import runs
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.log import Log
 from netspace.spec import parse
 from netspace.spec.types import Declaration
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from netspace.ledger.entries import Run
     from netspace.supervision.service import Supervisor
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _ALIVE = ("running", "starting", "frozen")
 

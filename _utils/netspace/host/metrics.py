@@ -7,9 +7,10 @@ once each, and reads a few small files of the kernel for each environment.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def families(host: Host) -> list[Family]:
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
     statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
-    by = {name: labels(environment=name) for name in names}
+    by = _labelled(names)
     interfaces = claims.index(host.layout).read(sealed=True)
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
@@ -52,8 +53,16 @@ def families(host: Host) -> list[Family]:
         _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
+        *_programs(host.layout),
     ]
     return [one for one in found if one.values]
+
+
+def _labelled(names: Sequence[str]) -> dict[str, str]:
+    """Return the labels of each environment by its name."""
+    if "".join(names).replace("-", "").isalnum():  # then no name needs an escape, and a call for each costs much more
+        return {name: f'{{environment="{name}"}}' for name in names}
+    return {name: labels(environment=name) for name in names}
 
 
 def _one(name: str, about: str, value: float | None, **by: str) -> Family:
@@ -74,7 +83,7 @@ def _runs(status: Status | None) -> bool:
 
 
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
-    """Return the metrics that the supervisor knows, with one sample for each environment."""
+    """Yield the metrics that the supervisor knows, with one sample for each environment."""
     name = "netspace_environment"
     up = [int(_runs(one)) for one in statuses.values()]
     yield Family(f"{name}_up", "gauge", "Whether the program runs.", statuses.keys(), up)
@@ -92,7 +101,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
-    """Return a sample for each environment of a tenant, which joins its other metrics with the tenant."""
+    """Return the metric that names each environment's tenant. By it, a query can join other metrics with the tenant."""
     from netspace.environment import claims
 
     samples: dict[str, float | None] = {}
@@ -105,7 +114,7 @@ def _tenants(layout: Layout, names: Mapping[str, str]) -> Family:
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
-    """Return the health of environments with a health check, as the files of the health service show it."""
+    """Yield the health of environments with a health check, as the files of the health service show it."""
     from netspace.environment.health import record as verdict
 
     try:
@@ -146,7 +155,7 @@ _WORDS = 17  # in a line: the device with a colon, and 16 columns
 
 
 def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the traffic of environments whose interface has an end on the host."""
+    """Yield the traffic of environments whose interface has an end on the host."""
     ends = {its.host_end.encode() + b":": name for name, its in interfaces.items() if its.host_end}
     words: list[bytes] = []
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
@@ -161,7 +170,7 @@ def _traffic(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, 
 
 
 def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, Claims]) -> Iterator[Family]:
-    """Return the packets that each rule accepted, and the dropped packets, by reason.
+    """Yield the packets that each rule accepted, and the dropped packets, by reason.
 
     Each rule has a sample even before its first packet, and so has the reason ``none`` (no rule covers the packet). The
     other reasons have a sample only after their first packet.
@@ -169,7 +178,7 @@ def _judged(layout: Layout, names: Mapping[str, str], interfaces: Mapping[str, C
     from netspace.interface import counts
 
     def ends(rules: Iterable[counts.Counted]) -> list[tuple[str, bytes]]:
-        """Return, for each rule, the last part of its samples' labels, and its key among the counts."""
+        """Return a pair for each rule: the text that ends the labels of its samples, and its key in the counts."""
         return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
 
     always = ends(one for one in counts.REASONS if one.what == "none")
@@ -247,6 +256,21 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
     if known.broker is None or not known.links:
         return []
     return counts.families(host.layout, known, statuses)
+
+
+def _programs(layout: Layout) -> Iterator[Family]:
+    """Yield the numbers of children and of delegated rights, by the environment whose program asked for them."""
+    from netspace.host import child_records, delegation_records
+
+    given = (delegation_records.read(layout, name) for name in delegation_records.names(layout))
+    children = (child_records.read(layout, place) for place in child_records.places(layout))
+    held = collections.Counter(one.holder for one in given if one is not None)
+    born = collections.Counter(one.parent for one in children if one is not None)
+    for name, about, found in (
+        ("netspace_environment_delegations", "Rights that its program delegated and that are valid.", held),
+        ("netspace_environment_children", "Children that its program started and that run.", born),
+    ):
+        yield counted(name, "gauge", about, {labels(environment=one): count for one, count in found.items()})
 
 
 # -- the textfile ---------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netspace.errors import NetspaceError, Problem
+from netspace.host import delegation_records
 from netspace.host.converge import Converge
 from netspace.plan import Plan, Refusal, Result, renamed
 from netspace.spec.types import Declaration
@@ -46,14 +47,15 @@ class Overview(Converge):
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor runs, for a table."""
         known = self.trust()
-        interfaces = self.interfaces.list()
+        interfaces, links = self.interfaces.list(), self.links.list()
+        delegation_records.mark(self.layout, links["links"])
         return {
             "trust": {"level": known.name, "verifier": known.verifier, "reason": known.reason},
             "environments": {
                 name: {**entry, "interface": interfaces.get(name, {})}
                 for name, entry in self.environments.list().items()
             },
-            "links": self.links.list(),
+            "links": links,
             "supervised": self.supervisor.attended(),
         }
 

@@ -23,7 +23,7 @@ def reason(old: str, mailed: bool) -> str:
     """Return the reason of a step.
 
     :param old: the former name.
-    :param mailed: whether the environment has a mailbox, which its links give it.
+    :param mailed: whether a link leads to the environment, so that it has a mailbox.
     """
     return f"renamed from {old}" + ("; its mailbox is kept" if mailed else "")
 
@@ -37,10 +37,13 @@ def differing(old: Interface | None, new: Interface) -> Changes:
     return files.differences({} if old is None else parse.written(old), parse.written(new))
 
 
-def differences(old: Record | None, new: Environment) -> Changes:
-    """Return the keys in which a renamed environment differs from its record under the former name."""
+def differences(old: Record | None, new: Environment) -> Changes | None:
+    """Return the keys in which a renamed environment differs from its record under the former name.
+
+    :param old: that record; None: it can't be read, so the differences are unknown, and the result is None.
+    """
     if old is None:
-        return {}
+        return None
     from netspace.environment.comparison import differences as compared
 
     return compared.differences(
@@ -51,30 +54,31 @@ def differences(old: Record | None, new: Environment) -> Changes:
 def joined(
     result: Result,
     former: Mapping[str, str],
-    changes: Callable[[str], Changes],
+    changes: Callable[[str], Changes | None],
     reason: Callable[[str], str] = lambda name: "",
 ) -> Result:
     """Return *result* with one step ``rename`` for each environment that was renamed.
 
     :param former: the former names, by the present ones.
-    :param changes: returns what else changes for an environment, by its present name.
+    :param changes: returns what else changes for an environment, by its present name. None: that is unknown, so the
+        step has all keys, as a creation has.
     :param reason: returns the reason of its step.
     """
     actions = {(step.name, step.action) for step in result.plan.steps}
     pairs = {new: old for new, old in former.items() if (old, "remove") in actions and (new, "create") in actions}
     if not pairs:
         return result
-    made = {
-        name: Step("", name, RENAME, {NAME: {"old": old, "new": name}, **changes(name)}, reason(name))
-        for name, old in pairs.items()
-    }
+    others = {name: changes(name) for name in pairs}
 
     def told(step: Step) -> Step | None:
         if step.action == "remove" and step.name in pairs.values():
             return None
         if step.action != "create" or step.name not in pairs:
             return step
-        return msgspec.structs.replace(made[step.name], kind=step.kind, data=step.data)
+        name, old, other, why = step.name, pairs[step.name], others[step.name], reason(step.name)
+        if other is None:
+            other, why = step.changes, f"{why}; the record of {old} can't be read, so all keys are shown"
+        return Step(step.kind, name, RENAME, {NAME: {"old": old, "new": name}, **other}, why, step.data)
 
     errors = {one.step.name: one.error for one in result.outcomes if one.step.action == "remove" and one.error}
     outcomes = []

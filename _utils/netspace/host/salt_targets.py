@@ -235,7 +235,7 @@ def _seconds(timeout: Any) -> float:
     try:
         seconds = float(timeout)
     except (TypeError, ValueError) as err:
-        raise NetspaceError(f"timeout: expected seconds, got {timeout!r}") from err
+        raise NetspaceError(f"timeout: expected a number of seconds, got {timeout!r}") from err
     if not 0 < seconds <= _LONGEST:
         raise NetspaceError(f"timeout: expected more than 0 and at most {_LONGEST:.0f} seconds, got {timeout!r}")
     return seconds

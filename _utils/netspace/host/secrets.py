@@ -176,7 +176,7 @@ def _from(uri: str, source: Source | None, read: dict[str, bytes]) -> bytes:
     if not isinstance(plain, bytes) or found == uri:
         raise NetspaceError(f"its source has no text; {remedy}")
     if not 0 < len(plain) <= declared_secrets.SIZE:
-        raise NetspaceError(f"its source has {len(plain)} bytes; 1 to {declared_secrets.SIZE} are possible")
+        raise NetspaceError(f"its source has {len(plain)} bytes; expected 1 to {declared_secrets.SIZE}")
     read[uri] = plain
     return plain
 

@@ -37,7 +37,7 @@ from netspace.nftables.table import Table
 from netspace.plan import Outcome, Step
 from netspace.threads import in_thread
 
-# The number of links that are created from the host in one batch: each keeps a descriptor open meanwhile.
+# The number of devices that are created from the host in one batch: each keeps a descriptor open meanwhile.
 _TOGETHER = 128
 
 
@@ -91,7 +91,7 @@ class ApplyRun:
                 except (OSError, StateError) as err:
                     self._fail(name, f"its private key can't be read or made: {err}")
                     continue
-                # If the step only deletes the link, the old record stays until the link is gone.
+                # If the step only deletes the device, the old record stays until the device is gone.
                 if not (one.drop and not one.make):
                     written[name] = record
         self._write(written)
@@ -117,7 +117,7 @@ class ApplyRun:
         doomed = {name: one for name, one in work.items() if one.drop and name not in self.errors}
         self._delete_outside({name: one.live.outside for name, one in doomed.items() if one.live.outside})
         # An inner end without an outer one is deleted from within the namespace, and at once: the kernel
-        # may take a while to end the namespace, and until then the link occupies, say, its parent's VLAN.
+        # may take a while to end the namespace, and until then the device occupies, say, its parent's VLAN.
         alone = [
             name for name, one in doomed.items() if one.live.inside and not one.live.outside and name not in self.errors
         ]
@@ -143,7 +143,7 @@ class ApplyRun:
                     if failure.code != errno.ENODEV:
                         self._fail(names[0], f"its network device can't be deleted: {failure}")
                 return
-            # The kernel deletes a group of links much faster than each by itself.
+            # The kernel deletes a group of devices much faster than each by itself.
             group = requests.free_group({link.group for link in host.links()})
             failures = host.batch([requests.set_link(indexes[name], group=group) for name in names])
             for place, failure in failures.items():
@@ -225,7 +225,7 @@ class ApplyRun:
 
     # -- new interfaces -------------------------------------------------------------------
     def _inside(self, work: Mapping[str, InterfaceChange]) -> None:
-        """Create and set up namespaces, and in each the link and its inner end."""
+        """Create and set up namespaces, and in each the network device and its inner end."""
         todo = {
             name: one
             for name, one in self._going_on(work).items()
@@ -304,7 +304,7 @@ class ApplyRun:
         :param host: a descriptor of the host's namespace.
         :param outer: a socket in the host's namespace.
         """
-        far: dict[str, int] = {}  # namespaces, as descriptors, of links that are created from the host in one batch
+        far: dict[str, int] = {}  # namespaces, as descriptors, of devices that are created from the host in one batch
         for name, one in todo.items():
             path = self.layout.netns(name)
             try:
@@ -325,7 +325,7 @@ class ApplyRun:
         self._from_host(far, todo, outer)
 
     def _from_host(self, far: dict[str, int], work: Mapping[str, InterfaceChange], outer: Socket) -> None:
-        """Create the links of the namespaces *far* from the host's namespace, set them up inside, and empty *far*."""
+        """Create the network devices of the namespaces *far* from the host's namespace, set them up; empty *far*."""
         try:
             messages: list[Message] = []
             owners: list[str] = []
@@ -377,9 +377,9 @@ class ApplyRun:
                 index = socket.if_nametoindex(one.wanted.made_as)
                 messages.append(requests.set_link(index, name=wanted.name))
             changed = one.change(index, now, wanted)
-            if one.guard is not None:  # load the table while the link exists but is still down
+            if one.guard is not None:  # load the table while the device exists but is still down
                 if now is not None and now.name != wanted.name:
-                    # The table names the link; before Linux 6.16 a link of that name must exist.
+                    # The table names the device; before Linux 6.16 a device of that name must exist.
                     messages += [requests.set_link(index, up=False), requests.set_link(index, name=wanted.name)]
                     now = msgspec.structs.replace(now, name=wanted.name, up=False)
                 self._send(name, one, inner, messages)
@@ -425,8 +425,8 @@ class ApplyRun:
                     continue
                 own = one.change(index, now, wanted) + endpoints.messages(index, now, wanted)
                 each.append([(name, message) for message in own])
-            # Send the first message of each interface, then the second of each, and so on: whenever a link goes
-            # up, the kernel walks through all IPv6 routes, so the routes are added once every link is up.
+            # Send the first message of each interface, then the second of each, and so on: whenever a device goes
+            # up, the kernel walks through all IPv6 routes, so the routes are added once every device is up.
             ordered = [entry for row in itertools.zip_longest(*each) for entry in row if entry is not None]
             messages = [message for _, message in ordered]
             self._judge(host.batch(messages), messages, [name for name, _ in ordered], todo)

@@ -24,10 +24,10 @@ class InterfaceChange(msgspec.Struct, frozen=True):
     :param live: the observed interface.
     :param namespace: what to do with the namespace: ``create`` it, ``settle`` it (it isn't set up completely), or
         ``keep`` it.
-    :param make: whether to create the link.
-    :param drop: whether to delete the present link, or the rest of it, first.
+    :param make: whether to create the network device.
+    :param drop: whether to delete the present device, or the rest of it, first.
     :param kind: the module of the interface's kind (see ``kinds``).
-    :param parents: the indexes of the host's links that the kind may need, by name.
+    :param parents: the indexes of the host's devices that the kind may need, by name.
     :param guard: the packet filter tables for its namespace; empty: none; None: leave the present tables.
     :param guard_before: the present tables, if they are known.
     """
@@ -45,16 +45,16 @@ class InterfaceChange(msgspec.Struct, frozen=True):
 
     @property
     def from_host(self) -> bool:
-        """Whether the link is created from the host's namespace, not from the environment's."""
+        """Whether the network device is created from the host's namespace, not from the environment's."""
         return bool(getattr(self.kind, "FROM_HOST", False))
 
     @property
     def late(self) -> bool:
-        """Whether the kernel may still hold the link of a removed namespace, which occupies a MAC, VLAN or VNI."""
+        """Whether the kernel may still hold a removed namespace's network device, which occupies a MAC, VLAN or VNI."""
         return self.namespace == "create"
 
     def create(self, far: int) -> list[Message]:
-        """Return the netlink messages that create the link, as the kind makes them.
+        """Return the netlink messages that create the network device, as the kind makes them.
 
         :param far: a descriptor of the other namespace.
         """

@@ -206,9 +206,9 @@ def weigh(name: str, its: Claims) -> int:
 
     Equal sums of these numbers mean equal filters (:func:`mark`).
     """
-    if its.kind in kinds.filtered("inside"):
+    if kinds.filtered(its.kind, "inside"):
         content: object = (*sorted(its.addresses.values()),)
-    elif its.connections and its.kind in kinds.filtered("host"):
+    elif its.connections and kinds.filtered(its.kind, "host"):
         rare = its.rare or _NOTHING
         addresses, gateways = [("ipv4", its.ipv4)] if its.ipv4 else [], [("ipv4", its.gateway4)] if its.gateway4 else []
         if its.ipv6:
@@ -237,7 +237,7 @@ def index(layout: Layout) -> Index[Claims]:
         return None if record is None else of(record)
 
     # A removed kind makes every entry void, so that its records are decoded again, and refused.
-    version = " ".join([_VERSION, str(netspace.LOADED), *sorted(kinds.modules())])
+    version = " ".join([_VERSION, str(netspace.LOADED), *kinds.names()])
     return Index(layout, records.KIND, Claims, version, claims, weigh=weigh, sort=operator.attrgetter("sort"))
 
 
@@ -262,7 +262,6 @@ def alike(known: Mapping[str, Claims]) -> dict[str, Claims]:
 
 def elsewhere(known: Mapping[str, Claims]) -> list[str]:
     """Return the addresses of all interfaces that the host's table doesn't filter."""
-    inside = kinds.filtered("inside")
-    if not any(its.kind in inside for its in alike(known).values()):
+    if not any(kinds.filtered(its.kind, "inside") for its in alike(known).values()):
         return []
-    return [one for its in known.values() if its.kind in inside for one in its.addresses.values()]
+    return [one for its in known.values() if kinds.filtered(its.kind, "inside") for one in its.addresses.values()]

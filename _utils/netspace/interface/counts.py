@@ -59,15 +59,14 @@ def read(layout: Layout, interfaces: Mapping[str, Claims]) -> dict[str, Interfac
     counts.
     """
     known = {name: its for name, its in interfaces.items() if its.connections}
-    inside = kinds.filtered("inside")
-    alone = [name for name, its in known.items() if its.kind in inside]
+    alone = [name for name, its in known.items() if kinds.filtered(its.kind, "inside")]
     found: dict[str, Interface] = {}
     if len(alone) < len(known) and (counts := _counts(layout)) is not None:
         by_end: dict[bytes, dict[bytes, int]] = defaultdict(dict)
         for key, packets in counts.items():
             by_end[key[:_END]][key[_END:]] = packets
         for name, its in known.items():
-            if its.kind not in inside:
+            if not kinds.filtered(its.kind, "inside"):
                 ours = by_end.get(its.host_end.encode().ljust(_END, b"\0"), _NOTHING)
                 found[name] = Interface(_rules(its.rules, its.ports if its.rare else ()), ours)
     if alone:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from netspace.compared import Compared
 from netspace.layout import Layout
 from netspace.netlink import requests
 from netspace.netlink.connection import Message
@@ -29,7 +30,7 @@ class EndpointContext(msgspec.Struct, frozen=True):
 
     :param host_name: the host end's name.
     :param mac: the MAC of the interface.
-    :param alias: the alias that marks netspace's links.
+    :param alias: the alias that marks netspace's network devices.
     :param addresses: the environment's addresses, by family (``ipv4``, ``ipv6``).
     :param gateways: the host's addresses at the host's end, by family.
     :param forwarding: whether the host forwards IPv4 packets that arrive at its end.
@@ -51,7 +52,7 @@ class EndpointContext(msgspec.Struct, frozen=True):
     owner: int = 0
 
 
-class Endpoint(msgspec.Struct, frozen=True, eq=False):
+class Endpoint(Compared, frozen=True, eq=False):
     """One end of an interface.
 
     :param mac: the MAC; empty: netspace doesn't set it.
@@ -60,7 +61,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
     :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default applies.
     :param rate: bits per second that it may send; 0: unlimited.
-    :param kind: the kernel's name of the link's kind.
+    :param kind: the kernel's name of the network device's kind.
     :param details: settings that only the kind knows, by the names that the operator uses.
     :param secret: the file that holds its key; neither shown nor compared.
     """
@@ -80,13 +81,9 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     details: Mapping[str, Any] = msgspec.field(default_factory=dict)
     secret: str = ""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Endpoint) and _compared(self) == _compared(other)
-
-    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def compared(self) -> object:
+        """Return all fields but ``secret``."""
+        return msgspec.structs.astuple(self)[:-1]
 
     def __repr__(self) -> str:
         return f"Endpoint({self.facts()})"
@@ -118,31 +115,22 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
         return facts
 
 
-def _compared(end: Endpoint) -> tuple[Any, ...]:
-    """Return the values of an end that count when two ends are compared: all but ``secret``."""
-    return msgspec.structs.astuple(end)[:-1]
-
-
-class Endpoints(msgspec.Struct, frozen=True, eq=False):
+class Endpoints(Compared, frozen=True, eq=False):
     """Both ends of an interface. A kind may have no end, or only an inner end.
 
     :param inside: the end in the environment's namespace.
     :param outside: the end on the host.
-    :param made_as: the temporary name of a link that is created from the host's namespace, where a link with its final
-        name may already exist.
+    :param made_as: the temporary name of a device that is created from the host's namespace, where a device with its
+        final name may already exist.
     """
 
     inside: Endpoint | None = None
     outside: Endpoint | None = None
     made_as: str = ""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Endpoints) and (self.inside, self.outside) == (other.inside, other.outside)
-
-    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def compared(self) -> object:
+        """Return both ends; the temporary name doesn't count."""
+        return self.inside, self.outside
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -200,14 +188,14 @@ def seen(
 
 
 def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
-    """Return the netlink messages that change link *index* from *now* (None: just created) to *wanted*.
+    """Return the netlink messages that change network device *index* from *now* (None: just created) to *wanted*.
 
     They keep the kernel from adding IPv6 addresses to the host end. At the inner end, the namespace's settings do that.
     """
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name
     if rename:
-        todo.append(requests.set_link(index, up=False))  # older kernels can't rename a link that is up
+        todo.append(requests.set_link(index, up=False))  # older kernels can't rename a device that is up
     attributes: dict[str, Any] = {}
     if now is not None:
         for key in ("name", "mac", "mtu", "arp"):
@@ -225,7 +213,7 @@ def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message
         change = requests.limit_rate(index, wanted.rate, wanted.mtu) if wanted.rate else requests.unlimit_rate(index)
         todo.append(change)  # before it is up
     had_addresses = () if now is None else now.addresses
-    # The kernel removes routes (and IPv6 addresses) of a link that is set down: add all of them again.
+    # The kernel removes routes (and IPv6 addresses) of a device that is set down: add all of them again.
     had_routes = () if now is None or down else now.routes
     todo += [requests.delete_route(index, route) for route in had_routes if route not in wanted.routes]
     todo += [requests.delete_address(index, one) for one in had_addresses if one not in wanted.addresses]

@@ -1,4 +1,7 @@
-"""Errors of netlink requests for interfaces. Each gets a remedy. A request is repeated while an old link is there."""
+"""Errors of netlink requests for interfaces, with a remedy for each.
+
+Requests are repeated while an old network device is there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from netspace.netlink import connection, requests
 from netspace.netlink.connection import Failure, Message, Socket
 from netspace.nftables.library import LibraryMissingError, missing
 
-# The kernel's answers while an old link is still there: EEXIST for a VLAN or VXLAN, the others for a MAC.
+# The kernel's answers while an old device is still there: EEXIST for a VLAN or VXLAN, the others for a MAC.
 _OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
 _TRIES, _PAUSE = 40, 0.05
 
@@ -24,15 +27,18 @@ def refusal(failure: Failure, message: Message, one: InterfaceChange) -> Excepti
     if failure.code == errno.ENOENT and requests.limits_rate(message):
         return _missing("sch_tbf", failure, "leave rate out")
     if failure.code == errno.EEXIST and one.record is not None and one.record.host_end and requests.makes_link(message):
-        return NetspaceError(f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it")
+        return NetspaceError(
+            f"the host has a network device {one.record.host_end} that netspace didn't make; remove or rename it"
+        )
     return NetspaceError(f"the kernel refused: {failure}")
 
 
 def patiently(where: Socket, messages: Sequence[Message], late: Callable[[int], bool]) -> dict[int, Failure]:
-    """Send *messages*; repeat those that fail because an old link still occupies a MAC, VLAN or VNI.
+    """Send *messages*; repeat those that fail because an old network device still occupies a MAC, VLAN or VNI.
 
-    The kernel removes a namespace's link only some time after the namespace.
+    The kernel removes a namespace's device only some time after the namespace.
 
+    :param where: the socket in the network namespace of the devices.
     :param late: returns whether the message at this position may fail for that reason.
     :return: the failures that remain, by position.
     """

@@ -25,7 +25,6 @@ def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
 
     :param known: the claims of the interfaces, by environment.
     """
-    host = kinds.filtered("host")
     return host_rules.build([
         host_rules.HostFiltered(
             name,
@@ -39,7 +38,7 @@ def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
             its.rare is not None and its.rare.audit,
         )
         for name, its in known.items()
-        if its.connections and its.kind in host
+        if its.connections and kinds.filtered(its.kind, "host")
     ], claims.elsewhere(known))  # fmt: skip
 
 
@@ -56,17 +55,18 @@ def parts(
         return table(layout, before), table(layout, after)
     own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
-    inside = kinds.filtered("inside")
     left = without(before, changed)
     shared = claims.alike(left)
-    if not any(its.ports or its.audit or its.kind in inside for its in shared.values()):
+    if not any(its.ports or its.audit or kinds.filtered(its.kind, "inside") for its in shared.values()):
         return table(layout, shared | own[0]), table(layout, shared | own[1])
     others = dict(left.items())
     some = set(shared)
     # Interfaces on different external networks may have one address, which is one element.
     some.update(name for name, its in others.items() if its.rare and (its.ports or its.audit))
     some.update(
-        name for name, its in others.items() if its.kind in inside and (its.ipv4 in addresses or its.ipv6 in addresses)
+        name
+        for name, its in others.items()
+        if (its.ipv4 in addresses or its.ipv6 in addresses) and kinds.filtered(its.kind, "inside")
     )
     shared = {name: before[name] for name in before if name in some}
     return table(layout, shared | own[0]), table(layout, shared | own[1])
@@ -77,9 +77,8 @@ def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
 
     The first: whether one of them has a rule or a published port. The second: whether one has a published port.
     """
-    host = kinds.filtered("host")
     every = claims.alike(known).values()
-    mine = [its for its in every if its.connections and its.kind in host and (its.rules or its.ports)]
+    mine = [its for its in every if its.connections and kinds.filtered(its.kind, "host") and (its.rules or its.ports)]
     return bool(mine), any(its.ports for its in mine)
 
 

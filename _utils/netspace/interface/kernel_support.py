@@ -1,8 +1,8 @@
 """Check of the kernel modules that kinds of interface need. Reads only; never loads a module itself.
 
 Files list the modules that are loaded, built in or loadable. If they don't list the module (say, because the kernel has
-no such files), a link of the kind is created in a temporary network namespace, as a test. Each kind is checked once per
-run.
+no such files), a device of the kind is created in a temporary network namespace, as a test. Each kind is checked once
+per run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from netspace.threads import in_thread
 def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
     """Return, for each kind among *specs* that this kernel lacks, a text: the missing module and the remedy.
 
-    :param links: the host's links. If one is of the kind, the kernel has the module.
+    :param links: the host's network devices. If one is of the kind, the kernel has the module.
     """
     modules = {kinds.name(spec): kinds.of(spec) for spec in specs}
     there = {link.kind for link in links}
@@ -39,7 +39,7 @@ def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]
 def has(module: str, kind: str) -> bool:
     """Return whether the kernel has *module*, or can load it.
 
-    :param kind: the kernel's name for links that the module provides.
+    :param kind: the kernel's name for network devices that the module provides.
     """
     return listed(module) or _tried(kind)
 

@@ -11,17 +11,17 @@ With IPv6 an interface has a link-local address, derived from the MAC, since nei
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface.endpoints import INSIDE_NAME, Endpoint, EndpointContext
 from netspace.netlink.reading import Link, Route
+from netspace.patterns import pattern
 from netspace.spec.types import EVERYWHERE, Address, Cidr, Direction, Filtered, Prefixed, Way
 
 _ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
-_NAME = re.compile(r"[^\s/:\0]{1,15}")
+_NAME = pattern(r"[^\s/:\0]{1,15}")
 _MAX_ROUTES = 256
 
 
@@ -78,10 +78,10 @@ def families(spec: Any) -> frozenset[str]:
 
 
 def name_problem(name: str) -> str:
-    """Return why *name* can't be a link's name (kernel: dev_valid_name); empty if it can."""
+    """Return why *name* can't be a network device's name (kernel: dev_valid_name); empty if it can."""
     if _NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= 15:
         return ""
-    return f"{name!r} can't be a link's name: 1 to 15 bytes, no space, '/' or ':'"
+    return f"{name!r} can't be a network device's name: 1 to 15 bytes, no space, '/' or ':'"
 
 
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
@@ -116,7 +116,7 @@ def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
 
 def _unfit(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, version: int) -> str:
     if address.version != version:
-        return f"is no ipv{version} address"
+        return f"is not an ipv{version} address"
     ip, network = address.ip, address.network
     if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_link_local:
         return "can't be the address of one host on a network"
@@ -129,7 +129,7 @@ def _unfit(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, version: 
 def _unreachable(gateway: Address, version: int, address: Prefixed | None) -> str:
     parsed = ipaddress.ip_address(gateway)
     if parsed.version != version:
-        return f"is no ipv{version} address"
+        return f"is not an ipv{version} address"
     if address is None:
         return f"can't be reached without an ipv{version} address"
     if parsed == address.interface.ip:
@@ -197,7 +197,7 @@ def inside(
 def lacks_parent(
     name: str, mtu: int, links: Mapping[str, Link], *, room: int = 0, up: bool = False, alone: bool = True
 ) -> str:
-    """Return why the host's link *name* can't be a parent; empty if it can.
+    """Return why the host's network device *name* can't be a parent; empty if it can.
 
     :param mtu: the interface's mtu.
     :param room: bytes that encapsulation adds to each packet.
@@ -206,7 +206,7 @@ def lacks_parent(
     """
     parent = links.get(name)
     if parent is None:
-        return f"this host has no link {name}: create it, or name another one as parent"
+        return f"this host has no network device {name}: create it, or name another one as parent"
     if parent.mtu < mtu + room:
         return f"its parent {name} has an mtu of {parent.mtu}: raise that, or declare mtu: {parent.mtu - room}"
     if up and not parent.up:

@@ -1,7 +1,7 @@
 """Observation of netspace's interfaces. Reads, never writes.
 
 For an environment without an interface, the only check is whether its namespace is mounted; one file lists all mounts.
-For an environment with an interface, the links, addresses and netspace's routes are read, on the host and inside the
+For an environment with an interface, the devices, addresses and netspace's routes are read, on the host and inside the
 namespace. Some kinds read more.
 """
 
@@ -40,12 +40,12 @@ from netspace.spec.publish import HostPort, published
 from netspace.spec.types import Filtered, Interface
 from netspace.threads import in_thread
 
-# The most interfaces whose links are looked up one by one: more are found faster by one list of all.
+# The most interfaces whose devices are looked up one by one: more are found faster by one list of all.
 _FEW = 16
 
 
 class ObservedInterface(msgspec.Struct, frozen=True):
-    """The observed ends of one interface, and the indexes of their links (0: no link)."""
+    """The observed ends of one interface, and the indexes of their network devices (0: no device)."""
 
     ends: Endpoints = msgspec.field(default_factory=Endpoints)
     inside: int = 0
@@ -62,7 +62,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param firewall: the state of the host's table: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
     :param forwarding: the value of the host's forwarding sysctl, by family; families that the kernel lacks are left
         out.
-    :param links: the links of the host that interfaces need, by name.
+    :param links: the network devices of the host that interfaces need, by name.
     :param missing: for each kind that the kernel lacks, the missing module and the remedy.
     :param guards: the state of the table in each namespace that has one, by environment: ``intact`` or ``changed``.
     :param taken: for each port that is newly published but in use, the program that uses it.
@@ -138,20 +138,23 @@ def observe(
     only: Collection[str] | None = None,
     declared: Iterable[Interface] = (),
     doomed: Collection[str] = (),
+    volatile: Volatile | None = None,
 ) -> Observed:
     """Return the observed state.
 
     :param index: the index of all interfaces' claims.
     :param only: the environments whose ends are observed; None: all. Of other environments, only the claims are read.
-    :param declared: desired interfaces; the links, modules and ports that they need are observed, too.
-    :param doomed: environments to remove; for these, only the links to delete are observed.
+    :param declared: desired interfaces; the network devices, modules and ports that they need are observed, too.
+    :param doomed: environments to remove; for these, only the devices to delete are observed.
+    :param volatile: the recorded changes in the kernel, if the caller has read them already: the record grows with the
+        number of environments.
     :raises StateError: a record can't be read.
     """
     everybody = index.read(sealed=only is not None)
     known = records.some(layout, everybody if only is None else {name for name in only if name in everybody})
     folder = layout.netns("").parent
     kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
-    volatile = Volatile.read(layout)
+    volatile = volatile or Volatile.read(layout)
     wanted = {name: expected(layout, name, record) for name, record in known.items()}
     linked = {name: one for name, one in wanted.items() if one != Endpoints()}
     declared = list(declared)
@@ -220,9 +223,9 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, ObservedInterface], dict[str, str]]:
-    """Return the host's links, the observed ends of interfaces, and the states of the tables in namespaces.
+    """Return the host's network devices, the observed ends of interfaces, and the states of the tables in namespaces.
 
-    If nothing needs the links, nothing is read, and all three are empty.
+    If nothing needs the devices, nothing is read, and all three are empty.
     """
     if not wanted and not needed:
         return [], {}, {}
@@ -253,7 +256,7 @@ def _links(
                 link = _own(inner.links(), wanted[name])
                 if link is not None:
                     own, ways = _by_index(inner)
-                    # Only links with a limit have this qdisc; the others need no dump.
+                    # Only devices with a limit have this qdisc; the others need no dump.
                     rates = inner.rates() if link.queue == "tbf" else {}
                     limit = rates.get(link.index, 0)
                     like, look_at = wanted[name].inside, details[name]
@@ -282,10 +285,10 @@ def _links(
 def _named(
     layout: Layout, host: Socket, wanted: Mapping[str, Endpoints], known: Mapping[str, Record]
 ) -> list[Link] | None:
-    """Return the links of these interfaces' host ends, each looked up by its name.
+    """Return the network devices of these interfaces' host ends, each looked up by its name.
 
-    The result is None if a link isn't found by its name (it was renamed or is gone), or if the kind of an interface has
-    no host end.
+    The result is None if a device is not found by its name (it was renamed or is gone), or if the kind of an interface
+    has no host end.
     """
     found = []
     for name in wanted:
@@ -299,17 +302,17 @@ def _named(
 
 
 def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
-    """Return the link of an interface's host end, even if it was renamed or has no alias yet."""
+    """Return the network device of an interface's host end, even if it was renamed or has no alias yet."""
     found = by_alias.get(ends.alias(layout.instance, name))
     if found is None:
         found = by_name.get(ends.host_name(layout.instance, name))
         if found is not None and found.mac != ends.mac(layout.instance, name):
-            return None  # a link that isn't netspace's
+            return None  # a device that isn't netspace's
     return found
 
 
 def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
-    """Return the link of the inner end, even if it was renamed or still has its temporary name."""
+    """Return the network device of the inner end, even if it was renamed or still has its temporary name."""
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link
@@ -318,9 +321,9 @@ def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
 
 
 def _by_index(where: Socket, indexes: Sequence[int] = ()) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
-    """Return two mappings from a link's index: one to the link's addresses, and one to its routes.
+    """Return two mappings from a network device's index: one to the device's addresses, and one to its routes.
 
-    :param indexes: the links to look up; empty: all.
+    :param indexes: the devices to look up; empty: all.
     """
     addresses: dict[int, list[str]] = defaultdict(list)
     routes: dict[int, list[Route]] = defaultdict(list)

@@ -227,10 +227,10 @@ class Planner:
             before = wanted if old == record else expected(self.layout, name, old)
             changes.update(files.differences(live.ends.facts(), before.facts()))
             if fixed:
-                action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
+                action, reason = "rebuild", f"the kernel can't change {fixed} of a network device in place"
                 changes["link"] = {"old": "as it was", "new": f"created again: {reason}"}
             elif make and _shape(before) == _shape(wanted):
-                action, reason = "rebuild", "its link, or one end of it, is gone"
+                action, reason = "rebuild", "its network device, or one end of it, is gone"
         if not changes:
             # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())
@@ -300,11 +300,10 @@ class Planner:
         return tuple(host_filter.table(self.layout, its) for its in known)
 
     def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
-        host = kinds.filtered("host")
         needed = {
             family
             for its in claims.alike(after).values()
-            if its.kind in host and (its.rules or its.ports)
+            if kinds.filtered(its.kind, "host") and (its.rules or its.ports)
             for family in its.forwarded
             if family in its.addresses
         }

@@ -56,7 +56,7 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """Return the observed state of interfaces, and of the links, modules and ports that *desired* ones need.
+        """Return the observed state of interfaces, and of what *desired* ones need: network devices, modules and ports.
 
         :param about: the environments that may change; None: all. Environments with a table in their namespace are
             observed, too, since that table lists the other environments. Only the claims of the remaining environments
@@ -64,9 +64,10 @@ class Interfaces:
         :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
         :raises StateError: a record can't be read.
         """
-        only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
+        volatile = records.Volatile.read(self.layout)
+        only = None if about is None else {*about, *volatile.guards}
         declared = desired.interfaces.values() if desired is not None else ()
-        return observe(self.layout, self._index, only, declared, doomed)
+        return observe(self.layout, self._index, only, declared, doomed, volatile)
 
     def named(self, without: Collection[str] = ()) -> bool:
         """Return whether a rule of a recorded interface contains a DNS name.

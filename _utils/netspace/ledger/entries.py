@@ -93,7 +93,10 @@ def declared(digest: str) -> bytes:
 
 
 def started(runs: Mapping[str, Run], at: int) -> list[bytes]:
-    """Return the lines that record starts."""
+    """Return the lines that record starts.
+
+    :param at: the time, in seconds since the epoch.
+    """
     return [
         _line({"at": at, "start": {name: [runs[name].image, runs[name].configuration, runs[name].certificate]
                                    for name in names}})
@@ -102,7 +105,10 @@ def started(runs: Mapping[str, Run], at: int) -> list[bytes]:
 
 
 def ended(names: Iterable[str], at: int) -> list[bytes]:
-    """Return the lines that record ends."""
+    """Return the lines that record ends.
+
+    :param at: the time, in seconds since the epoch.
+    """
     return [_line({"at": at, "end": part}) for part in _parts(sorted(set(names)))]
 
 
@@ -133,12 +139,12 @@ def split(raw: bytes) -> list[bytes]:
     :raises Unreadable: when *raw* is too large, or its last line is not whole.
     """
     if len(raw) > MOST_BYTES:
-        raise Unreadable(f"{len(raw)} bytes; at most {MOST_BYTES} are possible")
+        raise Unreadable(f"{len(raw)} bytes; at most {MOST_BYTES} are accepted")
     if raw and not raw.endswith(b"\n"):
         raise Unreadable("the last line is not whole")
     lines = raw.split(b"\n")[:-1]
     if len(lines) > MOST_LINES + 1:
-        raise Unreadable(f"{len(lines)} lines; at most {MOST_LINES + 1} are possible")
+        raise Unreadable(f"{len(lines)} lines; at most {MOST_LINES + 1} are accepted")
     return [line + b"\n" for line in lines]
 
 
@@ -159,7 +165,7 @@ def replay(lines: Iterable[bytes], start: State | None = None) -> Iterator[State
         if finished:
             raise Unreadable(f"line {number}: follows the last possible line")
         if number > MOST_LINES:
-            raise Unreadable(f"line {number}: at most {MOST_LINES + 1} lines are possible")
+            raise Unreadable(f"line {number}: at most {MOST_LINES + 1} lines are accepted")
         if (number == 0) != ("boot" in content):
             raise Unreadable(f"line {number}: the first line names the boot, and no other does")
         if "boot" in content:
@@ -184,7 +190,7 @@ def _content(line: bytes) -> dict[str, Any]:
     :raises Unreadable: when the line is not exactly as this module writes lines.
     """
     if len(line) > MOST_LINE:
-        raise Unreadable(f"a line of {len(line)} bytes; at most {MOST_LINE} are possible")
+        raise Unreadable(f"a line of {len(line)} bytes; at most {MOST_LINE} are accepted")
     try:
         found = json.loads(line)
         same = isinstance(found, dict) and _line(found) == line

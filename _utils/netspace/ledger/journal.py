@@ -12,7 +12,6 @@ ledger; without that file each function does nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -27,8 +26,9 @@ from netspace.layout import Layout
 from netspace.ledger import entries, nv_index
 from netspace.ledger.entries import Run, State
 from netspace.ledger.setting import Setting, enabled, setting
+from netspace.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Seconds that a start waits for another process's use of the TPM, and for the TPM's answers.
 PATIENCE, ANSWER = 1.0, 3.0
@@ -117,7 +117,7 @@ def content(layout: Layout) -> bytes:
 
 
 def filled(layout: Layout, names: Collection[str]) -> tuple[float, float]:
-    """Return how much of the ledger is filled (1: all), and how much by lines about these environments."""
+    """Return two shares of the ledger's space, from 0 to 1: of all lines, and of the lines about these environments."""
     raw = content(layout)
     own = sum(raw.count(b'"%s"' % name.encode()) for name in names)
     return max(raw.count(b"\n") / entries.MOST_LINES, len(raw) / entries.MOST_BYTES), own / entries.MOST_LINES

@@ -162,7 +162,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     work = LinkChange(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
         notes.append(
-            f"no client reaches the broker: {observed.detail}; it is asked again, and restarted if it doesn't answer"
+            f"no client reaches the broker: {observed.detail}; the apply asks it again, and restarts it if it is silent"
         )
     elif before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
@@ -172,7 +172,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         accounts.update({f"parked:{owner}": {"old": "mail", "new": None} for owner in observed.emptied})
         unneeded = {"old": "excess bindings to answers", "new": "created again"}
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
-        accounts.update(_members_changes(before, after))
+        left = set(observed.record.parked).difference(observed.emptied)
+        unread = draining.unread(left, observed.record.former, observed.drained)
+        accounts.update(_members_changes(before, after, unread))
     broker_changes.update(accounts)
     if broker_changes:
         action = "create" if not before else "change" if after else "remove"
@@ -302,12 +304,20 @@ def _former_changes(formers: Collection[DrainingQueue], known: Collection[Draini
     }
 
 
-def _members_changes(before: Mapping[str, Link], after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
-    """Return the environments that get a mailbox and an account, lose them, or are renamed, as changes of a step."""
+def _members_changes(
+    before: Mapping[str, Link], after: Mapping[str, Link], unread: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return the environments that get a mailbox and an account, lose them, or are renamed, as changes of a step.
+
+    :param unread: the result of :func:`draining.unread`.
+    """
     renamed = renaming.pairs(before, after)[1]
     old, new = model.members(before.values()) - renamed.keys(), model.members(after.values()) - {*renamed.values()}
     has = "mailbox, account"
-    found = {f"environments:{name}": {"old": None, "new": has} for name in sorted(new - old)}
+    found = {
+        f"environments:{name}": {"old": None, "new": f"{has}, {unread[name]}" if name in unread else has}
+        for name in sorted(new - old)
+    }
     found |= {f"environments:{name}": {"old": has, "new": None} for name in sorted(old - new)}
     more = {one: f"{has}; it reads the mailbox of {was} until it is empty" for was, one in sorted(renamed.items())}
     return found | {f"environments:{one}": {"old": was, "new": more[one]} for was, one in sorted(renamed.items())}

@@ -37,7 +37,7 @@ _IFLA_IFNAME, _IFLA_EXT_MASK, _SKIP_STATISTICS, _RTA_OIF = 3, 29, 1 << 3, 4
 ROUTE_PROTOCOL = 110
 MAIN_TABLE = 254
 
-# The answers of a kernel that lacks the requested kind of link or rule.
+# The answers of a kernel that lacks the requested kind of device or rule.
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -81,7 +81,7 @@ def attribute(type_: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
 
-# The body of a query for links, without their statistics.
+# The body of a query for network devices, without their statistics.
 _ANY_LINK = reading.LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 
 
@@ -181,11 +181,11 @@ class Socket:
             offset += (length + 3) & ~3
 
     def links(self) -> list[Link]:
-        """Return every link of the namespace."""
+        """Return every network device of the namespace."""
         return [reading.parse_link(p) for p in self.dump(Message(_GETLINK, DUMP, _ANY_LINK))]
 
     def link(self, name: str) -> Link | None:
-        """Return the link of the namespace with this name; None if there is none."""
+        """Return the network device of the namespace with this name; None if there is none."""
         body = _ANY_LINK + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
             (found,) = self.dump(Message(_GETLINK, 0, body))
@@ -198,16 +198,16 @@ class Socket:
     def addresses(self, index: int = 0) -> list[Address]:
         """Return every address of the namespace.
 
-        :param index: return only the addresses of the link with this index; 0: of all links.
+        :param index: return only the addresses of the network device with this index; 0: of all devices.
         """
         body = reading.ADDRESS.pack(0, 0, 0, 0, index)
         return [reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, body))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values(), index: int = 0) -> list[tuple[int, Route]]:
-        """Return netspace's routes in the main table, each with its link's index.
+        """Return netspace's routes in the main table, each with its network device's index.
 
         :param families: the address families to list.
-        :param index: the link whose routes are listed; 0: all links.
+        :param index: the device whose routes are listed; 0: all devices.
         """
         found = []
         for family in families:
@@ -234,7 +234,7 @@ class Socket:
         return int(_CODE.unpack(told[_NETCONFA_FORWARDING])[0])
 
     def rates(self) -> dict[int, int]:
-        """Return the rate limit in bits per second of each limited link, by the link's index."""
+        """Return the rate limit in bits per second of each limited network device, by the device's index."""
         body = reading.TRAFFIC.pack(0, 0, 0, 0, 0)
         found = dict(reading.parse_rate(payload) for payload in self.dump(Message(_GETQDISC, DUMP, body)))
         return {index: rate for index, rate in found.items() if rate}

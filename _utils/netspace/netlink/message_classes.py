@@ -75,7 +75,7 @@ def _derived(base: Any, **members: object) -> Any:
 
 @functools.cache
 def link() -> type[MessageClass]:
-    """Return the class of messages about links."""
+    """Return the class of messages about network devices."""
     theirs = module("netlink.rtnl.ifinfmsg")
     attribute, base = theirs.nla, theirs.ifinfmsg
     known = base.af_spec_inet
@@ -104,7 +104,7 @@ def route() -> type[MessageClass]:
 
 @functools.cache
 def rate_limit() -> type[MessageClass]:
-    """Return the class of messages about the rate limit of a link (tc-tbf(8))."""
+    """Return the class of messages about the rate limit of a network device (tc-tbf(8))."""
     package = module("netlink.rtnl.tcmsg")
     attribute, base, theirs = package.nla, package.tcmsg, package.sched_tbf.options
     options = _derived(

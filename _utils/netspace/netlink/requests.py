@@ -1,4 +1,4 @@
-"""Requests that change links, addresses and routes, written with pyroute2's names.
+"""Requests that change network devices, addresses and routes, written with pyroute2's names.
 
 pyroute2 encodes each shape of a request once in a process; after that, only values are filled in (see ``templates``). A
 cache finds the shapes that every environment needs (a pair, its addresses and routes) by a few values, and rarer shapes
@@ -47,7 +47,7 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _TC_ROOT, _TC_HANDLE = 0xFFFFFFFF, 1 << 16
 
 
-# -- links -----------------------------------------------------------------------------
+# -- network devices -----------------------------------------------------------------------------
 def add_veth(
     name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int, *, index: int = 0, arp: bool = False
 ) -> Message:
@@ -99,11 +99,11 @@ def add_link(
     data: Words = (),
     namespace: int | None = None,
 ) -> Message:
-    """Return the request that creates a link of *kind* in the namespace of the descriptor *namespace*.
+    """Return the request that creates a network device of *kind* in the namespace of the descriptor *namespace*.
 
-    The created link is down.
+    The created device is down.
 
-    :param parent: the index of the link below the new one, in the socket's namespace. A tunnel sends its packets from
+    :param parent: the index of the device below the new one, in the socket's namespace. A tunnel sends its packets from
         that namespace, too.
     :param data: attributes special to the kind.
     """
@@ -123,12 +123,12 @@ def add_link(
 
 
 def change_link(index: int, kind: str, data: Words) -> Message:
-    """Return the request that changes those attributes of a link that are special to its kind."""
+    """Return the request that changes those attributes of a network device that are special to its kind."""
     return _of_link(_NEWLINK, index, _information(kind, data))
 
 
 def join(index: int, master: int) -> Message:
-    """Return the request that makes a link a port of *master*."""
+    """Return the request that makes a network device a port of *master*."""
     return _of_link(_SETLINK, index, ("IFLA_MASTER", given_number(master)))
 
 
@@ -142,15 +142,15 @@ def change_port(index: int, kind: str, data: Words) -> Message:
 
 
 def delete_group(group: int) -> Message:
-    """Return the request that deletes all links of *group*.
+    """Return the request that deletes all network devices of *group*.
 
-    The kernel waits for readers once for the whole group, not once per link.
+    The kernel waits for readers once for the whole group, not once per device.
     """
     return _of_link(_DELLINK, 0, ("IFLA_GROUP", given_number(group)))
 
 
 def delete_link(index: int) -> Message:
-    """Return the request that deletes one link."""
+    """Return the request that deletes one network device."""
     return _of_link(_DELLINK, index)
 
 
@@ -171,7 +171,7 @@ def set_link(
     addr_gen_none: bool = False,
     ipv4: Mapping[str, int] | None = None,
 ) -> Message:
-    """Return the request that changes a link; settings whose parameter is None stay unchanged.
+    """Return the request that changes a network device; settings whose parameter is None stay unchanged.
 
     In one request the kernel applies flags before ``addr_gen_none``. So send ``addr_gen_none`` in one request, and
     ``up`` in a later one.
@@ -304,7 +304,7 @@ def delete_route(index: int, route: Route) -> Message:
 
 # -- rate limits -----------------------------------------------------------------------------
 def limit_rate(index: int, rate: int, mtu: int) -> Message:
-    """Return the request that sets or changes a link's rate limit, in bits per second: tc-tbf(8).
+    """Return the request that sets or changes a network device's rate limit, in bits per second: tc-tbf(8).
 
     Packets above the rate wait in a queue, which slows a sender down before packets are dropped. The burst is
     50 ms of traffic, the queue 200 ms, and both hold at least a few packets.
@@ -334,7 +334,7 @@ def limit_rate(index: int, rate: int, mtu: int) -> Message:
 
 
 def unlimit_rate(index: int) -> Message:
-    """Return the request that restores a link's default qdisc."""
+    """Return the request that restores a network device's default qdisc."""
     return _qdisc(_DELQDISC, 0, index, ("parent", _TC_ROOT))
 
 
@@ -359,7 +359,7 @@ def limits_rate(message: Message) -> bool:
 
 
 def makes_link(message: Message) -> bool:
-    """Return whether the request creates a link."""
+    """Return whether the request creates a network device."""
     return message.type == _NEWLINK and bool(message.flags & _CREATE)
 
 
@@ -375,7 +375,7 @@ def forgiven(message: Message, failure: Failure) -> bool:
 
 
 def free_group(used: set[int]) -> int:
-    """Return the number of an unused link group.
+    """Return the number of an unused group of network devices.
 
     :param used: the numbers in use.
     """

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable
 
 from netspace.errors import MissingError
+from netspace.patterns import pattern
 
 _NAME = "libnftables.so.1"
-_SAID = re.compile(r"^(?:.*: )?Error: (.*)$", re.MULTILINE)
+_SAID = pattern(r"^(?:.*: )?Error: (.*)$", re.MULTILINE)
 _DESCRIPTORS = 4  # sockets that a context may open
 # The parts of libnftables that all contexts share aren't thread-safe.
 _lock = threading.Lock()

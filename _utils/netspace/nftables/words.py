@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import re
 from collections.abc import Mapping
+
+from netspace.patterns import pattern
 
 Verdict = tuple[int, str]
 """The value of a map's key: the verdict's code in the kernel, and its chain."""
 
 _JUMP, _GOTO = -3, -4
 _VERDICTS = {_JUMP: "jump", _GOTO: "goto"}
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
-_LINK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,14}")
+_NAME = pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+_LINK = pattern(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,14}")
 # The bytes in the kernel of each type of a set's keys.
 _SIZES = {"ifname": 16, "ether_addr": 8, "ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 4, "inet_service": 4}
 _HEADERS = {"link": "@ll", "network": "@nh"}

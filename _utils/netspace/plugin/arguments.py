@@ -24,6 +24,7 @@ ROWS = 100
 def seconds(timeout: object, most: int = 3600) -> int:
     """Return *timeout* (seconds) if it is a valid time limit of a command.
 
+    :param most: the longest time limit that is accepted.
     :raises NetspaceError: it is no whole number from 1 to 3600.
     """
     if type(timeout) is not int or not 1 <= timeout <= most:
@@ -157,12 +158,21 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
         raise SpecError([Problem(f"{name}:host", peer.SHARED)])
     if spec.spawns:
         raise SpecError(
-            [Problem(f"{name}:spawns", f"children have links, which one environment alone can't have; {_IN_PILLAR}")]
+            [
+                Problem(
+                    f"{name}:spawns",
+                    f"children need links, so they can't be declared for one environment alone; {_IN_PILLAR}",
+                )
+            ]
         )
     if spec.delegates:
         remedy = "declare it in the pillar, and apply the pillar (state.apply netspace)"
         raise SpecError(
-            [Problem(f"{name}:delegates", f"concerns links, which one environment alone can't have; {remedy}")]
+            [
+                Problem(
+                    f"{name}:delegates", f"concerns links, so it can't be declared for one environment alone; {remedy}"
+                )
+            ]
         )
     return _with(pillar, environments={name: spec})
 

@@ -108,7 +108,7 @@ class Minions:
     def each(self, function: str, calls: Calls, timeout: float, heard: Callable[[str, Any], None]) -> None:
         """Call a function on many minions. No minion waits for another one's answer.
 
-        This implements :class:`netspace.fleet.planning.work.Minions`.
+        This implements :class:`netspace.fleet.planning.planner.Minions`.
         """
         minions = [minion for some, _ in calls for minion in some]
         if not minions:

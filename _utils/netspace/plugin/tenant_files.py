@@ -113,7 +113,7 @@ def _part(file: str) -> dict[str, Any]:
     except UnicodeDecodeError as err:
         raise ValueError("not encoded in UTF-8; save it in this encoding") from err
     except ValueError as err:
-        raise ValueError(f"no {form}: {' '.join(str(err).split())}; correct it there") from err
+        raise ValueError(f"not valid {form}: {' '.join(str(err).split())}; correct it there") from err
     if document is None:
         document = {}
     if not isinstance(document, Mapping):

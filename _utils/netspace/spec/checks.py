@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.errors import Problem
+from netspace.patterns import pattern
 from netspace.spec import extensions, hosts, never, peer, publish, reach, secrets, values
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
@@ -64,12 +65,12 @@ HOST_FOLDERS = (
 )
 # These folders can't be a volume's source, but folders in them can.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
-_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
-_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
-_HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
-_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+VARIABLE = pattern(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_WORD = pattern(r"[^\s\x00-\x1f\x7f-\x9f]+")
+_HOST = pattern(r"[A-Za-z0-9.:-]{1,253}")
+_DOMAIN = pattern(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
+_HASH = pattern(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
+_PORTS = pattern(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
@@ -172,7 +173,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     problems += [Problem(f"{path}:{key}", message) for key, message in values.problems(spec.values)]
     problems += [Problem(f"{path}:{key}", message) for key, message in secrets.problems(spec)]
     if len(spec.offers) > MAX_OFFERS:
-        refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are possible")
+        refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are accepted")
     for index, service in enumerate(spec.offers):
         if not NAME.fullmatch(service):
             refuse(f"offers:{index}", f"{service!r:.60} can't be a service's name: use {NAME_RULE}")
@@ -230,7 +231,7 @@ def _host_verbs(spec: Environment, path: str) -> list[Problem]:
 
             near = difflib.get_close_matches(verb, known, n=1)
             help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            problems.append(Problem(where, f"{verb!r:.60} is no request that the host answers; {help_}"))
+            problems.append(Problem(where, f"{verb!r:.60} is not a request that the host answers; {help_}"))
         elif verb in spec.host[:index]:
             problems.append(Problem(where, f"{verb} is listed twice; leave one out"))
     return problems
@@ -492,7 +493,7 @@ def ports(value: int | str) -> tuple[int, int] | None:
     return (first, last) if 1 <= first <= last <= 65535 else None
 
 
-_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
+_MEDIA_TYPE = pattern(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
 MESSAGE_SIZES = (1024, 512 * 1024**2)  # the upper bound is RabbitMQ's
 LINK_TTL = 7 * 24 * 3600  # the longest ttl of a link; every mailbox has 30 days
 LINK_LENGTH = 10_000
@@ -520,7 +521,7 @@ def link(spec: Link, path: str) -> list[Problem]:
     if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
         problems.append(Problem(f"{path}:length", f"{spec.length}: expected 1 to {LINK_LENGTH} messages"))
     if spec.rate is not None and not LINK_RATES[0] <= spec.rate <= LINK_RATES[1]:
-        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages in a second"))
+        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages per second"))
     if spec.rate is not None and spec.length is None:
         problems.append(
             Problem(f"{path}:rate", "needs length, because messages above the rate wait in the link's own queue")
@@ -547,6 +548,8 @@ def local_names(links: Iterable[Link]) -> dict[str, str]:
     the sender count, too, because its program receives messages under these names.
     """
     links = list(links)
+    if all(one.local is None for one in links):
+        return {}
     others: dict[str, set[str]] = {}
     for one in links:
         others.setdefault(one.source, set()).add(one.target)
@@ -584,7 +587,8 @@ def clashes(
             if name not in names and name != peer.NAME and not hosts.remote(name):
                 problems.append(Problem(f"{where}:{key}", no_environment(name, names)))
         problems += hosts.link(one, declared.broker, where)
-        problems += [Problem(f"{where}:{key}", message) for key, message in peer.misnamed(one)]
+        if one.source.startswith(peer.NAME) or one.target.startswith(peer.NAME):
+            problems += [Problem(f"{where}:{key}", message) for key, message in peer.misnamed(one)]
         if isinstance(declared.broker, ClusterBroker):
             problems += [
                 Problem(

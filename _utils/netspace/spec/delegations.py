@@ -42,7 +42,7 @@ class Possible(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the link."""
+        """The name that the delegated link would have."""
         return f"{self.to}.{self.target}"
 
     @property
@@ -203,7 +203,9 @@ def expand(declared: Declaration, path: str) -> tuple[Declaration, list[str], li
                 for key in ("rate", "size", "length"):
                     mine, limit = getattr(bound, key), getattr(own, key)
                     if mine is not None and limit is not None and mine > limit:
-                        problems.append(Problem(f"{where}:{key}", f"is beyond {holder}'s own {limit:g}; lower it"))
+                        problems.append(
+                            Problem(f"{where}:{key}", f"exceeds {holder}'s own limit of {limit:g}; lower it")
+                        )
     found = {}
     wanted = possible(sound)
     for name, link in made.items():

@@ -36,6 +36,16 @@ def interface_kinds() -> Any:
     return Union[tuple(kinds.specs())]  # noqa: UP007 (built at run time)
 
 
+def interface_type(kind: object) -> Any:
+    """Return the type of one interface kind. If *kind* isn't the name of a kind, return the union of all types.
+
+    A process imports only the kinds that it meets: all of them take 10 ms.
+    """
+    from netspace.interface import kinds
+
+    return kinds.spec(kind) or interface_kinds()
+
+
 def interface_kind(spec: Interface) -> str:
     """Return the name of an interface's kind."""
     from netspace.interface import kinds

@@ -15,15 +15,16 @@ from typing import Literal
 import msgspec
 
 from netspace.errors import Problem
+from netspace.patterns import pattern
 from netspace.spec.paths import PLAINLY, bare
 from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, LocalBroker, host_of
 
 # A name that is valid in certificates (DNS, RFC 1123 section 2.1) and as a SPIFFE trust domain (no capitals).
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
+DOMAIN = pattern(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
 _NO_KEYS = "hosts that share a broker have no authorities that could certify the keys; leave seal out"
-_PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes
-_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
+_PUBLIC = pattern(r"[A-Za-z0-9_-]{43}")  # 32 bytes
+_ADDRESS = pattern(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:

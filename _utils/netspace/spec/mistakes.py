@@ -34,7 +34,10 @@ _BAD_TAG = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
 
 
 def problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> tuple[Problem, list[str]]:
-    """Return the problem, and the keys that lead from *data* to it."""
+    """Return the problem, and the keys that lead from *data* to it.
+
+    :param of: the type that *data* should have.
+    """
     match = _AT.fullmatch(str(err))
     assert match is not None
     text, at = match[1], match[2] or "$"
@@ -50,7 +53,7 @@ def problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> tupl
     if bad:
         choices = _tags_at(of, keys) or _choices_at(of, data, keys)
         listed = f"; choose from {', '.join(choices)}" if choices else ""
-        return Problem(where, f"{bad[1]!r} is not possible here{listed}"), keys
+        return Problem(where, f"{bad[1]!r} is not accepted here{listed}"), keys
     expected = _EXPECTED.fullmatch(text)
     if expected:
         wanted, got = (" or ".join(_KINDS.get(one, one) for one in some.split(" | ")) for some in expected.groups())

@@ -26,7 +26,7 @@ def check(spec: Never, path: str) -> list[Problem]:
                 Problem(f"{path}:{key}", f"{end!r:.100}: expected an environment, <name>@<host> or a network")
             )
     if spec.source == spec.target:
-        problems.append(Problem(path, f"{spec.source:.100} always reaches itself; name two ends"))
+        problems.append(Problem(path, f"both ends are {spec.source:.100}; name two different ends"))
     if outside == 2:
         problems.append(Problem(path, "neither end is an environment; name one"))
     if outside and spec.by == "messages":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -67,10 +67,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     chosen = _try(lambda: runtimes(data.get("runtimes"), f"{path}:runtimes"), Runtimes(), problems)
 
     declared, environments = _environments(data.get("environments"), f"{path}:environments", problems, chosen)
-    links: dict[str, Link] = {}
-    for where, parsed in _links(data.get("links"), f"{path}:links", problems).items():
-        for own in hosts.local((parsed,), broker):
-            links[where] = own
+    links = _links(data.get("links"), f"{path}:links", problems)
+    if broker.host is not None:
+        links = {where: own for where, one in links.items() for own in hosts.local((one,), broker)}
     rights: dict[str, Tenant] = {}
     moved: dict[str, str] = {}
     if data.get("tenants") is not None:
@@ -79,7 +78,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         rights = tenants(data["tenants"], f"{path}:tenants", problems)
         problems += parts.permitted(environments, rights, chosen, f"{path}:environments")
         reader = parts.Reader(lambda value, where, wrong: _environments(value, where, wrong, chosen)[1], _links)
-        joined, moved = parts.add(data["tenants"], rights, f"{path}:tenants", chosen, environments, reader, problems)
+        joined, moved = parts.add(
+            data["tenants"], rights, f"{path}:tenants", chosen, environments, declared, reader, problems
+        )
         links.update(joined)
 
     if renamed := renames.declared(environments):
@@ -265,10 +266,12 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     return parsed, problems
 
 
+_PARTS: Mapping[str, Any] = {"spawns": Template, "delegates": Delegable}
+
+
 def _templates(data: Any, where: str) -> Iterator[Problem]:
     """Yield the problems of the types in an environment's templates and delegations, each with its name in its path."""
-    kinds: dict[str, Any] = {"spawns": Template, "delegates": Delegable}
-    for key, kind in kinds.items():
+    for key, kind in _PARTS.items():
         listed = data.get(key) if isinstance(data, Mapping) else None
         for name, value in listed.items() if isinstance(listed, Mapping) else ():
             try:
@@ -281,14 +284,11 @@ def interface(data: Any, path: str = "interface") -> Interface:
     """Parse one interface of any kind. If *data* is None, the kind is ``none``."""
     if data is None:
         data = {"kind": "none"}
-    if isinstance(data, Mapping) and "publish" in data:
-        kind = data.get("kind")
-        if any(
-            of.__struct_config__.tag == kind and not issubclass(of, Routed)
-            for of in get_args(extensions.interface_kinds())
-        ):
-            raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
-    parsed: Interface = convert(data, extensions.interface_kinds(), path)
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    of = extensions.interface_type(kind)
+    if isinstance(data, Mapping) and "publish" in data and isinstance(of, type) and not issubclass(of, Routed):
+        raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
+    parsed: Interface = convert(data, of, path)
     problems = checks.interface(parsed, path)
     if problems:
         raise SpecError(problems)
@@ -358,10 +358,16 @@ def _write(value: Any) -> Any:
     return value.written if isinstance(value, (Size, Rate)) else _encode(value)
 
 
+@functools.cache
+def _fields(of: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Return the fields of a type. msgspec evaluates the annotations anew at each call, which takes half a ms."""
+    return msgspec.structs.fields(of)
+
+
 def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
     """Return *value* like :func:`written`, but without empty values and defaults, at every depth."""
     plain: dict[str, Any] = written(value)
-    for field in msgspec.structs.fields(value):
+    for field in _fields(type(value)):
         key, now = field.encode_name, getattr(value, field.name)
         factory = field.default_factory
         default = field.default if factory is msgspec.NODEFAULT else factory()
@@ -414,7 +420,7 @@ def _decode(of: type, value: Any) -> Any:
 
 
 def _report_unknown(data: Mapping[Any, Any], of: type, path: str, problems: list[Problem]) -> None:
-    names = [field.encode_name for field in msgspec.structs.fields(of)]
+    names = [field.encode_name for field in _fields(of)]
     for key in data:
         if key not in names:
             from netspace.spec import mistakes

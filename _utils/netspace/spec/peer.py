@@ -23,6 +23,8 @@ LENGTH = 64
 """The most requests of one environment that may wait."""
 SECONDS = 60.0
 """The most seconds that a request may wait."""
+KEYED = frozenset({"seal", "unseal", "sign"})
+"""The verbs for which the host uses a key of the environment."""
 
 RESERVED = (
     "the name host is reserved for the host itself, to which environments may send requests; give this environment "

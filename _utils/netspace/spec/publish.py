@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from netspace.patterns import pattern
 from netspace.spec.types import PORTS, Filtered, Interface, LocalBroker
 
 MOST = 256  # the most publications of one environment
 OUTWARDS = range(32768, 61000)  # the source ports of environments' TCP and UDP connections to other hosts
 _EXAMPLES = "'443:8443', '198.51.100.1:443:8443', '[2001:db8::1]:443:8443' or '53:53/udp'"
-_WRITTEN = re.compile(r"(?:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
+_WRITTEN = pattern(r"(?:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 _OUTWARDS = f"ports {OUTWARDS[0]} to {OUTWARDS[-1]} are the source ports of connections outwards"
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
 
+from netspace.patterns import pattern
 from netspace.spec.publish import published
 from netspace.spec.types import (
     EVERYWHERE,
@@ -39,7 +39,7 @@ from netspace.spec.types import (
     Prefixed,
 )
 
-_NAMED = re.compile(HOST_NAME)
+_NAMED = pattern(HOST_NAME)
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -163,7 +163,7 @@ def edges(world: World) -> list[Edge]:
 
 
 def of_links(links: Iterable[Link]) -> Iterator[Edge]:
-    """Yield the edges of links."""
+    """Yield the edges (who may reach whom) that links give."""
     for link in links:
         rule = f"netspace:links:{link.name}"
         more = [
@@ -330,7 +330,9 @@ def shortest(
 def leading(
     last: Iterable[Edge], followed: Iterable[Edge], environments: Set[str], target: Set[str]
 ) -> list[tuple[Edge, ...]]:
-    """Return all *last* edges as paths, and for each other end a shortest path that ends with one of these edges.
+    """Return shortest paths to *target*, one from each end.
+
+    Each path ends with one of the *last* edges, and each such edge is a path by itself.
 
     :param followed: the edges that a path may have before its last edge.
     :param target: all names of the end to which the *last* edges lead.

@@ -6,11 +6,11 @@ only the declared host can open.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from netspace.patterns import pattern
 from netspace.spec.types import Environment, Secret
 from netspace.spec.values import NAME, NAME_RULE
 
@@ -21,8 +21,8 @@ SIZE = 16 * 1024
 SEALED = 48 * 1024
 """The most characters of a secret's ciphertext."""
 SCHEME = "sdb://"
-_SOURCE = re.compile(r"sdb://[A-Za-z0-9_.-]{1,64}/[!-~]{1,512}")
-_SEALED = re.compile(r"\{[ -~]*\}")
+_SOURCE = pattern(r"sdb://[A-Za-z0-9_.-]{1,64}/[!-~]{1,512}")
+_SEALED = pattern(r"\{[ -~]*\}")
 
 
 def of(spec: Environment) -> dict[str, Secret]:
@@ -37,10 +37,12 @@ def named(secrets: Mapping[str, Secret]) -> dict[str, str | Secret]:
 
 def problems(spec: Environment) -> Iterator[tuple[str, str]]:
     """Yield the problems of an environment's secrets: (key, message)."""
-    if spec.secrets and spec.kernel is not None:
+    if not spec.secrets:
+        return
+    if spec.kernel is not None:
         yield "secrets", "a kernel has no files in memory; leave them out"
     if len(spec.secrets) > MOST:
-        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are possible"
+        yield "secrets", f"{len(spec.secrets)} secrets; at most {MOST} are accepted"
     for name, one in of(spec).items():
         where = f"secrets:{name:.60}"
         if not NAME.fullmatch(name):

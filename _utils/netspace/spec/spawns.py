@@ -257,7 +257,7 @@ def wrong(parent: str, spec: Environment) -> Iterator[tuple[str, str]]:
     if spec.kernel is not None:
         yield "spawns", "an environment with a kernel can't have children; leave spawns out"
     if len(spec.spawns) > TEMPLATES:
-        yield "spawns", f"{len(spec.spawns)} templates; at most {TEMPLATES} are possible"
+        yield "spawns", f"{len(spec.spawns)} templates; at most {TEMPLATES} are accepted"
     for name, template in spec.spawns.items():
         key = f"spawns:{name}"
         if not isinstance(name, str) or not NAME.fullmatch(name):

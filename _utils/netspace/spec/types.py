@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
+from netspace.patterns import pattern
+
+NAME = pattern(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning and ending with a letter or digit"
-END = re.compile(rf"{NAME.pattern}(?:@{NAME.pattern})?")
+END = pattern(rf"{NAME.pattern}(?:@{NAME.pattern})?")
 """An end of a link: an environment of this host, or ``<environment>@<host>`` of another."""
 
 Policy = Literal["require", "prefer", "off"]
@@ -32,8 +34,8 @@ Protocol = Literal["tcp", "udp", "icmp"]
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _DECIMAL = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_RATE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:bit)?(?:/s)?", re.IGNORECASE)
-_SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_RATE = pattern(r"(\d{1,15})\s*([KMGT]?)(?:bit)?(?:/s)?", re.IGNORECASE)
+_SIZE = pattern(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def _written(value: int, units: Mapping[str, int]) -> str:
@@ -99,7 +101,7 @@ _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 HOST_NAME = rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?"
 """A name of the DNS with at least one dot, in small letters (RFC 1123 section 2.1). Its last label begins with a
 letter, so that no address looks like a name."""
-_HOST_NAME = re.compile(HOST_NAME)
+_HOST_NAME = pattern(HOST_NAME)
 
 
 ADDRESSES_OF_NAME = 256
@@ -542,7 +544,8 @@ class Handed(Base, frozen=True):
 class Delegable(Base, frozen=True):
     """The rights, derived from a link, that a program may give to others by the request ``delegate`` to its host.
 
-    The key is the receiver of the link. Messages sent by such a right wait in a separate queue.
+    In a declaration, the key of each entry is the receiver of the link. Messages sent by such a right wait in a
+    separate queue.
 
     :param to: the environments that may get the right, each a receiver of another link of this environment.
     :param rate: the most messages per second. Absent: as in the link.
@@ -560,6 +563,8 @@ class Delegable(Base, frozen=True):
     lifetime: float = 600.0
 
 
+# Fields that it has in common with Environment are repeated: a common base would put them before the other fields, and
+# the order of fields is that of records and of the schema. Some defaults and descriptions differ, too.
 class Template(Base, frozen=True):
     """A template of children, which a program starts by a request ``spawn`` to its host.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
-NAME = re.compile(r"[a-z](?:[a-z0-9_-]{0,46}[a-z0-9])?")
+from netspace.patterns import pattern
+
+NAME = pattern(r"[a-z](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning with a letter and ending with a letter or digit"
 DEPTH = 6
 """The most lists and mappings within one another, the outermost included."""
@@ -24,10 +25,12 @@ WHOLE = 2**53 - 1
 
 def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the problems of an environment's values: (key, message)."""
+    if not values:
+        return
     found = list(_problems(values, "values", 1))
     yield from found
     if not found and (size := len(json.dumps(values, ensure_ascii=False).encode())) > SIZE:
-        yield "values", f"{size} bytes as JSON; at most {SIZE} are possible: put large ones into the image or a volume"
+        yield "values", f"{size} bytes as JSON; at most {SIZE} are accepted: put large ones into the image or a volume"
 
 
 def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -48,7 +51,7 @@ def _problems(value: Any, where: str, depth: int) -> Iterator[tuple[str, str]]:
             yield where, "has a NUL character or invalid Unicode; leave that out"
     elif isinstance(value, float):
         if not math.isfinite(value):
-            yield where, f"{value} is no number in JSON; give a finite one"
+            yield where, f"{value} is not a number in JSON; give a finite one"
     elif isinstance(value, int):  # true and false, too
         if abs(value) > WHOLE:
             yield where, f"{str(value)[:30]} is beyond {WHOLE}, where readers of JSON differ; give it as a text"

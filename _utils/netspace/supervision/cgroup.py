@@ -89,9 +89,9 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
     try:
         return frozenset((root / "cgroup.controllers").read_text().split())
     except FileNotFoundError:  # version 1: one hierarchy per controller
-        return frozenset(
-            name for path in root.glob("*/cgroup.procs") for name in path.parent.name.split(",") if name != "unified"
-        )
+        hierarchies = os.listdir(root) if root.is_dir() else ()
+        there = (one for one in hierarchies if os.path.exists(f"{root}/{one}/cgroup.procs"))
+        return frozenset(name for one in there for name in one.split(",") if name != "unified")
 
 
 def payload_cgroup(layout: Layout, name: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -27,13 +26,14 @@ from typing import Any, Literal, NamedTuple, cast
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.patterns import pattern
 from netspace.supervision.service import NOTHING, Service
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_NAMES = re.compile(rf"{NAME.pattern}(?:\n{NAME.pattern})*")
-USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_NAMES = pattern(rf"{NAME.pattern}(?:\n{NAME.pattern})*")
+USER = pattern(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
+VARIABLE = pattern(r"[A-Za-z_][A-Za-z0-9_]*")
+CONTROL = pattern(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Names that a service must not have, because netspace uses them: the oneshot unit and the daemon's files.
 RESERVED = frozenset({"restore", "supervisor"})
 LIMITS = frozenset({"memory", "cpus", "pids"})
@@ -156,7 +156,7 @@ class _Check:
             raise self.error("variables: expected a mapping")
         for key, text in value.items():
             if not isinstance(key, str) or not VARIABLE.fullmatch(key) or not isinstance(text, str) or "\0" in text:
-                raise self.error(f"variables: {key!r} is not a variable with a text")
+                raise self.error(f"variables: {key!r} is not a text")
         return dict(value)
 
     def limits(self, value: Any) -> dict[str, float]:
@@ -203,7 +203,9 @@ def read(layout: Layout, name: str) -> Service | None:
         return None
     service = decode(record)
     if service.name != name:
-        raise StateError(f"{folder(layout) / name}.json defines {service.name!r}; remove the file and apply again")
+        raise StateError(
+            f"{folder(layout) / name}.json defines another service, {service.name!r}; remove the file and apply again"
+        )
     return service
 
 

@@ -13,6 +13,8 @@ import signal
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from netspace.patterns import pattern
+
 # Every process of a service has this variable, so that the processes that a program leaves
 # behind (or moved to another session) are found when the service ends.
 MARK = "NETSPACE_SERVICE"
@@ -22,7 +24,7 @@ PR_SET_NO_NEW_PRIVS = 38
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _MOST = 16 * 1024  # the most bytes that are read from a file
 # The kernel escapes a line feed in a process's name, so no name can look like one of these lines.
-_SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
+_SWITCHES = pattern(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
 MOST_ASLEEP = 256  # the most processes and threads that asleep() looks at
 PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # of /proc/PID/stat's flags
 

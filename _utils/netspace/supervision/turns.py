@@ -74,7 +74,8 @@ class Turns:
             if os.path.exists(f"{root}/cgroup.controllers")
             else _Files(f"{root}/cpuacct", "cpuacct.usage", b"", 1e-9, f"{root}/cpu", "cpu.shares", 1024)
         )
-        self._seen: dict[str, tuple[float, float]] = {}  # by group: time of the last look, seconds used until then
+        # By group: time of the last look, seconds used until then, number of the group's folder.
+        self._seen: dict[str, tuple[float, float, int]] = {}
         self._use: dict[str, float] = {}  # processors, by environment
         self._lowered: set[str] | None = None  # the environments without their full weight; None: not known
 
@@ -107,16 +108,22 @@ class Turns:
                     yield entry.name
 
     def _used(self, group: str, now: float) -> float:
-        """Return how many processors a group has used since the last call for this group; 0 at the first call."""
+        """Return how many processors a group has used since the last call for this group; 0 at the first call.
+
+        If the group was made anew since, its counter began at 0 again.
+        """
         files = self._files
-        said = file_value(f"{files.used}{group}/{files.used_file}", files.word)
+        said, folder = file_value(f"{files.used}{group}/{files.used_file}", files.word), 0
+        with contextlib.suppress(OSError):
+            folder = os.stat(f"{files.used}{group}").st_ino
         if not said:
             self._seen.pop(group, None)
             return 0.0
         seconds = int(said) * files.unit
-        then, before = self._seen.get(group, (now, seconds))
-        self._seen[group] = (now, seconds)
-        return max(0.0, seconds - before) / (now - then) if now > then else 0.0
+        then, before, known = self._seen.get(group, (now, seconds, folder))
+        self._seen[group] = (now, seconds, folder)
+        spent = max(0.0, seconds - before) if folder == known else seconds
+        return spent / (now - then) if now > then else 0.0
 
     def _weigh(self, name: str, times: int) -> None:
         """Write the weight of an environment, halved so many *times*, if it isn't set already."""

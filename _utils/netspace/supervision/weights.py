@@ -71,8 +71,8 @@ def _folders(root: Path) -> list[Path]:
     """Return the root folders of the hierarchies that support a weight."""
     control = root / "cgroup.subtree_control"
     if not control.exists():
-        found = {path.parent for name in _HIERARCHIES for path in root.glob(f"*/{name}")}
-        return sorted(found)
+        hierarchies = sorted(os.listdir(root)) if root.is_dir() else ()
+        return [root / one for one in hierarchies if any(os.path.exists(root / one / name) for name in _HIERARCHIES)]
     for controller in ("cpu", "io"):
         with contextlib.suppress(OSError):
             if controller not in control.read_text().split():

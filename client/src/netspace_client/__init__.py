@@ -43,7 +43,8 @@ from netspace_client.errors import (
     TooFast,
     Unreachable,
 )
-from netspace_client.host_peer import Child, Delegation, HostPeer, Offer, Self, Trust
+from netspace_client.host_answers import Child, Delegation, Offer, Sealed, Self, Signature, Trust
+from netspace_client.host_peer import HostPeer
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
@@ -78,7 +79,9 @@ __all__ = [
     "Replicas",
     "Revoked",
     "SealError",
+    "Sealed",
     "Self",
+    "Signature",
     "Timeout",
     "TooFast",
     "Trust",

@@ -198,7 +198,7 @@ class Arrivals:
         except _Later:
             return False
         except Exception:  # one message must not block the others
-            log.exception("a message can't be judged; it became a dead letter")
+            log.exception("checking a message failed; it became a dead letter")
             self._not_taken(delivery, "reject")
             return True
         if message is not None:

@@ -319,7 +319,7 @@ def _narrowed(table: Mapping[str, Any], where: str) -> Narrowed:
     kind = None if table.get("content_type") is None else _text(table, "content_type", where)
     rate = table.get("rate")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf):
-        raise CardError(f"{where}:rate: expected a number of messages in a second")
+        raise CardError(f"{where}:rate: expected a number of messages per second")
     return Narrowed(size, kind, rate)
 
 
@@ -339,5 +339,5 @@ def _size(value: Any, where: str) -> int:
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value:
-        raise CardError(f"{where}: {key} is missing or no text")
+        raise CardError(f"{where}: {key} is missing, or is not a text")
     return value

@@ -7,13 +7,15 @@ proof.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from netspace_client.errors import HostRefused, LinkError, NotDeclared, Timeout, Unreachable
+from netspace_client.host_answers import Child, Delegation, Offer, Sealed, Self, Signature, Trust
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -24,87 +26,6 @@ CONTENT_TYPE = "application/vnd.netspace.host+json"
 TIMEOUT = 30.0
 PATIENCE = 30.0
 """The seconds for which a host waits for a change of its answer."""
-
-
-@dataclass(frozen=True)
-class Trust:
-    """The trust level of the host, as the host reports it.
-
-    :ivar level: ``L0`` to ``L5``.
-    :ivar verifier: the verifier that appraised the host's evidence.
-    :ivar told_by: who reports the level: always ``host``.
-    """
-
-    level: str
-    verifier: str
-    told_by: str
-
-
-@dataclass(frozen=True)
-class Self:
-    """This environment, as its host describes it.
-
-    :ivar image: digest of the environment's image.
-    :ivar configuration: digest of the configuration with which its runtime runs it.
-    :ivar started: when its program was started, in seconds since 1970; None: the host doesn't know.
-    :ivar host: the host's name in links; None: the host has none.
-    """
-
-    name: str
-    image: str
-    configuration: str
-    started: float | None
-    host: str | None
-    trust: Trust
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A peer that offers a service.
-
-    :ivar name: the name to which messages to this peer are sent.
-    :ivar pattern: ``send`` or ``request``.
-    :ivar up: whether a process of the peer runs.
-    """
-
-    name: str
-    pattern: str
-    up: bool
-    health: str | None = None
-
-
-@dataclass(frozen=True)
-class Child:
-    """A child of this environment: a program that the host started for it.
-
-    :ivar name: the name that this environment gave to it.
-    :ivar environment: its name as an environment, by which messages reach it.
-    :ivar until: when the host ends it, in seconds since 1970.
-    """
-
-    name: str
-    environment: str
-    until: float
-
-
-@dataclass(frozen=True)
-class Delegation:
-    """A right that this environment delegated: a peer may send to the receiver of one of its links.
-
-    :ivar link: the receiver of the messages, as this program calls it.
-    :ivar to: the peer that has the right, as this program calls it.
-    :ivar environment: the peer's name as an environment.
-    :ivar rate: the most messages per second; None: no limit.
-    :ivar size: the most bytes of a message's body; None: no limit.
-    :ivar until: when the right ends, in seconds since 1970.
-    """
-
-    link: str
-    to: str
-    environment: str
-    rate: float | None
-    size: int | None
-    until: float
 
 
 class HostPeer:
@@ -259,6 +180,68 @@ class HostPeer:
             raise LinkError("the host's answer has no delegations")
         return [_delegation(one) for one in found]
 
+    async def seal(
+        self,
+        value: bytes,
+        *,
+        image: bool = True,
+        boot: bool = True,
+        at_least: str = "file",
+        timeout: float = TIMEOUT,
+    ) -> Sealed:
+        """Let the host encrypt a value that only this environment on this host can open again.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` has the code ``not-available`` if the host's keys are kept
+        in something weaker than *at_least*, or can't be used now.
+
+        :param value: at most 4096 bytes.
+        :param image: whether only the same image may open it. After an update, other images can't.
+        :param boot: whether it may be opened only while the host's PCRs have the same values, which an update of the
+            host's kernel or firmware changes. Only a TPM can enforce that; the result tells whether it does.
+        :param at_least: the weakest holder of the key that the program accepts: ``file``, ``token`` or ``tpm``.
+        """
+        given = {"value": _encoded(value), "image": image, "boot": boot, "at_least": at_least}
+        found = await self.ask("seal", given, timeout=timeout)
+        return Sealed(_text(found, "sealed"), _text(found, "kept_in"), found.get("boot") is True)
+
+    async def unseal(self, sealed: str, *, timeout: float = TIMEOUT) -> bytes:
+        """Return the value that :meth:`seal` sealed.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` has the code ``sealed-elsewhere`` if it was sealed for
+        another environment, image, host or boot, or was changed.
+
+        :param sealed: the text of a :class:`Sealed`.
+        """
+        return _decoded(_text(await self.ask("unseal", {"sealed": sealed}, timeout=timeout), "value"))
+
+    async def sign(
+        self,
+        message: bytes,
+        *,
+        image: bool = True,
+        boot: bool = True,
+        at_least: str = "file",
+        key: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Signature:
+        """Sign a message (ES256) by a key of this environment, which no program can read.
+
+        The errors are those of :meth:`ask`; ``HostRefused`` has the code ``key-changed`` if the key isn't *key*, or
+        ``not-available`` as for :meth:`seal`.
+
+        :param image: whether the key is one that other images don't have.
+        :param boot: whether the key is one that can be used only while the host's PCRs have the same values.
+        :param at_least: as for :meth:`seal`.
+        :param key: the thumbprint (RFC 7638, SHA-256) of the expected key.
+        """
+        given = {"digest": _encoded(hashlib.sha256(message).digest()), "image": image, "boot": boot}
+        more = {"at_least": at_least, **({} if key is None else {"key": key})}
+        found = await self.ask("sign", {**given, **more}, timeout=timeout)
+        public = {name: _text(_table(found, "key"), name) for name in ("crv", "kty", "x", "y")}
+        return Signature(
+            _decoded(_text(found, "signature")), public, _text(found, "kept_in"), found.get("boot") is True
+        )
+
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
     ) -> dict[str, Any]:
@@ -294,6 +277,17 @@ def parse(body: bytes) -> dict[str, Any]:
         error = _table(found, "error")
         raise HostRefused(_text(error, "code"), _text(error, "text"))
     return dict(_table(found, "answer"))
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+    except ValueError:
+        raise LinkError("the host's answer has no base64url where it should") from None
 
 
 def _offers(answer: Mapping[str, Any]) -> list[Offer]:

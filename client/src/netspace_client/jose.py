@@ -129,7 +129,7 @@ def segment(text: bytes) -> bytes:
     except binascii.Error:
         raise SealError("it can't be read: a part isn't in base64url") from None
     if encoded(raw) != text:
-        raise SealError("it can't be read: a part is in base64url, but in another spelling")
+        raise SealError("it can't be read: a part is in base64url, but not in its only valid spelling")
     return raw
 
 

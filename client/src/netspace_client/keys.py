@@ -81,12 +81,12 @@ def _key(value: Any, where: str, private: bool) -> Key:
     if jwk["kty"] != "EC" or jwk["crv"] != "P-256":
         raise CardError(f"{where}: {jwk['kty']} {jwk['crv']}: expected EC P-256")
     if isinstance(since, bool) or not isinstance(since, (int, float)):
-        raise CardError(f"{where}: nbf: expected seconds")
+        raise CardError(f"{where}: nbf: expected a time in seconds since 1970")
     assert isinstance(kid, str)
     assert isinstance(use, str)
     until, endorsed = value.get("exp", math.inf), value.get("endorsement")
     if isinstance(until, bool) or not isinstance(until, (int, float)):
-        raise CardError(f"{where}: exp: expected seconds")
+        raise CardError(f"{where}: exp: expected a time in seconds since 1970")
     if endorsed is not None and not isinstance(endorsed, str):
         raise CardError(f"{where}: endorsement: expected a token")
     plain = {name: text for name, text in jwk.items() if isinstance(text, str)}

@@ -362,7 +362,7 @@ class Mailbox:
         sender, about = message._from, self.card.broker
         back = sender.reply_exchange
         if not message.wants_reply or back is None or message.reply_to is None or about is None:
-            raise NotDeclared(f"{message!r} is no request: it can't be answered")
+            raise NotDeclared(f"{message!r} is not a request, so it can't be answered")
         raw, properties = self._sealing.prepared(
             content,
             sender.seal,
@@ -423,7 +423,7 @@ class Mailbox:
                     if said is not None and message.wants_reply:
                         await self._reply_if_possible(message, said)
             except Exception:
-                log.exception("the work for %r failed; it comes again", message)
+                log.exception("the work for %r failed; the broker delivers the message again", message)
 
     async def _reply_if_possible(self, message: Message, said: bytes | str) -> None:
         """Send the answer; only log a failure, because the work is done and must not be repeated."""

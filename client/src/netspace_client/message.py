@@ -73,7 +73,7 @@ class Message:
         await self._mailbox._settle(self, "ack")
 
     async def requeue(self) -> None:
-        """Return the message to its queue: it is delivered again, until the broker's delivery limit."""
+        """Put the message back into its queue: it is delivered again, until the broker's delivery limit."""
         await self._mailbox._settle(self, "requeue")
 
     async def reject(self) -> None:

@@ -191,7 +191,7 @@ def open_sealed(
     if not (jose.is_time(at) and jose.is_time(until)):
         raise SealError("it has no time")
     if not (at <= now + SKEW and now < until <= at + LIFE + 1):
-        raise SealError(f"it is not valid now: sealed {now - at:.0f} s ago, for {until - at:.0f} s")
+        raise SealError(f"it is not valid now: sealed {now - at:.0f} s ago, to be valid for {until - at:.0f} s")
     if endorsed is not None and not (endorsed.begins <= at + SKEW and until <= endorsed.ends):
         raise SealError("it was sealed before its key was endorsed, or is valid for longer than the endorsement")
     opened = Opened(body, text(header, "cty"), float(at))

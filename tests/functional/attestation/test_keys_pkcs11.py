@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,33 +10,24 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from support.attestation import runner_bus
+from support.attestation import runner_bus, tokens_pkcs11
 from support.attestation.runner_bus import Bus
+from support.attestation.tokens_pkcs11 import PIN
 
 from netspace.attestation import ear, hsm, signing_keys
 from netspace.errors import MissingError, NetspaceError
-
-PIN = "8465201397"
-LIBRARIES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so")
 
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A token for all tests of this file, because a process can't unload a loaded PKCS #11 module."""
     pytest.importorskip("pkcs11", reason="pip install python-pkcs11")
-    library = next((path for path in LIBRARIES if Path(path).exists()), None)
-    if library is None or shutil.which("softhsm2-util") is None:
-        pytest.skip("softhsm2 missing: apt-get install softhsm2")
+    if reason := tokens_pkcs11.missing():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("token")
-    (folder / "tokens").mkdir()
-    (folder / "conf").write_text(f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\n")
-    (folder / "pin").write_text(f"{PIN}\n")
-    (folder / "pin").chmod(0o600)
     patch = pytest.MonkeyPatch()
     patch.setenv("SOFTHSM2_CONF", str(folder / "conf"))
-    command = ["softhsm2-util", "--init-token", "--free", "--label", "netspace", "--pin", PIN, "--so-pin", "1" + PIN]
-    subprocess.run(command, check=True, capture_output=True)
-    yield {"module": library, "token": "netspace", "pin_file": str(folder / "pin")}
+    yield tokens_pkcs11.make(folder)
     patch.undo()
 
 

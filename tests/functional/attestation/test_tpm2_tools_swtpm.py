@@ -98,7 +98,10 @@ def test_values_in_the_other_form(tools: Tools, verify: Callable) -> None:
 
 
 def test_a_log_that_leads_to_what_was_quoted(tools: Tools, verify: Callable) -> None:
-    """A boot log is accepted if the TPM was extended with its events; after a further extension, it is a mismatch."""
+    """A boot log with the events that the TPM measured is accepted; after one more extension, it is refused.
+
+    The code of the refusal is ``log-mismatch``.
+    """
     from netspace.attestation.logs import eventlog
 
     raw = boot_logs.FIXTURES / "uki/binary_bios_measurements"

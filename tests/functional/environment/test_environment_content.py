@@ -146,5 +146,5 @@ def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_
             os.chown(theirs, 1234, 0)
             found = seccomp_file.look(f"file:{path}")
             assert found is not None
-            assert f"others can put another in its place: chown root {theirs} && chmod go-w {theirs}" in found.error
+            assert f"users other than root can replace it; chown root {theirs} && chmod go-w {theirs}" in found.error
             os.chown(theirs, 0, 0)

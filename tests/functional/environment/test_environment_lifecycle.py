@@ -164,7 +164,7 @@ def test_a_touched_source_is_no_change(host, tmp_path, tar):
     copy.unlink()
     plan = host.plan(wanted)
     assert plan.steps == []
-    assert "keeps the image it has" in plan.notes[0]
+    assert "keeps its present image" in plan.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -403,13 +403,13 @@ def test_one_damaged_record_keeps_no_other_from_running(host, capfd):
     assert restore.run(host.layout) == 1
     told = capfd.readouterr().err
     assert f"environments: zz: {bad}: " in told
-    assert f"environments: lost: {gone}: the runtime 'another' that it was made with is gone" in told
+    assert f"environments: lost: {gone}: the runtime 'another' with which it was made is gone" in told
     until(lambda: {host.kind.list()[name]["state"] for name in ("web", "orders")} == {"running"})
     rows = host.kind.list()
     assert list(rows) == ["lost", "orders", "web", "zz"]
     assert str(bad) in rows["zz"]["problem"]
     assert "remove the file" in rows["zz"]["problem"]
-    assert "put it back, or declare another" in rows["lost"]["problem"]
+    assert "install it again, or declare another" in rows["lost"]["problem"]
     assert rows["web"].keys() == rows["zz"].keys()
     assert rows["lost"]["pid"] == 0, "what nobody knows is not started"
 

@@ -350,14 +350,17 @@ def test_a_limit_lifted_by_hand_is_seen_and_repaired(host, key, value):
             if path.exists():
                 path.write_text("max" if own.unified else value)
     (step,) = host.plan(wanted).steps
-    assert (step.action, step.reason) == ("update", f"not as it was declared: {key}")
+    assert (step.action, step.reason) == ("update", f"these limits differ from the declaration: {key}")
     assert host.apply(wanted)["web"].error == ""
     assert host.pid("web") == pid
     assert host.plan(wanted).steps == []
 
 
 def test_environments_together_weigh_less_than_a_program_of_root_s(host):
-    """The common cgroup of all environments gets a lower processor weight than a program of root, at each start."""
+    """The common cgroup of all environments gets a lower processor weight than a program of root.
+
+    Each start sets it again.
+    """
     host.run("web")
     if Path(cgroups.ROOT, "cgroup.controllers").exists():
         weight, usual, lowered = Path("/sys/fs/cgroup/netspace/cpu.weight"), "100", "25"
@@ -391,7 +394,10 @@ def test_who_computes_goes_after_its_neighbour(host):
         return int(Path(file.format(host.kind.making.cgroup(name))).read_text())
 
     def look(seconds: float) -> int:
-        """Look as the supervisor does. The less time is said to have passed, the more was used in a second."""
+        """Measure the environment's use of the processors as the supervisor does.
+
+        It divides the used time by *seconds*, so a small value feigns much use.
+        """
         nonlocal now
         now += seconds
         mine.look(now)

@@ -76,7 +76,7 @@ def test_the_new_one_is_healthy_before_the_old_one_is_stopped(runs: Host, monkey
     better = desired(runs, f"sleep 0.3; {WELL}", env={"TURN": "2"})
     plan = runs.plan({"web": better})
     assert [(step.action, step.reason) for step in plan.steps] == [
-        ("restart", "rolling: the new one is started beside it first")
+        ("restart", "rolling update: a second instance is started beside it first")
     ]
     seen = watched(monkeypatch, runs)
     assert runs.apply({"web": better})["web"].error == ""
@@ -173,7 +173,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
             "web", **{"command": shell(WELL), "read_only": True, "health": CHECK, "env": {"A": "1"}, **keys}
         )
         (step,) = runs.plan({"web": wanted}).steps
-        assert f"it is stopped before the new one is started: {reason}" in step.reason
+        assert f"its program is stopped before the new one is started: {reason}" in step.reason
         assert not step.data.rolling
     # One that isn't well has nothing to lose, and without a check nobody can tell.
     # It is not restarted, or it might be well again by then.

@@ -88,7 +88,9 @@ def test_a_damaged_record_is_repaired_or_named_with_the_remedy(declared: Declare
             for error in converge(declared):
                 # Without its record a link is anybody's: the operator says that it may go.
                 assert path.parent.name == "interfaces", (path, error)
-                found = re.search(r"the host has a link (\S+) that isn't netspace's; remove or rename it", error)
+                found = re.search(
+                    r"the host has a network device (\S+) that netspace didn't make; remove or rename it", error
+                )
                 assert found, error
                 subprocess.run(["ip", "link", "del", found[1]], check=True)
             assert converge(declared) == [], path

@@ -176,7 +176,7 @@ def test_request_beyond_the_declaration_is_refused(here: dict[str, Any]) -> None
     assert refused(lambda: delegate(link="../x")) == "arguments-invalid"
     assert delegate(until=time.time() + 10**6).until <= time.time() + 3600
     revoke()
-    with pytest.raises(SpecError, match=r"till\.orders: is delegated by web"):
+    with pytest.raises(SpecError, match=r"till\.orders: exists by a delegation of web"):
         Host(LAYOUT).converge_links(
             replace(parse.declaration({}), links=(parse.link({"from": "till", "to": "orders"}),))
         )

@@ -77,7 +77,10 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def chosen(run: faultpoints.Run) -> list[Point]:
-    """Return the points to try: all, only the first of each kind of step, or today's share of these first points."""
+    """Return the points to try.
+
+    By setting: all points, the first point of each kind of step, or today's share of these first points.
+    """
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report

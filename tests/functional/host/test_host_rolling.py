@@ -86,7 +86,7 @@ def test_no_question_is_lost_by_an_update_and_a_failed_one_is_not_noticed(salt: 
     first = salt("netspace_environment.list")
 
     planned = salt.apply(declared(image, "two"), "test=True")["netspace environments"]
-    assert "rolling: the new one is started beside it first" in planned["comment"], planned
+    assert "rolling update: a second instance is started beside it first" in planned["comment"], planned
     # What asks is never there twice: an answer could reach the one that did not ask.
     assert salt("netspace_environment.wait", "web", "timeout=120")["web"]["health"] == "healthy"
     asker = declared(image, "one")

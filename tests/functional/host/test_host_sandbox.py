@@ -104,3 +104,17 @@ def test_device_given_away_in_a_sandbox_stays_the_machine_s(stream: int) -> None
     null = subprocess.DEVNULL
     done = subprocess.run([SANDBOX, sys.executable, "-c", program], stdin=null, stdout=null, stderr=null, check=False)
     assert (done.returncode, os.stat("/dev/null").st_uid) == (7, 0)
+
+
+def test_cgroup_of_killed_sandbox_with_taken_number_is_removed() -> None:
+    listed = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    folder = Path(next(one[1] for one in listed if one[2] in ("cgroup", "cgroup2")))
+    sleeper = subprocess.Popen(["sleep", "600"])
+    left = folder / f"netspace-sandbox-{sleeper.pid}"
+    try:
+        (left / "below").mkdir(parents=True)
+        subprocess.run([SANDBOX, "true"], check=True)
+        assert not left.exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait(60)

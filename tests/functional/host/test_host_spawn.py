@@ -267,7 +267,10 @@ def test_killed_keeper_leaves_nothing_unfinished(here: dict[str, Any], monkeypat
         raise Killed
 
     def late(_: Layout, name: str) -> record.Run | None:
-        """Return the present run of web. For the child, once its record is written, kill the keeper."""
+        """Stand in for the look-up of an environment's run: return the run of web.
+
+        When it is asked about the child, the child's record is written already; kill the keeper at this moment.
+        """
         return run if name == "web" else None if free("web-pair-2") else kill()
 
     for place, name in ((host.links, "empty"), (host, "_become"), (record, "run_of")):

@@ -78,7 +78,7 @@ def test_one_that_is_declared_to_be_stopped_gets_its_mail_once_it_is_declared_to
     salt.declare(declared)
     (problem,) = json.loads(salt.run("netspace.check", "host=False").stdout)["local"]["problems"]
     assert problem["path"] == "netspace:environments:orders:state"
-    assert problem["message"] == "'paused' is not possible here; choose from running, stopped"
+    assert problem["message"] == "'paused' is not accepted here; choose from running, stopped"
 
 
 def test_states_of_an_sls_say_it_too(salt: Salt, image: Path, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
 
 
 def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
-    """A killed run left a link without its final name; the next apply completes it."""
+    """A killed run left a network device without its final name; the next apply completes it."""
     desired = bench.make(a=lan.spec())
     where = f"ip -n {bench.path('a').name}"
     run(f"{where} link set eth0 down")
@@ -378,7 +378,7 @@ def test_a_parent_that_vanished_is_said_and_one_that_is_back_is_repaired(bench: 
     assert not plan.steps
     (refusal,) = plan.refusals
     assert refusal.name == "a"
-    assert "macvlan" in refusal.message and f"no link {NIC}" in refusal.message
+    assert "macvlan" in refusal.message and f"no network device {NIC}" in refusal.message
     assert not bench.kind.restore().ok
     run(f"ip link add {NIC} type veth peer name wire netns test-lan")
     run(f"ip link set {NIC} up")

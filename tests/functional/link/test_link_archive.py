@@ -96,10 +96,10 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
         return stream.getvalue()
 
     for content, why in (
-        (b"", "no archive of mail"),
-        (b"\0" * 10240, "no archive of mail"),
-        (b"rubbish" * 1000, "no archive of mail"),
-        (packed([]), "no archive of mail"),
+        (b"", "not an archive of mail"),
+        (b"\0" * 10240, "not an archive of mail"),
+        (b"rubbish" * 1000, "not an archive of mail"),
+        (packed([]), "not an archive of mail"),
         (packed({**about, "instance": "other"}), "its instance is 'other'"),
         (packed({**about, "rabbitmq": [99, 0, 0]}), "RabbitMQ 99.0.0; install that version"),
         (packed({**about, "rabbitmq": ["4"]}), "install that version"),
@@ -116,7 +116,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
         with pytest.raises(NetspaceError, match=why):
             load(linked, file)
     file.chmod(0o666)
-    with pytest.raises(NetspaceError, match="a file of root's"):
+    with pytest.raises(NetspaceError, match="a file that belongs to root"):
         load(linked, file)
     with pytest.raises(NetspaceError, match="No such file"):
         load(linked, file.with_name("none"))

@@ -1,4 +1,4 @@
-"""Backups of messages with a hostile broker user, a damaged file, or a killed run. No broker runs."""
+"""Backups of messages while the broker's user is hostile, a file is damaged, or a run is killed. No broker runs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_link_in_place_of_the_data_is_neither_saved_nor_replaced(host):
     host.mnesia.rename(other)
     host.mnesia.symlink_to("other")
     for what in (host.save, host.load):
-        with pytest.raises(NetspaceError, match="expected a folder of its own"):
+        with pytest.raises(NetspaceError, match="expected a folder that belongs to the broker's user"):
             what()
         assert host.running and host.mnesia.is_symlink() and (other / "queues/5").exists()
     assert not host.restoring.exists()
@@ -160,7 +160,7 @@ def test_a_link_that_takes_the_place_of_the_data_at_the_last_moment_is_put_back(
             host.mnesia.symlink_to("/etc")
 
     monkeypatch.setattr(archive, "opened_folder", swapped)
-    with pytest.raises(NetspaceError, match="expected a folder of its own"):
+    with pytest.raises(NetspaceError, match="expected a folder that belongs to the broker's user"):
         host.load()
     assert host.mnesia.is_symlink() and not host.restoring.exists()
 
@@ -260,7 +260,7 @@ def test_keys_that_cannot_be_used_are_refused_before_the_broker_stops(host, monk
     files.write_json(host.keys, {"key": "no hex"})
     host.save()
     monkeypatch.setattr(backup, "_down", lambda _: pytest.fail("the broker was stopped"))
-    with pytest.raises(NetspaceError, match="the keys of its names can't be used; take another backup"):
+    with pytest.raises(NetspaceError, match="its keys for the names of queues can't be used; take another backup"):
         host.load()
 
 
@@ -363,7 +363,7 @@ def test_a_file_that_is_no_archive_changes_nothing_after_a_killed_restoration(sa
     killed(saved, step)
     kept, good = saved.mail, saved.file.read_bytes()
     saved.file.write_bytes(b"no such file")
-    with pytest.raises(NetspaceError, match="no archive of mail"):
+    with pytest.raises(NetspaceError, match="not an archive of mail"):
         saved.load()
     assert saved.mail == kept
     saved.file.write_bytes(good)

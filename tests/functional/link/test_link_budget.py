@@ -174,7 +174,10 @@ def test_flood_is_read_slowly_and_nobody_else_waits(host, cards, way):
 
 @pytest.fixture
 def conspirators(host, tmp_path) -> Iterator[list[str]]:
-    """Accounts that have the broker work as much as each may, and the broker's budgets, which are small."""
+    """Run programs of several accounts, each of which causes the broker as much work as it may.
+
+    The broker's budgets are made small for this. Yield the programs' outputs.
+    """
     names = [link.source for link in CONSPIRE]
     host.environment(*names)
     host.apply(*LINKS, *CONSPIRE)
@@ -192,13 +195,16 @@ def conspirators(host, tmp_path) -> Iterator[list[str]]:
 
 
 def done(outputs: list[str]) -> int:
-    """Return how many channels were opened and closed so far, as those who did it tell."""
+    """Return how many channels the attacking programs have opened and closed so far, by their outputs."""
     told = [re.findall(r"taken (\d+)\n", Path(output).read_text()) for output in outputs]
     return sum(int(numbers[-1]) if numbers else 0 for numbers in told)
 
 
 def a_while(host, outputs: list[str], seconds: float = 4.0) -> tuple[float, float]:
-    """Return how many channels they opened in a second, and the 99th percentile of a neighbour's times in ms."""
+    """Measure for some *seconds*: channels that the attackers open per second, and a neighbour's waiting time.
+
+    The waiting time is the 99th percentile, in milliseconds.
+    """
     times: list[float] = []
     before, began = done(outputs), time.monotonic()
     with contextlib.closing(host.connect("audit")) as connection:
@@ -216,7 +222,7 @@ def a_while(host, outputs: list[str], seconds: float = 4.0) -> tuple[float, floa
 @pytest.mark.root
 @pytest.mark.exhaustion
 def test_accounts_that_conspire_get_no_more_than_three_do(host, conspirators, record_property):
-    """All accounts have a budget together. Without it, each has its own, and six have twice as much."""
+    """Six accounts together cause no more work than the common budget of three; without it, twice as much."""
     until(lambda: held(host) > 0, "nobody is slowed", patience=PATIENCE)
     until(lambda: waiting_for_others(host) > 0, "nobody waits because of the others", patience=PATIENCE)
     time.sleep(budget.BURST / 1000)  # what they may have saved up is used up

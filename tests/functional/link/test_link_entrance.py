@@ -34,7 +34,7 @@ def linked(world: World) -> None:
 
 
 def says(world: World, *, health: str = "", why: str = "", unplanned: bool = True) -> None:
-    """Check the reports: no problem; or *health* among the problems, and *why* in the link's reason."""
+    """Check the reports: no problem; or *health* among the problems, and *why* as the reason at the link."""
     told, listed = world.links.health(), world.links.list()["links"][TELL.name]
     assert told["ok"] == (not health), told
     assert any(health in one for one in told["problems"]) or not health, told

@@ -183,7 +183,7 @@ def test_consumers_are_bounded(host):
 
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
-    """Return another environment's time during the attack, as a multiple of its time while the attacker sleeps.
+    """Return how many times longer another environment waits during the attack than while the attacker sleeps.
 
     Both times are measured in turn, so that other load on the machine affects both.
     """
@@ -223,13 +223,21 @@ def answers_bound(host) -> list[dict]:
 
 @pytest.fixture
 def unbound(host) -> None:
-    """Remove all bindings to answers that an earlier flood left."""
-    with host.here(), host.api() as api:
-        for entry in answers_bound(host):
+    """Remove all bindings to answers that an earlier flood left.
+
+    The broker may still read what a killed program had sent, so bindings are removed until none is there.
+    """
+
+    def removed() -> bool:
+        found = answers_bound(host)
+        for entry in found:
             kind = "q" if entry["destination_type"] == "queue" else "e"
             ends = ("e", entry["source"], kind, entry["destination"], entry["properties_key"])
             api.delete("bindings", host.layout.instance, *ends)
-    until(lambda: answers_bound(host) == [], patience=PATIENCE)
+        return not found
+
+    with host.here(), host.api() as api:
+        until(removed, patience=PATIENCE)
 
 
 def by_arguments(host) -> None:

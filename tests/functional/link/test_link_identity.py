@@ -179,7 +179,7 @@ def test_a_fleets_intermediate_issues(host, tmp_path):
         (folder / "authority.pem").chmod(0o644)
         plan = host.plan(*LINKS, broker=broker, remove=[TELL.name])
         outcomes = host.links.apply(plan.steps)
-        assert {"others can get at the key" in outcome.error for outcome in outcomes} == {True}
+        assert {"users other than root can read the key" in outcome.error for outcome in outcomes} == {True}
         with host.client("web") as channel:  # and what there is goes on
             publish(host, channel)
     finally:

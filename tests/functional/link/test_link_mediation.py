@@ -102,7 +102,10 @@ def counted(host, queue: str) -> int | None:
 
 
 def settle(host) -> None:
-    """Set the record's times back, so that the broker's counts are trusted."""
+    """Date every recorded renaming back to 1970, so that an apply trusts the broker's counts of messages at once.
+
+    These counts may lag behind for some seconds.
+    """
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))
@@ -132,7 +135,7 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
     shared.write_text("x" * 32 + "\n")
     shared.chmod(0o640)
     cluster = ClusterBroker(url="amqp://x", management="http://x", credentials="/x", names_key=str(shared))
-    with pytest.raises(NetspaceError, match="others can read it"):
+    with pytest.raises(NetspaceError, match="other users can read it"):
         names.declared(host.layout, cluster)
     shared.chmod(0o600)
     assert names.declared(host.layout, cluster) == names.Names(b"x" * 32, fleet=True)

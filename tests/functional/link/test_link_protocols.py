@@ -28,7 +28,7 @@ DOOMED = Link(source="web", target="audit")
 
 
 class Refused(Exception):
-    """Error: the broker closed the channel or link on which a message was sent."""
+    """Error: the broker closed the channel (AMQP 0-9-1) or link (AMQP 1.0) on which a message was sent."""
 
 
 class Speaker(Protocol):

@@ -307,7 +307,7 @@ def test_receiver_refuses_a_sender_whose_host_lost_its_level(linked):
     now = time.time()
 
     def apply(**told: Any) -> str:
-        """Apply the links with the master's statement *told* about h1; return why a link is refused."""
+        """Apply the links with the master's statement about h1 (*told*: its fields); return why a link is refused."""
         levels = {"h1": Appraised(**told)} if told else {}
         declared = Declaration(broker=h2.broker, links=wanted, attestation=Attestation(appraised=levels))
         with h2.here():
@@ -467,12 +467,12 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
     key.chmod(0o640)
     try:
         plan = h2.plan(*h2.local(*LINKS))
-        assert not plan.steps and ["others can read it" in one.message for one in plan.refusals] == [True]
+        assert not plan.steps and ["other users can read it" in one.message for one in plan.refusals] == [True]
         news = Link(source="audit@h2", target="web@h1")
         plan = h2.plan(*h2.local(TELL, BACK, news), remove={"web@h1.orders"})
-        assert "others can read it" in str(plan.notes)
+        assert "other users can read it" in str(plan.notes)
         with h2.here():
-            assert {"others can read it" in outcome.error for outcome in h2.links.apply(plan.steps)} == {True}
+            assert {"other users can read it" in outcome.error for outcome in h2.links.apply(plan.steps)} == {True}
         with h1.client("web", to="orders@h2") as channel:
             with pytest.raises(pika.exceptions.ChannelClosedByBroker) as told:
                 channel.basic_publish(ways["orders@h2"], "", b"x", mandatory=True)

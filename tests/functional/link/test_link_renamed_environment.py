@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.links.mail import messages, read, send
+from support.links.mail import letters, messages, read, refuse, send
 from support.waiting import until
 
 from netspace.link import record
 from netspace.link.broker.management import Management
+from netspace.link.mail.dead_letters import Letters
 from netspace.link.mail.waiting import waiting
 from netspace.spec.types import FormerEnds, Link
 
@@ -25,7 +26,7 @@ MOST = 60
 
 
 class Killed(BaseException):
-    """The death of a run."""
+    """Exception that stands for the kill of an apply. The library doesn't catch it."""
 
 
 def named(old: str, new: str, links: tuple[Link, ...] = LINKS) -> tuple[Link, ...]:
@@ -87,6 +88,28 @@ def test_a_renamed_environment_keeps_its_mail(host):
     assert "www" not in right["read"]
 
 
+def test_dead_letters_of_a_renamed_link_are_sent_by_it(host):
+    send(host, TO, b"1", message_id="m-1")
+    send(host, BY, b"2")
+    refuse(host, "www")
+    refuse(host, "audit")
+    letters(host, 2)
+    host.environment("web")
+    now = named("www", "web")
+    host.apply(*now)
+    both = {"shop.www": 1, "www.audit": 1}
+    assert Letters(host.layout).redeliver(test=True) == {"sent": both, "kept": {}}
+    # A sealed link can't carry what was sealed, or sent, under another name.
+    host.apply(*(msgspec.structs.replace(link, seal=link.target == "audit") for link in now))
+    done = Letters(host.layout).redeliver()
+    why = "the link is web.audit now, and the letter is sealed under the former name; discard it"
+    assert done == {"sent": {"shop.www": 1}, "kept": {"www.audit": {"number": 1, "why": why}}}
+    assert read(host, "web", 1) == [("shop", b"1")]
+    host.apply(*now)
+    assert Letters(host.layout).redeliver()["sent"] == {"www.audit": 1}
+    assert read(host, "audit", 1) == [("web", b"2")]
+
+
 def settled(host, *links: Link) -> bool:
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
@@ -136,7 +159,10 @@ def test_a_rename_killed_at_any_step_is_repaired(host, monkeypatch):
 
 
 def test_mail_of_a_name_that_is_in_use_stays_its_own(host):
-    """Claim the mailbox of an environment that still has it, as a minion's slice or a single state could."""
+    """An environment claims, as its former name, the name of one that still exists: it gets none of the other's mail.
+
+    A minion's slice or a single state could contain such a claim.
+    """
     send(host, TO, b"private")
     host.environment("thief")
     claim = Link(source="thief", target="audit", formerly=FormerEnds(source="www"))

@@ -135,7 +135,10 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
 
 
 def came_of(web: Program, text: str) -> type[LinkError] | None:
-    """Send to orders; return the error's class, or None. The node of web may not know of a change yet."""
+    """Send to orders; return the error's class, or None.
+
+    None: sent. The node of web may learn of a change with a delay.
+    """
     try:
         web.send("orders@h2", text)
     except LinkError as err:

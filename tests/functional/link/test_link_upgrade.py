@@ -78,7 +78,10 @@ def stale(host) -> set[tuple[str, ...]]:
 
 
 def settle(host) -> None:
-    """Set the record's times back, so that the broker's counts are trusted."""
+    """Date every recorded renaming back to 1970, so that an apply trusts the broker's counts of messages at once.
+
+    These counts may lag behind for some seconds.
+    """
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.root
 
 
 def forks(server: psutil.Process) -> list[psutil.Process]:
-    """Return the forks of the process that has imported Salt. Python 3.14 gives it another child."""
+    """Return the forks of the process that has imported Salt.
+
+    With Python 3.14, that process has one more child, which is left out.
+    """
     return [one for one in server.children() if not any("resource_tracker" in word for word in one.cmdline())]
 
 

@@ -77,6 +77,7 @@ def measured() -> Iterator[dict[str, int]]:
         *("environment.namespaces", "environment.mounts", "environment.links", "environment.rules"),
         *("environment.disk-files", "environment.disk-bytes", "environment.memory-files", "environment.memory-bytes"),
         *("process.modules", "veth.links", "veth.rules", "veth.mounts", "veth.disk-bytes"),
+        *("veth.processes", "veth.threads", "veth.descriptors", "veth.namespaces", "veth.groups"),
         *(f"{change}.{kind}" for change in CHANGES for kind in KINDS),
         *("other.system-calls", "other.create", "other.unchanged", "other.update", "other.restart", "other.remove"),
     ],

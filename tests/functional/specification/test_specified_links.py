@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.links.link_world import World
 from support.specification import hold
+from support.waiting import until
 
 from netspace.link.broker import management
 from netspace.spec.types import Link
@@ -54,3 +59,46 @@ def test_requests_of_one_more_link(world: World, requests: list[str]) -> None:
     requests.clear()
     assert world.apply(*FEW).steps
     hold("link.remove-requests", len(requests))
+
+
+def things(world: World) -> Counter[str]:
+    """Count the processes of this host, the descriptors of forwarder and broker, and the files of the host's state."""
+    found: Counter[str] = Counter()
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.isdigit() and Path(f"/proc/{entry}/cmdline").read_bytes():
+                found["processes"] += 1
+                if Path(f"/proc/{entry}/comm").read_text().strip() in ("haproxy", "beam.smp"):
+                    found["descriptors"] += len(os.listdir(f"/proc/{entry}/fd"))
+    for folder, _, files in os.walk(world.layout.state):
+        found["disk-files"] += len(files)
+        found["disk-bytes"] += sum((Path(folder) / file).lstat().st_size for file in files)
+    return found
+
+
+def stable(world: World) -> Counter[str]:
+    """Count once the numbers stay equal: a reload of the forwarder has two processes for a moment."""
+    seen = [things(world)]
+
+    def stays() -> bool:
+        seen.append(things(world))
+        return seen[-1] == seen[-2]
+
+    until(stays, "the host's objects change without end", pause=0.5)
+    return seen[-1]
+
+
+def test_what_a_link_adds_to_its_host(world: World) -> None:
+    world.apply(*FEW)
+    before = stable(world)
+    among = Link(source="shop0", target="shop1", pattern="request")
+    world.apply(*FEW, among)
+    after = stable(world)
+    measured = {key: after[key] - before[key] for key in after}
+    for key in ("link.processes", "link.descriptors", "link.disk-files", "link.disk-bytes"):
+        hold(key, measured[key.partition(".")[2]])
+    world.apply(*FEW, among, MORE)
+    member = stable(world)
+    measured = {key: member[key] - after[key] for key in member}
+    for key in ("member.processes", "member.descriptors"):
+        hold(key, measured[key.partition(".")[2]])

@@ -75,7 +75,10 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return *parse* with each refusal of another class converted to the verifier's refusals."""
+    """Return *parse*, with refusals of its own class turned into the verifier's :class:`Refused`.
+
+    So the fuzzer counts them as refusals.
+    """
 
     def work(raw: bytes) -> None:
         try:

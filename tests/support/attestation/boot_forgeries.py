@@ -39,7 +39,7 @@ def code(
 ) -> str:
     """Appraise logs whose replay gives the TPM's values; return the refusal's code, or the level.
 
-    Only the sequence of digests is genuine; a forger chose all other data.
+    A forger chose all data in the logs except the sequence of digests.
     """
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")

@@ -127,7 +127,7 @@ class Bus:
         self.events: list[tuple[str, str]] = []
 
     def ask(self, minions: list[str], function: str, arguments: Any) -> dict[str, Any]:
-        """Answer one message; see :func:`join`."""
+        """Return the minions' answers to one message of the runner (the function *ask* of :func:`join`)."""
         if function == "accept":
             self.accepted.update(arguments["tokens"])
             return {minion: ({"stored": True}, "") for minion in minions}

@@ -105,7 +105,7 @@ def kind_of(packet: bytes) -> int:
 
 
 class Wire:
-    """One link of a namespace. It sends given frames, and captures arriving frames."""
+    """One network device of a namespace. It sends given frames, and captures arriving frames."""
 
     def __init__(self, path: Path | None, link: str) -> None:
         def make() -> socket.socket:

@@ -223,7 +223,10 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """Return the outcome of a delivery, with few fields: at too many, RabbitMQ ends the connection."""
+        """Return the outcome of a delivery (AMQP 1.0's *delivery-state*), with values in few of its fields.
+
+        RabbitMQ ends the connection if many fields have values.
+        """
         code = self.dice.choice(list(STATES))
         return Described(code, self.few(STATES[code] if self.often(0.998) else 9))
 

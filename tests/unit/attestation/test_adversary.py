@@ -58,7 +58,10 @@ def _records_unjudged(patch: Any) -> None:
 
 
 def _words_of_any_text(patch: Any) -> None:
-    """Accept a record as harmless if its text is the preimage of its digest, as an earlier version did."""
+    """Accept any text in systemd's log if it has the digest of its record, as an earlier version did.
+
+    An attacker chooses such texts.
+    """
     whole = extensions.of
     patch.setattr(
         extensions,
@@ -68,7 +71,7 @@ def _words_of_any_text(patch: Any) -> None:
 
 
 def _actions_of_any_text(patch: Any) -> None:
-    """Ignore an event in PCR 4 if its type says that it is no program, and its data is the preimage of its digest.
+    """Ignore an event in PCR 4 if its type says that it is no program, and its data has the measured digest.
 
     An earlier version made this mistake.
     """
@@ -105,7 +108,7 @@ def _shim_unjudged(patch: Any) -> None:
 
 
 def _gaps_open(patch: Any) -> None:
-    """Permit rules that depend on PCRs that are not quoted, or may have any value."""
+    """Accept policies with rules that depend on PCRs which the TPM doesn't quote, or for which any value is allowed."""
     whole = extensions.of
     patch.setattr(boot, "gaps", lambda *given: [])
     patch.setattr(
@@ -168,7 +171,10 @@ LIMIT = 30_000
 
 
 def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] | None:
-    """Return the first hole that has one of *moves*. If *moves* is empty, return the first hole."""
+    """Search for a forgery of a boot of this *kind* that the verifier accepts (a hole); return the first one.
+
+    If *moves* isn't empty, only a forgery that uses one of these moves (ways to change evidence) counts.
+    """
     chance, report = random.Random(2), Report[Claim](2)
     for _ in range(LIMIT):
         world = worlds.make(chance, (kind,), 0.0, without)
@@ -183,7 +189,7 @@ def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] |
 
 
 def level(hole: Hole[Claim], tpm: Any) -> int:
-    """Return the level that the whole verifier gives to a hole's claim, with a genuine signature over the values."""
+    """Return the level that the whole verifier gives to a hole's forged evidence, signed as by a genuine TPM."""
     assert isinstance(hole.world, worlds.BootWorld)
     sent = hole.world.evidence(hole.claim())
     pcrs = tuple(sorted(sent.pcrs))

@@ -279,13 +279,15 @@ def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: i
         judged = pcr in policy.parse({"version": 1, "boot": boot}).boot.judged  # type: ignore[union-attr]
         if "unchecked" not in boot and judged:
             continue
-        with pytest.raises(policy.PolicyError, match=f"policy:boot:.*PCR {pcr}, which (is unchecked|nothing judges)"):
+        with pytest.raises(
+            policy.PolicyError, match=f"policy:boot:.*PCR {pcr} proves it, and (that PCR is unchecked|no rule judges)"
+        ):
             policy.accepted({"version": 1, "boot": boot})
         stored = {"version": 1, "boot": {**boot, "unchecked": sorted({*range(16)} - {int(one) for one in values})}}
         assert code("shim-grub", booted("shim-grub"), stored, pcrs=tuple(range(16))) == "policy-uncovered"
     whole = {**alone, "pcrs": {**values, str(pcr): ["00" * 32]}}
     assert policy.accepted({"version": 1, "boot": whole})
-    with pytest.raises(policy.PolicyError, match=f"PCR {pcr}, which is not quoted"):
+    with pytest.raises(policy.PolicyError, match=f"only PCR {pcr} proves it, and hosts don't quote that PCR"):
         policy.accepted({"version": 1, "boot": whole}, quoted={*range(16)} - {pcr})
 
 

@@ -35,7 +35,7 @@ def told(problem: str, scene: list[Move]) -> str:
 
 @pytest.fixture
 def forged(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The levels that the forger's own enrolments reach while scenes are played."""
+    """Record the levels that the forger's own enrolments reach. The set grows as a test plays scenes."""
     levels: set[int] = set()
     whole = forger.Scene.undeserved
 

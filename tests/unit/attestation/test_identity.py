@@ -116,7 +116,10 @@ class Events:
 
 
 def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
-    """Salt itself accepts a minion's answer in another minion's name. This test fails once Salt refuses it."""
+    """Salt itself accepts an answer that one minion sends in another minion's name.
+
+    This test fails once Salt refuses it.
+    """
     from salt.daemons.masterapi import RemoteFuncs
 
     events = Events()

@@ -66,8 +66,10 @@ def test_a_rule_whose_pcr_is_not_quoted_is_not_satisfied(host: Host, pcr: int, r
     rules = boot_forge.policy("shim-grub")
     pcrs = tuple(one for one in PCRS["shim-grub"] if one != pcr)
     found = host.appraise(rules, pcrs=pcrs)
-    assert found.code == "policy-uncovered" and f"{rule}: its proof lies in PCR {pcr}" in found.reason
-    with pytest.raises(policy.PolicyError, match=f"policy:boot:{rule}.*PCR {pcr}, which is not quoted"):
+    assert found.code == "policy-uncovered" and f"{rule}: only PCR {pcr} proves it" in found.reason
+    with pytest.raises(
+        policy.PolicyError, match=f"policy:boot:{rule}.*PCR {pcr} proves it, and hosts don't quote that PCR"
+    ):
         policy.accepted(rules, quoted=pcrs)
 
 
@@ -305,7 +307,7 @@ def test_a_kernel_that_is_named_like_an_allowed_one(host: Host) -> None:
 
 
 def lines(text: str) -> Callable[[list[Event]], None]:
-    """Let GRUB pass another command line, which the log shows truthfully."""
+    """Return a change of a boot: GRUB passes another command line, and the log shows this truthfully."""
 
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):

@@ -51,7 +51,10 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
 
 
 def listed(told: list[Event], records: bytes | None = None) -> Evidence:
-    """Return a boot after which root wrote a list. The list's first line matches PCRs 0 to 9, as a kernel's would."""
+    """Return a boot after which root wrote a measurement list.
+
+    Its first line matches PCRs 0 to 9, as the kernel's would.
+    """
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))
@@ -141,7 +144,7 @@ UKI_LINE = {form for pcr in (8, 9, 11, 12) for form in fixed.line_forms(pcr, boo
 
 
 def without_line(found: list[Event]) -> None:
-    """Make the boot measure no command line, as with a boot entry without options and a kernel before 5.18."""
+    """Change a boot so that it measures no command line: no options in the boot entry, a kernel before 5.18."""
     found[:] = [one for one in found if one.digests.get("sha256") not in UKI_LINE]
 
 

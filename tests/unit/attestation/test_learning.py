@@ -104,7 +104,7 @@ def test_what_was_learned_refuses_what_differs(edit: str, expected: str) -> None
 
 def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
     def more(told: list[Any]) -> None:
-        """Return the boot with a newer kernel, and with an older list of revoked programs."""
+        """Change a recorded boot: a newer kernel, and an older list of revoked programs (dbx)."""
         for at, one in enumerate(told):
             if one.digests["sha256"].hex() == boot_forge.KERNEL:
                 told[at] = one._replace(digests={"sha256": b"\7" * 32})
@@ -143,7 +143,7 @@ def test_without_secure_boot_pcr_7_is_known_by_its_value() -> None:
 
 def test_a_rule_that_would_not_take_the_boot_is_left_out() -> None:
     def odd(told: list[Any]) -> None:
-        """Let the firmware measure additional data into PCR 4."""
+        """Change a recorded boot: the firmware measures additional data into PCR 4."""
         at = boot_forge.index(told, 4, events.SEPARATOR)
         told.insert(at, boot_forge.measured(4, events.IPL, b"vendor"))
 
@@ -220,7 +220,7 @@ def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
     old = {key: whole[key] for key in kept} | {"unchecked": [0, 1, 2, 3, 5, 6, 8, 14]}
     before = {"version": 3, "boot": old}
-    with pytest.raises(policy.PolicyError, match="PCR 2, which is unchecked"):
+    with pytest.raises(policy.PolicyError, match="PCR 2 proves it, and that PCR is unchecked"):
         policy.accepted(before)
     assert code(before, evidence) == "policy-uncovered"
     found = learning.learn(before, {"gold": evidence})

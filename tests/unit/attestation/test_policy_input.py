@@ -47,7 +47,7 @@ ANY = st.recursive(
 
 
 def real(data: Any) -> Any:
-    """Put an object that can't be printed in place of a placeholder in the input."""
+    """Put an object that can't be printed in the place of each placeholder in a generated policy."""
     if isinstance(data, dict):
         return {real(key) if key == "a huge number" else key: real(value) for key, value in data.items()}
     if isinstance(data, list):

@@ -194,7 +194,7 @@ def test_what_may_not_be_adopted(root: Authority, ca: Authority, bound: Bound) -
         ((ca.key, signed, pem(root.certificate), NOW), "another key"),
         ((key, signed, pem(other.certificate), NOW), "not by this root"),
         ((key, signed, pem(root.certificate), NOW + 2 * DAY), "valid from"),
-        ((key, signed, leaf, NOW), "no CA"),
+        ((key, signed, leaf, NOW), "not a CA"),
         ((key, b"noise", pem(root.certificate), NOW), "certificate"),
     ):
         with pytest.raises(NetspaceError, match=message):

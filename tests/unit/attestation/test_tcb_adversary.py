@@ -134,7 +134,10 @@ LIMIT = 4000
 
 
 def first(kind: str, moves: set[str]) -> Hole[Claim] | None:
-    """Return the first hole that has one of *moves*. If *moves* is empty, return the first hole."""
+    """Search for a forgery of a boot of this *kind* that the verifier accepts (a hole); return the first one.
+
+    If *moves* isn't empty, only a forgery that uses one of these moves (ways to change evidence) counts.
+    """
     chance, report = random.Random(2), Report[Claim](2)
     while report.forgeries <= LIMIT:
         world = base_boots.make(chance, (kind,))

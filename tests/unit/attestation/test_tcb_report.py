@@ -1,4 +1,7 @@
-"""Table of a host's base: the source of each fact, the policy's terms, and grains of hosts that lie or send noise."""
+"""Tests of the table about what lies below a host's kernel (firmware, microcode, boot settings).
+
+It shows the source of each fact and the policy's terms (``tcb``). Some hosts lie in their grains, or send noise.
+"""
 
 from __future__ import annotations
 

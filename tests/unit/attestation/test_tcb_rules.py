@@ -74,7 +74,7 @@ def test_an_entry_to_a_local_disk_needs_no_list(host: Host) -> None:
 
 @pytest.mark.parametrize("kind", [0x0A, 0x80000009, events.SEPARATOR, events.IPL])
 def test_a_network_entry_under_another_name_gives_no_l4(host: Host, kind: int) -> None:
-    """A forger logs a network entry's digest as another kind of event, such as a table of ACPI: there is no L4."""
+    """A forger logs a network entry's digest as another kind of event, such as an ACPI table: the level is below L4."""
     content = forge.option(forge.MAC)
     host.edit(lambda found: found.insert(at_entries(found), measured(1, kind, b"ACPI DATA", content)))
     assert host.appraise(tcb_policies.policy(host.boot, tcb_policies.network_boot(host.boot))).code == "tcb-platform"
@@ -109,7 +109,7 @@ def test_network_boot_rests_on_firmware_and_programs(host: Host, pcr: int) -> No
     rules = tcb_policies.policy(host.boot, tcb_policies.network_boot(host.boot))
     rules["boot"]["unchecked"].append(pcr)
     rules["boot"]["pcrs"].pop(str(pcr), None)
-    with pytest.raises(PolicyError, match=rf"policy:(tcb:network_boot|boot:.*): its proof lies in PCR {pcr}"):
+    with pytest.raises(PolicyError, match=rf"policy:(tcb:network_boot|boot:.*): only PCR {pcr} proves it"):
         policy.accepted(rules)
     assert host.appraise(rules).code == "policy-uncovered"
 
@@ -263,7 +263,7 @@ def test_confidentiality_is_more_than_integrity() -> None:
         ({"iommu": False}, "policy:tcb:iommu: False: expected on"),
         ({"lockdown": "none"}, "policy:tcb:lockdown: 'none': expected integrity or confidentiality"),
         ({"bmc": ["absent"]}, "policy:tcb:bmc: "),
-        ({"platform": []}, "policy:tcb: platform is judged together with network_boot"),
+        ({"platform": []}, "policy:tcb: network_boot is missing"),
         ({"network_boot": "never", "platform": ["ab"]}, "policy:tcb:platform: 'ab': expected 32 bytes"),
         ({"firmware": []}, "policy:tcb:firmware: expected at least one version"),
         ({"firmware": ["x" * 129]}, "policy:tcb:firmware: "),
@@ -281,7 +281,7 @@ def test_a_bad_section_is_refused_with_its_path(section: Any, text: str) -> None
 
 
 def test_terms_without_a_boot_section_are_refused() -> None:
-    with pytest.raises(PolicyError, match="policy:tcb: is judged together with boot"):
+    with pytest.raises(PolicyError, match="policy:boot is missing"):
         policy.parse({"version": 1, "tcb": {"bmc": "absent"}})
 
 

@@ -171,7 +171,10 @@ def test_one_that_could_not_be_started_is_tried_again_at_once():
     status = Status("starting", restarts=1, exit="exit 1")
     found = {"status": status, "begun": False, "problem": "can't be started: `/nope` not found"}
     step = only(plan(desired(), seen(**found)))
-    assert (step.action, step.reason) == ("start", "it is tried again: can't be started: `/nope` not found")
+    assert (step.action, step.reason) == (
+        "start",
+        "its last start failed, and is tried again: can't be started: `/nope` not found",
+    )
     assert step.data.start and not step.data.stop
     assert only(plan(desired("present"), seen(desired("present"), **found))).action == "start"
     assert only(plan(desired(user=7), seen(**found))).action == "restart"
@@ -184,7 +187,7 @@ def test_what_is_kept_gets_its_card_and_is_neither_stopped_nor_made_anew(due):
     assert only(plan(desired("present"), was, **around)).action == "restart"
     result = plan(kept(desired()), was, **around)
     assert result.steps == []
-    assert "its restart waits for trust" in result.notes[0] and due in result.notes[0]
+    assert "its restart waits until the host has the required trust" in result.notes[0] and due in result.notes[0]
     step = only(plan(kept(desired(handed={"environment.json": b"new"}, attestation={"minimum": "L2"})), was, **around))
     work = step.data
     assert (step.action, set(step.changes)) == ("update", {"files:environment.json", "files:password", "attestation"})
@@ -216,7 +219,10 @@ def test_a_kernel_that_is_kept_gets_its_card_when_it_may_start_anew():
     other = msgspec.structs.replace(want, files={"environment.json": b"new"})
     assert only(plan(other, was)).action == "restart"
     result = plan(kept(other), was)
-    assert result.steps == [] and "its restart waits for trust (files:environment.json" in result.notes[0]
+    assert (
+        result.steps == []
+        and "its restart waits until the host has the required trust (files:environment.json" in result.notes[0]
+    )
 
 
 def test_limits_that_nothing_keeps_are_told_also_where_nothing_changes():
@@ -395,7 +401,7 @@ def test_a_changed_source_is_a_changed_image_and_a_missing_one_a_note():
     assert (step.action, list(step.changes), step.data.build) == ("restart", ["image"], True)
     gone = plan(desired(), seen(), {"tar:/x.tar": images.Seen(error="no such file")})
     assert gone.steps == []
-    assert gone.notes == ["environment web keeps the image it has: no such file"]
+    assert gone.notes == ["environment web keeps its present image: no such file"]
 
 
 def test_an_init_is_a_planned_restart_and_refused_where_this_host_has_none():

@@ -294,7 +294,11 @@ def test_a_volume_grows_in_place_and_changes_otherwise_by_a_restart():
 def test_what_is_not_as_recorded_is_repaired_in_place():
     want = desired(limits={"disk": "64M"})
     (step,) = plan(want, want, differing=("memory",), disks={disk_sizes.LAYER: Disk(32 * MIB, 0)}).steps
-    assert (step.action, step.data.tune, step.reason) == ("update", True, "not as it was declared: memory, layer")
+    assert (step.action, step.data.tune, step.reason) == (
+        "update",
+        True,
+        "these limits differ from the declaration: memory, layer",
+    )
     assert plan(want, want, disks={disk_sizes.LAYER: Disk(64 * MIB, 0)}).steps == []
 
 

@@ -155,7 +155,7 @@ def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
     (message,) = problems({"runtimes": {"runsc": {"platfrom": "kvm"}}})
     assert message == "netspace:runtimes:runsc:platfrom: unknown; did you mean platform?"
     (message,) = problems({"runtimes": {"runsc": {"platform": "wings"}}})
-    assert message.startswith("netspace:runtimes:runsc:platform: 'wings' is not possible here")
+    assert message.startswith("netspace:runtimes:runsc:platform: 'wings' is not accepted here")
     assert "absolute path" in problems({"runtimes": {"runc": {"program": "runc"}}})[0]
     assert "expected a mapping" in problems({"runtimes": ["runc"]})[0]
 

@@ -99,7 +99,7 @@ ARCHITECTURES = [
         ({"syscalls": [ALLOW] * (seccomp_file.MAX_RULES + 1)}, "more than 2000 rules"),
         ({"architectures": ["SCMP_ARCH_AARCH64"]}, "not for this machine"),
         ({"architectures": ["SCMP_ARCH_X86_64"], "archMap": ARCHITECTURES}, "both"),
-        ({"architectures": ["SCMP_ARCH_X86_64", "x"]}, "no architecture"),
+        ({"architectures": ["SCMP_ARCH_X86_64", "x"]}, "not an architecture"),
         ({"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}, "NEW_LISTENER"),
     ],
 )

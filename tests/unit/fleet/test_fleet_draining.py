@@ -91,7 +91,7 @@ def test_two_drained_hosts_share_what_cannot_move(declared: FleetDeclaration) ->
 
 
 @pytest.mark.parametrize(
-    ("names", "reason"), [((), "name one host"), (("h9",), "h9: no host of the fleet; declare it under hosts first")]
+    ("names", "reason"), [((), "name one host"), (("h9",), "h9: not a host of the fleet; declare it under hosts first")]
 )
 def test_what_is_no_host_is_not_drained(declared: FleetDeclaration, names: tuple[str, ...], reason: str) -> None:
     with pytest.raises(NetspaceError, match=reason):

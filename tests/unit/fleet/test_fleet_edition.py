@@ -91,7 +91,7 @@ def test_a_lower_edition_of_the_file_leaves_the_last_one(tmp_path: Path, lower: 
 def test_an_edition_that_can_not_be_is_refused(tmp_path: Path, host: EditionFile, number: Any) -> None:
     (problem,) = master(tmp_path / "one", number).check().problems
     assert problem.path == "edition"
-    with pytest.raises(NetspaceError, match="is no edition"):
+    with pytest.raises(NetspaceError, match="is not a valid edition"):
         editions.check({}, {KEY: number}, note=True)
 
 

@@ -121,7 +121,7 @@ def test_attestation_by_the_master_tells_the_level(place: Place) -> None:
     place.minion.level = "L3"
     assert place.join(**MASTER).changes == {"level": {"old": None, "new": "L3"}}
     place.minion.level = "L7"
-    assert "is no trust level" in place.join(**MASTER).missing[0]
+    assert "is not a trust level" in place.join(**MASTER).missing[0]
     facts = place.register.read("h1.example.org")
     assert facts is not None and facts.level is None
 
@@ -141,12 +141,12 @@ def test_a_level_is_that_of_one_key_and_name(place: Place, key: str) -> None:
 @pytest.mark.parametrize(
     ("function", "said", "reason"),
     [
-        ("netspace_link.authority_request", {"a": 1}, "no certificate request"),
-        ("netspace_link.authority_request", "x" * 20_000, "no certificate request"),
+        ("netspace_link.authority_request", {"a": 1}, "not a certificate request"),
+        ("netspace_link.authority_request", "x" * 20_000, "not a certificate request"),
         ("netspace_link.authority_request", "-----BEGIN", "can't be used"),
-        ("netspace_link.public_key", None, "is no key"),
-        ("netspace_link.public_key", "A" * 43, "is no key"),  # the point 0
-        ("netspace_link.public_key", "ä" * 43, "is no key"),
+        ("netspace_link.public_key", None, "is not a key"),
+        ("netspace_link.public_key", "A" * 43, "is not a key"),  # the point 0
+        ("netspace_link.public_key", "ä" * 43, "is not a key"),
         ("netspace_link.public_key", NetspaceError("no answer"), "no answer"),
     ],
 )

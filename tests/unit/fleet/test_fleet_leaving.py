@@ -118,9 +118,9 @@ def test_a_host_that_left_is_released_later(declared: FleetDeclaration, tmp_path
         "apply": [],
         "released": "h2.netspace.internal",
     }
-    root.error = NetspaceError("no key has it")
+    root.error = NetspaceError("it is not certified")
     found = leaving.leave(declared, ["h3"], root)["h3"]
-    assert "no key has it" in found["error"] and found["left"] and peers(declared) == []
+    assert "it is not certified" in found["error"] and found["left"] and peers(declared) == []
 
 
 def test_a_damaged_record_is_removed(declared: FleetDeclaration) -> None:
@@ -132,7 +132,7 @@ def test_a_damaged_record_is_removed(declared: FleetDeclaration) -> None:
 
 
 def test_a_name_that_is_no_hosts_is_refused(declared: FleetDeclaration) -> None:
-    with pytest.raises(NetspaceError, match="h7 is no host of the fleet"):
+    with pytest.raises(NetspaceError, match="h7 is not a host of the fleet"):
         leaving.leave(declared, ["h7"], None)
 
 

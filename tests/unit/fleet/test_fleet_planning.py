@@ -21,7 +21,7 @@ from netspace.errors import NetspaceError
 from netspace.fleet import hosts, join_hosts, leaving
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.given import NONE
-from netspace.fleet.planning import records, work
+from netspace.fleet.planning import planner, records
 from netspace.fleet.planning.records import PlanRecord
 from netspace.fleet.published import Register
 
@@ -61,15 +61,15 @@ class Fleet:
         self.write()
 
     def plan(self, *names: str) -> PlanRecord:
-        return work.make(self.declaration, names, self.minions, 5)
+        return planner.make(self.declaration, names, self.minions, 5)
 
-    def acting(self, name: str) -> work.PlannedHosts:
-        record = work.plans_of(self.declaration).read(name)
-        return work.PlannedHosts(self.declaration, record, self.minions, 5)
+    def acting(self, name: str) -> planner.PlannedHosts:
+        record = planner.plans_of(self.declaration).read(name)
+        return planner.PlannedHosts(self.declaration, record, self.minions, 5)
 
     def apply(self, name: str, *names: str) -> dict[str, hosts.Outcome]:
         acting = self.acting(name)
-        return dict(acting.apply(names or work.plans_of(self.declaration).read(name).changing()))
+        return dict(acting.apply(names or planner.plans_of(self.declaration).read(name).changing()))
 
     def applied(self) -> PlanRecord:
         """Plan and apply all; return the plan."""
@@ -104,6 +104,15 @@ def test_a_saved_file_gives_no_host_anything(fleet: Fleet) -> None:
     assert fleet.given("h1") == {"web": "tar:/srv/shop.tar"}
     with pytest.raises(NetspaceError, match="problems"):
         fleet.plan()
+
+
+def test_a_renamed_environment_may_move_after_its_apply(fleet: Fleet) -> None:
+    fleet.applied()
+    for host in ("h1", "h2"):
+        site = {"on": host, **IMAGE, "formerly": "web"}
+        fleet.write(environments={"db": FLEET["environments"]["db"], "site": site}, links=[])
+        fleet.applied()
+    assert set(fleet.given("m2")) == {"db", "site"}
 
 
 def test_a_fleet_in_force_is_planned_from_the_line_on(fleet: Fleet) -> None:
@@ -405,9 +414,9 @@ def test_old_plans_and_their_candidates_are_forgotten(fleet: Fleet) -> None:
         if number == 3:
             kept = last
         if number > 3:
-            work.plans_of(fleet.declaration).read(kept.id)
+            planner.plans_of(fleet.declaration).read(kept.id)
     with pytest.raises(NetspaceError, match="there is no such plan"):
-        work.plans_of(fleet.declaration).read(first.id)
+        planner.plans_of(fleet.declaration).read(first.id)
     compiled = fleet.folder / "kept/compiled"
     assert len(list((compiled / "plans").iterdir())) == records.MAX_PLANS
     assert len(list((compiled / "candidates").iterdir())) == records.MAX_PLANS
@@ -416,25 +425,25 @@ def test_old_plans_and_their_candidates_are_forgotten(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "0" * 16, "../../etc/passwd", "p" + "0" * 16, 12, None, "p" + "A" * 15])
 def test_what_is_no_id_names_no_file(fleet: Fleet, name: Any) -> None:
-    with pytest.raises(NetspaceError, match="is no plan's id"):
-        work.plans_of(fleet.declaration).read(name)
+    with pytest.raises(NetspaceError, match="is not the id of a plan"):
+        planner.plans_of(fleet.declaration).read(name)
 
 
 def test_drift_compares_with_what_was_given(fleet: Fleet) -> None:
     fleet.applied()
     fleet.image("web", NEWER)
-    found = work.drift(fleet.declaration, (), fleet.minions, 5)
-    assert not found.changing() and found.id == work.drift(fleet.declaration, (), fleet.minions, 5).id
+    found = planner.drift(fleet.declaration, (), fleet.minions, 5)
+    assert not found.changing() and found.id == planner.drift(fleet.declaration, (), fleet.minions, 5).id
     fleet.minions.has["m2"] = {}
-    found = work.drift(fleet.declaration, (), fleet.minions, 5)
+    found = planner.drift(fleet.declaration, (), fleet.minions, 5)
     assert actions(found) == {"h1": [], "h2": ["create db"]}
-    assert actions(work.drift(fleet.declaration, ("h1",), fleet.minions, 5)) == {"h1": []}
-    with pytest.raises(NetspaceError, match="h9: no host or minion of the fleet"):
-        work.drift(fleet.declaration, ("h9",), fleet.minions, 5)
+    assert actions(planner.drift(fleet.declaration, ("h1",), fleet.minions, 5)) == {"h1": []}
+    with pytest.raises(NetspaceError, match="h9: not a host or minion of the fleet"):
+        planner.drift(fleet.declaration, ("h9",), fleet.minions, 5)
 
 
 def test_a_plan_of_one_host_asks_only_it(fleet: Fleet) -> None:
     assert actions(fleet.plan("m2")) == {"h2": ["create db"]}
     assert fleet.minions.asked == [("netspace_fleet.plan", "m2")]
-    with pytest.raises(NetspaceError, match="h9: no host of the fleet"):
+    with pytest.raises(NetspaceError, match="h9: not a host of the fleet"):
         fleet.plan("h9")

@@ -137,7 +137,7 @@ def test_a_long_plan_passes_without_its_changes() -> None:
     ],
 )
 def test_an_answer_that_is_no_plan_is_refused(answer: Any) -> None:
-    with pytest.raises(NetspaceError, match="its answer is no plan"):
+    with pytest.raises(NetspaceError, match="its answer is not a plan"):
         plans.received(answer)
 
 
@@ -145,7 +145,7 @@ def test_an_answer_without_end_is_refused() -> None:
     deep: Any = {}
     for _ in range(100_000):
         deep = {"a": deep}
-    with pytest.raises(NetspaceError, match="its answer is no plan"):
+    with pytest.raises(NetspaceError, match="its answer is not a plan"):
         plans.received({"digest": "a" * 64, "declared": "a" * 64, "steps": [
             {"kind": "x", "name": "a", "action": "b", "changes": deep}]})  # fmt: skip
 

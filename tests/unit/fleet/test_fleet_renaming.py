@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
-from support.fleet.fleets import fleets, published
+from support.fleet.fleets import fleets, published, written
 
 from netspace.fleet import compile as compiler
 from netspace.fleet.compile import Compiled
@@ -81,7 +82,28 @@ def test_a_rename_with_a_move_is_refused_with_the_way() -> None:
     found = problems(data(on="h3"))
     assert found.keys() == {"environments:web:formerly"}
     assert "the mailbox of www is on h2, and web would run on h3; rename it there first" in str(found)
-    assert made(data(on="h3"), {**WAS, "web": ("h2",)}).problems == (), "after the rename, it may move"
+    after = {"shop": ("h1",), "log": ("h3",), "web": ("h2",)}
+    moved = made(data(on="h3"), after, remembered={"www": ("h2",)}, claimed=lambda: {"web": "www"})
+    assert moved.problems == () and moved.placed["web"] == ("h3",), "after the rename, it may move"
+
+
+@pytest.mark.parametrize("claims", [{}, {"log": "www"}])
+def test_a_claim_from_another_host_is_refused(claims: dict[str, str]) -> None:
+    """Claim a mailbox for an environment that runs on another host already: that host hasn't the mailbox."""
+    leaving = made(data(), {**WAS, "web": ("h3",)})
+    gone = {"shop": ("h1",), "log": ("h3",), "web": ("h3",)}
+    parked = made(data(), gone, remembered={"www": ("h2",)}, claimed=lambda: claims)
+    for found in (leaving, parked):
+        (problem,) = found.problems
+        assert problem.path == "environments:web:formerly", problem
+        assert "the mailbox of www is on h2, and web would run on h3" in problem.reason
+
+
+def test_a_rename_that_one_host_has_applied_keeps_both_replicas() -> None:
+    """Compile again when the first of two hosts has the new name: the second one's replica stays where it is."""
+    for first, second in (("h1", "h2"), ("h2", "h3"), ("h3", "h1")):
+        found = made(data(replicas=2), {**WAS, "www": (second,), "web": (first,)})
+        assert found.problems == () and set(found.placed["web"]) == {first, second}
 
 
 def test_a_rename_with_fewer_replicas_is_refused() -> None:
@@ -104,7 +126,7 @@ def test_a_rename_with_fewer_replicas_is_refused() -> None:
     ],
 )
 def test_a_claim_to_anothers_mailbox_is_refused(more: dict[str, Any], path: str, reason: str) -> None:
-    """Refuse the claim wherever it is: neither other hosts nor other files of the fleet make it possible."""
+    """An environment that claims another's name as its own former name is refused, in any file of the fleet."""
     extra = {name: {"image": "tar:/srv/shop.tar", **spec} for name, spec in more.items()}
     documents = {"fleet.yaml": data(), "team/more.yaml": {"environments": extra}}
     with pytest.raises(FleetError) as caught:
@@ -118,6 +140,27 @@ def test_a_link_of_the_file_may_name_no_former_ends() -> None:
     found = data()
     found["links"][0]["formerly"] = {"to": "log"}
     assert "the renamed environment's own key counts" in problems(found)["links:0:formerly"]
+
+
+def test_a_renamed_environment_may_move_with_its_former_name(tmp_path: Path) -> None:
+    """Follow an operator who leaves ``formerly`` in the file: rename, move, and claim what another one left behind."""
+    path, image = tmp_path / "fleet.yaml", {"image": "tar:/srv/shop.tar"}
+
+    def problems(**environments: Any) -> list[str]:
+        declared = {name: {**image, **body} for name, body in environments.items()}
+        path.write_text(json.dumps({"hosts": {"h1": None, "h2": None}, "environments": declared}))
+        written(tmp_path).answer("h1")
+        return [one.reason for one in written(tmp_path).check().problems]
+
+    log = {"on": "h1"}
+    assert problems(www={"on": "h2"}, log=log) == []
+    (why,) = problems(web={"on": "h1", "formerly": "www"}, log=log)
+    assert "rename it there first and move it after the apply" in why
+    assert problems(web={"on": "h2", "formerly": "www"}, log=log) == []
+    assert problems(web={"on": "h1", "formerly": "www"}, log=log) == []
+    assert problems(web={"on": "h1"}, log=log) == []
+    (why,) = problems(web={"on": "h1"}, log={**log, "formerly": "www"})
+    assert "the mailbox of www is on h2, and log would run on h1" in why
 
 
 @settings(deadline=None, max_examples=40)

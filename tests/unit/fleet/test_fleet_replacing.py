@@ -144,9 +144,9 @@ def test_a_failed_release_leaves_the_host_in_the_fleet(fleet: Fleet, monkeypatch
 
 
 def test_what_is_no_request_counts_as_another_machine(fleet: Fleet) -> None:
-    with pytest.raises(NetspaceError, match="is no certificate request"):
+    with pytest.raises(NetspaceError, match="is not a certificate request"):
         replacing._key("-----BEGIN")
-    with pytest.raises(NetspaceError, match="h9: no host of the fleet"):
+    with pytest.raises(NetspaceError, match="h9: not a host of the fleet"):
         replacing.replace(
             fleet.declared, "h9", fleet.root, lambda minion: fleet.machine, fleet.released.append, fleet.ask
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from netspace.fleet import in_force, leaving, trust, trust_watch
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.trust import Book, Distrust, HostTrust
 
+PAGE = checkout.ROOT / "docs/fleet-trust.md"
 IMAGE = {"image": "tar:/srv/shop.tar"}
 JUDGED = {"verifier": "master", "verifier_keys": ["A" * 43]}
 FLEET: dict[str, Any] = {
@@ -144,6 +146,20 @@ def test_a_distrusted_host_is_cut_and_restored(declared: FleetDeclaration, maste
     assert trust_watch.look(declared, master)["distrusted"] == {}
     assert {minion: declared.answer(minion).pillar for minion in MINIONS} == before
     assert master.told == [("h2", "distrusted"), ("h2", "restored")] and len(master.asked) == 4
+
+
+def test_one_look_of_the_pages_schedule_is_enough(declared: FleetDeclaration, master: Master) -> None:
+    """Lose the event. Of the 60 s after the evidence, the schedule takes at most half, and one look does all."""
+    (text,) = re.findall(r"^```yaml\n(# master configuration\n.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(text)["schedule"]["trust"]["seconds"] <= 30
+    trust_watch.look(declared, master)
+    assert master.rounds == []
+    master.results["m2"] = FAILED
+    found = trust_watch.look(declared, master)
+    assert found["distrusted"].keys() == {"h2"} and found["waiting"] == {} and peers(declared) == ["h3"]
+    assert master.rounds == [2], "one round of messages"
+    assert [minions for minions, *_ in master.asked] == [{"h1"}, {"m2"}], "the peer first"
+    assert master.ended == [({"h1"}, ["h2"])]
 
 
 @pytest.mark.parametrize(

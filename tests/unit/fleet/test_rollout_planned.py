@@ -12,7 +12,7 @@ from support.fleet.minions import Minions
 
 from netspace.errors import NetspaceError
 from netspace.fleet.declaration import FleetDeclaration
-from netspace.fleet.planning import work
+from netspace.fleet.planning import planner
 from netspace.fleet.policy import Pace, Policy
 from netspace.fleet.rollout import control, planned
 from netspace.fleet.rollout.journal import Journal
@@ -56,7 +56,7 @@ class Master:
         return Edges(hosts, wait=lambda seconds: None)
 
     def plan(self) -> str:
-        return work.make(self.declaration, (), self.minions, 5).id
+        return planner.make(self.declaration, (), self.minions, 5).id
 
     def rollout(self, **policy: Any) -> dict[str, Any]:
         self.minions.asked.clear()
@@ -137,7 +137,7 @@ def test_a_master_that_is_down_fails_nobody(master: Master, function: str) -> No
 def test_what_cannot_be_taken_back_is_not_rolled_out(tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump({**FLEET, "apply": "at-once"}))
     declaration = written(tmp_path)
-    plan = work.make(declaration, (), Minions(declaration), 5).id
+    plan = planner.make(declaration, (), Minions(declaration), 5).id
     with pytest.raises(NetspaceError, match="without `apply: planned`"):
         planned.changes(declaration, plan)
     with pytest.raises(NetspaceError, match="no such plan"):

@@ -1,4 +1,7 @@
-"""Tests that a change of the packet filter is the same, computed from all interfaces or from one of each class."""
+"""Tests: one environment of each class is enough to compute a change of the packet filter.
+
+The result is the same as from all interfaces.
+"""
 
 from __future__ import annotations
 

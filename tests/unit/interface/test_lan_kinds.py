@@ -85,8 +85,8 @@ def test_what_a_peer_is_allowed_is_routed_to_it() -> None:
     [
         ("macvlan", {"ipv4": None}, "ipv4", "give ipv4 or ipv6"),
         ("macvlan", {"ipv4": "198.51.100.7"}, "ipv4", "such as 198.51.100.7/24"),
-        ("macvlan", {"ipv4": SIX}, "ipv4", "is no ipv4 address"),
-        ("macvlan", {"ipv6": FOUR}, "ipv6", "is no ipv6 address"),
+        ("macvlan", {"ipv4": SIX}, "ipv4", "is not an ipv4 address"),
+        ("macvlan", {"ipv6": FOUR}, "ipv6", "is not an ipv6 address"),
         ("macvlan", {"ipv4": "198.51.100.0/24"}, "ipv4", "the network's own"),
         ("macvlan", {"ipv4": "198.51.100.255/24"}, "ipv4", "broadcast"),
         ("macvlan", {"ipv4": "127.0.0.1/8"}, "ipv4", "one host"),
@@ -96,7 +96,7 @@ def test_what_a_peer_is_allowed_is_routed_to_it() -> None:
         ("macvlan", {"routes": [{"to": "198.51.100.0/24"}]}, "routes:0:to", "already"),
         ("macvlan", {"routes": [{"to": "fd00:6::/64"}]}, "routes:0:to", "without an ipv6 address"),
         ("macvlan", {"routes": [{"to": "203.0.113.0/24", "via": "192.168.1.1"}]}, "routes:0:via", "not on"),
-        ("macvlan", {"parent": "eth 1"}, "parent", "can't be a link's name"),
+        ("macvlan", {"parent": "eth 1"}, "parent", "can't be a network device's name"),
         ("macvlan", {"parent": "a-name-of-sixteen"}, "parent", "15 bytes"),
         ("macvlan", {"mode": "bridge"}, "mode", "choose from private, vepa"),
         ("ipvlan", {"isolation": "bridge"}, "isolation", "choose from private, vepa"),
@@ -108,7 +108,7 @@ def test_what_a_peer_is_allowed_is_routed_to_it() -> None:
         ("vxlan", {"remote": "239.1.1.1"}, "remote", "one host"),
         ("vxlan", {"local": "fd00::1"}, "local", "different families"),
         ("vxlan", {"port": 0}, "port", "1..65535"),
-        ("bridge", {"bridge": ""}, "bridge", "can't be a link's name"),
+        ("bridge", {"bridge": ""}, "bridge", "can't be a network device's name"),
         ("wireguard", {"listen_port": 70000}, "listen_port", "1..65535"),
         ("wireguard", {"peers": [{"public_key": "short"}]}, "peers:0:public_key", "44 characters"),
         ("wireguard", {"peers": [{"public_key": KEY}] * 2}, "peers:1:public_key", "already"),
@@ -306,7 +306,7 @@ def test_what_the_host_lacks_is_refused_before_anything_and_others_go_on(kind: s
     if kinds.parents(desired.interfaces["a"]):
         plan = KIND.plan(desired, replace(host(), links={}))
         assert {step.name for step in plan.steps} == {"b"}
-        assert re.search(r"this host has no (link eth1|bridge br0)", plan.refusals[0].message)
+        assert re.search(r"this host has no (network device eth1|bridge br0)", plan.refusals[0].message)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_what_the_host_lacks_is_refused_before_anything_and_others_go_on(kind: s
         (declared("macvlan"), {"eth1": replace(LINKS["eth1"], master=7)}, "port of a bridge"),
         (declared("macvlan", mtu=2000), LINKS, "declare mtu: 1500"),
         (declared("vxlan", parent="eth1", mtu=1500), LINKS, "declare mtu: 1450"),
-        (declared("bridge", bridge="eth1"), LINKS, "is no bridge"),
+        (declared("bridge", bridge="eth1"), LINKS, "is not a bridge"),
         (declared("bridge", mtu=1400), LINKS, "declare mtu: 1500"),
     ],
 )

@@ -269,7 +269,7 @@ def test_a_key_is_made_once_and_the_root_s_alone(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(31)) + b"\x5f")
     assert wireguard.secret(str(path)) == "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8=", "as the kernel works it out"
     path.write_bytes(b"short")
-    with pytest.raises(Exception, match="is no private key"):
+    with pytest.raises(Exception, match="is not a private key"):
         wireguard.secret(str(path))
 
 

@@ -125,7 +125,7 @@ def test_the_endorsers_key_stays_when_the_authority_is_replaced(fleet):
     assert endorser.read(fleet.layouts["h1"]) is None
     assert endorser.ensure(fleet.layouts["h1"], replaced, NOW).kid != before.kid
     assert before.pem not in repr(before)
-    with pytest.raises(NetspaceError, match="no authority of links yet"):
+    with pytest.raises(NetspaceError, match="no certificate authority for its links yet"):
         endorser.ensure(Layout(root=fleet.folder / "none"), None, NOW)
 
 
@@ -214,7 +214,7 @@ UNKNOWN = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x
         ({"key": ec.generate_private_key(ec.SECP384R1())}, "isn't on P-256"),
         ({"begins": NOW + DAY, "ends": NOW + 2 * DAY}, "is valid from"),
         ({"begins": NOW - 2 * DAY, "ends": NOW - DAY}, "is valid from"),
-        ({"more": [UNKNOWN]}, "1.2.3.4, which is critical, isn't understood"),
+        ({"more": [UNKNOWN]}, "1.2.3.4, a critical extension, is not supported"),
     ],
 )
 def test_no_other_certificate_makes_an_endorser(steady, odd, why):
@@ -270,15 +270,15 @@ def test_who_is_below_a_hosts_authority_speaks_for_nobody(steady):
         checked(steady, issued(below(steady.known["h2"], "h3.example.org"), host=IDS["h3"]))
 
 
-def fleets(steady: Fleet) -> Authority:
-    """Return the fleet's root, as an authority that signs."""
+def fleet_root(steady: Fleet) -> Authority:
+    """Return the fleet's root CA as an Authority, so that tests can sign certificates with it."""
     pem = (steady.folder / "root" / "root.pem").read_text()
     return dataclasses.replace(steady.known["h1"], pem=pem)
 
 
 def between_root(steady: Fleet, uris: list[str], excluded: list[str] | None = None) -> Authority:
     """Return an operator's intermediate CA between root and hosts, for some names."""
-    known = fleets(steady)
+    known = fleet_root(steady)
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_pem_x509_certificate(known.pem.encode())
     listed = [[x509.UniformResourceIdentifier(one) for one in names] or None for names in (uris, excluded or [])]
@@ -368,9 +368,9 @@ def test_what_one_host_says_another_believes(steady):
         ({"iat": "now"}, "iat"),
         ({"knows": "x" * 44}, "knows"),
         ({"keys": []}, "keys"),
-        ({"keys": {"a b": []}}, "no environment's name"),
-        ({"keys": {"web@h1": []}}, "no environment's name"),
-        ({"keys": {"../x": []}}, "no environment's name"),
+        ({"keys": {"a b": []}}, "not an environment's name"),
+        ({"keys": {"web@h1": []}}, "not an environment's name"),
+        ({"keys": {"../x": []}}, "not an environment's name"),
         ({"keys": {f"e{number}": [] for number in range(bundles.MAX_ENVIRONMENTS + 1)}}, "more than 1000"),
         ({"keys": {"web": enc() * 9}}, "keys"),
         ({"more": 1}, "more"),
@@ -797,7 +797,7 @@ def test_what_goes_wrong_is_told_and_the_others_are_served():
     for text in (
         "m1: has sealed links with h9",
         "m2: refused",
-        "m3, m4: each says that it is h3",
+        "m3, m4: each claims to be the host h3",
         "m5: is broken",
         "m6: 'netspace_link.seal_bundles' is not available",
         "m7: has sealed links with h1",

@@ -213,8 +213,8 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
     root.certify(request(first), "h1.example.org")  # for two more years
     for name, why in (
         ("h1.example.org", "given to another key"),
-        ("example.org", "overlaps with h1.example.org, which is given already"),
-        ("x.h1.example.org", "overlaps with h1.example.org, which is given already"),
+        ("example.org", "overlaps with h1.example.org, which is certified already"),
+        ("x.h1.example.org", "overlaps with h1.example.org, which is certified already"),
     ):
         with pytest.raises(NetspaceError, match=why):
             root.certify(request(second), name)
@@ -246,7 +246,7 @@ def test_released_name_is_given_to_the_next_key_and_to_it_alone(root, tmp_path):
         with pytest.raises(NetspaceError, match="given to another key"):
             root.certify(request(folder), "h1.example.org")
     for name in ("h2.example.org", "example.org", "../x"):
-        with pytest.raises(NetspaceError, match=r"no key has it; domains with a key: h1\.example\.org"):
+        with pytest.raises(NetspaceError, match=r"it is not certified; certified domains: h1\.example\.org"):
             root.release(name)
 
 

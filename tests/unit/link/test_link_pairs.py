@@ -94,7 +94,7 @@ def test_one_secret_of_all_gives_each_pair_a_key(brokers, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "why"),
-    [("A" * 43, "is no key"), ("own", "this is our own key"), (None, "names_key is missing")],
+    [("A" * 43, "is not a key"), ("own", "this is our own key"), (None, "names_key is missing")],
 )
 def test_a_public_key_that_can_not_serve_is_told(brokers, key, why):
     own = brokers["h2"].hosts["h1"].public_key
@@ -105,7 +105,11 @@ def test_a_public_key_that_can_not_serve_is_told(brokers, key, why):
 
 @pytest.mark.parametrize(
     ("content", "mode", "why"),
-    [(None, 0o600, "No such file"), (SECRET, 0o640, "others can read it"), ("short", 0o600, "32 random characters")],
+    [
+        (None, 0o600, "No such file"),
+        (SECRET, 0o640, "other users can read it"),
+        ("short", 0o600, "32 random characters"),
+    ],
 )
 def test_a_secret_that_can_not_serve_is_told(brokers, tmp_path, content, mode, why):
     path = tmp_path / "names.key"

@@ -150,6 +150,22 @@ def test_of_two_renames_the_second_reads_what_is_left_of_both() -> None:
     assert {one["from"] for one in about["senders"]} == {"shop"} and len(about["senders"]) == 3
 
 
+def test_letters_of_a_former_link_belong_to_the_present_one() -> None:
+    links = {link.name: link for link in (Link(source="shop", target="www"), Link(source="www", target="log"))}
+    after = renamed(links, "www", "web")
+    assert draining.renamed_links(after, (), {}) == {"shop.www": "shop.web", "www.log": "web.log"}
+    # The declaration no longer says it. The records do, for as long as they have the exchanges.
+    silent = {name: _unsaid(link) for name, link in after.items()}
+    broker, wanted = there(links, {}), objects.objects(after.values(), CALLED)
+    formers, passed = draining.find(broker, wanted, after, (), 1.0), draining.passed(broker, wanted, after, {})
+    assert draining.renamed_links(silent, formers, passed) == {"shop.www": "shop.web", "www.log": "web.log"}
+    assert draining.renamed_links(silent, (), {}) == {}
+    # A link that has the name now keeps what is its own.
+    both = {**after, **links}
+    assert draining.renamed_links(both, formers, passed) == {}
+    assert draining.renamed_links(links, formers, passed) == {}, "the present link is gone"
+
+
 # -- the plan, the record and the keys ---------------------------------------------------------------
 def test_a_rename_is_one_step_of_its_link() -> None:
     link = Link(source="shop", target="www", size=1024)
@@ -165,6 +181,24 @@ def test_a_rename_is_one_step_of_its_link() -> None:
     mailbox = steps["broker"].changes["environments:web"]
     assert mailbox == {"old": "www", "new": "mailbox, account; it reads the mailbox of www until it is empty"}
     assert "environments:www" not in steps["broker"].changes
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_plan_says_who_gets_old_mail(empty: bool) -> None:
+    """Declare a name again whose mail waits: because another environment hasn't read it, or because it is parked."""
+    web, www, log = (Link(source="shop", target=name) for name in ("web", "www", "log"))
+    box = CALLED.mailbox("www")
+    former = (draining.DrainingQueue(box, "web", {}, 1.0),)
+    record = Record(LocalBroker(), {web.name: web}, ("log",), former=former)
+    observed = Observed(record, keys={}, drained=(box,) if empty else (), emptied=("log",) if empty else ())
+    desired = DesiredLinks(LocalBroker(), (web, www, log))
+    (step,) = [one for one in planning.plan(Layout(), desired, observed).steps if one.name == "broker"]
+    told = {key: change["new"] for key, change in step.changes.items() if key.startswith("environments:")}
+    has = "mailbox, account"
+    assert told == {
+        "environments:log": has if empty else f"{has}, with the mail that is parked there",
+        "environments:www": has if empty else f"{has}, with the mail there that web has not read yet",
+    }
 
 
 def test_the_record_keeps_former_exchanges(layout: Layout) -> None:

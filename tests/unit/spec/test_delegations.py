@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from netspace.environment import record
 from netspace.errors import SpecError
 from netspace.host import keeper
-from netspace.spec import delegations, parse, spawns
+from netspace.spec import delegations, parse, peer, spawns
 from netspace.spec.delegations import Granted
 from netspace.spec.types import Declaration, Link
 
@@ -73,8 +73,8 @@ def _bound(data: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "path", "message"),
     [
-        (lambda data: _bound(data).update(rate=10), "orders:rate", "beyond web's own 9"),
-        (lambda data: _bound(data).update(length=501), "orders:length", "beyond web's own 500"),
+        (lambda data: _bound(data).update(rate=10), "orders:rate", "exceeds web's own limit of 9"),
+        (lambda data: _bound(data).update(length=501), "orders:length", "exceeds web's own limit of 500"),
         (lambda data: _bound(data).update(to=[]), "orders:to", "expected 1 to 16"),
         (lambda data: _bound(data).update(to=["till", "till"]), "orders:to:1", "listed twice"),
         (lambda data: _bound(data).update(to=["orders"]), "orders:to:0", "the receiver itself"),
@@ -177,8 +177,8 @@ def test_change_of_delegations_restarts_nothing() -> None:
     assert prints[0] == prints[1]
 
 
-def test_verbs_about_delegations_are_those_of_the_keeper() -> None:
-    assert set(get_args(keeper.Verb)) == spawns.VERBS | delegations.VERBS
+def test_verbs_of_children_rights_and_keys_are_the_keeper_s() -> None:
+    assert set(get_args(keeper.Verb)) == spawns.VERBS | delegations.VERBS | peer.KEYED
 
 
 # -- nobody has more than was given --------------------------------------------------------------------------------

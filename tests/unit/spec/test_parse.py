@@ -115,13 +115,13 @@ def test_what_is_encoded_parses_to_the_same():
         (
             "environments:web:state",
             "paused",
-            "netspace:environments:web:state: 'paused' is not possible here; choose from running, stopped",
+            "netspace:environments:web:state: 'paused' is not accepted here; choose from running, stopped",
         ),
         ("environments:web:seccomp", "none", "netspace:environments:web:seccomp: 'none' is not a profile"),
         (
             "environments:web:attestation",
             {"policy": "maybe"},
-            "netspace:environments:web:attestation:policy: 'maybe' is not possible here; choose from off",
+            "netspace:environments:web:attestation:policy: 'maybe' is not accepted here; choose from off",
         ),
         ("links:0", {"from": "web", "to": "nobody"}, "netspace:links:1:to: there is no environment nobody"),
         ("links:0", {"from": "web", "to": "orders"}, "netspace:links:1: the same link as netspace:links:0"),

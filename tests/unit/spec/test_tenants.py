@@ -133,7 +133,7 @@ WEB = "tenants:acme:environments:acme-web"
             f"{WEB}:health:interval",
             "at least",
         ),
-        (lambda data: _web(data).update(after=["gate"]), f"{WEB}:after:0", "no environment of the tenant"),
+        (lambda data: _web(data).update(after=["gate"]), f"{WEB}:after:0", "not an environment of the tenant"),
         (lambda data: _web(data).update(tenant="umbra"), f"{WEB}:tenant", "leave it out"),
         (
             lambda data: _web(data).update(volumes=[{"target": "/d", "source": "/srv/acme/database"}]),
@@ -153,12 +153,12 @@ WEB = "tenants:acme:environments:acme-web"
         (
             lambda data: _acme(data)["environments"].update({"umbra-y": web()}),
             "tenants:acme:environments:umbra-y",
-            "no name of the tenant acme",
+            "not a name of the tenant acme",
         ),
         (
             lambda data: _acme(data)["environments"].update({"gate": web()}),
             "tenants:acme:environments:gate",
-            "no name of the tenant acme",
+            "not a name of the tenant acme",
         ),
         (
             lambda data: data["environments"].update({"acme-web": {"image": "tar:/srv/acme/x.tar"}}),
@@ -173,7 +173,7 @@ WEB = "tenants:acme:environments:acme-web"
         (
             lambda data: data["environments"].update({"gate": web(tenant="acme")}),
             "environments:gate",
-            "no name of the tenant acme",
+            "not a name of the tenant acme",
         ),
         (
             lambda data: data["environments"].update({"gate": web(tenant="nobody")}),
@@ -200,22 +200,22 @@ WEB = "tenants:acme:environments:acme-web"
         (lambda data: _acme(data).update(names=["a/b"]), "tenants:acme:names:0", "expected a name"),
         (lambda data: _acme(data).update(images=["/srv"]), "tenants:acme:images:0", "expected <source>"),
         (lambda data: _acme(data).update(images=["sha256:" + "a" * 64]), "tenants:acme:images:0", "expected <source>"),
-        (lambda data: _acme(data).update(runtimes=["x"]), "tenants:acme:runtimes:0", "no runtime"),
+        (lambda data: _acme(data).update(runtimes=["x"]), "tenants:acme:runtimes:0", "not a runtime"),
         (lambda data: _acme(data).update(seccomp=["x"]), "tenants:acme:seccomp:0", "not a profile"),
         (lambda data: _acme(data).update(outside=["x"]), "tenants:acme:outside:0", "expected a network"),
         (
             lambda data: _web(data).update(delegates={"umbra-x": {"to": ["acme-db"]}}),
             f"{WEB}:delegates:umbra-x",
-            "no environment of the tenant",
+            "not an environment of the tenant",
         ),
         (
             lambda data: _web(data).update(delegates={"acme-db": {"to": ["umbra-x"]}}),
             f"{WEB}:delegates:acme-db:to:0",
-            "no environment of the tenant",
+            "not an environment of the tenant",
         ),
         (lambda data: _acme(data).update(ports=[0]), "tenants:acme:ports:0", "expected a port"),
         (lambda data: _acme(data).update(folders=["/etc"]), "tenants:acme:folders:0", "host's own"),
-        (lambda data: _acme(data).update(host=["x"]), "tenants:acme:host:0", "is no request that the host answers"),
+        (lambda data: _acme(data).update(host=["x"]), "tenants:acme:host:0", "is not a request that the host answers"),
         (lambda data: _acme(data).update(reaches=["acme"]), "tenants:acme:reaches:0", "not another tenant"),
         (lambda data: _acme(data).update(include=["/x.yaml"]), "tenants:acme:include", "on the host itself"),
         (lambda data: _acme(data).update(include=["x"]), "tenants:acme:include:0", "absolute path"),
@@ -223,12 +223,20 @@ WEB = "tenants:acme:environments:acme-web"
         (lambda data: _acme(data)["quota"].update(cpus=-1), "tenants:acme:quota:cpus", "out of 0"),
         (lambda data: _acme(data)["quota"].pop("memory"), "tenants:acme:quota", "memory"),
         (lambda data: data["tenants"].update({"x" * 25: umbra()}), f"tenants:{'x' * 25}", "longer than 24"),
-        (lambda data: data["tenants"]["umbra"].update(folders=["/srv/acme"]), "tenants:umbra:folders:0", "acme's, too"),
-        (lambda data: data["tenants"]["umbra"].update(ports=[8081]), "tenants:umbra:ports:0", "acme's, too"),
+        (
+            lambda data: data["tenants"]["umbra"].update(folders=["/srv/acme"]),
+            "tenants:umbra:folders:0",
+            "belongs to the tenant acme",
+        ),
+        (
+            lambda data: data["tenants"]["umbra"].update(ports=[8081]),
+            "tenants:umbra:ports:0",
+            "belongs to the tenant acme",
+        ),
         (
             lambda data: data["tenants"]["umbra"].update(interfaces=section()["interfaces"]),
             "tenants:umbra:interfaces:1",
-            "acme's, too",
+            "belongs to the tenant acme",
         ),
     ],
 )
@@ -261,6 +269,19 @@ def test_rule_of_a_tenant_stays_within_what_is_outside(rule: dict[str, Any], mes
         assert message in told(data)[f"{WEB}:interface:allow:0"]
     else:
         parse.declaration(data)
+
+
+def test_operators_wrong_environment_keeps_its_path_and_name() -> None:
+    """Operator and tenant declare the same name, the operator with a mistake: its path is the operator's.
+
+    The tenant's environment is refused only because the name is taken.
+    """
+    data = whole()
+    data["environments"]["acme-web"] = {"image": "tar:/srv/acme/web.tar", "health": {"interval": "soon"}}
+    found = told(data)
+    assert "environments:acme-web:health:interval" in found
+    assert found["tenants:acme:environments:acme-web"].startswith("the operator declares it already")
+    assert not any(path.startswith("tenants:acme:environments:acme-web:") for path in found)
 
 
 def test_permitted_things_are_accepted() -> None:
@@ -506,11 +527,14 @@ def test_file_of_a_tenant_is_its_part(tmp_path: Path) -> None:
         ("never: []", "", "never: unknown"),
         ("x" * (tenant_files.MOST + 1), "", "larger than 256 KiB"),
         (b"\xff", "", "UTF-8"),
-        ("[" * 5000, "", "no YAML"),
-        ("!!python/object/apply:os.system [id]", "", "no YAML"),
+        ("[" * 5000, "", "not valid YAML"),
+        ("!!python/object/apply:os.system [id]", "", "not valid YAML"),
         # What ends PyYAML by an error that isn't its own
-        *((f"environments: {text}", "", "no YAML") for text in ("!!int ''", "!!bool x", "!!timestamp x", "!!map [a]")),
-        (f"environments: {{a: 1{':59' * 9000}.5}}", "", "no YAML"),
+        *(
+            (f"environments: {text}", "", "not valid YAML")
+            for text in ("!!int ''", "!!bool x", "!!timestamp x", "!!map [a]")
+        ),
+        (f"environments: {{a: 1{':59' * 9000}.5}}", "", "not valid YAML"),
         (f"environments: {{a: 0x{'f' * 5000}}}", "", "a number of more than"),
         (
             PART.replace("read_only: true", f"limits: {{pids: 1{'0' * 90}}}"),
@@ -535,7 +559,7 @@ def test_file_of_a_tenant_is_its_part(tmp_path: Path) -> None:
         ),
         (PART.replace("read_only: true", "limits: {memroy: 1}"), ":environments:acme-web:limits:memroy", "unknown"),
         (PART.replace("[]", "[{from: acme-web, to: umbra-x}]"), ":links:0", "an end isn't an environment"),
-        (PART.replace("acme-web", '"\\e[2J"'), "", "no name of the tenant|can't be an environment's name"),
+        (PART.replace("acme-web", '"\\e[2J"'), "", "not a name of the tenant|can't be an environment's name"),
     ],
 )
 def test_bad_file_is_refused_with_its_name(tmp_path: Path, text: str | bytes, path: str, message: str) -> None:

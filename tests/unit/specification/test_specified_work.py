@@ -5,8 +5,13 @@ These counts depend neither on the machine nor on Python's version.
 
 from __future__ import annotations
 
+import json
+import os
 import random
+from pathlib import Path
 
+from support.fleet import pictures
+from support.fleet.fleets import published, written
 from support.specification import calls, hold
 
 from netspace.environment import images, user_ids
@@ -18,6 +23,7 @@ from netspace.environment.observe import ObservedEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files
+from netspace.fleet.published import Register
 from netspace.interface.observe import Observed as ObservedInterfaces
 from netspace.interface.plan import DesiredInterfaces
 from netspace.interface.reconciler import Interfaces
@@ -87,6 +93,30 @@ def test_calls_to_compile_one_host_s_slice() -> None:
     number = calls(lambda: found.append(hosts.local(links, LocalBroker(host="h7"))))
     assert 0 < len(found[0]) < 50
     hold("slice.links", number)
+
+
+def test_calls_to_compile_a_fleet() -> None:
+    data = pictures.large(MANY, 100)
+    made = []
+    number = calls(lambda: made.append(pictures.compiled(data)))
+    assert len(made[0].placed) == MANY
+    hold("slice.fleet", number)
+
+
+def test_calls_to_hand_out_a_slice_of_an_unchanged_fleet(tmp_path: Path) -> None:
+    data = pictures.large(100, 10)
+    (tmp_path / "fleet.yaml").write_text(json.dumps(data))
+    os.utime(tmp_path / "fleet.yaml", (1, 1))  # long ago, so that nobody waits for the clock
+    register = Register(tmp_path / "kept/hosts")
+    for facts in published(data["hosts"]).values():
+        register.write(facts)
+    assert written(tmp_path).apply() is None
+    fleet = written(tmp_path)
+    fleet.answer("h1")
+    answers = []
+    number = calls(lambda: answers.append(fleet.answer("h2")))
+    assert len(answers[0].pillar["netspace"]["environments"]) == 10
+    hold("slice.answer", number)
 
 
 def test_calls_and_objects_of_links() -> None:

@@ -8,7 +8,9 @@ import subprocess
 import time
 
 import pytest
+from support.waiting import until
 
+from netspace.supervision import process
 from netspace.supervision.daemon import children
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop
@@ -74,3 +76,27 @@ def test_status_that_was_collected_before_is_told(looks: list[int]) -> None:
         child.returncode = 0
         loop.wait()
     assert told == [0]
+
+
+def test_stopped_children_and_others_are_frozen() -> None:
+    """A program of an earlier daemon is no child of this one. It is looked at in /proc, and waitid(2) asked once."""
+    known = Children(Loop())
+    with (
+        subprocess.Popen(["sleep", "1000"]) as own,
+        subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as shell,
+    ):
+        assert shell.stdout is not None
+        other = int(shell.stdout.readline())
+        try:
+            known.follow(other, lambda _: None, adopted=True)
+            for pid in (own.pid, other):
+                assert known.frozen([own.pid, other]) == set()
+                os.kill(pid, signal.SIGSTOP)
+                until(lambda pid=pid: process.letter(pid) == "T")
+                assert known.frozen([own.pid, other]) == {pid}
+                os.kill(pid, signal.SIGCONT)
+                until(lambda pid=pid: process.letter(pid) != "T")
+            assert known.frozen([own.pid, other]) == set()
+        finally:
+            for pid in (other, own.pid, shell.pid):
+                os.kill(pid, signal.SIGKILL)

@@ -118,7 +118,10 @@ def test_program_never_adds_a_start(
 
 
 def _runs(written: list[tuple[bytes, bool]]) -> list[bytes]:
-    """Join the parts that are decoded together: a line, which ends at a start or a line feed."""
+    """Join the written parts of each line, since a line is decoded as a whole.
+
+    A line ends at a line feed, or where the program is started again.
+    """
     runs = [b""]
     for data, start in written:
         if start:

@@ -17,7 +17,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
-names = st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=20)
+names = st.lists(st.from_regex(NAME.pattern, fullmatch=True), unique=True, max_size=20)
 
 
 @given(st.sampled_from(sorted(protocol.VERBS - set(protocol.NAMELESS))), names)
@@ -43,7 +43,7 @@ running = st.tuples(
 )
 
 
-@given(st.dictionaries(st.from_regex(NAME, fullmatch=True), running, max_size=5))
+@given(st.dictionaries(st.from_regex(NAME.pattern, fullmatch=True), running, max_size=5))
 def test_a_look_survives_the_way(found: dict[str, tuple[int, float, int, str, int, bool]]) -> None:
     told = look.parse(protocol.render_look(found))
     assert {name: msgspec.structs.astuple(one) for name, one in told.items()} == found

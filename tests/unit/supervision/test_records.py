@@ -21,13 +21,15 @@ from netspace.supervision.service import Service
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
 argv = st.tuples(words.map("/{}".format), words, words)
-service_names = st.from_regex(definitions.NAME, fullmatch=True).filter(lambda name: name not in definitions.RESERVED)
+service_names = st.from_regex(definitions.NAME.pattern, fullmatch=True).filter(
+    lambda name: name not in definitions.RESERVED
+)
 services = st.builds(
     Service,
     name=service_names,
     command=argv,
     description=st.text("abc %$\"'", max_size=8),
-    variables=st.dictionaries(st.from_regex(definitions.VARIABLE, fullmatch=True), words, max_size=3),
+    variables=st.dictionaries(st.from_regex(definitions.VARIABLE.pattern, fullmatch=True), words, max_size=3),
     working_dir=st.sampled_from(("/", "/srv/a")),
     pid_file=st.none() | st.just(Path("/run/x.pid")),
     cleanup=st.tuples(argv) | st.just(()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ class Groups:
         self.root, self.version, self.now = root, version, 100.0
         self.file, self.full = VERSIONS[version]
         self.used: dict[str, float] = {}
+        self.gone = 0.0  # what removed groups used: it still counts for the group above
         if version == 2:
             (root / "cgroup.controllers").write_text("cpu memory\n")
         self.turns = Turns(GROUP, str(root))
@@ -40,11 +41,14 @@ class Groups:
         return int(self.weight_file(name).read_text())
 
     def remove(self, name: str) -> None:
-        del self.used[name]
-        shutil.rmtree(self.weight_file(name).parent)
+        self.gone += self.used.pop(name)
+        for controller in {"", "cpu", "cpuacct"}:
+            folder = self.root / controller / GROUP[1:] / name
+            if folder.is_dir():  # kept elsewhere, so that no new folder has its number
+                folder.rename(Path(tempfile.mkdtemp(dir=self.root)) / name)
 
     def _write(self) -> None:
-        for name, seconds in {"": sum(self.used.values()), **self.used}.items():
+        for name, seconds in {"": self.gone + sum(self.used.values()), **self.used}.items():
             folder = self.root / ("" if self.version == 2 else "cpuacct") / GROUP[1:] / name
             folder.mkdir(parents=True, exist_ok=True)
             if self.version == 2:
@@ -75,6 +79,17 @@ def test_weight_falls_with_use_and_has_a_least_value() -> None:
     assert times == sorted(times), "who uses more never has more"
     assert (halved(0), halved(FREE), halved(1000)) == (0, 0, MOST)
     assert halved(2 * 0.26) == halved(0.26) + 4, "twice the use is a sixteenth of the weight"
+
+
+def test_restarts_between_two_looks_hide_no_use(groups: Groups) -> None:
+    """A program that is restarted all the time has a new group, whose counter is small, at each look."""
+    groups.add("restarted", "other")
+    groups.pass_time(restarted=1.0)
+    for _ in range(6):
+        groups.remove("restarted")
+        groups.add("restarted")
+        groups.pass_time(restarted=0.9)
+    assert groups.weight("restarted") < groups.full / 4
 
 
 def test_who_computes_goes_last_and_gets_its_weight_back(groups: Groups) -> None:

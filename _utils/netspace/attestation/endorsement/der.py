@@ -142,7 +142,7 @@ def signed_part(data: bytes) -> bytes:
             break
         at = inside.end
     if data[inside.start : inside.end] != outside:
-        raise ValueError("DER: two algorithms for one signature")
+        raise ValueError("DER: two fields name different algorithms of one signature")
     return data[signed.start : signed.end]
 
 
@@ -177,7 +177,7 @@ def _sorted(data: bytes, one: Element, depth: int) -> bytes:
     if not one.tag & _CONSTRUCTED:
         return data[one.start : one.end]
     if depth > MAX_DEPTH:
-        raise ValueError(f"DER: more than {MAX_DEPTH} levels")
+        raise ValueError(f"DER: elements are nested more than {MAX_DEPTH} levels deep")
     children = list(elements(data, one.content, one.end))
     made = [_sorted(data, child, depth + 1) for child in children]
     if one.tag == SET:

@@ -120,7 +120,7 @@ def readable(data: bytes) -> bytes:
     :raises NetspaceError: when *data* can't be read as a certificate.
     """
     if len(data) > MAX_CERTIFICATE:
-        raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
+        raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are accepted")
     try:
         found = _load(data).fields
         found.public_key()
@@ -154,7 +154,7 @@ def revocations(raw: bytes) -> bytes:
         it covers only some certificates, or only changes to an earlier list (RFC 5280, 5.2).
     """
     if len(raw) > MAX_LIST:
-        raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
+        raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are accepted")
     try:
         data = raw
         if raw.lstrip()[:5] == b"-----":

@@ -74,7 +74,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Again:
-    """Yielded by the work to refuse the last answer as false, and to get the next answer to the same call.
+    """Value that the work yields to refuse the last answer as false, and to get the next answer to the same call.
 
     If the last answer came in parts, the call is the one whose answer announced the parts.
     """

@@ -55,17 +55,19 @@ class Policies:
                 raw = stream.read(MAX_POLICY + 1)
         except FileNotFoundError as err:
             if floor:
-                raise PolicyDowngraded(f"{path} is gone; version {floor} was in force") from err
+                raise PolicyDowngraded(f"{path} is gone, but version {floor} was in force already") from err
             return None
         try:
             payload = ear.opened(raw.decode("ascii", "replace"), ear.POLICY, [self._signer.jwk], MAX_POLICY)
         except Refused as err:
             raise PolicyForged(f"{path}: {err.args[0]}") from err
         if payload.get("group") != group or not isinstance(payload.get("policy"), dict):
-            raise PolicyForged(f"{path}: signed for another group")
+            raise PolicyForged(f"{path}: the policy in it was signed for another group")
         found: dict[str, Any] = payload["policy"]
         if type(found.get("version")) is not int or found["version"] < floor:
-            raise PolicyDowngraded(f"{path}: version {found.get('version')!r:.20}; version {floor} was in force")
+            raise PolicyDowngraded(
+                f"{path} has version {found.get('version')!r:.20}, but version {floor} was in force already"
+            )
         return found
 
     def get(self, group: str) -> Policy | None:
@@ -112,7 +114,10 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line."""
+    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line.
+
+    :param before: the policy in force, in its written form; None: there is none.
+    """
     old, new = _lines(before), _lines(after)
     found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
     was, will = set(_files(before or {})), set(_files(after))

@@ -163,7 +163,7 @@ class Window:
             task.heard = None
 
     def _leave(self, task: Running) -> None:
-        """Release a task's share of ``ROOM``, the bytes for answers in parts."""
+        """Give back the part of ``ROOM`` (bytes for answers in parts) that a task holds."""
         self._lanes[PARTS].held -= task.room
         task.room = 0
 

@@ -33,7 +33,7 @@ class Told:
 
     :param rules: the rules, in a policy's written form. ``pinned`` has the digests of command lines whose text is
         known.
-    :param problems: for each missing group of rules, possible reasons; the key is the name of the group's first rule.
+    :param problems: why a group of rules could not be learned, by the name of the group's first rule.
     :param unled: PCRs whose quoted value differs from the value that a replay of the log gives.
     """
 

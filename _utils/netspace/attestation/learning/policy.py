@@ -94,6 +94,8 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     """Return a policy that accepts *boots* (genuine evidence by host).
 
     The policy's version is the next number, or the same number if there is nothing to add.
+
+    :param before: the policy that is extended; None: the group has none yet.
     """
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})
@@ -191,7 +193,7 @@ def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str,
 
 
 def _both(known: Any, more: Any) -> Any:
-    """Return the union of two rules: mappings are merged by key, lists are joined without duplicates."""
+    """Return the union of two rules. Mappings are merged by key; lists are joined without duplicates."""
     if isinstance(more, Mapping):
         return {**known, **{key: _both(known[key], one) if key in known else one for key, one in more.items()}}
     return list(dict.fromkeys((*known, *more)))
@@ -217,7 +219,7 @@ def _platform(tcb: dict[str, Any], told: Mapping[str, Told], notes: list[str]) -
             elif digest.hex() not in known:
                 notes.append(
                     f"{host}: boot entry {entry.text[:60]!r} ({entry.path[-80:]}): its form does not show where it "
-                    f"leads; if that is no network, list {digest.hex()} under tcb:platform"
+                    f"leads; if that is not a network, list {digest.hex()} under tcb:platform"
                 )
     if known:
         tcb["platform"] = list(known)

@@ -166,7 +166,7 @@ def unpadded(raw: bytes) -> bytes:
 def _parse(raw: bytes, *, padded: bool, bank: str | None = None) -> tuple[EventLog, int]:
     """Return the log, and the offset of its end."""
     if len(raw) > MAX_LOG:
-        raise LogMalformed(f"boot log: {len(raw)} bytes, at most {MAX_LOG} are possible")
+        raise LogMalformed(f"boot log: {len(raw)} bytes; at most {MAX_LOG} are accepted")
     reader = _Reader(raw)
     if not reader.left or (padded and reader.padding()):
         raise LogMalformed("boot log: empty")
@@ -197,13 +197,15 @@ def _header(data: bytes, bank: str | None) -> tuple[Mapping[int, int], _Layout]:
     reader.take(len(_SPEC_ID) + 8)
     count = reader.number(4)
     if not 1 <= count <= 16:
-        raise LogMalformed(f"boot log: {count} algorithms; 1 to 16 are possible")
+        raise LogMalformed(f"boot log: {count} algorithms; expected 1 to 16")
     sizes: dict[int, int] = {}
     for _ in range(count):
         algorithm, size = reader.number(2), reader.number(2)
         known = BANKS.get(algorithm)
         if algorithm in sizes or not 1 <= size <= 64 or (known and size != hashlib.new(known).digest_size):
-            raise LogMalformed(f"boot log: algorithm {algorithm:04x} twice, or with a digest of {size} bytes")
+            raise LogMalformed(
+                f"boot log: algorithm {algorithm:04x} is listed twice, or with the wrong size of {size} bytes"
+            )
         sizes[algorithm] = size
     reader.take(reader.number(1))
     if reader.left:
@@ -228,7 +230,9 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
     for _ in range(count):
         algorithm = reader.number(2)
         if algorithm not in sizes or algorithm in seen:
-            raise LogMalformed(f"boot log: algorithm {algorithm:04x} is not the log's, or given twice")
+            raise LogMalformed(
+                f"boot log: algorithm {algorithm:04x} of an event is not in the log's header, or occurs twice"
+            )
         seen.add(algorithm)
         digest = reader.take(sizes[algorithm])
         if algorithm in BANKS:
@@ -277,7 +281,7 @@ class _Layout:
 
 def _checked(event: Event) -> Event:
     if event.type != NO_ACTION and event.pcr >= PCRS:
-        raise LogMalformed(f"boot log: a measurement into PCR {event.pcr}; PCRs are 0 to {PCRS - 1}")
+        raise LogMalformed(f"boot log: an event measures into PCR {event.pcr}; PCRs are 0 to {PCRS - 1}")
     return event
 
 

@@ -112,7 +112,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     """
     size = len(raw)
     if size > MAX_LIST:
-        raise ListMalformed(f"IMA list: {size} bytes, at most {MAX_LIST} are possible at once")
+        raise ListMalformed(f"IMA list: {size} bytes; at most {MAX_LIST} are accepted at once")
     found: list[Entry] = []
     header = _HEAD if bank == "sha1" else struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     head_of, size_of, make, add = header.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
@@ -131,7 +131,10 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
             else:
                 pcr, digest, name = head_of(raw, at)
                 if pcr >= PCRS or not 0 < name <= MAX_NAME:
-                    raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {name} bytes")
+                    raise ListMalformed(
+                        f"IMA list: line {len(found)}: PCR {pcr}, or the template's "
+                        f"name of {name} bytes, is out of bounds"
+                    )
                 head = at + heading
                 at = head + name
                 template = raw[head:at]
@@ -145,7 +148,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
                     usual_of, named, taken = usual.unpack_from, name, usual.size
             end = at + length
             if length > MAX_ENTRY:
-                raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes; at most {MAX_ENTRY} are possible")
+                raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes; at most {MAX_ENTRY} are accepted")
             if len(found) == MAX_LINES:
                 raise ListMalformed(f"IMA list: more than {MAX_LINES} lines")
             if end > size:
@@ -158,7 +161,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
 
 
 def offset(raw: bytes, lines: int) -> int:
-    """Return the byte offset of line number *lines*, or the list's length if there is no such line.
+    """Return the byte offset at which line number *lines* begins, or the list's length if there is no such line.
 
     :raises ListMalformed: as :func:`parse`.
     """
@@ -221,7 +224,7 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
             return index
     raise ListMismatch(
         f"IMA list: {len(entries)} lines from {start.hex()[:16]}... lead to {value.hex()[:16]}..., "
-        f"the TPM has {quoted.hex()[:16]}... in PCR {PCR}"
+        f"but the TPM has {quoted.hex()[:16]}... in PCR {PCR}"
     )
 
 
@@ -342,7 +345,7 @@ def from_ascii(raw: bytes) -> bytes:
     :raises ListMalformed: for a line that can't be converted.
     """
     if len(raw) > MAX_LIST:
-        raise ListMalformed(f"IMA list: {len(raw)} bytes, at most {MAX_LIST} are possible at once")
+        raise ListMalformed(f"IMA list: {len(raw)} bytes; at most {MAX_LIST} are accepted at once")
     out: list[bytes] = []
     for number, line in enumerate(raw.split(b"\n")):
         if line:

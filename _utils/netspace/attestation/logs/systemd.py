@@ -56,7 +56,7 @@ def parse(raw: bytes) -> tuple[Record, ...]:
     :raises LogMalformed: when *raw* is not a log, or is cut off.
     """
     if len(raw) > MAX_LOG:
-        raise LogMalformed(f"systemd's log: {len(raw)} bytes, at most {MAX_LOG} are possible")
+        raise LogMalformed(f"systemd's log: {len(raw)} bytes; at most {MAX_LOG} are accepted")
     parts = raw.split(b"\x1e")
     if parts[0].strip():
         raise LogMalformed("systemd's log: does not begin with a record")

@@ -167,7 +167,7 @@ def _challenge(
     # A host that was enrolled before attestation keys had periods has no period.
     if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee", "ledger"} != names:
         raise Malformed(
-            "challenge: expected session, nonce, pcrs, ima_from, bootlog; possible are also period, salt, tee, ledger"
+            "challenge: expected session, nonce, pcrs, ima_from, bootlog; optional: period, salt, tee, ledger"
         )
     for name in ("salt", "tee"):
         if data.get(name, True) is not True:

@@ -175,11 +175,11 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
     found: list[str] = []
     for number, rule in sorted(boot.needs.items()):
         if number in boot.unchecked:
-            found.append(f"{rule}: its proof lies in PCR {number}, which is unchecked; give {_remedy(number)}")
+            found.append(f"{rule}: only PCR {number} proves it, and that PCR is unchecked; give {_remedy(number)}")
         elif number not in boot.judged and number not in boot.pcrs and number not in values:
-            found.append(f"{rule}: its proof lies in PCR {number}, which nothing judges; give {_remedy(number)}")
+            found.append(f"{rule}: only PCR {number} proves it, and no rule judges that PCR; give {_remedy(number)}")
         elif quoted is not None and number not in quoted:
-            found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
+            found.append(f"{rule}: only PCR {number} proves it, and hosts don't quote that PCR; quote it")
     loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
     if not loading and _BY_PROGRAMS & boot.pcrs.keys():
         loading = "pcrs"  # without a boot loader these PCRs stay empty, and root can extend them to the given values
@@ -263,11 +263,11 @@ def read(data: Any, tcb: Tcb | None = None) -> Boot:
         if key in found
     }
     if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
-        raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
+        raise PolicyError(f"{at}: kernels is missing; initrds and files are judged only together with it")
     if "started_by" in found and "applications" not in sets:
-        raise PolicyError(f"{at}: started_by is judged together with applications, which is missing")
+        raise PolicyError(f"{at}: applications is missing; started_by is judged only together with it")
     if "grub_commands" in sets and "command_lines" not in found:
-        raise PolicyError(f"{at}: grub_commands are judged together with command_lines, which is missing")
+        raise PolicyError(f"{at}: command_lines is missing; grub_commands are judged only together with it")
     lines = patterns(found["command_lines"], f"{at}:command_lines") if "command_lines" in found else None
     values = found.get("pcrs", {})
     if not isinstance(values, Mapping):
@@ -292,7 +292,7 @@ def read(data: Any, tcb: Tcb | None = None) -> Boot:
 
 def _starters(data: Any, at: str) -> dict[bytes, frozenset[bytes]]:
     if not isinstance(data, Mapping) or len(data) > MAX_ITEMS:
-        raise PolicyError(f"{at}: expected a mapping of programs to lists of those that may start them")
+        raise PolicyError(f"{at}: expected a mapping of programs to lists of the programs that may start them")
     return {
         octets(program, 32, at): frozenset(
             FIRMWARE if one == "firmware" else octets(one, 32, f"{at}:{program}")

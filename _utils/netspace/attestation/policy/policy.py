@@ -292,14 +292,14 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         for key in boot:
             needs = {"initrds": "kernels", "files": "kernels"}.get(key, key)
             if needs not in base:
-                raise PolicyError(f"{here}:boot:{key}: extends a list that is missing: boot:{needs}")
+                raise PolicyError(f"{here}:boot:{key}: there is no list to extend; add boot:{needs}")
         pcrs = boot.get("pcrs", {})
         known = base.get("pcrs", {})
         given = found.get("boot", {}).get("pcrs", {})
         if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
             raise PolicyError(f"{here}:boot:pcrs: expected only PCRs that policy:boot:pcrs lists, each once")
         if "ima" in found and "ima" not in whole:
-            raise PolicyError(f"{here}:ima: extends lists that are missing: ima")
+            raise PolicyError(f"{here}:ima: policy:ima is missing, so there is no list to extend")
     return ((moment, plain(section)) for moment, section in data.items())
 
 
@@ -328,7 +328,7 @@ def _both(known: Any, more: Any) -> Any:
 def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
     tcb = tcb_policy.read(whole["tcb"]) if "tcb" in whole else None
     if tcb is not None and "boot" not in whole:
-        raise PolicyError("policy:tcb: is judged together with boot, which is missing")
+        raise PolicyError("policy:boot is missing; policy:tcb is judged only together with it")
     return (
         boot_policy.read(whole["boot"], tcb) if "boot" in whole else None,
         _ima(whole["ima"]) if "ima" in whole else None,
@@ -394,7 +394,10 @@ def _text(text: str, at: str) -> bytes:
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
-    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures contain."""
+    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures contain.
+
+    :param at: the value's path in the policy, for messages.
+    """
     found: dict[bytes, PublicKey] = {}
     for one in _list(data, at, 1024):
         key = _key(one, at)

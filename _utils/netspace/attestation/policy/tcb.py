@@ -96,7 +96,7 @@ def read(data: Any) -> Tcb:
                 raise PolicyError(f"{at}:{name}: {found[name]!r:.40}: expected {' or '.join(words)}")
             chosen[name] = found[name]
     if "platform" in found and "network_boot" not in found:
-        raise PolicyError(f"{at}: platform is judged together with network_boot, which is missing")
+        raise PolicyError(f"{at}: network_boot is missing; platform is judged only together with it")
     return Tcb(
         **chosen,
         platform=digests(found.get("platform", []), f"{at}:platform"),

@@ -54,7 +54,7 @@ def record(head: Head, when: float, event: str, data: Mapping[str, Any]) -> dict
     :raises NetspaceError: when the event's name is invalid, or the data can't be written.
     """
     if not _EVENT.fullmatch(event):
-        raise NetspaceError(f"audit log: {event!r:.80} is no event: a-z, 0-9 and -, at most 64")
+        raise NetspaceError(f"audit log: {event!r:.80} is not a name of an event: a-z, 0-9 and -, at most 64")
     made: dict[str, Any] = {"n": head.records, "time": int(when), "event": event, "data": dict(data), "prev": head.hash}
     try:
         made["hash"] = _hash(made)
@@ -150,7 +150,10 @@ def _next(head: Head, line: bytes, number: int) -> Head:
     if not isinstance(found, dict) or found.keys() != _KEYS or line != _line(found):
         raise LogBroken(number, "not a record in the log's form")
     if type(found["n"]) is not int or found["n"] != head.records:
-        raise LogBroken(number, f"record {found['n']!r:.20} where {head.records} is due: one was removed or added")
+        raise LogBroken(
+            number,
+            f"record {found['n']!r:.20} stands in the place of record {head.records}: a record was removed or added",
+        )
     if found["prev"] != head.hash:
         raise LogBroken(number, "does not follow the record before it")
     hashed = found.pop("hash")

@@ -100,7 +100,7 @@ class Authorities:
         """
         folder = self._folder / "ca"
         if not folder.exists():
-            raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
+            raise NetspaceError("there is no Privacy CA; make it by netspace_attestation.ca_init")
         return folder
 
     def current(self) -> Authority:

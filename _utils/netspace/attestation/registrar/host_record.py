@@ -23,7 +23,7 @@ def bound_key(record: Mapping[str, Any]) -> structures.Public:
     try:
         return structures.public(base64.b64decode(record["ak"], validate=True))
     except (KeyError, TypeError, ValueError, Malformed) as err:
-        raise NetspaceError(f"{record.get('minion')}: not a record of an enrolment") from err
+        raise NetspaceError(f"{record.get('minion')}: its record is not that of an enrolled host") from err
 
 
 def keys_of(record: Mapping[str, Any]) -> list[str]:

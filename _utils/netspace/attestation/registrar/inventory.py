@@ -80,9 +80,13 @@ def _read(path: Path, stamp: tuple[int, int, int]) -> Inventory:
         if not keys or any(not _DIGEST.fullmatch(one) for one in keys):
             raise NetspaceError(f"{path}: line {number}: expected a minion's id and SHA-256 digests of 64 hex digits")
         if minion in minions:
-            raise NetspaceError(f"{path}: line {number}: {minion:.80} a second time; write its keys in one line")
+            raise NetspaceError(
+                f"{path}: line {number}: {minion:.80} is listed a second time; write its keys in one line"
+            )
         minions.add(minion)
         for one in keys:
             if owners.setdefault(one, minion) != minion:
-                raise NetspaceError(f"{path}: line {number}: {one} is {owners[one]:.80}'s: one TPM serves one minion")
+                raise NetspaceError(
+                    f"{path}: line {number}: {one} is {owners[one]:.80}'s already; list a TPM for one minion only"
+                )
     return Inventory(owners, frozenset(minions))

@@ -103,7 +103,7 @@ def sign_request(authority: Authority, pem: bytes, now: float, days: float = INT
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if authority.chain:
-        raise NetspaceError("an intermediate can't sign another: take the request to the root")
+        raise NetspaceError("an intermediate CA can't certify another one; take the request to the root")
     try:
         asked = x509.load_pem_x509_csr(pem[:MAX_CERTIFICATE])
         key = asked.public_key()
@@ -268,7 +268,7 @@ def _private(path: Path) -> None:
     info = path.stat(follow_symlinks=False)
     wrong = info.st_mode & 0o077 or info.st_uid != os.geteuid() or stat.S_ISLNK(info.st_mode)
     if wrong:
-        raise NetspaceError(f"{path}: others can access it (mode {stat.S_IMODE(info.st_mode):04o}); chmod go= it")
+        raise NetspaceError(f"{path}: other users can access it (mode {stat.S_IMODE(info.st_mode):04o}); chmod go= it")
 
 
 def _pem(certificate: bytes) -> Certificate:
@@ -291,7 +291,7 @@ def _name(text: str) -> Name:
     from cryptography.x509.oid import NameOID
 
     if not 0 < len(text) <= 64:
-        raise NetspaceError(f"a name of {len(text)} characters; 1 to 64 are possible")
+        raise NetspaceError(f"a name of {len(text)} characters; expected 1 to 64")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 

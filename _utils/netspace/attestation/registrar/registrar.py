@@ -315,7 +315,7 @@ class Registrar:
         """
         owner = self._owned(key.fingerprint).get(key.fingerprint)
         if owner is not None and owner != minion:
-            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
+            raise SharedAttestationKey(f"the attestation key belongs to {owner}; {minion} needs its own")
         if known is not None and bound_key(known).fingerprint == key.fingerprint:
             raise SharedAttestationKey(
                 f"{minion} shows the attestation key of its last certificate; a new key was requested"
@@ -330,7 +330,7 @@ class Registrar:
     def _known(self, minion: str) -> dict[str, Any]:
         record = self.host(minion)
         if record is None:
-            raise NetspaceError(f"{minion} is not enrolled: netspace_attestation.enroll {minion}")
+            raise NetspaceError(f"{minion} is not enrolled; run netspace_attestation.enroll {minion}")
         return record
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def structures(table: bytes) -> Iterator[Structure]:
     :raises Malformed: when a structure is not whole, or when there is no end.
     """
     if len(table) > MAX_TABLE:
-        raise Malformed(f"smbios: {len(table)} bytes, at most {MAX_TABLE} are possible")
+        raise Malformed(f"smbios: {len(table)} bytes; at most {MAX_TABLE} are accepted")
     at = 0
     for _ in range(MAX_STRUCTURES):
         if at + 4 > len(table):

@@ -27,7 +27,7 @@ def registers(area: bytes) -> dict[int, bytes]:
         log = eventlog.parse(eventlog.unpadded(area))
         wrong = [event.pcr for event in log.events if event.type != NO_ACTION and not 1 <= event.pcr <= REGISTERS]
         if wrong:
-            raise TeeLog(f"CCEL: an event for register {wrong[0]}; a TD has 1 to {REGISTERS}")
+            raise TeeLog(f"CCEL: an event extends register {wrong[0]}; a TD has registers 1 to {REGISTERS}")
         return {index - 1: value for index, value in log.replay(BANK).items()}
     except TeeLog:
         raise
@@ -46,4 +46,4 @@ def check(area: bytes, quoted: Mapping[int, bytes]) -> None:
     for number, value in sorted(quoted.items()):
         found = led.get(number, bytes(48))
         if found != value and not (number == RUNTIME and number not in led):
-            raise TeeLog(f"CCEL: leads to {found.hex()} in RTMR {number}, the quote has {value.hex()}")
+            raise TeeLog(f"CCEL: the log leads to {found.hex()} in RTMR {number}, but the quote has {value.hex()}")

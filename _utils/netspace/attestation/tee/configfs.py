@@ -152,7 +152,7 @@ def _level(files: Files, entry: Path) -> int:
 def _number(files: Files, path: Path) -> int:
     text = files.read(path, 32).decode("ascii", "replace").strip()
     if not text.isdecimal():
-        raise _Changed(f"{path.name} is no number")
+        raise _Changed(f"{path.name} is not a number")
     return int(text)
 
 

@@ -64,10 +64,10 @@ class Claims:
             raise TeeMalformed("HCL report: no list of keys")
         named = [one for one in keys if one.get("kid") == name]
         if len(named) != 1 or named[0].get("kty") != "RSA":
-            raise TeeMalformed(f"HCL report: keys named {name}: {len(named)}; expected one RSA key")
+            raise TeeMalformed(f"HCL report: {len(named)} keys are named {name}; expected one RSA key")
         modulus, exponent = (_number(named[0].get(part)) for part in ("n", "e"))
         if not 2048 <= modulus.bit_length() <= 4096:
-            raise TeeMalformed(f"HCL report: {name} has {modulus.bit_length()} bits")
+            raise TeeMalformed(f"HCL report: {name} has a wrong size, {modulus.bit_length()} bits")
         try:
             return rsa.RSAPublicNumbers(exponent, modulus).public_key()
         except ValueError as err:
@@ -80,7 +80,7 @@ def parse(raw: bytes) -> Claims:
     :raises TeeMalformed: when the content is not a paravisor's report.
     """
     if len(raw) > MAX_SIZE:
-        raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
+        raise TeeMalformed(f"HCL report: {len(raw)} bytes; at most {MAX_SIZE} are accepted")
     reader = binary.Reader(raw, "HCL report")
     magic, version, size = reader.take(4), reader.number(4), reader.number(4)
     if magic != MAGIC or version not in (1, 2):

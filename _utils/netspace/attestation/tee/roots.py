@@ -39,7 +39,7 @@ def read(folder: str | None) -> Trust:
     try:
         entries = sorted(path.iterdir())
         if len(entries) > MAX_FILES:
-            raise NetspaceError(f"{len(entries)} files; at most {MAX_FILES} are possible")
+            raise NetspaceError(f"{len(entries)} files; at most {MAX_FILES} are accepted")
         for path in entries:
             if path.suffix in (".pem", ".crt", ".der"):
                 for one in _certificates(path.read_bytes()):

@@ -107,14 +107,14 @@ def parse(raw: bytes) -> Quote:
     :raises TeeMalformed: when *raw* is not a quote of a known version.
     """
     if len(raw) > MAX_QUOTE:
-        raise TeeMalformed(f"TDX quote: {len(raw)} bytes, at most {MAX_QUOTE} are possible")
+        raise TeeMalformed(f"TDX quote: {len(raw)} bytes; at most {MAX_QUOTE} are accepted")
     reader = binary.Reader(raw, "TDX quote")
     version = _header(reader)
     size = BODY
     if version == 5:
         kind, size = reader.number(2), reader.number(4)
         if (kind, size) not in ((2, BODY), (3, BODY_15)):
-            raise TeeMalformed(f"TDX quote: a body of type {kind} with {size} bytes")
+            raise TeeMalformed(f"TDX quote: a body of type {kind} with {size} bytes is unknown")
     body = _body(reader, size)
     signed = raw[: reader.at]
     rest = binary.Reader(reader.take(reader.number(4)), "TDX quote's signature")
@@ -300,7 +300,7 @@ def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, byte
             raise TeeMalformed(f"{what}: Intel's extension is not made of pairs")
         name = binary.oid(pair[0][1], what)
         if not name.startswith(f"{_SGX}.{below}"):
-            raise TeeMalformed(f"{what}: the identifier {name} is not possible there")
+            raise TeeMalformed(f"{what}: the identifier {name} is not accepted there")
         name = name[len(f"{_SGX}.{below}") :]
         if name in found:
             raise TeeMalformed(f"{what}: {name} is given twice")

@@ -81,7 +81,7 @@ def from_pem(raw: bytes, limit: int) -> list[bytes]:
     if problems:
         raise TeeMalformed(f"certificates: {problems[0]}")
     if len(blocks) > limit:
-        raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are possible")
+        raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are accepted")
     return blocks
 
 
@@ -93,7 +93,7 @@ def load(der: bytes) -> Certificate:
     from cryptography import x509
 
     if len(der) > MAX_CERTIFICATE:
-        raise TeeMalformed(f"certificate: {len(der)} bytes, at most {MAX_CERTIFICATE} are possible")
+        raise TeeMalformed(f"certificate: {len(der)} bytes; at most {MAX_CERTIFICATE} are accepted")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # AMD's serial numbers are 0, of which cryptography warns

@@ -35,7 +35,7 @@ def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]
     digest = HASHES[endorsement.name_alg]
     size = hashlib.new(digest).digest_size
     if len(secret) > size:
-        raise ValueError(f"a secret of {len(secret)} bytes, at most {size} are possible")
+        raise ValueError(f"a secret of {len(secret)} bytes; at most {size} are accepted")
     assert endorsement.symmetric is not None
     seed, encrypted = _shared_seed(endorsement, digest, size)
     key = kdfa(digest, seed, b"STORAGE\0", name, b"", endorsement.symmetric[1])

@@ -168,6 +168,16 @@ class Device:
         self._tss = tss
         self._esapi = esapi
 
+    @property
+    def tss(self) -> Any:
+        """The module tpm2_pytss."""
+        return self._tss
+
+    @property
+    def esapi(self) -> Any:
+        """The connection to the TPM."""
+        return self._esapi
+
     def information(self) -> dict[str, str]:
         """Return the TPM's ``manufacturer``, ``firmware``, ``vendor`` and ``version`` from its properties."""
         constants = self._tss.constants
@@ -248,11 +258,11 @@ class Device:
         return (bytes(certificate)[:MAX_NV] if certificate else None), public
 
     def _endorsement(self, name: str, template: Any, certificate: bytes | None) -> Endorsement:
-        with self._primary(template) as (_, public):
+        with self.primary(template) as (_, public):
             return Endorsement(name, public, certificate)
 
     @contextlib.contextmanager
-    def _primary(self, template: Any) -> Iterator[tuple[Any, bytes]]:
+    def primary(self, template: Any) -> Iterator[tuple[Any, bytes]]:
         """Make a primary key of the endorsement hierarchy, yield (handle, TPMT_PUBLIC), and then flush the key."""
         handle, public, *_ = self._esapi.create_primary(
             self._tss.TPM2B_SENSITIVE_CREATE(), template, primary_handle=self._tss.ESYS_TR.ENDORSEMENT
@@ -296,7 +306,7 @@ class Device:
             | attributes.SIGN_ENCRYPT,
         )
         template.publicArea.unique.ecc.x = hashlib.sha256(label).digest()
-        with self._primary(template) as loaded:
+        with self.primary(template) as loaded:
             yield loaded
 
     def activated(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
@@ -320,7 +330,7 @@ class Device:
         _, public = self._template(template)
         if public is None:
             raise DeviceError(f"the TPM has no endorsement key {template} any more")
-        with self._primary(public) as (endorsement, _):
+        with self.primary(public) as (endorsement, _):
             arguments = (key, endorsement, tss.TPM2B_ID_OBJECT(blob), tss.TPM2B_ENCRYPTED_SECRET(encrypted))
             if public.publicArea.objectAttributes & tss.constants.TPMA_OBJECT.USERWITHAUTH:
                 return bytes(self._esapi.activate_credential(*arguments))

@@ -28,7 +28,7 @@ def parse(raw: bytes, selections: Sequence[tuple[str, Sequence[int]]]) -> Values
     :raises Malformed: when *raw* has none of the known forms.
     """
     if len(raw) > MAX_FILE:
-        raise Malformed(f"PCR values: {len(raw)} bytes, at most {MAX_FILE} are possible")
+        raise Malformed(f"PCR values: {len(raw)} bytes; at most {MAX_FILE} are accepted")
     flat = [(bank, pcr, _SIZES[bank]) for bank, pcrs in selections for pcr in sorted(pcrs)]
     if flat and len(raw) == sum(size for _, _, size in flat):
         return _cut(raw, flat)

@@ -88,7 +88,7 @@ class Reader:
 
     def __init__(self, data: bytes, what: str, limit: int = MAX_STRUCTURE) -> None:
         if len(data) > limit:
-            raise self.malformed(f"{what}: {len(data)} bytes, at most {limit} are possible")
+            raise self.malformed(f"{what}: {len(data)} bytes; at most {limit} are accepted")
         self._data = data
         self._what = what
         self.at = 0
@@ -109,7 +109,7 @@ class Reader:
         """Read a TPM2B (a 16-bit length, then that many bytes), and return its content."""
         length = self.number(2)
         if length > limit:
-            raise self.refuse(f"{field} of {length} bytes, at most {limit} are possible")
+            raise self.refuse(f"{field} of {length} bytes; at most {limit} are accepted")
         return self.take(length)
 
     @property
@@ -163,7 +163,7 @@ def quote(raw: bytes) -> Quote:
     ticks, resets, restarts, safe, firmware, count = _QUOTED.unpack(reader.take(_QUOTED.size))
     clock = _clock(reader, ticks, resets, restarts, safe)
     if count > 16:
-        raise reader.refuse(f"{count} PCR selections, at most 16 are possible")
+        raise reader.refuse(f"{count} PCR selections; at most 16 are accepted")
     selections = tuple(_selection(reader) for _ in range(count))
     digest = reader.sized(64, "the PCR digest")
     reader.end()
@@ -225,7 +225,7 @@ def _selection(reader: Reader) -> tuple[int, frozenset[int]]:
     bank = reader.number(2)
     size = reader.number(1)
     if not 1 <= size <= 4:
-        raise reader.refuse(f"a PCR selection of {size} bytes; 1 to 4 are possible")
+        raise reader.refuse(f"a PCR selection of {size} bytes; expected 1 to 4")
     return bank, _set_bits(reader.take(size))
 
 
@@ -425,5 +425,7 @@ def endorsement(raw: bytes) -> Public:
     if key.attributes & required != required or key.attributes & forbidden:
         raise WrongEndorsementKey(f"attributes {key.attributes:08x} are not those of an endorsement key")
     if key.symmetric not in ((AES, 128, CFB), (AES, 256, CFB)) or key.scheme is not None:
-        raise WrongEndorsementKey("this is no endorsement key: expected AES-128 or AES-256 in CFB mode, and no scheme")
+        raise WrongEndorsementKey(
+            "this is not an endorsement key: expected AES-128 or AES-256 in CFB mode, and no scheme"
+        )
     return key

@@ -113,9 +113,9 @@ def issuing(certificate: Certificate, now: float) -> str:
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
-        return f"{name} is no CA"
+        return f"{name} is not a CA"
     if not basic.ca or not usage.key_cert_sign:
-        return f"{name} is no CA"
+        return f"{name} is not a CA"
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= when(now) < ends:
         return f"the CA {name} is valid from {begins} to {ends}"

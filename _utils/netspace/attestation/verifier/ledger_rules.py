@@ -109,7 +109,7 @@ def certified(proof: LedgerProof, key: Public, clock: Clock, context: Context) -
     if not hmac.compare_digest(found.extra, context.qualifying()):
         raise WrongQualifyingData("ledger: signed for another nonce, session, host or verifier")
     if not hmac.compare_digest(found.signer, key.qualified_name):
-        raise WrongHierarchy("ledger: the attestation key is no primary key of the TPM's endorsement hierarchy")
+        raise WrongHierarchy("ledger: the attestation key is not a primary key of the TPM's endorsement hierarchy")
     if not hmac.compare_digest(found.name, nv_public.name()):
         raise LedgerIndex("the TPM's certificate is of another NV index, or of one with other attributes")
     if found.offset or len(found.content) != nv_public.SIZE:

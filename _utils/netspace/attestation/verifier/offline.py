@@ -105,7 +105,7 @@ def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
     from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
     if len(raw) > MAX_KEY:
-        raise Malformed(f"attestation key: {len(raw)} bytes, at most {MAX_KEY} are possible")
+        raise Malformed(f"attestation key: {len(raw)} bytes; at most {MAX_KEY} are accepted")
     if raw[:1] in (b"-", b"\x30"):
         try:
             loaded = load_pem_public_key(raw) if raw[:1] == b"-" else load_der_public_key(raw)
@@ -292,11 +292,13 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
         if not chosen:
             continue
         if bank not in structures.HASHES:
-            raise WrongSelection(f"the quote covers bank {boot.BANKS.get(bank, f'{bank:04x}')}; SHA-256 or better")
+            raise WrongSelection(
+                f"the quote covers bank {boot.BANKS.get(bank, f'{bank:04x}')}; expected SHA-256 or better"
+            )
         if structures.HASHES[bank] in dict(found):
             raise WrongSelection(f"the quote selects bank {structures.HASHES[bank]} twice")
         if max(chosen) >= boot.PCRS:
-            raise WrongSelection(f"the quote selects PCR {max(chosen)}; there are {boot.PCRS}")
+            raise WrongSelection(f"the quote selects PCR {max(chosen)}; a TPM has {boot.PCRS} PCRs")
         found.append((structures.HASHES[bank], sorted(chosen)))
     if not found:
         raise WrongSelection("the quote covers no PCR")
@@ -341,14 +343,20 @@ def _check_logs(
             # IMA's list explains PCR 10, which is checked below.
             after = {pcr: value for pcr, value in led[bank].items() if pcr != ima.PCR}
             log.check({pcr: values[bank][pcr] for pcr in chosen}, bank, after)
-            report.passed("log", f"{bank}: leads to PCRs {quote_checks.shown(after.keys() & set(chosen)) or 'none'}")
+            report.passed(
+                "log",
+                f"{bank}: the logs lead to the quoted values of PCRs "
+                f"{quote_checks.shown(after.keys() & set(chosen)) or 'none'}",
+            )
         if entries and ima.PCR in chosen:
             number = _ima_prefix(entries, bank, values[bank][ima.PCR])
             report.passed("ima", f"{bank}: {number} of {len(entries)} lines lead to PCR {ima.PCR}")
         unexplained = [pcr for pcr in chosen if pcr not in led[bank] and any(values[bank][pcr].strip(b"\xff"))]
         unexplained = [pcr for pcr in unexplained if not (pcr == ima.PCR and entries)]
         if unexplained:
-            report.skipped("log", f"{bank}: PCRs {quote_checks.shown(unexplained)} are in none of the logs")
+            report.skipped(
+                "log", f"{bank}: PCRs {quote_checks.shown(unexplained)} have quoted values that no log explains"
+            )
 
 
 def _ima_prefix(entries: list[ima.Entry], bank: str, quoted: bytes) -> int:

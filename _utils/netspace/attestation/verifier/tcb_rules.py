@@ -96,7 +96,7 @@ def _firmware(extended: Sequence[Extension], versions: Sequence[str]) -> None:
     forms = {form for version in versions for form in measured.version_forms(version)}
     if not any(one.digest in forms for one in before_separator(extended)):
         claimed = next((one.claimed for one in extended if one.kind == events.CRTM_VERSION), "no version")
-        raise OldFirmware(f"PCR 0: the firmware measured none of the listed versions (the log tells {claimed})")
+        raise OldFirmware(f"PCR 0: the firmware measured none of the listed versions (the log names {claimed})")
 
 
 def _network_boot(extended: Sequence[Extension], tcb: Tcb) -> None:

@@ -112,13 +112,15 @@ def compare(
 
     reasons = [_FIXED[key] for key in fixed if key in _FIXED] if runs else []
     if roll:
-        reasons.append("rolling: the new one is started beside it first")
+        reasons.append("rolling update: a second instance is started beside it first")
     elif previous is not None and stop and begin and not trial:
-        reasons.append(f"it is stopped before the new one is started: {alone or 'its network namespace is replaced'}")
+        reasons.append(
+            f"its program is stopped before the new one is started: {alone or 'its network namespace is replaced'}"
+        )
     if not seen.assembled:
         reasons.append("its root, a file system of its own or its configuration is missing or damaged")
     elif not assemble and (off := [*seen.differing, *smaller(record.spec, seen)]):
-        reasons.append(f"not as it was declared: {', '.join(off)}")
+        reasons.append(f"these limits differ from the declaration: {', '.join(off)}")
     if unnoted and not changes:
         reasons.append("it runs, but its record says that it is stopped")
     if trial:
@@ -136,7 +138,7 @@ def compare(
     elif not seen.service and not changes:
         reasons.append("its service is not defined as it was declared")
     elif refused and begin and not stop:
-        reasons.append(f"it is tried again: {seen.problem}")
+        reasons.append(f"its last start failed, and is tried again: {seen.problem}")
     elif frozen and begin and not stop:
         reasons.append(f"it is frozen: {seen.problem}")
     elif begin and not runs:

@@ -9,9 +9,7 @@ kernel's admin-guide/LSM/apparmor.rst.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -20,12 +18,13 @@ from pathlib import Path
 
 import msgspec
 
-from netspace import files
+from netspace import files, paths
 from netspace.environment import runtimes
 from netspace.environment.container import apparmor_profile
 from netspace.environment.runtimes import Runtime
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.log import Log
 from netspace.spec.types import Environment
 
 PARSER, PACKAGE = "apparmor_parser", "apparmor"
@@ -37,7 +36,7 @@ _TIMEOUT = 300.0  # seconds that the parser may take; it needs some milliseconds
 _LARGEST = 4 * 1024**2  # bytes of the kernel's list of profiles
 _SETTLES = 2.0  # seconds within which a process that was just started is under its profile
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class State(msgspec.Struct, frozen=True):
@@ -281,7 +280,7 @@ def _loaded(layout: Layout) -> frozenset[str]:
 def parser(layout: Layout) -> str | None:
     """Return the path of the program that compiles profiles; None if it is not installed."""
     places = (str(layout.root / place.lstrip("/")) for place in runtimes.SEARCHED.split(":"))
-    return shutil.which(PARSER, path=":".join(places))
+    return paths.program(PARSER, ":".join(places))
 
 
 def _abi(layout: Layout) -> str:

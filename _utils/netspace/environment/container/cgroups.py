@@ -152,7 +152,8 @@ class Group:
     :param unit: whether the cgroup's parent is a systemd unit, which has the same limits except io. A lower limit of
         the parent would limit the environment, and systemd applies a changed unit file only later. So this class
         changes the limits of both cgroups. systemd rounds the CPU limit, so a difference in it is ignored.
-    :param lacks: limits that the creator of the cgroup does not set; only ``sockets`` counts.
+    :param lacks: limits that whoever made this cgroup (systemd) does not set, so that they are neither compared nor
+        changed here. Only ``sockets`` has an effect.
     """
 
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:

@@ -26,6 +26,7 @@ from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
 from netspace.supervision.cgroup import payload_cgroup
+from netspace.supervision.daemon import logs
 from netspace.text import harmless
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
@@ -245,13 +246,12 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, *names: str) -> None:
-    """Remove the programs' output files, including rotated files, in one pass over the folder."""
-    files = tuple(output(layout, name).name for name in names)
-    own, others = frozenset(files), tuple(f"{file}." for file in files)
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.listdir(layout.logs):
-            if entry.startswith(others) or entry in own:
-                (layout.logs / entry).unlink(missing_ok=True)
+    """Remove the programs' output files, including rotated files.
+
+    The folder isn't listed, because it has the files of all environments.
+    """
+    for name in names:
+        logs.remove(output(layout, name))
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:

@@ -77,7 +77,7 @@ ALLOWED: Mapping[str, Family] = {
         "sched_rr_get_interval getpriority setpriority ioprio_get ioprio_set getcpu restart_syscall",
     ),
     "identity": Family(
-        "ask who one is; set only what the kernel lets a program without capabilities set",
+        "read own ids; set only ids that the kernel lets a program without capabilities set",
         "getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid setresuid "
         "setresgid setfsuid setfsgid setgroups capget capset",
     ),
@@ -179,7 +179,7 @@ NEVER: Mapping[str, Family] = {
         "does what this filter would refuse, without calls that the filter sees",
         "io_uring_setup io_uring_enter io_uring_register",
     ),
-    "faults": Family("stops the kernel in the middle of a copy: the lever of many exploits", "userfaultfd"),
+    "faults": Family("pauses the kernel in the middle of a copy, as many exploits need", "userfaultfd"),
     "modules and kernels": Family(
         "other code in the kernel", "init_module finit_module delete_module kexec_load kexec_file_load"
     ),

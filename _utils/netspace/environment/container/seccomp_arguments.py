@@ -101,7 +101,10 @@ def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
 
 
 def changing(narrow: Narrow, value: int) -> list[int]:
-    """Return example arguments for a call that really changes something if the compared argument is *value*."""
+    """Return six arguments with which the call changes something.
+
+    The compared argument is *value*; the pointer at ``narrow.asks`` isn't null.
+    """
     return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
 
 

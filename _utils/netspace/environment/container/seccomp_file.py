@@ -22,6 +22,7 @@ import msgspec
 from netspace import paths
 from netspace.environment.container import seccomp
 from netspace.errors import NetspaceError
+from netspace.patterns import pattern
 
 PREFIX = "file:"
 MAX_BYTES = 256 * 1024
@@ -53,7 +54,7 @@ _WORD = 2**64 - 1
 
 # Docker's names of the architectures, by `uname -m`.
 _DOCKER = {"x86_64": "amd64", "aarch64": "arm64"}
-_KERNEL = re.compile(r"(\d{1,4})\.(\d{1,4})")
+_KERNEL = pattern(r"(\d{1,4})\.(\d{1,4})")
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -135,10 +136,12 @@ def _read(path: str) -> bytes:
         if not stat.S_ISREG(info.st_mode):
             raise NetspaceError(f"seccomp profile {path}: no regular file")
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise NetspaceError(f"seccomp profile {path}: others can change it: chown root and chmod go-w {path}")
+            raise NetspaceError(
+                f"seccomp profile {path}: users other than root can change it; chown root and chmod go-w {path}"
+            )
         if folder := paths.loose(Path(path)) or paths.loose(Path(os.path.realpath(path))):
             remedy = f"chown root {folder} && chmod go-w {folder}"
-            raise NetspaceError(f"seccomp profile {path}: others can put another in its place: {remedy}")
+            raise NetspaceError(f"seccomp profile {path}: users other than root can replace it; {remedy}")
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise NetspaceError(f"seccomp profile {path}: larger than {MAX_BYTES // 1024} KiB")
@@ -205,7 +208,7 @@ def _architectures(found: _File, machine: str) -> list[str]:
     if own not in named:
         raise ValueError(f"is not for this machine: {own} is not among its architectures")
     if unknown := [name for name in named if not re.fullmatch(r"SCMP_ARCH_[A-Z0-9_]{1,32}", name)]:
-        raise ValueError(f"{unknown[0]!r} is no architecture")
+        raise ValueError(f"{unknown[0]!r} is not an architecture")
     return list(named)
 
 
@@ -242,6 +245,6 @@ def _encode(rule: _Rule, index: int) -> dict[str, Any]:
             raise ValueError(f"syscalls:{index}: more than 6 conditions")
         for condition in rule.args:
             if not (0 <= condition.value <= _WORD and 0 <= condition.valueTwo <= _WORD):
-                raise ValueError(f"syscalls:{index}: a value is out of 64 bits")
+                raise ValueError(f"syscalls:{index}: a value doesn't fit into 64 bits")
         encoded["args"] = [msgspec.to_builtins(condition) for condition in rule.args]
     return encoded

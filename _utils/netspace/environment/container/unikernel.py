@@ -30,6 +30,7 @@ from netspace.environment.runtimes import Guest, Runtime
 from netspace.environment.storage import elf
 from netspace.errors import NetspaceError
 from netspace.layout import TAP, Layout
+from netspace.patterns import pattern
 from netspace.spec.types import Environment
 
 SCHEME = "kernel"
@@ -43,7 +44,7 @@ _DISK_INSIDE = f"/run/netspace/{DISK}"
 _COPY_INSIDE = "/run/disk"
 _TUN = "/dev/net/tun"
 
-_LOADED = re.compile(r"\s(/\S+) \(0x[0-9a-f]+\)$")
+_LOADED = pattern(r"\s(/\S+) \(0x[0-9a-f]+\)$")
 _PATIENCE = 30.0  # seconds for the loader to list a program's libraries
 
 

@@ -32,7 +32,7 @@ def problem(config: Any) -> str:
             if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
                 return f"{key}: expected a list of names"
             if key == "events" and (unknown := [one for one in value if one not in EVENTS]):
-                return f"events: {unknown[0]!r} is no event; choose from {', '.join(EVENTS)}"
+                return f"events: {unknown[0]!r} is not an event; choose from {', '.join(EVENTS)}"
     return ""
 
 

@@ -110,7 +110,7 @@ def clear_all(layout: Layout) -> None:
 
 
 def mark(path: Path, there: bool) -> None:
-    """Create or remove the mark of an environment."""
+    """Create or remove a mark: an empty file that says, for instance, that an environment is healthy."""
     if there:
         path.touch(mode=0o600)
     else:

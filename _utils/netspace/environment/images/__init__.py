@@ -12,11 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -30,15 +27,17 @@ from netspace.environment.images.sources import Defaults
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.log import Log
+from netspace.patterns import pattern
 
 FLAGS = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
-_FILE = re.compile(r"sha256-([0-9a-f]{64})(\.erofs)?")
-_NOTE = re.compile(r"[0-9a-f]{32}\.json")
+_FILE = pattern(r"sha256-([0-9a-f]{64})(\.erofs)?")
+_NOTE = pattern(r"[0-9a-f]{32}\.json")
 _BUILDING = ".building-"
 MOUNTED = "mounted"  # in such a folder: where a copy of an image is mounted for a moment
-_ASIDE = re.compile(r"\..*\.new")  # of netspace.files
+_ASIDE = pattern(r"\..*\.new")  # of netspace.files
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -253,6 +252,9 @@ class Store:
 
         If the run is killed, the next apply removes the folder.
         """
+        import shutil
+        import tempfile
+
         self._layout.images.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._layout.images))
         try:
@@ -264,6 +266,8 @@ class Store:
         """Remove the remains of interrupted builds. The caller holds the lock, so no build runs."""
         for entry in self._entries():
             if entry.name.startswith(_BUILDING):
+                import shutil  # only after a kill
+
                 tools.end_those_in(Path(entry.path))
                 mounts.unmount(Path(entry.path) / MOUNTED)
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -384,6 +388,8 @@ class Store:
 
     def remove(self, digest: str) -> None:
         """Remove an unused image with its notes, its unpacked folder and its mount."""
+        import shutil
+
         target = self.mountpoint(digest)
         with contextlib.suppress(FileNotFoundError):
             mounts.unmount(target)

@@ -53,13 +53,13 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
         except tarfile.HeaderError as err:
             raise budget.refuse(f"not a tar archive, or a damaged one: {err}") from err
         if info.size < 0:
-            raise budget.refuse(f"{_shown(info)}: a negative size")
+            raise budget.refuse(f"{_shown(info)}: has a negative size")
         if info.type in _HEADERS:
             headers, count = headers + info.size, count + 1
             if headers > bounds.HEADER:
-                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers")
+                raise budget.refuse(f"{_shown(info)}: has more than {bounds.HEADER} bytes of extended headers")
             if count > _MOST_HEADERS:
-                raise budget.refuse(f"{_shown(info)}: more than {_MOST_HEADERS} extended headers")
+                raise budget.refuse(f"{_shown(info)}: has more than {_MOST_HEADERS} extended headers")
             data = _padded(reader, info.size, budget)
             if info.type == _PAX:
                 pax.update(_records(data, budget))
@@ -81,11 +81,11 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
     path = pax.get(b"path") or _bytes(info.name)
     target = pax.get(b"linkpath") or _bytes(info.linkname)
     if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(_SPARSE) for key in pax):
-        raise budget.refuse(f"{printable(path)}: a sparse file; pack the archive without --sparse")
+        raise budget.refuse(f"{printable(path)}: is a sparse file; pack the archive without --sparse")
     size = info.size
     if b"size" in pax:
         if not _NUMBER.fullmatch(pax[b"size"]):
-            raise budget.refuse(f"{printable(path)}: a size that is not a number")
+            raise budget.refuse(f"{printable(path)}: its size is not a number")
         size = int(pax[b"size"])
     if not path:
         raise budget.refuse("a member without a name")
@@ -106,7 +106,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
                 raise budget.refuse(f"{printable(path)}: ends too early (was it copied in full?)")
             return Member(path, make(FILE, content=content))
     if size:
-        raise budget.refuse(f"{printable(path)}: data in a member of a type without data")
+        raise budget.refuse(f"{printable(path)}: has data, although members of its type have none")
     if info.type == tarfile.DIRTYPE:
         return Member(path, make(FOLDER))
     if info.type == tarfile.SYMTYPE:
@@ -117,7 +117,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
         return Member(path, same_as=target)
     if info.type in _ODD:
         return Member(path, odd=_ODD[info.type])
-    raise budget.refuse(f"{printable(path)}: a member of the unknown type {info.type!r}")
+    raise budget.refuse(f"{printable(path)}: is a member of the unknown type {info.type!r}")
 
 
 def _records(data: bytes, budget: Budget) -> dict[bytes, bytes]:
@@ -147,7 +147,7 @@ def _id(number: int, record: bytes | None, path: bytes, budget: Budget) -> int:
     if record is not None:
         number = int(record) if _NUMBER.fullmatch(record) else -1
     if not 0 <= number <= bounds.ID:
-        raise budget.refuse(f"{printable(path)}: an owner that is not a user or group id")
+        raise budget.refuse(f"{printable(path)}: its owner is not a user or group id")
     return number
 
 
@@ -156,7 +156,7 @@ def _time(seconds: int, record: bytes | None, path: bytes, budget: Budget) -> in
         return seconds
     match = _TIME.fullmatch(record)
     if match is None:
-        raise budget.refuse(f"{printable(path)}: an invalid time")
+        raise budget.refuse(f"{printable(path)}: has an invalid time")
     return int(match[1])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,8 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
     :raises MissingError: when the program is not installed.
     """
+    import shutil  # most runs build no image
+
     program = command[0]
     if shutil.which(program) is None:
         package = _PACKAGES.get(program, program)

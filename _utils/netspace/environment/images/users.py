@@ -6,10 +6,11 @@ is root's, the user's number is used as its group.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
-_NUMBER = re.compile(r"\d{1,10}")
+from netspace.patterns import pattern
+
+_NUMBER = pattern(r"\d{1,10}")
 _LAST = 65535
 _MOST = 1024 * 1024
 

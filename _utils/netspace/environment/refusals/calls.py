@@ -78,7 +78,7 @@ def without_notice() -> set[str]:
 
 
 def looks(profiles: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, bytes]]:
-    """Yield, by a call's number, the data to record of the call (``program.look``).
+    """Yield pairs: a call's number, and the encoded selection of what to record of it (:func:`program.look`).
 
     Of calls that are not yielded, only the number and the answer are recorded.
 

@@ -66,7 +66,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +73,7 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import paths
+from netspace.compared import Compared
 from netspace.errors import MissingError, NetspaceError
 from netspace.spec.types import Base
 
@@ -160,7 +160,7 @@ class Watched(msgspec.Struct, frozen=True):
     mtu: int
 
 
-class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
+class Runtime(Compared, frozen=True, eq=False, dict=True):
     """A runtime and its settings.
 
     :param settings: the runtime's settings, in plain values (as in the pillar).
@@ -171,13 +171,9 @@ class Runtime(msgspec.Struct, frozen=True, eq=False, dict=True):
     settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
     error: str = ""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Runtime) and (self.name, self.settings) == (other.name, other.settings)
-
-    def __ne__(self, other: object) -> bool:  # else it would be that of msgspec, which compares identities
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def compared(self) -> object:
+        """Return name and settings; the error doesn't count, because it depends on the host."""
+        return self.name, self.settings
 
     @functools.cached_property
     def module(self) -> Any:
@@ -232,7 +228,7 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
                 f"{path} is not used: users other than root may change {changeable} (chown root, chmod go-w)"
             )
         return path
-    found = shutil.which(name, path=SEARCHED)
+    found = paths.program(name, SEARCHED)
     if found is None:
         remedy = (
             f"install it: apt-get install {package}"

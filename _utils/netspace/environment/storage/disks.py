@@ -16,7 +16,6 @@ import contextlib
 import errno
 import functools
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from netspace import files
+from netspace import files, paths
 from netspace.environment import runtimes
 from netspace.environment.storage import disk_sizes, ext4, loop, mounts
 from netspace.errors import NetspaceError
@@ -104,7 +103,7 @@ def lacking() -> str:
     """Return why this host can't have file systems of a bounded size; empty if it can."""
     if not loop.CONTROL.exists():
         return f"there is no {loop.CONTROL} (is the kernel's loop module there?)"
-    if shutil.which("mkfs.ext4", path=runtimes.SEARCHED) is None:
+    if paths.program("mkfs.ext4", runtimes.SEARCHED) is None:
         return "the program mkfs.ext4 is missing: apt-get install e2fsprogs"
     return ""
 

@@ -9,12 +9,12 @@ import errno
 import fcntl
 import functools
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from netspace import paths
 from netspace.environment import runtimes
 from netspace.environment.storage.disk_sizes import BLOCK, BYTES_PER_FILE, JOURNAL
 from netspace.errors import MissingError, NetspaceError
@@ -28,7 +28,8 @@ _LARGEST_BLOCK = 6  # 64 KiB, as a power of two times 1 KiB
 def size_of(path: Path) -> int:
     """Return the size in bytes of the ext4 in *path*, by its super block.
 
-    :param path: the file system's file. While the file system is mounted, better give its device.
+    :param path: the file system's file. If the file system is mounted, pass its block device instead, because the file
+        may be out of date.
     :raises ValueError: when there is no ext4, or a damaged one.
     """
     with path.open("rb", buffering=0) as stream:
@@ -68,7 +69,7 @@ def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
 
     mkfs.ext4 runs once per size and process.
     """
-    program = shutil.which("mkfs.ext4", path=runtimes.SEARCHED)
+    program = paths.program("mkfs.ext4", runtimes.SEARCHED)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
     handle = os.memfd_create("ext4", os.MFD_CLOEXEC)

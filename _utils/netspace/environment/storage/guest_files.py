@@ -323,7 +323,7 @@ def _closing(file: int) -> Iterator[int]:
 
 def _plain(file: int) -> None:
     if not stat.S_ISREG(os.fstat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no plain file")
+        raise OSError(errno.EINVAL, "it is not a plain file")
 
 
 def _entry(parent: int, name: str) -> Entry | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +78,7 @@ def _opened() -> Iterator[IO[bytes]]:
     :raises NetspaceError: when users other than root may change the file, when it needs a loader, or when it is no
         program.
     """
-    found = shutil.which(PROGRAM, path=f"{runtimes.SEARCHED}:{_ELSEWHERE}")
+    found = paths.program(PROGRAM, f"{runtimes.SEARCHED}:{_ELSEWHERE}")
     if found is None:
         raise MissingError(
             f"the program {PROGRAM}",

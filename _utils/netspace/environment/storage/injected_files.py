@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netspace import files
 from netspace.layout import Layout, below
+from netspace.patterns import pattern
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_NAME = pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _IDENTITY = "identity.pem"
 SECRET = "secret."  # noqa: S105 (the beginning of a file's name)
 """The beginning of the names of files with secrets."""

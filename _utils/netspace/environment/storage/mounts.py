@@ -11,7 +11,6 @@ import ctypes
 import errno
 import functools
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import msgspec
 
 from netspace import mountpoint
 from netspace.errors import NetspaceError
+from netspace.patterns import pattern
 from netspace.threads import in_thread
 
 RDONLY = 0x1
@@ -52,7 +52,7 @@ _WALL = 0x40000000
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 0x4
 _SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_OCTAL = pattern(r"\\([0-7]{3})")
 
 
 class _Attributes(ctypes.Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,8 +23,7 @@ from netspace.plan import Step
 from netspace.supervision.service import Supervisor
 
 
-@dataclass(frozen=True)
-class TakenBack:
+class TakenBack(NamedTuple):
     """The result of taking back updates.
 
     :param errors: for each environment, the update's error, and the error of starting the previous version, if any.

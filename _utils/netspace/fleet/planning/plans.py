@@ -66,7 +66,7 @@ class HostPlan(msgspec.Struct, frozen=True):
 
 
 class Places(NamedTuple):
-    """Each of the things *names* on each of *hosts*."""
+    """A group of places: each thing in *names*, on each host in *hosts*."""
 
     names: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -211,7 +211,7 @@ def received(answer: object) -> HostPlan:
             raise ValueError("it is too long")
         return msgspec.convert(answer, HostPlan, strict=True)
     except (ValueError, TypeError, RecursionError) as err:  # msgspec's errors are ValueErrors
-        raise NetspaceError(f"its answer is no plan: {err}; synchronise it (saltutil.sync_all)") from err
+        raise NetspaceError(f"its answer is not a plan: {err}; synchronise it (saltutil.sync_all)") from err
 
 
 def identity(plans: Mapping[str, HostPlan]) -> str:

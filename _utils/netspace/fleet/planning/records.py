@@ -91,7 +91,7 @@ class Plans:
         :raises NetspaceError: no such plan is kept, or it is damaged.
         """
         if not isinstance(name, str) or not plans.ID.fullmatch(name):
-            raise NetspaceError(f"{name!r:.80} is no plan's id: use an id that netspace_fleet.plan returned")
+            raise NetspaceError(f"{name!r:.80} is not the id of a plan: use an id that netspace_fleet.plan returned")
         path = self._path(name)
         try:
             found = msgspec.json.decode(files.read(path, _MOST), type=PlanRecord)

@@ -58,7 +58,9 @@ def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str
 
 @contextmanager
 def alone(journal: Journal) -> Iterator[None]:
-    """Hold the lock under which a plan's slices are given to hosts, so that the number of bad hosts stays bounded.
+    """Hold the lock that both rollouts and single applies of plans take.
+
+    So nobody gives slices to hosts beside a rollout, and the number of bad hosts stays bounded.
 
     :raises NetspaceError: a rollout isn't finished, or another process holds the lock.
     """

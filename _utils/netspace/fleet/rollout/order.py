@@ -89,7 +89,7 @@ def _canaries(policy: Policy, hosts: Sequence[str], notes: list[str]) -> tuple[s
         return policy.canary
     found = tuple(host for host in hosts if host in policy.canary)
     if policy.canary and not found:
-        notes.append("none of the declared canaries changes by this plan; the first host in the order is the canary")
+        notes.append("this plan changes none of the declared canaries; so the first host in the order is the canary")
         return 1
     return found
 

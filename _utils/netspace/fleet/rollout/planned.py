@@ -1,4 +1,7 @@
-"""Hosts of a kept plan, for a rollout. They are called over Salt's bus, with their slices of the plan's candidate."""
+"""Hosts of a kept plan, for a rollout.
+
+Over Salt's bus, each gets its slice of the declaration that the plan was made from.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.hosts import Outcome
-from netspace.fleet.planning import work
+from netspace.fleet.planning import planner
+from netspace.fleet.planning.planner import Calls, Heard, PlannedHosts
 from netspace.fleet.planning.records import PlanRecord
-from netspace.fleet.planning.work import Calls, Heard, PlannedHosts
 from netspace.fleet.policy import Pace
 from netspace.fleet.rollout.control import Changes
 
@@ -28,7 +31,7 @@ def changes(declaration: FleetDeclaration, plan: object) -> Changes:
     :raises NetspaceError: there is no such plan, or the fleet lacks ``apply: planned``, so that nothing could be taken
         back.
     """
-    record = work.plans_of(declaration).read(plan)
+    record = planner.plans_of(declaration).read(plan)
     if not record.generation:
         raise NetspaceError(
             "without `apply: planned` in the fleet's file, hosts get a saved change at once, and nothing is kept that "
@@ -42,7 +45,7 @@ def changes(declaration: FleetDeclaration, plan: object) -> Changes:
 
 
 def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Mapping[str, Any]:
-    """Return a host's slice of the plan's candidate, as it stands under ``netspace`` in the pillar."""
+    """Return a host's section ``netspace`` of the pillar, by the declaration that the plan was made from."""
     found = declaration.given.candidate_slice(record.generation, record.hosts[host].minion) or {}
     section: Mapping[str, Any] = found.get("netspace", {})
     return section
@@ -55,7 +58,7 @@ class _Noting:
     rollout can go on once the master runs again.
     """
 
-    def __init__(self, minions: work.Minions) -> None:
+    def __init__(self, minions: planner.Minions) -> None:
         self._minions = minions
         self._down: NetspaceError | None = None
 
@@ -91,7 +94,7 @@ class RolledOut:
         self,
         declaration: FleetDeclaration,
         plan: str,
-        minions: work.Minions,
+        minions: planner.Minions,
         attest: Attest,
         pace: Pace,
         timeout: float,
@@ -140,12 +143,12 @@ class RolledOut:
 
     def _record(self) -> PlanRecord:
         """Return the plan from the store. Reading it also marks it as used, so that it is kept longer."""
-        return work.plans_of(self._declaration).read(self._plan)
+        return planner.plans_of(self._declaration).read(self._plan)
 
 
 def _ready(answer: Any) -> Outcome:
     if isinstance(answer, NetspaceError):
-        return Outcome(False, str(answer)[: work.MAX_TOLD])
+        return Outcome(False, str(answer)[: planner.MAX_TOLD])
     if not isinstance(answer, list):
         return Outcome(False, "its answer doesn't say whether it is prepared; synchronise it (saltutil.sync_all)")
-    return Outcome(not answer, "; ".join(str(one)[: work.MAX_TOLD] for one in answer[:3]))
+    return Outcome(not answer, "; ".join(str(one)[: planner.MAX_TOLD] for one in answer[:3]))

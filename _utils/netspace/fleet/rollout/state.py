@@ -219,7 +219,7 @@ class Rollout:
         return f"{hosts[0]}: {self.reasons[hosts[0]]}"
 
     def _batch(self) -> tuple[str, ...]:
-        """Return the hosts to change next: the rest of a planned batch, cut to the number of hosts that may fail."""
+        """Return the hosts to change next: those left of a planned batch, but only as many as may still become bad."""
         held = self.held()
         while self._at < len(self.started.batches):
             batch = self.started.batches[self._at].hosts

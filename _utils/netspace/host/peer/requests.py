@@ -32,6 +32,8 @@ Code = Literal[
     "link-unknown",
     "beyond-right",
     "delegation-unknown",
+    "sealed-elsewhere",
+    "key-changed",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)
@@ -139,7 +141,7 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
     """
     module = verbs.get(request.verb)
     if module is None:
-        raise Refused("verb-unknown", f"{request.verb}: this host knows {', '.join(sorted(verbs))}")
+        raise Refused("verb-unknown", f"{request.verb}: unknown request; this host answers {', '.join(sorted(verbs))}")
     if request.verb not in asker.own.verbs:
         permitted = ", ".join(asker.own.verbs) or "nothing"
         why = f"{request.verb}: {asker.name} may ask for {permitted}; the key host of its declaration doesn't list it"

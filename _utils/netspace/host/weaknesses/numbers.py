@@ -114,7 +114,7 @@ NUMBERS = (
 
 
 def rows(known: Mapping[str, Reading]) -> Iterator[Row]:
-    """Return a row for each of :data:`NUMBERS`."""
+    """Yield a row for each of :data:`NUMBERS`."""
     return (_row(one, known[one.name]) for one in NUMBERS)
 
 

@@ -18,7 +18,7 @@ _GOOD = ("Not affected", "Mitigation:", "KVM: Mitigation:")
 
 
 def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
-    """Return a row for each weakness that the kernel knows."""
+    """Yield a row for each weakness that the kernel knows."""
     for name, reading in sorted(known.items()) or [("weaknesses", Reading(error=f"nothing is in {_FOLDER}"))]:
         yield row(
             f"cpu {name}",
@@ -73,7 +73,7 @@ def _parts(reading: Reading) -> list[str]:
 def _outcome(reading: Reading) -> Outcome:
     """Return the outcome of one weakness, without regard to hardware threads.
 
-    Even a mitigation can leave a part vulnerable.
+    A text such as "Mitigation: PTI; SMT vulnerable" names a mitigation, and parts that are still vulnerable.
     """
     if any("vulnerable" in part.lower() for part in _parts(reading) if not part.startswith(_THREADS)):
         return "weak"

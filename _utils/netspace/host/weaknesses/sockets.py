@@ -64,7 +64,7 @@ SYSCTLS = tuple(pool.name for pool in POOLS)
 
 
 def rows(known: Mapping[str, Reading]) -> Iterator[Row]:
-    """Return a row for each of :data:`POOLS`."""
+    """Yield a row for each of :data:`POOLS`."""
     return (_row(pool, known[pool.name]) for pool in POOLS)
 
 

@@ -40,7 +40,7 @@ _REPORTS_TO = ipaddress.IPv6Address("ff02::16")  # RFC 3810 section 5.2.14
 class NetnsFiltered(msgspec.Struct, frozen=True):
     """The facts about one interface that its table depends on.
 
-    :param link: the link's name.
+    :param link: the network device's name.
     :param mac: the only MAC from which it may send; empty for a kind without its own MAC.
     :param arp: whether it resolves neighbours.
     :param addresses: the only address from which it may send, by family.

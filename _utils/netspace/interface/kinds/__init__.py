@@ -6,26 +6,26 @@ A module holds everything that is special to its kind; no other module knows it:
   keys that an operator may declare. Its methods return the problems of the values (``problems``), the things that only
   one interface can have (``claims``), the values that all interfaces must agree about (``shares``) and the UDP ports of
   the host that its tunnel uses (``listens``);
-- ``NEEDS``: the kernel module that the kind needs, and ``LINK``: the kernel's name of such links; or empty texts;
+- ``NEEDS``: the kernel module that the kind needs, and ``LINK``: the kernel's name of such devices; or empty texts;
 - ``FILTER``: the place where packets are filtered (see below);
 - ``ends(spec, place) -> Endpoints``: the desired inner and outer end, as values. An end's ``details`` hold the settings
   that only this kind knows;
-- ``create(wanted, far, parents) -> [Message]``: the netlink messages that create the link. They are sent from the
+- ``create(wanted, far, parents) -> [Message]``: the netlink messages that create the device. They are sent from the
   environment's namespace, and *far* is a descriptor of the host's. With ``FROM_HOST = True`` they are sent from the
-  host's namespace, and *far* is a descriptor of the environment's; the link is then created with the name
-  ``wanted.made_as``. *parents* are the indexes of the host's links that the interface names.
+  host's namespace, and *far* is a descriptor of the environment's; the device is then created with the name
+  ``wanted.made_as``. *parents* are the indexes of the host's devices that the interface names.
 
 A module may also have:
 
-- ``parents(spec) -> (name, ...)``: the links of the host that the interface needs;
-- ``lacks(spec, links) -> str``: for the operator, why these links of the host don't allow the interface; empty if they
-  do. Pure. If there is a reason, nothing of that environment is changed;
-- ``details(link, like, hosts) -> dict``: the observed ``details`` of an end; *hosts* are the names of the host's links
-  by their index. Runs in the link's namespace; reads only;
-- ``FIXED``: the details that the kernel can't change in place. If one differs, the link is created again, and the step
+- ``parents(spec) -> (name, ...)``: the devices of the host that the interface needs;
+- ``lacks(spec, links) -> str``: for the operator, why these devices of the host don't allow the interface; empty if
+  they do. Pure. If there is a reason, nothing of that environment is changed;
+- ``details(link, like, hosts) -> dict``: the observed ``details`` of an end; *hosts* are the names of the host's
+  devices by their index. Runs in the device's namespace; reads only;
+- ``FIXED``: the details that the kernel can't change in place. If one differs, the device is created again. The step
   names this detail as its reason;
 - ``change(index, now, wanted, parents) -> [Message]``: the netlink messages that change the other details of one end
-  from *now* (None: just created) to *wanted*. They are sent from the link's namespace before the link is up;
+  from *now* (None: just created) to *wanted*. They are sent from the device's namespace before the device is up;
 - ``guard(wanted, place) -> (Table, ...)``: the kind's own tables in the environment's namespace. A kind with ``FILTER =
   "inside"`` that lacks this function gets the tables of ``netspace.interface.firewall.netns_rules``;
 - ``secret(path) -> str``: creates the interface's secret at *path* unless there is one, and returns its public part.
@@ -58,25 +58,33 @@ from netspace.spec.types import Interface
 
 
 @functools.cache
-def _found() -> dict[str, tuple[ModuleType, type[Interface]]]:
-    found = {}
+def names() -> tuple[str, ...]:
+    """Return the names of all kinds: those of this folder's modules. Imports none of them."""
     # Not by pkgutil, which loads ``inspect``: 10 ms in each process.
-    for kind in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
-        module = importlib.import_module(f"{__name__}.{kind}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__:
-                found[str(value.__struct_config__.tag)] = (module, value)
-    return found
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"))
+
+
+@functools.cache
+def _found(kind: str) -> tuple[ModuleType, type[Interface]]:
+    """Return the module of a kind and its declared type. A process imports only the kinds that it meets."""
+    module = importlib.import_module(f"{__name__}.{kind}")
+    own = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__)
+    return module, next(value for value in own if issubclass(value, Interface))
 
 
 def modules() -> dict[str, ModuleType]:
     """Return the module of each kind, by the kind's name."""
-    return {name: module for name, (module, _) in _found().items()}
+    return {kind: _found(kind)[0] for kind in names()}
 
 
 def specs() -> list[type[Interface]]:
     """Return the declared type of each kind."""
-    return [spec for _, spec in _found().values()]
+    return [_found(kind)[1] for kind in names()]
+
+
+def spec(kind: object) -> type[Interface] | None:
+    """Return the declared type of the kind with this name; None if there is no such kind."""
+    return _found(kind)[1] if isinstance(kind, str) and kind in names() else None
 
 
 def name(spec: Interface) -> str:
@@ -86,21 +94,16 @@ def name(spec: Interface) -> str:
 
 def of(spec: Interface) -> ModuleType:
     """Return the module of a declared interface's kind."""
-    return _module(type(spec))
+    return _found(str(type(spec).__struct_config__.tag))[0]
 
 
-@functools.cache
-def _module(spec: type[Interface]) -> ModuleType:
-    return _found()[str(spec.__struct_config__.tag)][0]
-
-
-@functools.cache
-def filtered(place: str) -> frozenset[str]:
-    """Return the names of the kinds whose packets are filtered at *place* (a value of ``FILTER``)."""
-    return frozenset(name for name, module in modules().items() if place == module.FILTER)
+@functools.lru_cache(64)
+def filtered(kind: str, place: str) -> bool:
+    """Return whether packets of the kind with this name are filtered at *place* (a value of ``FILTER``)."""
+    return kind in names() and bool(place == _found(kind)[0].FILTER)
 
 
 def parents(spec: Interface) -> tuple[str, ...]:
-    """Return the links of the host that a declared interface needs."""
+    """Return the network devices of the host that a declared interface needs."""
     named = getattr(of(spec), "parents", None)
     return tuple(named(spec)) if named is not None else ()

@@ -53,7 +53,7 @@ def lacks(spec: Bridge, links: Mapping[str, Link]) -> str:
     if bridge is None:
         return f"this host has no bridge {spec.bridge}: create it (ip link add {spec.bridge} type bridge)"
     if bridge.kind != "bridge":
-        return f"the link {spec.bridge} is no bridge: name one, or use the kind macvlan with it as parent"
+        return f"the network device {spec.bridge} is not a bridge: name one, or use the kind macvlan with it as parent"
     if bridge.mtu != spec.mtu:  # the bridge would adopt its port's mtu
         return f"the bridge {spec.bridge} has an mtu of {bridge.mtu}: declare mtu: {bridge.mtu}, or change the bridge's"
     return ""

@@ -31,9 +31,9 @@ _ISOLATIONS = {"bridge": 0, "private": 1, "vepa": 2}
 
 
 class Ipvlan(lan.Lan, frozen=True, kw_only=True, tag="ipvlan"):
-    """The environment's own addresses on one of the host's links, under that link's MAC.
+    """The environment's own addresses on one of the host's network devices, under that device's MAC.
 
-    :param parent: the host's link, such as ``eth1``.
+    :param parent: the host's network device, such as ``eth1``.
     :param mode: ``l2``, ``l3`` or ``l3s``; the same for all interfaces on one parent.
     :param isolation: ``private``: no traffic with other interfaces on the same parent; ``vepa``: only through an
         external switch that reflects it; the same for all interfaces on one parent.
@@ -80,7 +80,7 @@ def _data(details: Mapping[str, Any]) -> Words:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the network device on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

@@ -28,9 +28,9 @@ _NAMES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"}
 
 
 class Macvlan(lan.Lan, frozen=True, kw_only=True, tag="macvlan"):
-    """A link with its own MAC on one of the host's links.
+    """A network device with its own MAC on one of the host's network devices.
 
-    :param parent: the host's link, such as ``eth1``.
+    :param parent: the host's network device, such as ``eth1``.
     :param mode: ``private``: no traffic with other interfaces on the same parent; ``vepa``: only through an external
         switch that reflects it.
     """
@@ -59,7 +59,7 @@ def lacks(spec: Macvlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Macvlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details = {"parent": spec.parent, "mode": spec.mode}
     return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
@@ -69,7 +69,7 @@ def _data(details: Mapping[str, Any]) -> Words:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the network device on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

@@ -26,5 +26,5 @@ def ends(spec: NoInterface, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return no messages, since there is no link to create."""
+    """Return no messages, since there is no network device to create."""
     return []

@@ -27,9 +27,9 @@ _ID = 1  # IFLA_VLAN_ID
 
 
 class Vlan(lan.Lan, frozen=True, kw_only=True, tag="vlan"):
-    """One VLAN of one of the host's links.
+    """One VLAN of one of the host's network devices.
 
-    :param parent: the host's link, such as ``eth1``; it must be up.
+    :param parent: the host's network device, such as ``eth1``; it must be up.
     :param id: 1 to 4094.
     """
 
@@ -59,13 +59,13 @@ def lacks(spec: Vlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details = {"parent": spec.parent, "id": spec.vid}
     return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link on its parent, in the namespace *far*."""
+    """Return the netlink message that creates the network device on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

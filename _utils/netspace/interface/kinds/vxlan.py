@@ -37,7 +37,7 @@ class Vxlan(lan.Lan, frozen=True, kw_only=True, tag="vxlan"):
     :param remote: the other host's address; either this or ``group``.
     :param group: a multicast group that all hosts of the network join, on ``parent``.
     :param local: the address from which this host sends; absent: the host's routes choose it.
-    :param parent: the host's link that carries the tunnel; required with ``group``.
+    :param parent: the host's network device that carries the tunnel; required with ``group``.
     :param port: the UDP port.
     :param mtu: the largest packet in bytes. The default fits an outer mtu of 1500, with IPv6 too.
     """
@@ -101,7 +101,7 @@ def lacks(spec: Vxlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vxlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details: dict[str, Any] = {"id": spec.vni, "port": spec.port}
     for key in ("remote", "group", "local", "parent"):
         value = getattr(spec, key)
@@ -115,7 +115,7 @@ def _address(name: str, address: str) -> tuple[str, Given]:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link in the namespace *far*.
+    """Return the netlink message that creates the network device in the namespace *far*.
 
     The tunnel's packets stay in the host's namespace.
     """

@@ -14,7 +14,6 @@ import base64
 import binascii
 import errno
 import ipaddress
-import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from netspace.netlink import connection, generic, reading, requests
 from netspace.netlink.connection import Message, Socket, attribute
 from netspace.netlink.reading import Link
 from netspace.netlink.templates import Items, Value, Words
+from netspace.patterns import pattern
 from netspace.spec.types import Base, Cidr, Direction, Filtered, Prefixed, Way
 
 NEEDS = "wireguard"
@@ -45,7 +45,7 @@ _MAX_PEERS, _MAX_ALLOWED = 1000, 1000
 _PORTION = 32 * 1024
 # The most bytes of a peer's settings, the most bytes of one network, and the most networks in one portion of a peer.
 _PEER_SIZE, _NETWORK_SIZE, _NETWORKS = 128, 48, 500
-_ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
+_ENDPOINT = pattern(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
 
 class Peer(Base, frozen=True):
@@ -156,7 +156,7 @@ def endpoint(text: str) -> tuple[str, int] | None:
 
 
 def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details: dict[str, Any] = {
         "peers": {
             peer.public_key: {
@@ -177,7 +177,7 @@ def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the netlink message that creates the link in the namespace *far*.
+    """Return the netlink message that creates the network device in the namespace *far*.
 
     The tunnel's packets stay in the host's namespace.
     """
@@ -206,7 +206,7 @@ def secret(path: str) -> str:
         )
         files.write(Path(path), raw, mode=0o600)
     except ValueError as err:
-        raise StateError(f"{path} is no private key ({err}); put back the one that peers know") from err
+        raise StateError(f"{path} is not a private key ({err}); put back the one that peers know") from err
     public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return base64.b64encode(public).decode()
 
@@ -218,11 +218,11 @@ def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[
         return []
     family = generic.family("wireguard")
     if family is None:
-        raise OSError(errno.EOPNOTSUPP, "the kernel has no wireguard to configure; load it (modprobe wireguard)")
+        raise OSError(errno.EOPNOTSUPP, "the kernel can't configure wireguard; load its module (modprobe wireguard)")
     with open(wanted.secret, "rb") as file:
         private = file.read(33)
     if len(private) != 32:
-        raise OSError(errno.EINVAL, f"{wanted.secret} is no private key; put back the one that peers know")
+        raise OSError(errno.EINVAL, f"{wanted.secret} is not a private key; put back the one that peers know")
     had = {} if now is None else now.details.get("peers", {})
     return [
         requests.set_wireguard(family, index, words)

@@ -7,10 +7,10 @@ the prices of methods that make other processes work. If that is more than the a
 processes that read from the account's connections, and their channels, until the budget suffices again. TCP then makes
 the account wait. Nothing is lost or refused.
 
-All accounts together have a budget as well (``ALL``), so several that conspire can't have the broker do more than three
-can. What it gains in a time is shared out equally, except that nobody gets more than it lacks. If the accounts together
-have used up more than may be saved up, those that used up most are suspended. So one that uses little never waits for
-others.
+All accounts together have a budget as well (``ALL``), of three times an account's budget. So many accounts that
+conspire can't cost the broker more than three single ones. The common budget grows with time. Each account gets an
+equal part of the growth, but no more than it has used up. If all accounts together have used up more than the common
+budget can hold, those that have used up most are suspended. So an account that uses little never waits for others.
 
 Each message that an account sends returns most of its own cost, so an account that sends many small messages, and does
 nothing else, doesn't have to wait.

@@ -77,7 +77,9 @@ class BrokerChanges:
             node.restart_plugin(self.layout, self.broker, access.SHOVELS)
 
     def _with_carriers(self, do: Callable[[], object]) -> None:
-        """Call *do*, which changes a shovel. If our broker refuses, restart its shovel plugin and try once more.
+        """Call *do*, which changes a shovel.
+
+        If netspace's own broker refuses, restart its shovel plugin and try once more.
 
         See ``access.ended`` for the bug of the shovel plugin.
         """

@@ -55,7 +55,9 @@ def opened_folder(path: Path | str, within: int | None = None) -> Iterator[int]:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except OSError as err:
         if err.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise NetspaceError(f"the broker's data: expected a folder of its own: {path}") from err
+            raise NetspaceError(
+                f"the broker's data: expected a folder that belongs to the broker's user: {path}"
+            ) from err
         raise
     try:
         yield handle
@@ -201,14 +203,14 @@ def unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, An
     with os.fdopen(handle, "rb") as stream:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
-            raise NetspaceError(f"{source}: expected a file of root's that nobody else can write")
+            raise NetspaceError(f"{source}: expected a file that belongs to root and that nobody else can write")
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 members, digest = _members(archive, source), _Digest()
                 keys = _acceptable(layout, archive, next(members, None), source, digest)
                 _extract(archive, members, aside, source, digest)
         except (tarfile.TarError, EOFError, ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as err:
-            raise NetspaceError(f"{source}: it is no archive of mail: {err}") from err
+            raise NetspaceError(f"{source}: it is not an archive of mail: {err}") from err
         return info.st_size, keys
 
 
@@ -234,7 +236,7 @@ def _acceptable(
         except ValueError:
             about = None
     if not isinstance(about, dict) or about.get("netspace") != 1 or not isinstance(about.get("rabbitmq"), list):
-        raise NetspaceError(f"{source}: it is no archive of mail; `netspace_link.backup` makes one")
+        raise NetspaceError(f"{source}: it is not an archive of mail; `netspace_link.backup` makes one")
     if about.get("instance") != layout.instance:
         raise NetspaceError(
             f"{source}: its instance is {about.get('instance')!r:.40}, but this one is {layout.instance!r}"
@@ -250,7 +252,9 @@ def _acceptable(
         try:
             names.check(layout, keys)
         except NetspaceError as err:
-            raise NetspaceError(f"{source}: the keys of its names can't be used; take another backup") from err
+            raise NetspaceError(
+                f"{source}: its keys for the names of queues can't be used; take another backup"
+            ) from err
     versions.check_origin(versions.server(), tuple(version), source)
     return keys
 
@@ -303,4 +307,4 @@ def _whole(
         with contextlib.suppress(ValueError):
             told = json.loads(content.read())
     if told != digest.result():
-        raise NetspaceError(f"{source}: it is damaged: its digest isn't that of its content; take another copy")
+        raise NetspaceError(f"{source}: it is damaged: its content doesn't match its digest; take another copy")

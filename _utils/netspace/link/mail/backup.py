@@ -161,7 +161,7 @@ def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress:
         try:
             node.start(layout, spec, supervisor, progress)
         except NetspaceError as err:
-            progress(f"puts the mail back that a killed restoration replaced: {err}")
+            progress(f"putting the mail back that a killed restoration replaced: {err}")
             _back(layout, supervisor)
             node.start(layout, spec, supervisor, progress)
     _drop(place)

@@ -2,7 +2,8 @@
 
 The headers ``x-first-death-...`` of a dead letter can be trusted: the broker overwrites them when a message dies. So
 the exchange in them is the one to which the message was sent. A dead letter is sent again through the link of that
-exchange only, and only if the link is still declared.
+exchange only, and only if the link is still declared. If an end of the link was renamed, it is the same link under its
+present name.
 
 Dead letters are listed by the management API. To send a dead letter again or to discard it, netspace holds it
 unacknowledged (``amqp``), so that no other consumer can get it. It is removed from its queue after the mailbox has
@@ -28,7 +29,7 @@ from netspace.link.broker import access, amqp
 from netspace.link.broker.management import Management
 from netspace.link.pki import authority
 from netspace.link.record import read
-from netspace.link.topology import names
+from netspace.link.topology import draining, names
 from netspace.spec.types import ClusterBroker, LocalBroker
 from netspace.text import printable
 
@@ -46,7 +47,7 @@ LOGIN_SECONDS = 600.0
 class Letter:
     """One dead letter.
 
-    :param link: ``<from>.<to>``; ``unknown`` if the letter's headers don't name a link.
+    :param link: ``<from>.<to>``, by the names of the time when it was sent; ``unknown`` if its headers name no link.
     :param reason: the broker's reason for the message's death, such as ``rejected``.
     :param died: the time of the message's death, in seconds since 1970.
     :param size: the bytes of the payload.
@@ -119,6 +120,8 @@ class Letters:
             ".".join(names.environments_of(exchange, "link") or ()): exchange
             for exchange in map(self.called.exchange, record.links.values())
         }
+        self.renamed = draining.renamed_links(record.links, record.former, record.passed)
+        self.sealed = {name for name, link in record.links.items() if link.seal}
 
     def queues(self, api: Management) -> list[str]:
         """Return the queues of dead letters. Queues with old names come first, because their messages are older."""
@@ -208,7 +211,12 @@ class Letters:
     def _why_not(self, link: str) -> str:
         if link == UNKNOWN:
             return "its link is unknown"
-        return "" if link in self.exchanges else "the link is revoked"
+        now = self.renamed.get(link, link)
+        if now not in self.exchanges:
+            return "the link is revoked"
+        if now != link and now in self.sealed:  # a seal covers the names of both ends
+            return f"the link is {now} now, and the letter is sealed under the former name; discard it"
+        return ""
 
     def _send(self, connection: amqp.Connection, link: str, held: amqp.Held) -> str:
         """Publish a dead letter through its link; return why the broker refused it, or an empty text.
@@ -219,7 +227,7 @@ class Letters:
         headers = {
             key: value for key, value in held.headers.items() if key not in _ITS_OWN and not key.startswith(_DEATHS)
         }
-        return connection.publish(self.exchanges[link], held.body, properties, headers)
+        return connection.publish(self.exchanges[self.renamed.get(link, link)], held.body, properties, headers)
 
     @contextlib.contextmanager
     def _connected(self, api: Management) -> Iterator[amqp.Connection]:
@@ -236,7 +244,7 @@ class Letters:
                 return
             known = authority.read(self.layout)
             if known is None:
-                raise NetspaceError("this host has no authority of links yet: apply again")
+                raise NetspaceError("this host has no certificate authority for its links yet; apply again")
             now = time.time()
             account = known.id(None)
             rights = {"configure": "^$", "write": r"^link\.", "read": "^dead"}

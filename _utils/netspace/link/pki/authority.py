@@ -254,7 +254,9 @@ def _given(spec: LocalBroker) -> bytes:
     try:
         info = path.stat()
         if info.st_uid != 0 or info.st_mode & 0o077:
-            raise NetspaceError(f"broker:authority: {path}: others can get at the key: chown root, chmod go=")
+            raise NetspaceError(
+                f"broker:authority: {path}: users other than root can read the key; chown root, chmod go="
+            )
         with path.open("rb") as stream:
             return stream.read(MAX_FILE)
     except OSError as err:
@@ -278,15 +280,21 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
             f"{where}: can't be read ({type(err).__name__}); give in PEM a key, its certificate and the chain above it"
         ) from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
-        raise NetspaceError(f"{where}: expected a key on an elliptic curve, and its own certificate first")
+        raise NetspaceError(
+            f"{where}: expected a key on an elliptic curve, and the key's certificate before all others"
+        )
     for below, above in zip(chain, [*chain[1:], chain[-1]], strict=True):
         try:
             below.verify_directly_issued_by(above)
         except (ValueError, TypeError, InvalidSignature) as err:
-            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: not issued by the next one") from err
+            raise NetspaceError(
+                f"{where}: {below.subject.rfc4514_string()}: the certificate after it did not issue it"
+            ) from err
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not basic.ca or not below.not_valid_before_utc <= when(now) < below.not_valid_after_utc:
-            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or isn't valid now")
+            raise NetspaceError(
+                f"{where}: {below.subject.rfc4514_string()} is not a CA certificate, or isn't valid now"
+            )
     if spec.among_hosts:
         bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)

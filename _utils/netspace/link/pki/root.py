@@ -37,7 +37,7 @@ def configured(given: object) -> Root:
     """
     settings = given or {}
     if not isinstance(settings, dict) or set(settings) - {"root"} or not isinstance(settings.get("root", ROOT), str):
-        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
+        raise NetspaceError("master configuration: netspace.link: expected only the key root, with a folder")
     return Root(Path(settings.get("root", ROOT)))
 
 
@@ -95,7 +95,7 @@ class Root:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         if not DOMAIN.fullmatch(trust_domain):
-            raise NetspaceError(f"{trust_domain!r} is no trust domain: expected a name such as h1.example.org")
+            raise NetspaceError(f"{trust_domain!r} is not a trust domain: expected a name such as h1.example.org")
         try:
             asked = x509.load_pem_x509_csr(request[:MAX_TEXT].encode())
             whose = asked.public_key()
@@ -142,7 +142,9 @@ class Root:
                         f"`netspace_link.release {trust_domain}` on the master first"
                     )
                 if within(name, trust_domain):
-                    raise NetspaceError(f"{trust_domain}: overlaps with {name}, which is given already; choose another")
+                    raise NetspaceError(
+                        f"{trust_domain}: overlaps with {name}, which is certified already; choose another"
+                    )
             files.write_json(self._given, {**given, trust_domain: key})
 
     @property
@@ -173,7 +175,7 @@ class Root:
             given = self.given()
             if trust_domain not in given:
                 others = ", ".join(sorted(given)) or "none"
-                raise NetspaceError(f"trust domain {trust_domain}: no key has it; domains with a key: {others}")
+                raise NetspaceError(f"trust domain {trust_domain}: it is not certified; certified domains: {others}")
             files.write_json(self._given, {name: key for name, key in given.items() if name != trust_domain})
 
     def _read(self) -> tuple[Any, Any]:
@@ -184,7 +186,9 @@ class Root:
             raw = self.path.read_bytes()
             return load_pem_private_key(raw, None), x509.load_pem_x509_certificate(raw)
         except unreadable(OSError) as err:
-            raise NetspaceError(f"{self.path}: {err.__class__.__name__}: there is no root that can be used") from err
+            raise NetspaceError(
+                f"{self.path}: {err.__class__.__name__}: the root's key or certificate can't be used"
+            ) from err
 
 
 def request(folder: Path) -> str:

@@ -143,7 +143,7 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
         raise NetspaceError("is dated in the future: compare the clocks of both hosts")
     for environment, keys in claims.keys.items():
         if not NAME.fullmatch(environment):
-            raise NetspaceError(f"{environment[:60]!r} is no environment's name")
+            raise NetspaceError(f"{environment[:60]!r} is not an environment's name")
         for key in keys:
             if jose.thumbprint(jose.parse_jwk(msgspec.structs.asdict(key))) != key.kid:
                 raise NetspaceError(f"a key of {environment} has the name (kid) of another key")

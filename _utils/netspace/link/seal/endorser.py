@@ -137,7 +137,9 @@ def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
     if known is not None and not lacking(known, authority):
         return known
     if authority is None:
-        raise NetspaceError("there is no authority of links yet, so nobody can certify keys; apply the links")
+        raise NetspaceError(
+            "this host has no certificate authority for its links yet, so nobody can certify keys; apply the links"
+        )
     key = known.key() if known else ec.generate_private_key(ec.SECP256R1())
     chain = Issuer(authority).endorser(key.public_key(), now)
     kid = jose.thumbprint(jose.jwk(key.public_key()))

@@ -59,7 +59,9 @@ def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], lis
         if len(claiming) == 1:
             minions[host] = claiming[0]
         else:
-            problems.append(f"{', '.join(claiming)}: each says that it is {host}")
+            problems.append(
+                f"{', '.join(claiming)}: each claims to be the host {host}; correct broker:host of all but one"
+            )
     bundles: dict[str, list[str]] = {}
     for minion in sorted(minions.values()):
         for other, text in sorted(said[minion]["bundles"].items()):

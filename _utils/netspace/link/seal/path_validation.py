@@ -156,7 +156,7 @@ def _valid(one: Certificate, now: float) -> None:
         raise Untrusted(f"{name} is valid from {one.not_valid_before_utc} to {one.not_valid_after_utc}")
     for extension in one.extensions:
         if extension.critical and extension.oid.dotted_string not in _UNDERSTOOD:
-            raise Untrusted(f"{name}: {extension.oid.dotted_string}, which is critical, isn't understood")
+            raise Untrusted(f"{name}: {extension.oid.dotted_string}, a critical extension, is not supported")
 
 
 def _endorser(own: Certificate) -> dict[str, str]:

@@ -147,11 +147,12 @@ def _carried(queue: str, links: Mapping[str, Link], renamed: Renamed, known: Dra
 
 
 def passed(there: Found, wanted: Objects, links: Mapping[str, Link], known: Mapping[str, str]) -> dict[str, str]:
-    """Return the exchanges whose messages wait in queues that stay, though the exchanges go, each with its link.
+    """Return exchanges that go although messages sent through them wait in queues that stay, each with its link.
 
     A sender that was renamed has another exchange, while its receiver has the same mailbox as before.
 
-    :param known: the recorded ones.
+    :param there: netspace's objects on the broker.
+    :param known: the result of the last run, from the record.
     """
     renamed = renaming.of(links)
     seen: dict[str, str] = {}
@@ -171,6 +172,7 @@ def outboxes(
 ) -> dict[str, Link]:
     """Return the draining outboxes, each with its link.
 
+    :param there: netspace's objects on the broker.
     :param known: the recorded draining queues.
     """
     renamed, recorded = renaming.of(links), {one.queue: one for one in known}
@@ -179,8 +181,42 @@ def outboxes(
     return {queue: link for queue, link in found.items() if link is not None}
 
 
+def unread(parked: Collection[str], known: Collection[DrainingQueue], empty: Collection[str]) -> dict[str, str]:
+    """Return the names under which mail from before waits, with words for it. A new environment of this name gets it.
+
+    :param parked: the owners of parked mail.
+    :param known: the recorded draining queues.
+    :param empty: those of them that are empty.
+    """
+    found = {owner.rpartition(".")[2]: "with the mail that is parked there" for owner in parked}
+    for one in known:
+        ends = environments_of(one.queue, "mailbox", "lane")
+        if ends is not None and ends[-1] != one.environment and one.queue not in empty:
+            found[ends[-1]] = f"with the mail there that {one.environment} has not read yet"
+    return found
+
+
+def renamed_links(
+    links: Mapping[str, Link], known: Collection[DrainingQueue], passed: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the present name of each renamed link, by its former name. A name that a link has now is left out.
+
+    The records tell it even if the declaration no longer names the former ends.
+
+    :param links: the recorded links.
+    :param known: the recorded draining queues.
+    :param passed: the recorded exchanges of renamed senders.
+    """
+    found = dict(renaming.of(links).links)
+    for exchange, link in (*passed.items(), *(pair for one in known for pair in one.senders.items())):
+        former = ".".join(environments_of(exchange, "link") or ())
+        if former and former not in links and link in links:
+            found.setdefault(former, link)
+    return found
+
+
 def read_under_former_names(formers: Collection[DrainingQueue]) -> dict[str, list[str]]:
-    """Return the draining queues whose names aren't their reader's, by reader: a mailbox or a lane of a former name."""
+    """Return, by reader, the draining queues (mailboxes and lanes) that have a former name of their reader."""
     found: dict[str, list[str]] = {}
     for one in formers:
         ends = environments_of(one.queue, "mailbox", "lane")

@@ -105,7 +105,7 @@ def secret(path: Path, where: str) -> bytes:
     try:
         with open(path, "rb") as stream:
             if os.fstat(stream.fileno()).st_mode & 0o077:
-                raise NetspaceError(f"{where}: others can read it: chmod go=")
+                raise NetspaceError(f"{where}: other users can read it; chmod go= it")
             return stream.read(MAX_FILE)
     except OSError as err:
         raise NetspaceError(f"{where}: {err.strerror}") from err
@@ -116,7 +116,9 @@ def _own(broker: LocalBroker) -> bytes:
     try:
         return secret(path, str(path))
     except NetspaceError as err:
-        raise NetspaceError(f"{err}; `netspace_link.public_key` makes one where there is none") from err
+        raise NetspaceError(
+            f"{err}; `netspace_link.public_key` prints this host's key, and makes it if it is missing"
+        ) from err
 
 
 def _agreed(raw: bytes, theirs: str, broker: LocalBroker, name: str) -> bytes:
@@ -129,7 +131,9 @@ def _agreed(raw: bytes, theirs: str, broker: LocalBroker, name: str) -> bytes:
     try:
         common: bytes = key.exchange(X25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(theirs + "=")))
     except ValueError as err:
-        raise NetspaceError(f"{where}: {theirs!r} is no key; `netspace_link.public_key` prints it on {name}") from err
+        raise NetspaceError(
+            f"{where}: {theirs!r} is not a key; use what `netspace_link.public_key` prints on {name}"
+        ) from err
     return common
 
 

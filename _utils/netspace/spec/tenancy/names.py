@@ -6,15 +6,15 @@ a tenant can't take the name of another party's environment, not even one that d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from netspace.errors import Problem
+from netspace.patterns import pattern
 from netspace.spec.types import NAME, Declaration, Tenant
 
 LONGEST = 24
 """The most characters of a tenant's name, so that names of environments can begin with it."""
-_GRANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,46}\*?")
+_GRANT = pattern(r"[a-z0-9][a-z0-9_-]{0,46}\*?")
 
 
 def granted(name: str, tenant: Tenant) -> tuple[str, ...]:
@@ -23,7 +23,10 @@ def granted(name: str, tenant: Tenant) -> tuple[str, ...]:
 
 
 def fits(grant: str, name: str) -> bool:
-    """Return whether a grant covers a name: the name is equal to it, or longer than a granted beginning."""
+    """Return whether a grant covers a name.
+
+    A grant is a name, or the beginning of longer names with a ``*`` at its end.
+    """
     if grant.endswith("*"):
         return name.startswith(grant[:-1]) and len(name) >= len(grant)
     return name == grant
@@ -65,7 +68,10 @@ def wrong(tenants: Mapping[str, Tenant], path: str) -> list[Problem]:
 
 
 def shared(one: str, other: str) -> bool:
-    """Return whether some name is covered by both grants."""
+    """Return whether some name is covered by both grants.
+
+    :param one: a grant: a name, or a pattern with a ``*`` at its end.
+    """
     first, second = one.rstrip("*"), other.rstrip("*")
     if one.endswith("*") and other.endswith("*"):
         return first.startswith(second) or second.startswith(first)
@@ -99,8 +105,11 @@ def misplaced(declared: Declaration, path: str) -> list[Problem]:
 
 
 def foreign(name: str, whose: str, tenant: Tenant) -> str:
-    """Return the message about an environment whose name isn't one of its tenant's."""
-    return f"{name!r:.60} is no name of the tenant {whose}, which has {', '.join(granted(whose, tenant))}"
+    """Return the message about an environment whose name isn't one of its tenant's.
+
+    :param whose: the tenant's name.
+    """
+    return f"{name!r:.60} is not a name of the tenant {whose}, which has {', '.join(granted(whose, tenant))}"
 
 
 def of(declared: Declaration, tenant: str) -> list[str]:

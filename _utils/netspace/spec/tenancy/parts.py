@@ -45,6 +45,7 @@ def add(
     path: str,
     usual: Runtimes,
     every: dict[str, Environment],
+    declared: Collection[Any],
     reader: Reader,
     problems: list[Problem],
 ) -> tuple[dict[str, Link], dict[str, str]]:
@@ -54,6 +55,7 @@ def add(
     :param path: the path of these sections.
     :param usual: the host's default runtimes.
     :param every: the operator's environments, by name.
+    :param declared: the names of all environments that the operator declared. Some may be too wrong to be in *every*.
     :return: the links of the parts, by their paths; and the paths of the parts' environments, by name.
     """
     found: dict[str, Part] = {}
@@ -64,10 +66,11 @@ def add(
         below = f"{where}:environments"
         environments = reader.environments(section.get("environments"), below, wrong)
         links = reader.links(section.get("links"), f"{where}:links", wrong)
-        wrong += owned(name, tenant, environments, every, below)
+        outside = {*every, *map(str, declared)}
+        wrong += owned(name, tenant, environments, outside, below)
         named = {one: spec for one, spec in environments.items() if names.owns(name, tenant, one)}
         known = named.keys() | {one for one, spec in every.items() if spec.tenant == name}
-        own = {one: msgspec.structs.replace(spec, tenant=name) for one, spec in named.items() if one not in every}
+        own = {one: msgspec.structs.replace(spec, tenant=name) for one, spec in named.items() if one not in outside}
         wrong += permitted(own, tenants, usual, below, known)
         problems += untold(wrong, where)
         if not wrong:  # a wrong part isn't merged: messages about its problems could name others' environments
@@ -113,18 +116,18 @@ def unread(tenant: Tenant, path: str) -> Iterator[Problem]:
 
 
 def owned(
-    name: str, tenant: Tenant, environments: Mapping[str, Environment], every: Mapping[str, Environment], path: str
+    name: str, tenant: Tenant, environments: Mapping[str, Environment], outside: Collection[str], path: str
 ) -> list[Problem]:
     """Return the problems of the names in a part of the tenant *name*, and each key ``tenant`` in it.
 
-    :param every: the environments outside of the part.
+    :param outside: the names of the environments outside of the part.
     :param path: the path of the part's environments.
     """
     problems = []
     for one, spec in environments.items():
         if not names.owns(name, tenant, one):
             problems.append(Problem(f"{path}:{one}", names.foreign(one, name, tenant)))
-        elif one in every:
+        elif one in outside:
             problems.append(Problem(f"{path}:{one}", "the operator declares it already; leave one of the two out"))
         if spec.formerly is not None and not names.owns(name, tenant, spec.formerly):
             problems.append(Problem(f"{path}:{one}:formerly", names.foreign(spec.formerly, name, tenant)))
@@ -155,7 +158,7 @@ def permitted(
         for key, other in _named(spec):
             its = environments.get(other)
             if other not in known and (its is None or its.tenant != spec.tenant):
-                text = f"{other!r:.60} is no environment of the tenant {spec.tenant}; leave it out"
+                text = f"{other!r:.60} is not an environment of the tenant {spec.tenant}; leave it out"
                 yield Problem(f"{path}:{one}:{key}", text)
 
 

@@ -38,7 +38,8 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
             yield f"images:{index}", f"{image!r:.100}: {_LOCATION}"
     for index, runtime in enumerate(tenant.runtimes):
         if runtime not in extensions.runtimes():
-            yield f"runtimes:{index}", f"{runtime!r:.60} is no runtime; choose from {', '.join(extensions.runtimes())}"
+            known = ", ".join(extensions.runtimes())
+            yield f"runtimes:{index}", f"{runtime!r:.60} is not a runtime; choose from {known}"
     for index, profile in enumerate(tenant.seccomp):
         if profile not in checks.SECCOMP_PROFILES and not clean(profile.removeprefix("file:")):
             choice = ", ".join(checks.SECCOMP_PROFILES)
@@ -62,7 +63,7 @@ def wrong(tenant: Tenant) -> Iterator[tuple[str, str]]:
     for index, verb in enumerate(tenant.host):
         if verb not in extensions.host_verbs():
             known = ", ".join(extensions.host_verbs())
-            yield f"host:{index}", f"{verb!r:.60} is no request that the host answers; choose from {known}"
+            yield f"host:{index}", f"{verb!r:.60} is not a request that the host answers; choose from {known}"
     for index, file in enumerate(tenant.include):
         if not clean(file) or file in tenant.include[:index]:
             yield f"include:{index}", f"{file!r:.100}: expected the absolute path of a file, which no other entry names"
@@ -79,7 +80,9 @@ def shared(tenants: dict[str, Tenant], path: str) -> list[Problem]:
     owners: dict[str, str] = {}
 
     def refuse(where: str, what: str, other: str) -> None:
-        problems.append(Problem(f"{path}:{where}", f"{what} is the tenant {other}'s, too; give each its own"))
+        problems.append(
+            Problem(f"{path}:{where}", f"{what} also belongs to the tenant {other}; give each tenant its own")
+        )
 
     for name, tenant in tenants.items():
         for index, folder in enumerate(tenant.folders):
@@ -136,9 +139,9 @@ def beyond(spec: Environment, tenant: Tenant, usual: Runtimes) -> Iterator[tuple
                 f"{verb!r:.60}: the tenant may not request that; it may request: {_listed(tenant.host)}",
             )
     if spec.stop_timeout > STOP_TIMEOUT:
-        yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are possible for a tenant"
+        yield "stop_timeout", f"{spec.stop_timeout:g}: at most {STOP_TIMEOUT:g} seconds are accepted for a tenant"
     if spec.settle > SETTLE:
-        yield "settle", f"{spec.settle:g}: at most {SETTLE:g} seconds are possible for a tenant"
+        yield "settle", f"{spec.settle:g}: at most {SETTLE:g} seconds are accepted for a tenant"
     if spec.health is not None and spec.health.interval < INTERVAL:
         text = f"{spec.health.interval:g}: at least {INTERVAL:g} seconds are necessary for a tenant"
         yield "health:interval", text

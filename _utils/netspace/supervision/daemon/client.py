@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -152,6 +151,8 @@ class DaemonSupervisor:
             self._ask("resume", ())
 
     def purge(self) -> None:
+        import shutil
+
         errors = self.remove(definitions.defined(self.layout))
         if errors:
             raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))

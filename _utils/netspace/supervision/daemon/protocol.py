@@ -70,7 +70,7 @@ def parse_request(raw: bytes) -> Request:
     if not isinstance(names, list) or len(names) > MOST_NAMES:
         raise ValueError(f"names: expected a list of at most {MOST_NAMES}")
     if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
-        raise ValueError("names: not a service's name")
+        raise ValueError("names: expected names of services")
     if do in NAMELESS and names:
         raise ValueError(f"{do} takes no names")
     if not isinstance(version, str):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from netspace.errors import NetspaceError
 from netspace.supervision import definitions
 from netspace.supervision.daemon import protocol
-from netspace.supervision.daemon.children import frozen
 from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop, Timer
@@ -149,12 +148,13 @@ class Server:
 
     def _look(self) -> bytes:
         """Return the answer with the running services. Their traces have the same values."""
-        units = (self.units.by_name[name] for name in self.units.active)
+        units = [self.units.by_name[name] for name in self.units.active]
+        running = [unit for unit in units if unit.phase == "running" and unit.pid > 0]
+        frozen = self.starting.children.frozen(unit.pid for unit in running)
         return protocol.render_look(
             {
-                unit.name: (unit.pid, unit.since, unit.restarts, unit.exit, unit.oom_kills, frozen(unit.pid))
-                for unit in units
-                if unit.phase == "running" and unit.pid > 0
+                unit.name: (unit.pid, unit.since, unit.restarts, unit.exit, unit.oom_kills, unit.pid in frozen)
+                for unit in running
             }
         )
 

@@ -55,7 +55,7 @@ class Forward:
         try:
             request = self._request(message)
         except MessageError as err:
-            log.warning("%r is no HTTP request: %s", message, err)
+            log.warning("%r is not an HTTP request: %s", message, err)
             return Done("never", _told(400, f"not an HTTP request: {err}"))
         try:
             response = await asyncio.wait_for(self._ask(request), self._timeout)

@@ -67,7 +67,7 @@ async def _one(message: Message, work: Work, patience: float) -> None:
             elif done.how == "never":
                 await message.reject()
     except Exception:
-        log.exception("the work for %r failed; it comes again", message)
+        log.exception("the work for %r failed; the broker delivers the message again", message)
 
 
 async def _patiently(message: Message, work: Work, patience: float) -> Done:

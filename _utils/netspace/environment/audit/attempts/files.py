@@ -117,7 +117,10 @@ def inherited(target: dict[str, Any]) -> str:
 
 
 def _opened_by_itself(descriptor: int, path: str) -> bool:
-    """Return whether a descriptor only reads a file that the environment has at this path.
+    """Return whether the descriptor is read-only and refers to the environment's own file at *path*.
+
+    Such a descriptor gives no access to the host. libffi 3.5, by which Python calls C functions, keeps its own library
+    file open.
 
     The C library for calls from Python (libffi 3.5) keeps its own file open.
     """

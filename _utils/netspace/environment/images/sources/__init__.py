@@ -30,9 +30,7 @@ import errno
 import hashlib
 import importlib
 import itertools
-import logging
 import os
-import shutil
 import stat
 import subprocess
 import threading
@@ -46,6 +44,7 @@ from netspace.environment.images import tools
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import Piece, Tree
 from netspace.errors import NetspaceError
+from netspace.log import Log
 
 # Every image has this UUID ("netspace" and zeros), so that equal content is an equal file.
 UUID = "6e657473-7061-6365-0000-000000000000"
@@ -58,7 +57,7 @@ _FULL = 128 * 1024  # with fewer free bytes, the disk counts as full
 _LOOK = 0.2  # seconds between looks at mkfs.erofs
 _STUCK = 120.0  # seconds without progress after which mkfs.erofs is killed
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class Defaults(msgspec.Struct, frozen=True):
@@ -192,6 +191,8 @@ def opened(path: Path) -> IO[bytes]:
 
 def pinned(source: Source, location: str, folder: Path) -> str:
     """Copy the source into *folder*, where nobody else can change it; return the copy's location."""
+    import shutil
+
     path, rest = cast(Any, source).split(location)
     if os.path.isdir(path):
         return f"{cast(Any, source).pin(Path(path), folder)}{rest}"

@@ -8,7 +8,6 @@ kernel. **Use erofs files only from sources that you trust.**
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 from netspace.environment.images import bounds, sources, tools
@@ -34,6 +33,8 @@ def identity(location: str) -> str:
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
+    import shutil
+
     budget = Budget(f"erofs:{location}")
     with sources.opened(Path(location)) as stream:
         budget.take_bytes(sources.whole(stream).size)

@@ -28,11 +28,11 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The children, sorted by name."""
+    """The asking environment's children, sorted by name."""
 
     children: tuple[Child, ...]
 
 
 def answer(asker: Asker, arguments: Nothing) -> Answer:
-    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
+    """Raise ``Later``, because the keeper (:mod:`netspace.host.keeper`), which has root's rights, must answer."""
     raise Later

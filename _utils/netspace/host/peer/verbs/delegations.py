@@ -14,11 +14,11 @@ Arguments = Nothing
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The rights, sorted by receiver and peer."""
+    """The rights that the asking environment has given, sorted by receiver and peer."""
 
     delegations: tuple[delegate.Answer, ...]
 
 
 def answer(asker: Asker, arguments: Nothing) -> Answer:
-    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
+    """Raise ``Later``, because the keeper (:mod:`netspace.host.keeper`), which has root's rights, must answer."""
     raise Later

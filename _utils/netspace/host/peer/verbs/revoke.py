@@ -23,12 +23,12 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The right, which is gone."""
+    """The right that was revoked."""
 
     link: str
     to: str
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
+    """Raise ``Later``, because the keeper (:mod:`netspace.host.keeper`), which has root's rights, must answer."""
     raise Later

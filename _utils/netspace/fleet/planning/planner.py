@@ -95,7 +95,7 @@ def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minio
     wanted = [str(name) for name in names]
     of = {host: one for host, one in known.items() if not wanted or host in wanted or one in wanted}
     if unknown := [name for name in wanted if name not in of and name not in of.values()]:
-        raise NetspaceError(f"{', '.join(unknown)}: no host or minion of the fleet's declaration in force")
+        raise NetspaceError(f"{', '.join(unknown)}: not a host or minion of the fleet's declaration in force")
     found, silent = _gathered(of, {"applied": not planned}, minions, timeout)
     records = {host: HostRecord(of[host], plan) for host, plan in sorted(found.items())}
     return PlanRecord(plans.identity(found), time.time(), "", False, records, silent)
