@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Platform(ModuleType):
-    """A module ``platform`` with all that ``uuid`` asks of it while it is imported, before Python 3.13."""
+    """A stand-in for the module ``platform``, with all that ``uuid`` calls while it is imported (before 3.13)."""
 
     @staticmethod
     def system() -> str:
@@ -45,9 +45,9 @@ class _Platform(ModuleType):
 def _import_msgspec() -> None:
     """Import msgspec without typing_extensions and platform. Other packages can import both afterwards.
 
-    msgspec uses typing_extensions in place of ``typing`` where it is installed. The library needs nothing of it, and it
-    costs each process 10 ms and 1 MB. msgspec also imports ``uuid``, which imports ``platform`` for one word: 3 ms. No
-    other thread runs yet.
+    If typing_extensions is installed, msgspec uses it in place of ``typing``. The library doesn't need it, and
+    importing it costs each process 10 ms and 1 MB. msgspec also imports ``uuid``, which imports ``platform`` only for
+    the name of the system: 3 ms. No other thread runs yet.
     """
     if "msgspec" in sys.modules:
         return
@@ -93,7 +93,10 @@ _STAYING = frozenset({"supervise", "names", "health", "forward", "peer", "keeper
 
 
 def _parser(program: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of *arguments*. If they name commands, it knows only these: all would take 5 ms to add."""
+    """Return the parser of *arguments*.
+
+    If the arguments name commands, only these are added, because adding all takes 5 ms.
+    """
     parser = _Parser(prog=program, description="The parts of netspace that run without Salt.")
     parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

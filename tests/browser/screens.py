@@ -21,7 +21,7 @@ from netspace.plugin import fleet_picture  # noqa: E402
 
 
 def pages() -> dict[str, str]:
-    """Return the pages, by name."""
+    """Return the pages with pictures of fleets, by name."""
     shop, large = pictures.compiled(pictures.shop()), pictures.compiled(pictures.large())
     return {
         "shop": fleet_picture.picture("html", shop, pictures.seen(shop)),

@@ -1,4 +1,4 @@
-"""Disturbances by a seed: at which moment, to whom, and for how long. Pure."""
+"""Disturbances, drawn by a seed: when each begins, what it disturbs, and how long it lasts. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WEIGHTS = {"client": 6, "forwarder": 3, "broker": 2, "cable": 2, "lo": 2}
 
 
 class Target(NamedTuple):
-    """One that can be disturbed.
+    """A program, service or network that can be disturbed.
 
     :param kind: ``broker``, ``forwarder`` (of a host), ``client`` (a program), ``cable`` (between hosts), or ``lo`` (of
         an environment).
@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 
 class Disturbance(NamedTuple):
-    """A disturbance.
+    """One disturbance of a target.
 
     :param after: seconds since the beginning of the disturbance before it.
     :param how: ``kill``, ``pause`` or ``cut``.

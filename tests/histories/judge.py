@@ -30,7 +30,7 @@ SHOWN = 10
 
 
 class Began(NamedTuple):
-    """A program of this end began; it knows nothing of the one before."""
+    """A program of the receiver began; it knows nothing of the program before it."""
 
 
 class Tried(NamedTuple):
@@ -80,6 +80,7 @@ class Bounds:
     :param carried: messages that a host carries at once for a buffered link.
     :param disturbed: events by which the sender, or a host that carries for it, may have lost a connection.
     :param silenced: events by which the receiver may have lost its connection without the broker's notice.
+    :param ordered: whether the sender's messages have an order. Questions that are asked at once have none.
     """
 
     in_flight: int
@@ -87,6 +88,7 @@ class Bounds:
     carried: int = 0
     disturbed: int = 0
     silenced: int = 0
+    ordered: bool = True
 
 
 @dataclass
@@ -179,7 +181,7 @@ def _received(notes: Iterable[Began | Received], known: dict[int, _Message], bou
         if not message.confirmed and not message.open:
             verdict.blame("denied", f"message {number} was received, and was said not to have arrived")
         if not message.seen:
-            if number < newest and not message.failed:
+            if number < newest and bounds.ordered and not message.failed:
                 excused = note.redelivered or message.again
                 late += excused
                 if not excused or late > bounds.silenced * bounds.in_hand:

@@ -33,7 +33,7 @@ PATIENCE = 900.0
 
 
 class Progress:
-    """The highest number that a receiver got over each link: a file of eight bytes. No promise depends on it."""
+    """Files of eight bytes, on which no promise depends: how far each link's receiver is, and its sender may go."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -49,7 +49,16 @@ class Progress:
             os.pwrite(self._file(link), (number + 1).to_bytes(8, "big"), 0)
 
     def count(self, link: str) -> int:
+        """Return one more than the highest number that the receiver got."""
         return int.from_bytes(os.pread(self._file(link), 8, 0), "big")
+
+    def allow(self, link: str, count: int) -> None:
+        os.pwrite(self._file(f"{link}.allowed"), count.to_bytes(8, "big"), 0)
+
+    def waits(self, link: str, number: int) -> bool:
+        """Return whether the sender has to wait before it sends a message."""
+        allowed = int.from_bytes(os.pread(self._file(f"{link}.allowed"), 8, 0), "big")
+        return number >= allowed or number - self.count(link) > AHEAD
 
 
 class Sender:
@@ -70,7 +79,7 @@ class Sender:
             self._notes.told(Failed(one, True) for one in again)
             again = []
         for chunk in _chunks(itertools.chain(again, range(following, number)), WINDOW if how == "send" else QUESTIONS):
-            while chunk[-1] - self._progress.count(self._link) > AHEAD:
+            while self._progress.waits(self._link, chunk[0]):
                 await asyncio.sleep(0.02)
             await (self._send(chunk) if how == "send" else self._ask(chunk))
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,8 @@ IN_HAND = 200
 """Messages that a receiver may have unacknowledged: the client's ``capacity``."""
 QUIET = 30.0
 """Seconds without a message after which nothing more is expected."""
+PATIENCE = 10.0
+"""Seconds after which a disturbance is left out, because its target is disturbed already or isn't there."""
 PAUSE = 0.05
 
 
@@ -90,6 +92,7 @@ class Road:
             carried=carried,
             disturbed=sum(hits[target] for target in self.repeats()),
             # A kill closes the connection, which the broker notices.
+            ordered=self.how == "send",
             silenced=sum(one.target in self.silences() and one.how != "kill" for one in done),
         )
 
@@ -136,6 +139,7 @@ class Run:
     :param hosts: by name; a single host may have the name ``""``.
     :param folder: for cards and notes.
     :param numbers: messages of each road, by the road's name.
+    :param late: receivers that begin only when all messages are sent.
     """
 
     def __init__(
@@ -145,10 +149,13 @@ class Run:
         roads: Sequence[Road],
         folder: Path,
         numbers: Mapping[str, int],
+        late: Collection[str] = (),
     ) -> None:
         self._hosts = hosts
         self._cable = cable
         self._roads = roads
+        self._numbers = numbers
+        self._late = set(late)
         self._folder = folder
         self._where = dict(end for road in roads for end in road.ends)
         self._commands: dict[str, list[str]] = {}
@@ -176,10 +183,22 @@ class Run:
         return [*found, *([Target("cable", "")] if self._cable else [])]
 
     # -- the run -----------------------------------------------------------------------
-    def __call__(self, disturbances: Iterator[Disturbance], say: Callable[[str], None] = lambda _: None) -> Report:
-        """Run all programs until each message was told of, and each that was confirmed has had its time to arrive."""
+    def __call__(
+        self,
+        disturbances: Iterator[Disturbance],
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        least: int = 0,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> Report:
+        """Run all programs until each message's outcome is known, and each confirmed one has had time to arrive.
+
+        :param least: the number of disturbances over which the messages are spread.
+        :param at_end: called when all messages are sent.
+        """
         began = time.monotonic()
         done: list[Disturbance] = []
+        self._allow(0, least)
         following = next(disturbances, None)
         due = began + (following.after if following else 0.0)
         try:
@@ -187,14 +206,19 @@ class Run:
                 now = time.monotonic()
                 self._heal(now)
                 if following is not None and now >= due:
-                    if self._disturb(following, now):
+                    hit = self._disturb(following, now)
+                    if hit:
                         done.append(following)
                         say(f"{now - began:7.1f} s: {following}")
-                    following = next(disturbances, None)
-                    due = max(now, due) + (following.after if following else 0.0)
+                    if hit or now > due + PATIENCE:
+                        following = next(disturbances, None)
+                        due = now + (following.after if following else 0.0)
+                        self._allow(len(done) if following else least, least)
                 self._tend()
                 time.sleep(PAUSE)
             self._heal(float("inf"))
+            at_end()
+            self._late.clear()
             self._drain()
         finally:
             self._heal(float("inf"))
@@ -207,6 +231,14 @@ class Run:
             for name in self._receivers()
         )
         return Report(done, verdicts, time.monotonic() - began, strangers, self._ended)
+
+    def _allow(self, done: int, least: int) -> None:
+        """Tell the senders how far they may go: a share of the messages for each disturbance."""
+        if done <= least:
+            for road in self._roads:
+                number = self._numbers[road.name]
+                share = number if done == least else number * (done + 1) // (least + 1)
+                program.Progress(self._folder / "progress").allow(road.name, share)
 
     def judged(self, road: Road, done: Sequence[Disturbance]) -> Verdict:
         (source, _), (target, _) = road.ends
@@ -225,6 +257,8 @@ class Run:
     def _tend(self) -> None:
         """Start the programs that don't run."""
         for name, command in self._commands.items():
+            if name in self._late:
+                continue
             running = self._programs.get(name)
             code = None if running is None else running.poll()
             if running is None or code not in (None, 0):
@@ -239,7 +273,8 @@ class Run:
         changed = time.monotonic()
         while time.monotonic() < changed + QUIET:
             self._tend()
-            new = {name: (self._folder / f"{name}.notes").stat().st_size for name in self._receivers()}
+            paths = [self._folder / f"{name}.notes" for name in self._receivers()]
+            new = {path.name: path.stat().st_size for path in paths if path.exists()}
             if new != sizes:
                 sizes, changed = new, time.monotonic()
             elif time.monotonic() > changed + 3 and not any(
@@ -300,5 +335,5 @@ def _continued(pid: int) -> None:
 
 
 def with_seed(run: Run, seed: int, mean: float) -> Iterator[Disturbance]:
-    """Return disturbances of everything that a run has."""
+    """Yield disturbances of everything that a run has."""
     return faults.schedule(seed, run.targets(), mean)

@@ -102,7 +102,7 @@ class Fleet:
         self.do(pages.steps(text))
 
     def do(self, steps: list[Step]) -> None:
-        """Do these steps."""
+        """Do some steps of a page, in order."""
         said: dict[str, str] = {}
         for step in steps:
             said = self.step(step, said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netspace.host import renaming
+from netspace.host import planned, renaming
 from netspace.plan import Outcome, Plan, Result, Step, renamed
 from netspace.spec import parse
 
@@ -29,11 +29,25 @@ def test_the_two_halves_are_one_step() -> None:
     assert renamed(found.plan.steps) == {"web": "www"} and found.plan.notes == ["a note"]
 
 
+def test_an_apply_of_a_planned_rename_may_take_both_halves() -> None:
+    check = planned._only(joined(Result(Plan([GONE, OTHER, MADE]))).plan)
+    check(Plan([GONE, MADE, OTHER]))
+    for kind, name, action in (
+        ("environment", "till", "remove"),
+        ("environment", "www", "create"),
+        ("environment", "web", "remove"),
+        ("interface", "www", "remove"),
+        ("interface", "web", "create"),
+    ):
+        with pytest.raises(planned.PlanChanged, match=f"{action} {kind} {name} isn't in the plan"):
+            check(Plan([GONE, MADE, Step(kind, name, action)]))
+
+
 @pytest.mark.parametrize("half", [GONE, MADE])
 def test_one_half_alone_stays_what_it_is(half: Step) -> None:
-    """Only one half of a renaming is in the result, because a killed run had done the other half.
+    """A killed run had done one half of a renaming, so the result has only the other half.
 
-    This step stays a creation or a removal.
+    It is reported as what it is: a creation or a removal.
     """
     assert joined(Result(Plan([half, OTHER]))).plan.steps == [half, OTHER]
 

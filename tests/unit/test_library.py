@@ -120,7 +120,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
     with pytest.raises(SystemExit) as err:
         main(arguments)
     assert err.value.code == 1
-    assert "usage" in capsys.readouterr().err
+    assert "--help" in capsys.readouterr().err
 
 
 # -- what it needs -----------------------------------------------------------------------------------

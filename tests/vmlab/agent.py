@@ -60,7 +60,7 @@ def text(data: bytes | None) -> str:
 
 
 def serve(path: str) -> None:
-    """Answer requests without end."""
+    """Answer requests that come by the port (a device) at *path*, without end."""
     port = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     lock = threading.Lock()
 

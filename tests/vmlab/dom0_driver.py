@@ -25,10 +25,9 @@ def applied(declaration: dict[str, Any], *, test: bool = False) -> dict[str, Any
     """Apply a declaration; return the steps, errors and refusals."""
     declared = parse.declaration(declaration)
     host = Host(Layout())
-    results = [
-        host.converge_interfaces(declared, whole=True, test=test),
-        host.converge_environments(declared, whole=True, test=test),
-    ]
+    kinds = [host.converge_interfaces, host.converge_environments]
+    # What isn't declared any more ends before its namespace does.
+    results = [one(declared, whole=True, test=test) for one in (kinds if declared.environments else kinds[::-1])]
     return {
         "steps": [f"{step.kind} {step.name} {step.action}" for result in results for step in result.plan.steps],
         "errors": [outcome.error for result in results for outcome in result.outcomes if outcome.error],

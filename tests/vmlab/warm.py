@@ -74,7 +74,7 @@ def answer(caller: salt.cli.caller.BaseCaller, request: list[str]) -> dict[str, 
 
 
 def serve(path: str) -> None:
-    """Answer requests without end."""
+    """Answer requests on the socket *path* without end."""
     caller = prepared()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")

@@ -79,7 +79,7 @@ class Asker(NamedTuple):
     image: str
 
     def context(self, use: Literal["seal", "sign"], image: bool) -> bytes:
-        """Return what a key is bound to, as bytes; two different things never have the same bytes.
+        """Return the things to which a key is bound, as bytes. Different things never give the same bytes.
 
         :param image: whether it is bound to the image.
         """
@@ -144,7 +144,7 @@ def read(text: str) -> tuple[Head, bytes]:
 def opened(key: bytes, body: bytes) -> bytes:
     """Decrypt the text of a sealed value.
 
-    :raises BoundError: when the key is another one.
+    :raises BoundError: when the text was encrypted with another key.
     """
     from cryptography.exceptions import InvalidTag
 

@@ -134,7 +134,7 @@ class Enrolment:
     others: tuple[tuple[str, bytes], ...] = ()
 
     def wire(self) -> dict[str, Any]:
-        """Return the wire form."""
+        """Return the enrolment as JSON values, the form in which the host sends it (wire form)."""
         return {
             "v": 2,
             "template": self.template,

@@ -82,6 +82,7 @@ class Identities:
         answer. The other methods don't refuse in this case.
 
         :param asked: the call: its function, arguments and nonce.
+        :param told: the minion's signed answer.
         :raises Refused: when *minion*'s Salt key did not sign this answer to this call.
         """
         if not isinstance(told, Mapping):

@@ -27,7 +27,7 @@ class LedgerProof:
     signature: bytes = b""
 
     def wire(self) -> dict[str, Any]:
-        """Return the wire form."""
+        """Return the lines and the certificate as JSON values, the form in which the host sends them (wire form)."""
         return {
             "first": self.first,
             "lines": text(self.lines),

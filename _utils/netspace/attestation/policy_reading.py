@@ -51,7 +51,10 @@ class Pattern:
 
 
 def mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return *data*, which must be a mapping with keys from *known* only."""
+    """Return *data*, which must be a mapping with keys from *known* only.
+
+    :param at: the value's path in the policy, for messages.
+    """
     if not isinstance(data, Mapping):
         raise PolicyError(f"{at}: expected a mapping")
     for key in data:
@@ -61,19 +64,28 @@ def mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def items(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
-    """Return *data*, which must be a list of at most *limit* items."""
+    """Return *data*, which must be a list of at most *limit* items.
+
+    :param at: the value's path in the policy, for messages.
+    """
     if not isinstance(data, list) or len(data) > limit:
         raise PolicyError(f"{at}: expected a list of at most {limit}")
     return data
 
 
 def digests(data: Any, at: str, size: int = 32, limit: int = MAX_ITEMS) -> frozenset[bytes]:
-    """Parse a list of at most *limit* digests of *size* bytes each (default: SHA-256)."""
+    """Parse a list of at most *limit* digests of *size* bytes each (default: SHA-256).
+
+    :param at: the value's path in the policy, for messages.
+    """
     return frozenset(octets(one, size, at) for one in items(data, at, limit))
 
 
 def octets(text: Any, size: int, at: str) -> bytes:
-    """Parse *size* bytes in hex."""
+    """Parse *size* bytes in hex.
+
+    :param at: the value's path in the policy, for messages.
+    """
     raw = from_hex(text, size)
     if raw is None:
         raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
@@ -89,7 +101,10 @@ def flag(found: Mapping[str, Any], name: str, at: str, default: bool) -> bool:
 
 
 def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
-    """Parse a list of patterns."""
+    """Parse a list of patterns.
+
+    :param at: the value's path in the policy, for messages.
+    """
     for one in items(data, at, MAX_PATTERNS):
         if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
             raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
@@ -97,7 +112,10 @@ def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
 
 
 def pcr(number: Any, at: str) -> int:
-    """Parse a PCR's number. As the key of a mapping, it is a number in YAML and text in JSON."""
+    """Parse a PCR's number. As the key of a mapping, it is a number in YAML and text in JSON.
+
+    :param at: the value's path in the policy, for messages.
+    """
     text = str(number)
     if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
         raise PolicyError(f"{at}: {number!r:.40}: expected the number of a PCR, 0 to 23")

@@ -51,7 +51,11 @@ def drain(declaration: FleetDeclaration, names: Iterable[object], *, undo: bool)
 
 
 def _newly_sealed(before: Compiled, after: Compiled) -> set[str]:
-    """Return the hosts that get sealed links with a new peer. They have to exchange keys after the apply."""
+    """Return the hosts that get sealed links with a new peer. They have to exchange keys after the apply.
+
+    :param before: the declaration in force, compiled.
+    :param after: the declaration with the drain, compiled.
+    """
     found = set[str]()
     for minion, pillar in after.slices.items():
         peers = joining.sealed_peers(pillar["netspace"])

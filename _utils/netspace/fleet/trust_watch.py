@@ -97,13 +97,13 @@ class Judged:
 
 
 class _Begun:
-    """The times at which this process began its last looks, by book and minion."""
+    """The times at which this process last began to check minions, by trust book and minion."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[Path, str], float] = {}
 
     def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
-        """Return those of *minions* at which this process hasn't begun to look since *asked*.
+        """Return those of *minions* that this process hasn't begun to check since the time *asked*.
 
         They count as begun now.
         """

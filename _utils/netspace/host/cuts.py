@@ -74,7 +74,7 @@ def note(layout: Layout, gone: Collection[str], declared: Collection[Link], aske
 
 
 def heard(layout: Layout, declared: Collection[Link], asked: float) -> None:
-    """Note the links in a pillar that the master gave just now, if this host withholds some of them.
+    """Note a pillar that was requested just now, if it declares links that a noted cut forbids: it ends the cut.
 
     :param asked: as for :func:`note`.
     """

@@ -67,7 +67,7 @@ class Delegation(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of its link."""
+        """The name of the delegated link."""
         return self.possible.name
 
     @property

@@ -259,7 +259,7 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
 
 
 def _programs(layout: Layout) -> Iterator[Family]:
-    """Return the numbers of children and of delegated rights, by the environment whose program asked for them."""
+    """Yield the numbers of children and of delegated rights, by the environment whose program asked for them."""
     from netspace.host import child_records, delegation_records
 
     given = (delegation_records.read(layout, name) for name in delegation_records.names(layout))

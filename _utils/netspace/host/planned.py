@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from netspace.errors import NetspaceError
 from netspace.host.overview import Overview
-from netspace.plan import Plan, Result
+from netspace.plan import NAME, RENAME, Plan, Result
 from netspace.spec import trust
 from netspace.spec.types import Declaration
 from netspace.supervision import restart_policy
@@ -71,6 +71,9 @@ class Planned(Overview):
 def _only(plan: Plan) -> Callable[[Plan], None]:
     """Return a function that raises PlanChanged for a plan with a step that *plan* doesn't have."""
     known = {(step.kind, step.name, step.action) for step in plan.steps}
+    for step in plan.steps:
+        if step.action == RENAME and NAME in step.changes:  # what a kind does as two steps
+            known |= {(step.kind, str(step.changes[NAME]["old"]), "remove"), (step.kind, step.name, "create")}
 
     def check(about_to: Plan) -> None:
         new = [step for step in about_to.steps if (step.kind, step.name, step.action) not in known]

@@ -38,6 +38,7 @@ def patiently(where: Socket, messages: Sequence[Message], late: Callable[[int], 
 
     The kernel removes a namespace's device only some time after the namespace.
 
+    :param where: the socket in the network namespace of the devices.
     :param late: returns whether the message at this position may fail for that reason.
     :return: the failures that remain, by position.
     """

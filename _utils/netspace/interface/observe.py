@@ -146,8 +146,8 @@ def observe(
     :param only: the environments whose ends are observed; None: all. Of other environments, only the claims are read.
     :param declared: desired interfaces; the network devices, modules and ports that they need are observed, too.
     :param doomed: environments to remove; for these, only the devices to delete are observed.
-    :param volatile: the notes of what the kernel has, if the caller has read them: they are as long as the host has
-        environments.
+    :param volatile: the recorded changes in the kernel, if the caller has read them already: the record grows with the
+        number of environments.
     :raises StateError: a record can't be read.
     """
     everybody = index.read(sealed=only is not None)

@@ -93,7 +93,10 @@ def declared(digest: str) -> bytes:
 
 
 def started(runs: Mapping[str, Run], at: int) -> list[bytes]:
-    """Return the lines that record starts."""
+    """Return the lines that record starts.
+
+    :param at: the time, in seconds since the epoch.
+    """
     return [
         _line({"at": at, "start": {name: [runs[name].image, runs[name].configuration, runs[name].certificate]
                                    for name in names}})
@@ -102,7 +105,10 @@ def started(runs: Mapping[str, Run], at: int) -> list[bytes]:
 
 
 def ended(names: Iterable[str], at: int) -> list[bytes]:
-    """Return the lines that record ends."""
+    """Return the lines that record ends.
+
+    :param at: the time, in seconds since the epoch.
+    """
     return [_line({"at": at, "end": part}) for part in _parts(sorted(set(names)))]
 
 

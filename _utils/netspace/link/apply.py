@@ -143,6 +143,8 @@ class ApplyRun:
         """Create and delete keys for sealed links.
 
         While this host declares other hosts, their trust bundles and this host's endorser key are kept.
+
+        :param after: the links after the change.
         """
         now, links = time.time(), after.values()
         sealing = seals.members(links)
@@ -194,6 +196,7 @@ class ApplyRun:
     ) -> _Left:
         """Delete revoked objects, then import the others; return the queues that stay because they hold mail.
 
+        :param after: the links after the change.
         :param definitions: the broker's definitions, with our account names; None: they are read once the broker is
             started.
         """
@@ -320,6 +323,8 @@ class ApplyRun:
         """Remove the forwarder's routes of revoked links to other hosts, after a change of the broker has failed.
 
         This needs no broker. Errors are ignored: the run has failed already, and the next run repeats everything.
+
+        :param after: the links after the change.
         """
         where = work.observed.record.broker
         if where is None or not any(objects.elsewhere(link) for name, link in work.before.items() if name not in after):
@@ -354,7 +359,11 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints of the names under which objects exist on the broker even if this change fails."""
+    """Return the fingerprints of the names to record until the broker has been changed.
+
+    They are those of the recorded names, since only these certainly exist on the broker. Without earlier links, they
+    are those of the new names.
+    """
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 

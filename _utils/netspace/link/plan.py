@@ -162,8 +162,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     work = LinkChange(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
         notes.append(
-            f"no client reaches the broker: {observed.detail}; the apply asks "
-            "the broker again, and restarts it if it doesn't answer"
+            f"no client reaches the broker: {observed.detail}; the apply asks it again, and restarts it if it is silent"
         )
     elif before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")

@@ -24,6 +24,7 @@ ROWS = 100
 def seconds(timeout: object, most: int = 3600) -> int:
     """Return *timeout* (seconds) if it is a valid time limit of a command.
 
+    :param most: the longest time limit that is accepted.
     :raises NetspaceError: it is no whole number from 1 to 3600.
     """
     if type(timeout) is not int or not 1 <= timeout <= most:

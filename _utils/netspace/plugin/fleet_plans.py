@@ -90,7 +90,7 @@ def compared(found: Mapping[str, object], paint: Paint) -> list[str]:
 
 
 def _changes(changes: Sequence[Mapping[str, object]], paint: Paint) -> list[str]:
-    """Return the table of changes."""
+    """Return the table of a plan's changes."""
     alike: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
     for one in changes:
         alike.setdefault((text(one["kind"]), text(one["action"]), *map(text, mapping(one["changes"]))), []).append(one)

@@ -42,7 +42,7 @@ class Possible(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the link."""
+        """The name that the delegated link would have."""
         return f"{self.to}.{self.target}"
 
     @property

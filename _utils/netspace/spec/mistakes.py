@@ -34,7 +34,10 @@ _BAD_TAG = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
 
 
 def problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> tuple[Problem, list[str]]:
-    """Return the problem, and the keys that lead from *data* to it."""
+    """Return the problem, and the keys that lead from *data* to it.
+
+    :param of: the type that *data* should have.
+    """
     match = _AT.fullmatch(str(err))
     assert match is not None
     text, at = match[1], match[2] or "$"

@@ -163,7 +163,7 @@ def edges(world: World) -> list[Edge]:
 
 
 def of_links(links: Iterable[Link]) -> Iterator[Edge]:
-    """Yield the edges of links."""
+    """Yield the edges (who may reach whom) that links give."""
     for link in links:
         rule = f"netspace:links:{link.name}"
         more = [

@@ -43,7 +43,7 @@ class Pace:
         return max(0.0, self._filled - self._room - now)
 
     def take(self, now: float) -> None:
-        """Count a message."""
+        """Count a message that is sent or taken at the time *now*."""
         self._filled = max(self._filled, now) + self._each
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.attestation import tate
+from support.attestation.anonymous import attest
 from support.attestation.software_tpm import Factory
 
 from netspace.attestation.daa import curve, fields, quote, scheme
@@ -170,6 +172,51 @@ def test_quote_tells_clock_and_firmware_and_no_more(hosts: list[Host], issuer: I
     # In another hierarchy, each TPM would add a number of its own to the version.
     assert one.firmware == two.firmware
     assert one._replace(clock=two.clock, digest=two.digest) == two
+
+
+def forged(host: Host, credential: Credential, request: Request, pcrs: dict[int, bytes]) -> bytes:
+    """Return a quote of made-up PCRs: the host, who has all rights, lets its TPM hash and sign what a quote would be.
+
+    :raises tpm.DeviceError: the TPM refuses.
+    """
+    stated = attest(pcrs)
+    r, s, t, w = credential.randomized()
+
+    def work(device: tpm.Device) -> bytes:
+        tss, esapi, member = device.tss, device.esapi, Member(device)
+        with member._key() as (key, _):
+            made = member._commit(key, s, None)
+            qualifying = request.qualifying((r, s, t, w), [made.first])
+            whole = qualifying + hashlib.sha256(stated).digest()
+            hashed, ticket = esapi.hash(
+                tss.TPM2B_MAX_BUFFER(whole), tss.constants.TPM2_ALG.SHA256, tss.ESYS_TR.ENDORSEMENT
+            )
+            way = tss.TPMT_SIG_SCHEME(scheme=tss.constants.TPM2_ALG.ECDAA)
+            way.details.ecdaa.hashAlg = tss.constants.TPM2_ALG.SHA256
+            way.details.ecdaa.count = made.counter
+            signature = esapi.sign(key, hashed, way, ticket)  # it must live as long as its parts
+        signed = signature.signature.ecdaa
+        response = int.from_bytes(bytes(signed.signatureS), "big")
+        return quote.encode(scheme.Proof(r, s, t, w, None, qualifying, bytes(signed.signatureR), response), stated)
+
+    found: bytes = host.run(work)
+    return found
+
+
+def test_tpm_signs_no_quote_that_its_host_made_up(
+    hosts: list[Host], issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The qualifying data begins with a value that keeps a TPM from signing it otherwise than in a quote."""
+    now, public, wanted = time.time(), issuer.public(), {0: bytes(31) + b"\1", 7: bytes(32)}
+    host = hosts[0]
+    credential = host.join(issuer, now)
+    with pytest.raises(tpm.DeviceError, match="invalid ticket"):
+        forged(host, credential, asked(public, None), wanted)
+    # Without the value, the TPM signs it, and every check passes.
+    monkeypatch.setattr(scheme, "PREFIX", b"")
+    monkeypatch.setattr(quote, "QUALIFYING", 32)
+    request = asked(public, None)
+    quote.verify(forged(host, credential, request, wanted), public, request, wanted)
 
 
 def test_host_joins_with_its_own_tpm_and_one_key(

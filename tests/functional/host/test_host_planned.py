@@ -57,6 +57,18 @@ def test_each_planned_change_is_applied_as_planned(salt: Salt, image: Path) -> N
     assert set(running(salt)) == set(whole["environments"])
 
 
+def test_a_planned_rename_is_applied(salt: Salt, image: Path) -> None:
+    all_true(salt.apply(shop(image)))
+    declared = shop(image)
+    declared["environments"]["desk"] = {**declared["environments"].pop("orders"), "formerly": "orders"}
+    declared["links"] = [{**declared["links"][0], "to": "desk"}]
+    plan = planned(salt, declared)
+    assert ("environment", "desk", "rename") in {(one["kind"], one["name"], one["action"]) for one in plan["steps"]}
+    done = applied(salt, plan)
+    assert done["applied"] is True and done["reason"] == "", done
+    assert planned(salt, declared)["steps"] == [] and set(running(salt)) == {"desk", "web", "stranger"}
+
+
 def test_a_changed_host_or_declaration_is_refused_by_name(salt: Salt, image: Path) -> None:
     all_true(salt.apply(shop(image)))
     declared = shop(image)

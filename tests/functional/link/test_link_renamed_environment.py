@@ -159,7 +159,7 @@ def test_a_rename_killed_at_any_step_is_repaired(host, monkeypatch):
 
 
 def test_mail_of_a_name_that_is_in_use_stays_its_own(host):
-    """An environment claims the name of one that still exists as its former name: it gets none of its mail.
+    """An environment claims, as its former name, the name of one that still exists: it gets none of the other's mail.
 
     A minion's slice or a single state could contain such a claim.
     """

@@ -82,7 +82,7 @@ class Move:
 
 
 def moves(chance: random.Random) -> list[Move]:
-    """Draw a scene."""
+    """Draw the moves of a random scene."""
     scene: list[Move] = []
     for _ in range(chance.randint(1, 5)):
         kind = chance.choices(("forge", "honest", "release", "revoke"), (12, 4, 1, 1))[0]

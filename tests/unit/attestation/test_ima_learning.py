@@ -282,7 +282,7 @@ def test_what_ends_counts_until_then_and_is_part_of_the_fingerprint() -> None:
         ({"2026-12-24": {"boot": {"secure_boot": False}}}, "boot:secure_boot: unknown"),
         ({"2026-12-24": {"boot": {"dbx": []}}}, "boot:dbx: unknown"),
         ({"2026-12-24": {"ima": {"violations": "ignore"}}}, "ima:violations: unknown"),
-        ({"2026-12-24": {"boot": {"signers": [DIGEST]}}}, "missing: boot:signers"),
+        ({"2026-12-24": {"boot": {"signers": [DIGEST]}}}, "add boot:signers"),
         ({"2026-12-24": {"boot": {"pcrs": {1: [DIGEST]}}}}, "only PCRs that policy:boot:pcrs lists"),
         ({"2026-12-24": {"boot": {"pcrs": {0: [DIGEST], "0": [DIGEST]}}}}, "that policy:boot:pcrs lists, each once"),
         ({"2026-12-24": {"boot": {"kernels": ["zz"]}}}, "boot:kernels"),

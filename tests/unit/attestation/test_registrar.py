@@ -91,7 +91,7 @@ def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
     twin.take = lambda period: None
-    with pytest.raises(refusals.SharedAttestationKey, match="is web1's"):
+    with pytest.raises(refusals.SharedAttestationKey, match="belongs to web1"):
         enroll(registrar, Minion("web2", twin))
     enroll(registrar, minion)
     assert enroll(registrar, Minion("web2", twin))["minion"] == "web2", "a key that counts no more is nobody's"
@@ -142,7 +142,7 @@ def test_an_inventory_says_which_tpm_is_whose(registrar: Registrar, minion: Mini
     [
         ("web1\n", "line 1: expected"),
         (f"web1 {'0' * 63}\n", "line 1: expected"),
-        (f"web1 {'0' * 64}\nweb1 {'1' * 64}", "line 2: web1 a second time"),
+        (f"web1 {'0' * 64}\nweb1 {'1' * 64}", "line 2: web1 is listed a second time"),
         (f"web1 {'0' * 64}\nweb2 {'0' * 64}", "line 2: 0+ is web1's"),
         ("web1 \udcff\n", "line 1: expected"),
     ],
@@ -390,7 +390,7 @@ def test_a_record_without_its_key_is_named(registrar: Registrar, minion: Minion,
     enroll(registrar, minion)
     (path,) = (registrar.folder / "hosts").iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), "ak": key}))
-    with pytest.raises(NetspaceError, match="web1: not a record of an enrolment"):
+    with pytest.raises(NetspaceError, match="web1: its record is not that of an enrolled host"):
         enroll(registrar, minion)
 
 

@@ -126,7 +126,7 @@ def test_a_rename_with_fewer_replicas_is_refused() -> None:
     ],
 )
 def test_a_claim_to_anothers_mailbox_is_refused(more: dict[str, Any], path: str, reason: str) -> None:
-    """Refuse the claim wherever it is: neither other hosts nor other files of the fleet make it possible."""
+    """An environment that claims another's name as its own former name is refused, in any file of the fleet."""
     extra = {name: {"image": "tar:/srv/shop.tar", **spec} for name, spec in more.items()}
     documents = {"fleet.yaml": data(), "team/more.yaml": {"environments": extra}}
     with pytest.raises(FleetError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -28,6 +29,7 @@ from netspace.link.problems import Problem
 from netspace.link.reconciler import DesiredLinks, Links, Observed, Record
 from netspace.link.record import read, write
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
+from netspace.supervision.service import Status
 
 LINK = Link(source="web", target="orders", pattern="request")
 CLUSTER = ClusterBroker(url="amqps://mq.example", management="https://mq.example:15671", credentials="/nowhere")
@@ -45,6 +47,34 @@ def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
     for each in ("rate-limit sessions ", "filter bwlim-in ", "set-bandwidth-limit "):
         assert config.count(each) == 2, "one share for each environment"
     assert config == process.render(Layout(), Wanted(LocalBroker(), {"a-b": 12, "web": 11}))
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "given_up"),
+    [
+        (Status("running", 7), 200.0, False),  # an emulated processor takes so long
+        (Status("starting"), 200.0, False),
+        (Status("starting", restarts=1), 10.0, False),
+        (Status("starting", restarts=1), 30.0, True),
+        (Status("running", 9, restarts=3), 30.0, True),
+        (Status("failed"), 0.0, True),
+        (None, 0.0, True),
+    ],
+)
+def test_a_forwarder_that_starts_slowly_is_waited_for(monkeypatch, status, after, given_up):
+    now, asked = [1000.0], []
+
+    def serves(layout, seconds, ended):
+        now[0] += after
+        asked.append((seconds, ended()))
+        return not ended()
+
+    monkeypatch.setattr(process.haproxy, "serves", serves)
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    supervisor = SimpleNamespace(observe=lambda names: {} if status is None else {"forwarder": status})
+    with pytest.raises(NetspaceError, match="doesn't start") if given_up else contextlib.nullcontext():
+        process._wait(Layout(), supervisor)
+    assert asked == [(300.0, given_up)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from netspace.environment import record
 from netspace.errors import SpecError
 from netspace.host import keeper
-from netspace.spec import delegations, parse, spawns
+from netspace.spec import delegations, parse, peer, spawns
 from netspace.spec.delegations import Granted
 from netspace.spec.types import Declaration, Link
 
@@ -177,8 +177,8 @@ def test_change_of_delegations_restarts_nothing() -> None:
     assert prints[0] == prints[1]
 
 
-def test_verbs_about_delegations_are_those_of_the_keeper() -> None:
-    assert set(get_args(keeper.Verb)) == spawns.VERBS | delegations.VERBS
+def test_verbs_of_children_rights_and_keys_are_the_keeper_s() -> None:
+    assert set(get_args(keeper.Verb)) == spawns.VERBS | delegations.VERBS | peer.KEYED
 
 
 # -- nobody has more than was given --------------------------------------------------------------------------------

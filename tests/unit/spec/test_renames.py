@@ -101,7 +101,7 @@ ENDS = st.sampled_from(["web", "till", "orders", "audit"])
 def test_a_link_from_another_hands_no_mailbox_on(
     ends: set[tuple[str, str]], handed: set[str], delegated: set[str], written: bool, answering: bool
 ) -> None:
-    """Links of children and delegates, which derive from a renamed environment's own, hand no mailbox on."""
+    """A child or delegate with a link that derives from a renamed environment's doesn't get the former mailbox."""
     ends |= {("web", target) for target in (handed | delegated) - {"web"}} | {("web", "till")}
     links: list[dict[str, Any]] = [{"from": source, "to": target} for source, target in sorted(ends)]
     for link in links:

@@ -272,7 +272,10 @@ def test_rule_of_a_tenant_stays_within_what_is_outside(rule: dict[str, Any], mes
 
 
 def test_operators_wrong_environment_keeps_its_path_and_name() -> None:
-    """The tenant declares the same name: its own environment is refused, and isn't blamed for the operator's."""
+    """Operator and tenant declare the same name, the operator with a mistake: its path is the operator's.
+
+    The tenant's environment is refused only because the name is taken.
+    """
     data = whole()
     data["environments"]["acme-web"] = {"image": "tar:/srv/acme/web.tar", "health": {"interval": "soon"}}
     found = told(data)

@@ -414,7 +414,7 @@ def test_search_finds_the_hole_without_a_check(hole: str) -> None:
 
 
 def test_links_across_are_found_by_the_proof_alone() -> None:
-    """Take out the rule for links of parts: the proof refuses what then passes."""
+    """Without the rule for links in tenants' parts, the proof of separation still refuses a link between tenants."""
     with without((parts, "inside", _any_link)):
         part: Part = {"environments": {EVIL: plain()}, "links": [{"from": EVIL, "to": "victim-ledger"}]}
         assert any("reaches the tenant victim" in one for one in answer(part)[1])

@@ -38,7 +38,10 @@ def test_it_is_counted(tmp_path: Path, file: str, content: str, kills: int) -> N
 def test_groups_are_read_only_after_a_kill_above_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, above: int | None, read: int
 ) -> None:
-    """A group counts the kills of all groups below it, unless the hierarchy was mounted without these sums."""
+    """While the group above has counted no kill, the groups below it aren't read.
+
+    A group counts the kills of all groups below it, unless the hierarchy was mounted without these sums.
+    """
     monkeypatch.setattr(memory_events, "ROOT", str(tmp_path))
     (tmp_path / "cgroup.controllers").touch()
     (tmp_path / "all/web").mkdir(parents=True)

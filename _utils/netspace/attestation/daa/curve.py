@@ -1,6 +1,6 @@
 """Points of the curve BN_P256: y^2 = x^3 + 3 over F_p (G1), and of its twist over F_p2 (G2). Pure.
 
-The point at infinity is None. It is never encoded, and never decoded: no value of the scheme may be it.
+The point at infinity is None. It is neither encoded nor decoded, because no value of the scheme may be this point.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def decode(raw: bytes) -> G1:
 
 
 def hashed(basename: bytes) -> tuple[bytes, G1]:
-    """Return the point that belongs to a basename, and the bytes of which its x is the SHA-256 modulo p.
+    """Return a basename's point, and the bytes whose SHA-256, modulo p, is the point's x.
 
     TPM2_Commit takes these bytes (``s2``) and y, and computes x itself. Nobody knows the point's logarithm.
     """
@@ -144,7 +144,7 @@ def slope(a: G2, b: G2) -> F2 | None:
 
 
 def along(a: G2, b: G2, slope: F2) -> G2:
-    """Return a + b, whose line has this slope."""
+    """Return a + b. The line through both points has the given slope."""
     x = fields.subtract(fields.multiply(slope, slope), fields.add(a[0], b[0]))
     return x, fields.subtract(fields.multiply(slope, fields.subtract(a[0], x)), a[1])
 

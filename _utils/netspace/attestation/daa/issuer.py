@@ -54,10 +54,10 @@ class MemberKey:
 def member_key(raw: bytes) -> MemberKey:
     """Return the key that a TPMT_PUBLIC describes.
 
-    It must be one that a TPM made and never gives away, and with which it signs nothing but its own statements: a
-    restricted ECDAA key on BN_P256. With another one, a member could sign a quote that no TPM made.
+    It must be a restricted ECDAA key on BN_P256: a key that a TPM made and never gives away, and with which the TPM
+    signs only its own statements. With any other key, a member could sign a quote that no TPM made.
 
-    :raises Refusal: when it is another.
+    :raises Refusal: when it is any other key.
     """
     try:
         reader = Reader(raw, "the member's key")
@@ -70,10 +70,10 @@ def member_key(raw: bytes) -> MemberKey:
         raise Refusal("malformed", str(err)) from err
     null = structures.NULL
     if head != [structures.ECC, SHA256, _ATTRIBUTES, 0] or about != [null, ECDAA, SHA256, 0, BN_P256, null]:
-        raise Refusal("key", "the member's key is no restricted ECDAA key of a TPM on BN_P256")
+        raise Refusal("key", "the member's key is not a restricted ECDAA key of a TPM on BN_P256")
     point = int.from_bytes(x, "big"), int.from_bytes(y, "big")
     if not curve.on_curve(point):
-        raise Refusal("key", "the member's key is no point of BN_P256")
+        raise Refusal("key", "the member's key is not a point of BN_P256")
     return MemberKey(SHA256.to_bytes(2, "big") + hashlib.sha256(raw).digest(), point)
 
 
@@ -88,7 +88,7 @@ class Issuer:
     def make(self, now: float) -> IssuerKey:
         """Make a new issuer's key, and forget all members; return the public key.
 
-        This is also the only way to take credentials back: those by the former key are of no use with the new one.
+        This is also the only way to revoke credentials: credentials by the former key are worthless with the new key.
         """
         secret = IssuerSecret.new()
         public = secret.public()
@@ -111,7 +111,7 @@ class Issuer:
             raise NetspaceError("anonymous attestation: there is no issuer's key here; make it first") from None
 
     def challenge(self, minion: str, endorsement: bytes, public: bytes, now: float) -> tuple[bytes, bytes]:
-        """Return a challenge that only a host can answer whose TPM has both keys: TPM2B_ID_OBJECT and encrypted secret.
+        """Return a challenge (TPM2B_ID_OBJECT, encrypted secret) that only a host can answer whose TPM has both keys.
 
         :param endorsement: TPMT_PUBLIC of the host's endorsement key.
         :param public: TPMT_PUBLIC of the member's key.
@@ -144,7 +144,7 @@ class Issuer:
     def _check_once(self, minion: str, known: Mapping[str, Any], key: MemberKey) -> None:
         """Check that neither this host nor this TPM is a member by another key.
 
-        A TPM with several keys would be several members: it had as many pseudonyms for one basename.
+        A TPM with several keys would count as several members, with as many pseudonyms for one basename.
         """
         for path in self._folder.glob("member-*.json"):
             member = files.read_json(path, files.KEPT) or {}
@@ -153,7 +153,7 @@ class Issuer:
                 raise Refusal("member", f"{minion} is a member by another key; a new issuer's key forgets all members")
 
     def admit(self, minion: str, answer: bytes, now: float) -> bytes:
-        """Return the credential for a member that answered the last challenge, which then counts no more.
+        """Return the credential for a member that answered its last challenge. A challenge can be answered once.
 
         :raises Refusal: the answer is wrong, or too late, or there is no challenge.
         """

@@ -1,8 +1,8 @@
 """A member's side: its key in the TPM, the join, and anonymous quotes (TPM2_Commit, TPM2_Quote).
 
 The key is a restricted ECDAA key on BN_P256. It is a primary key of the endorsement hierarchy, derived again for each
-use, and never stored. In the other hierarchies, a TPM adds a number to the firmware version that is always the same and
-no other TPM's, so that all quotes of a host could be linked by it (Part 1, 36.7).
+use, and never stored. In the other hierarchies, a TPM adds a number to the firmware version. The number never changes,
+and no other TPM has it, so it would link all quotes of a host (Part 1, 36.7).
 """
 
 from __future__ import annotations

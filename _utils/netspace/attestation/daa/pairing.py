@@ -57,7 +57,7 @@ def _miller(point: G1, other: G2) -> F12:
 
 
 def _step(value: F12, point: G1, there: G2, other: G2) -> tuple[F12, G2]:
-    """Multiply by the line through two points; return their sum, too."""
+    """Return *value* times the line through two points, evaluated at *point*; and the sum of the two."""
     slope = curve.slope(there, other)
     assert slope is not None, "points of the group, which the caller has checked, have no such line here"
     return multiply_12(value, _line(point, there, slope)), curve.along(there, other, slope)

@@ -1,6 +1,6 @@
 """Anonymous quotes: their bytes, and the verifier. Pure: no file, no TPM, no clock.
 
-The bytes are ``NDQ1``, the number of points (4, or 5 with a pseudonym), the points, the qualifying data (32 bytes), and
+The bytes are ``NDQ1``, the number of points (4, or 5 with a pseudonym), the points, the qualifying data (36 bytes), and
 the TPM's nonce, its response and the TPMS_ATTEST, each with two bytes of length before it. Nothing follows.
 """
 
@@ -21,6 +21,7 @@ from netspace.attestation.tpm.structures import Quote, Reader
 MAGIC = b"NDQ1"
 LARGEST = 1024
 SHA256 = 0x000B
+QUALIFYING = 36
 _ATTEST = 512
 
 
@@ -58,7 +59,7 @@ def encode(proof: Proof, attest: bytes) -> bytes:
 def decode(raw: bytes) -> tuple[Proof, bytes]:
     """Return the proof, and the TPMS_ATTEST.
 
-    :raises Refusal: when the bytes are not an anonymous quote. There is one spelling of each.
+    :raises Refusal: when the bytes are not an anonymous quote. Each quote has only one valid encoding.
     """
     try:
         reader = Reader(raw, "the anonymous quote", LARGEST)
@@ -66,9 +67,9 @@ def decode(raw: bytes) -> tuple[Proof, bytes]:
             raise reader.refuse("it doesn't begin with NDQ1")
         count = reader.number(1)
         if count not in (4, 5):
-            raise reader.refuse(f"{count} points; 4 or 5 are possible")
+            raise reader.refuse(f"{count} points; expected 4 or 5")
         points = [curve.decode(reader.take(curve.SIZE)) for _ in range(count)]
-        qualifying = reader.take(32)
+        qualifying = reader.take(QUALIFYING)
         nonce, response = reader.sized(SCALAR, "the nonce"), reader.sized(SCALAR, "the response")
         attest = reader.sized(_ATTEST, "TPMS_ATTEST")
         reader.end()

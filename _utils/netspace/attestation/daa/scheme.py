@@ -24,6 +24,13 @@ from netspace.attestation.daa.fields import N
 from netspace.errors import NetspaceError
 
 SCALAR = 32
+PREFIX = bytes.fromhex("ff544347")
+"""TPM_GENERATED_VALUE, with which the qualifying data of each anonymous quote begins.
+
+For an anonymous key, a TPM signs the hash of the qualifying data and of the quote's digest. Without this beginning, the
+host could write these bytes itself, for a quote that no TPM made, and have the TPM hash and sign them (TPM2_Hash,
+TPM2_Sign): a restricted key signs all data but what begins with this value.
+"""
 
 
 class Refusal(NetspaceError):
@@ -271,7 +278,7 @@ class Request:
         """Return the qualifying data of the quote: a digest of this request, of all points, and of the commitments."""
         basename = b"\0" if self.basename is None else b"\1" + hashlib.sha256(self.basename).digest()
         parts = [b"netspace-daa/1 quote\0", self.issuer, self.nonce, basename, bytes([len(points)])]
-        return hashlib.sha256(b"".join([*parts, *map(curve.encode, points), *commitments])).digest()
+        return PREFIX + hashlib.sha256(b"".join([*parts, *map(curve.encode, points), *commitments])).digest()
 
 
 @dataclass(frozen=True)
@@ -319,7 +326,7 @@ class Proof:
         check_credential(issuer, self.r, self.s, self.t, self.w)
 
     def check_rogue(self, keys: Collection[int], pseudonyms: Collection[bytes]) -> None:
-        """Check that the quote is by none of the keys that are known to be out of a TPM, and by no refused pseudonym.
+        """Check that the quote is neither by a key that is known to have left its TPM, nor by a refused pseudonym.
 
         :param keys: secret numbers f.
         :param pseudonyms: encoded points K for the request's basename.

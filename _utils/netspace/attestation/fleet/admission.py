@@ -109,6 +109,9 @@ def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], 
 
     :param made: a verifier (:class:`Fleet`) whose ``master`` is :func:`name`, and whose ``identities`` have the pending
         key.
+    :param ready: returns the object that makes credentials for TPMs; see
+        :data:`netspace.attestation.fleet.rounds.Ready`.
+    :param wall: the clock, in seconds since the epoch.
     :raises NetspaceError: when the inventory doesn't name the minion, the host can't be enrolled, or nothing proves
         that the host made the answers.
     """

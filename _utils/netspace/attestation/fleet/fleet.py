@@ -136,6 +136,7 @@ class Fleet:
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, save the result, and return its record. The record's ``token`` is for the minion.
 
+        :param asked: the challenge that was sent to the host.
         :raises Unproved: when nothing proves that the host answered. Then no result is made.
         :raises NotEnrolled: when the answer can't be judged, because the host is not enrolled.
         :raises LogLost: when the answer names a boot log that the master no longer has.
@@ -237,6 +238,7 @@ class Fleet:
     ) -> tuple[str, Evidence, Context, token_key.Shown | None]:
         """Return the boot, evidence, context and token key (if any) in an answer that a key of the host signed.
 
+        :param asked: the challenge that was sent to the host.
         :raises Refused: when the host's Salt key signed the answer, but the evidence is refused.
         :raises NotEnrolled: when the host's Salt key signed the answer, but the host has a TPM and is not enrolled.
         :raises Unproved: when no key of the host signed the answer.

@@ -65,7 +65,9 @@ class Policies:
             raise PolicyForged(f"{path}: the policy in it was signed for another group")
         found: dict[str, Any] = payload["policy"]
         if type(found.get("version")) is not int or found["version"] < floor:
-            raise PolicyDowngraded(f"{path}: version {found.get('version')!r:.20}; version {floor} was in force")
+            raise PolicyDowngraded(
+                f"{path} has version {found.get('version')!r:.20}, but version {floor} was in force already"
+            )
         return found
 
     def get(self, group: str) -> Policy | None:
@@ -112,7 +114,10 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line."""
+    """Return the changes between two policies, as a unified diff. Each file in IMA's rules has its own line.
+
+    :param before: the policy in force, in its written form; None: there is none.
+    """
     old, new = _lines(before), _lines(after)
     found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
     was, will = set(_files(before or {})), set(_files(after))

@@ -80,6 +80,9 @@ class Results:
         """Save the logs of the boot if they are new, and return their digests.
 
         All other evidence is saved in the record.
+
+        :param asked: the challenge that the evidence answers.
+        :param before: the host's last result; None: there is none.
         """
         logs = _logs(evidence)
         known = _digest(logs["log"]), _digest(logs["systemd"])

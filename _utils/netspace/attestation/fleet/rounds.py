@@ -213,7 +213,9 @@ def enrolled(
 ) -> Generator[Step, Answer, dict[str, Any]]:
     """Bind a minion to its TPM, and return the registrar's record of the minion.
 
+    :param ready: returns the object that makes credentials for TPMs.
     :param identities: checks minions' signatures by their Salt keys; None: signatures are not checked.
+    :param wall: the clock, in seconds since the epoch.
     :raises Silent: when the minion does not answer.
     :raises NetspaceError: when the minion can't be enrolled.
     """

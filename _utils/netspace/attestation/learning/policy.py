@@ -94,6 +94,8 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     """Return a policy that accepts *boots* (genuine evidence by host).
 
     The policy's version is the next number, or the same number if there is nothing to add.
+
+    :param before: the policy that is extended; None: the group has none yet.
     """
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})

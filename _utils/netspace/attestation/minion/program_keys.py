@@ -76,6 +76,7 @@ def asker(layout: Layout, environment: str, image: str) -> Asker:
 def seal(layout: Layout, who: Asker, plain: bytes, *, image: bool, boot: bool, at_least: Holder) -> tuple[Head, str]:
     """Seal a value; return its head, which tells what it is bound to, and the sealed value.
 
+    :param who: the asking program, as the host knows it.
     :param image: whether to bind it to the image.
     :param boot: whether to bind it to the boot policy, where the holder can do that.
     :param at_least: the weakest holder that the program accepts.

@@ -394,7 +394,10 @@ def _text(text: str, at: str) -> bytes:
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
-    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures contain."""
+    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures contain.
+
+    :param at: the value's path in the policy, for messages.
+    """
     found: dict[bytes, PublicKey] = {}
     for one in _list(data, at, 1024):
         key = _key(one, at)

@@ -34,6 +34,7 @@ class Reader(structures.Reader):
 def element(data: bytes, tag: int, what: str) -> bytes:
     """Return the content of *data*, which must be one DER element with *tag*.
 
+    :param what: the name of the value, for messages.
     :raises TeeMalformed: for another tag, another length, or bytes after the element.
     """
     found, content, rest = _next(data, what)
@@ -45,6 +46,7 @@ def element(data: bytes, tag: int, what: str) -> bytes:
 def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
     """Return tags and contents of the DER elements in *data*, which may have at most 256.
 
+    :param what: the name of the value, for messages.
     :raises TeeMalformed: when an element is malformed, or *data* has more than 256 elements.
     """
     found = []
@@ -61,6 +63,7 @@ def number(content: bytes, what: str) -> int:
 
     It must be in shortest form, not negative, and of at most 9 bytes.
 
+    :param what: the name of the value, for messages.
     :raises TeeMalformed: when *content* is not such a number.
     """
     if not 1 <= len(content) <= 9 or content[0] & 0x80 or (len(content) > 1 and not content[0] and content[1] < 0x80):
@@ -69,7 +72,10 @@ def number(content: bytes, what: str) -> int:
 
 
 def oid(content: bytes, what: str) -> str:
-    """Return a DER OBJECT IDENTIFIER in dotted form (X.690, 8.19)."""
+    """Return a DER OBJECT IDENTIFIER in dotted form (X.690, 8.19).
+
+    :param what: the name of the value, for messages.
+    """
     if not content or len(content) > 32 or content[-1] & 0x80:
         raise TeeMalformed(f"{what}: not an object identifier")
     arcs: list[int] = []

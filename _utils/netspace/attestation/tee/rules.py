@@ -95,6 +95,7 @@ class Tee:
 def parse(data: Any, at: str = "policy:tee") -> Tee:
     """Parse the policy's section ``tee``.
 
+    :param at: the section's path, for messages.
     :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, or rules that any guest would meet.
     """
     found = mapping(data, at, ("rooted_key", "snp", "tdx"))

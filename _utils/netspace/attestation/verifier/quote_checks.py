@@ -59,7 +59,7 @@ def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int
     if scheme is not None and (signature.scheme, signature.hash) != scheme:
         raise WrongScheme(f"signed by {signature.scheme:04x}/{signature.hash:04x}, the key is for another scheme")
     if signature.hash not in structures.HASHES:
-        raise WrongScheme(f"hash {signature.hash:04x}; SHA-256 or better is required")
+        raise WrongScheme(f"the signature's hash is {signature.hash:04x}; SHA-256 or better is required")
     curve = isinstance(key, ec.EllipticCurvePublicKey)
     if curve != (signature.scheme == structures.ECDSA):
         raise WrongScheme(f"a signature by {signature.scheme:04x}, which this kind of key can't make")

@@ -70,7 +70,7 @@ class Program:
         return 0, ""
 
     def drop(self) -> None:
-        """Release everything."""
+        """Release all units that were taken."""
         self.close()
         self.hold, self.release = os.pipe()
 

@@ -62,7 +62,10 @@ POOLS: dict[str, Pool] = {}
 
 
 def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
-    """Register the decorated function as a pool."""
+    """Register the decorated function as a pool.
+
+    :param most: the greatest number of units to take.
+    """
 
     def register(take: Taker) -> None:
         POOLS[name] = Pool(take, most, brief)
@@ -74,6 +77,8 @@ def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
     """Register a pool in which each unit is an object that the decorated function returns.
 
     The pool keeps all objects, so the process holds their units until it ends.
+
+    :param most: the greatest number of units to take.
     """
 
     def register(take: Callable[[int], object]) -> None:

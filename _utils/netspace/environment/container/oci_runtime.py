@@ -246,7 +246,10 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, *names: str) -> None:
-    """Remove the programs' output files, including rotated files. The folder isn't listed: it has those of all."""
+    """Remove the programs' output files, including rotated files.
+
+    The folder isn't listed, because it has the files of all environments.
+    """
     for name in names:
         logs.remove(output(layout, name))
 

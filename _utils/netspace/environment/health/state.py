@@ -37,6 +37,7 @@ def judge(before: Judgement, health: Health, passed: bool | None, detail: str, a
     probes. A healthy environment becomes unhealthy after ``retries`` failures in a row. One success makes an
     environment healthy. A probe without a result changes only the text.
 
+    :param before: the judgement before the probe.
     :param passed: None if the probe has no result.
     :param age: seconds since the process started, or since the last probe without a result.
     """

@@ -112,7 +112,7 @@ class Watch:
         self._over = False
 
     def run(self) -> None:
-        """Watch until SIGTERM or SIGINT."""
+        """Watch the health of environments until SIGTERM or SIGINT."""
         verdict.folder(self.layout).mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
@@ -187,7 +187,10 @@ class Watch:
         self._begin(one)
 
     def _own(self, one: Watched, pid: int) -> bool:
-        """Return whether a process is the environment's. A program on the host shares only the network namespace."""
+        """Return whether a process belongs to the environment.
+
+        A process of the host could share only its network namespace.
+        """
         if not one.record.runtime.outside:
             return process.within(pid, payload_cgroup(self.layout, oci_runtime.service_name(one.name)))
         try:

@@ -110,7 +110,7 @@ def watched(layout: Layout, supervisor: Supervisor) -> None:
 def awaited(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
 ) -> dict[str, str]:
-    """Wait until environments with ``after`` are started; return, by name, why one of them isn't started yet.
+    """Wait until environments with ``after`` are started; return the reasons, by name, for those that aren't started.
 
     The supervisor starts them, if need be after this function has returned. The function doesn't wait for an
     environment that must start after an environment whose declared state is stopped.

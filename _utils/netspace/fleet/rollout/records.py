@@ -23,7 +23,7 @@ MAX_HOSTS = 100_000
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
-    """Base class of all records."""
+    """Base class of all records in a rollout's journal."""
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -96,7 +96,7 @@ class Peer:
         self._stamp = (0, 0)
 
     def run(self) -> None:
-        """Answer until SIGTERM or SIGINT."""
+        """Answer requests until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)

@@ -59,7 +59,7 @@ def lacks(spec: Macvlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Macvlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details = {"parent": spec.parent, "mode": spec.mode}
     return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 

@@ -46,7 +46,7 @@ FILTER = "host"
 
 NAME = TAP
 _INDEX = INSIDE_INDEX + 1
-_MACS = ("02:00:00:00:00:03", "02:00:00:00:00:04")  # of the links for a domain; no frame has them
+_MACS = ("02:00:00:00:00:03", "02:00:00:00:00:04")  # of the veth pair for a domain; no frame has them
 # linux/if_tun.h
 _SET_PERSIST, _SET_OWNER, _SET_IFF, _SET_INDEX = 0x400454CB, 0x400454CC, 0x400454CA, 0x400454DA
 _TAP, _NO_INFORMATION = 0x0002, 0x1000
@@ -96,7 +96,7 @@ def gateway_mac(mac: str) -> str:
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the observed tap device or link for a domain, if *link* is the inner end; else nothing."""
+    """Return the observed tap device, or a domain's veth pair, if *link* is the inner end; else nothing."""
     if not like.details:
         return {}
     with Socket() as inner:
@@ -130,7 +130,7 @@ def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[
 
 
 def _remove(name: str) -> None:
-    """Remove a link of this thread's namespace, if it is there.
+    """Remove a network device of this thread's namespace, if it is there.
 
     :raises OSError: when the kernel refuses.
     """
@@ -141,7 +141,7 @@ def _remove(name: str) -> None:
 
 
 def _paired(mtu: int) -> int:
-    """Make the links for a domain unless they are there; return the index of ``DOMAIN_PEER``.
+    """Make the veth pair for a domain unless it is there; return the index of ``DOMAIN_PEER``.
 
     :raises OSError: when the kernel refuses.
     """

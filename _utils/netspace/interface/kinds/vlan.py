@@ -59,7 +59,7 @@ def lacks(spec: Vlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details = {"parent": spec.parent, "id": spec.vid}
     return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 

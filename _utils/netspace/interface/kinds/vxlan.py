@@ -101,7 +101,7 @@ def lacks(spec: Vxlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vxlan, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details: dict[str, Any] = {"id": spec.vni, "port": spec.port}
     for key in ("remote", "group", "local", "parent"):
         value = getattr(spec, key)

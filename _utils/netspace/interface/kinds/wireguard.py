@@ -156,7 +156,7 @@ def endpoint(text: str) -> tuple[str, int] | None:
 
 
 def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
-    """Return the inner end only."""
+    """Return the desired inner end. There is no end on the host."""
     details: dict[str, Any] = {
         "peers": {
             peer.public_key: {

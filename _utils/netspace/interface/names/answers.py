@@ -99,6 +99,7 @@ class Known(msgspec.Struct, frozen=True):
 def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known:
     """Return a name's state after an answer.
 
+    :param before: the name's state before the answer.
     :param addresses: the time to live of each address, in seconds. There are at most :data:`MOST`.
     """
     fresh = {one: now + min(max(ttl, FLOOR), CEILING) for one, ttl in sorted(addresses.items())}
@@ -113,6 +114,8 @@ def failed(before: Known, code: Code, why: str, now: float) -> Known:
 
     If no answer came at all (``name-unanswered``), the addresses of the last answer still count after their time to
     live has ended. After any other failure, they don't.
+
+    :param before: the name's state before the question.
     """
     if code == "name-absent":
         return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
@@ -147,6 +150,7 @@ def refusal(address: str, network: IpNetwork, own: Own) -> str:
     """Return why an address of a name doesn't count; empty if it does.
 
     :param network: the rule's ``cidr``; the whole family if the rule has none.
+    :param own: the host's own addresses and networks.
     """
     parsed = ipaddress.ip_address(address)
     if any(parsed in one for one in _NEVER):
@@ -171,6 +175,7 @@ def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[di
     """Return the addresses that count now, with the seconds that each has left, and texts about refused addresses.
 
     :param network: the rule's ``cidr``.
+    :param own: the host's own addresses and networks.
     """
     found, refused = {}, []
     for address, end in ends(known, now).items():

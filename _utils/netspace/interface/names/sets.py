@@ -48,6 +48,7 @@ def contents(
 
     :param wanted: the rules, each for one family.
     :param known: the state of each name.
+    :param own: the host's own addresses and networks.
     """
     found: Contents = {}
     refused: dict[str, list[str]] = {}

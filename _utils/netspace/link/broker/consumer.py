@@ -130,7 +130,7 @@ class Consumer(Connection):
 
     # -- messages --------------------------------------------------------------
     def settle(self, delivery: Delivery) -> None:
-        """Acknowledge a message."""
+        """Acknowledge a delivered message."""
         self._send(delivery.channel, _ACK, struct.pack(">QB", delivery.tag, 0))
 
     def fileno(self) -> int:

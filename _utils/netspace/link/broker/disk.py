@@ -56,5 +56,5 @@ deleted(Member) ->
 
 
 def source() -> str:
-    """Return the module's source."""
+    """Return the module's source in Erlang."""
     return _SOURCE.replace("@ENTRIES@", str(ENTRIES))

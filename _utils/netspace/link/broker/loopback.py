@@ -125,7 +125,7 @@ def ensure(layout: Layout, *specs: LocalBroker) -> None:
 
 
 def remove(layout: Layout) -> None:
-    """Remove the recorded table."""
+    """Remove the nftables table that the record names."""
     if not _path(layout).exists():
         return
     try:

@@ -32,6 +32,7 @@ import dataclasses
 import itertools
 import re
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,6 +69,8 @@ WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
 FROM_ONE = 500  # connections from one of them
 PATIENCE = "10s"  # for a client's TLS ClientHello, the first thing that it sends
+START_SECONDS = 300.0  # for a start; it takes about one, and a minute or two on an emulated processor
+RETRY_SECONDS = 20.0  # for a start whose process has ended once
 
 
 def folder(layout: Layout) -> Path:
@@ -402,12 +405,20 @@ def _reload(layout: Layout) -> None:
         raise NetspaceError(f"the forwarder refuses its configuration: {'; '.join(alerts) or answer[:400]}")
 
 
-def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
+def _wait(layout: Layout, supervisor: Supervisor) -> None:
+    """Wait until haproxy serves.
+
+    :raises NetspaceError: it doesn't serve.
+    """
+    soon = time.monotonic() + RETRY_SECONDS
+
     def ended() -> bool:
         status = supervisor.observe([NAME]).get(NAME)
-        return status is None or status.state in ("failed", "stopped")
+        if status is None or status.state in ("failed", "stopped"):
+            return True
+        return status.restarts > 0 and time.monotonic() > soon
 
-    if not haproxy.serves(layout, seconds, ended):
+    if not haproxy.serves(layout, START_SECONDS, ended):
         raise NetspaceError(f"the forwarder doesn't start: {_complaint(layout)}")
 
 

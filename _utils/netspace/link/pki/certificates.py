@@ -122,7 +122,10 @@ def serves(broker: LocalBroker) -> str:
 
 
 def _due(one: Issued | None, whose: str, by: str, now: float, serves: str = "") -> bool:
-    """Return whether a certificate must be issued, because it is missing or due, or has another name or authority."""
+    """Return whether a certificate must be issued, because it is missing or due, or has another name or authority.
+
+    :param whose: the SPIFFE ID that the certificate must have.
+    """
     return one is None or one.id != whose or one.serves != serves or one.due(now, by)
 
 

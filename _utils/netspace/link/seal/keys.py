@@ -64,7 +64,7 @@ class Promise:
 
 
 def promises(by: Endorser | None, links: Iterable[Link]) -> dict[str, Promise]:
-    """Return the promises for the environments whose keys other hosts use, by environment."""
+    """Return a :class:`Promise` for each environment whose keys other hosts use, by environment."""
     return {name: Promise(name, by) for name in peers.members(links)}
 
 

@@ -151,6 +151,7 @@ def passed(there: Found, wanted: Objects, links: Mapping[str, Link], known: Mapp
 
     A sender that was renamed has another exchange, while its receiver has the same mailbox as before.
 
+    :param there: netspace's objects on the broker.
     :param known: the result of the last run, from the record.
     """
     renamed = renaming.of(links)
@@ -171,6 +172,7 @@ def outboxes(
 ) -> dict[str, Link]:
     """Return the draining outboxes, each with its link.
 
+    :param there: netspace's objects on the broker.
     :param known: the recorded draining queues.
     """
     renamed, recorded = renaming.of(links), {one.queue: one for one in known}

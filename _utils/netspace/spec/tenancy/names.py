@@ -65,7 +65,10 @@ def wrong(tenants: Mapping[str, Tenant], path: str) -> list[Problem]:
 
 
 def shared(one: str, other: str) -> bool:
-    """Return whether some name is covered by both grants."""
+    """Return whether some name is covered by both grants.
+
+    :param one: a grant: a name, or a pattern with a ``*`` at its end.
+    """
     first, second = one.rstrip("*"), other.rstrip("*")
     if one.endswith("*") and other.endswith("*"):
         return first.startswith(second) or second.startswith(first)
@@ -99,7 +102,10 @@ def misplaced(declared: Declaration, path: str) -> list[Problem]:
 
 
 def foreign(name: str, whose: str, tenant: Tenant) -> str:
-    """Return the message about an environment whose name isn't one of its tenant's."""
+    """Return the message about an environment whose name isn't one of its tenant's.
+
+    :param whose: the tenant's name.
+    """
     return f"{name!r:.60} is not a name of the tenant {whose}, which has {', '.join(granted(whose, tenant))}"
 
 

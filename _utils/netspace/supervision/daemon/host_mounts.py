@@ -160,6 +160,7 @@ def enter(made: Namespace, argv: Sequence[str]) -> bool:
     The process must have one thread, and is about to become *argv*. After a failed move, the process is in the host's
     namespace as before.
 
+    :param made: the supervisor's mount namespace for starts.
     :raises OSError: the process can't return to the host's namespace.
     """
     trees: list[tuple[str, int]] = []

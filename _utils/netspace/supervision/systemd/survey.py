@@ -5,9 +5,9 @@ host three facts are enough: systemd knows of no other state of the unit than th
 its start was last requested, and the process in its PID file runs. Then the service runs as it was started, and the
 kernel has the time at which the process began.
 
-systemd is asked for the few units in another state, since naming a thousand that run takes it and the reader a third of
-the time of all metrics. It may have unloaded a unit that ended; then its PID file is gone, which systemd removes, or
-the process in it is.
+systemd is asked only for the few units in another state, since a list of a thousand running units takes a third of the
+time of all metrics. It may have unloaded a unit that ended; then its PID file is gone, which systemd removes, or the
+process in it is.
 
 Only detached services have such notes (``unit_file.NOTE``). All other services, and those that ended once, are left
 out. systemd is asked about these one by one.

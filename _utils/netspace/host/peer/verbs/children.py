@@ -28,7 +28,7 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The children, sorted by name."""
+    """The asking environment's children, sorted by name."""
 
     children: tuple[Child, ...]
 

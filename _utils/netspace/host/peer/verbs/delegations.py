@@ -14,7 +14,7 @@ Arguments = Nothing
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The rights, sorted by receiver and peer."""
+    """The rights that the asking environment has given, sorted by receiver and peer."""
 
     delegations: tuple[delegate.Answer, ...]
 

@@ -23,7 +23,7 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The right, which is gone."""
+    """The right that was revoked."""
 
     link: str
     to: str
