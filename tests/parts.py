@@ -105,7 +105,7 @@ FILES = (
         *files(LINK, "budget"),
     ),
     (
-        *files(WHOLE, "lab demo_hosts systemd_kernel"),
+        *files(WHOLE, "lab demo_hosts demo_programs systemd_kernel"),
         *files(FLEET, "seals"),
         *files(HOST, "tenants"),
         *files(LINK, "cluster upgrade"),
