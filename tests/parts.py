@@ -102,7 +102,7 @@ FILES = (
     (
         *files(FLEET, "attestation"),
         *files(HOST, "services delegate"),
-        *files(LINK, "budget"),
+        *files(LINK, "budget histories"),
     ),
     (
         *files(WHOLE, "lab demo_hosts demo_programs systemd_kernel"),
