@@ -271,7 +271,7 @@ def about(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts(text: str) -> tuple[str, bytes, str]:
-    """Return a collection's token, its message with the host's signed statement, and its host appraisal.
+    """Return three parts of a CMW collection: token, message with the host's signed statement, host appraisal.
 
     The host appraisal is empty if the collection has none. This function checks only the form of the collection.
 

@@ -84,7 +84,7 @@ class FleetDeclaration:
 
     :param root: an absolute path, or ``salt://...``.
     :param folder: where the master keeps the facts about hosts, and the declaration in force.
-    :param sources: Salt's functions.
+    :param sources: the functions of Salt that reading needs.
     :param nodegroups: the nodegroups in the master's configuration.
     """
 

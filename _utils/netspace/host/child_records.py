@@ -111,7 +111,7 @@ def places(layout: Layout, among: Iterable[str] | None = None) -> set[str]:
 
 
 def read(layout: Layout, place: str) -> Child | None:
-    """Return the child at a place; None if the place is free, or its record is damaged."""
+    """Return the record of the child that runs in a place; None if the place is free, or the record is damaged."""
     try:
         return msgspec.json.decode(files.read(_path(layout, place)), type=Child)
     except (OSError, ValueError):

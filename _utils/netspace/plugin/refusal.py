@@ -9,6 +9,8 @@ from typing import Any
 from netspace import text
 from netspace.plugin.tables import WIDTH
 
+_INDENT = "  "
+
 
 def told(opts: Mapping[str, Any], error: object) -> str:
     """Return an error's text, with line breaks if ``salt-call`` prints it to a terminal.
@@ -20,4 +22,7 @@ def told(opts: Mapping[str, Any], error: object) -> str:
     said = str(error)
     if opts.get("__cli") != "salt-call" or sys.stderr is None or not sys.stderr.isatty():
         return said
-    return text.folded(said, WIDTH, f"Error running '{opts.get('fun', '')}': ")
+    label, first = f"Error running '{opts.get('fun', '')}': ", said.partition(" ")[0]
+    if len(_INDENT + first) <= WIDTH < len(label + first):  # a path that fits a line of its own alone
+        return f"\n{_INDENT}{text.folded(said, WIDTH, _INDENT)}"
+    return text.folded(said, WIDTH, label)

@@ -330,7 +330,9 @@ def shortest(
 def leading(
     last: Iterable[Edge], followed: Iterable[Edge], environments: Set[str], target: Set[str]
 ) -> list[tuple[Edge, ...]]:
-    """Return all *last* edges as paths, and for each other end a shortest path that ends with one of these edges.
+    """Return shortest paths to *target*, one from each end.
+
+    Each path ends with one of the *last* edges, and each such edge is a path by itself.
 
     :param followed: the edges that a path may have before its last edge.
     :param target: all names of the end to which the *last* edges lead.

@@ -63,7 +63,7 @@ def judge(requirement: Requirement, trust: Trust) -> TrustVerdict:
     has = f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
     gap = f"needs trust level {requirement.minimum}, {has}"
     if requirement.policy == "prefer":
-        return TrustVerdict(True, f"{gap}; it goes on all the same, because the policy is prefer")
+        return TrustVerdict(True, f"{gap}; this is only a warning, because the policy is prefer")
     return TrustVerdict(False, f"{gap}; {_LOST[requirement.on_loss]}", requirement.on_loss)
 
 

@@ -563,6 +563,8 @@ class Delegable(Base, frozen=True):
     lifetime: float = 600.0
 
 
+# Fields that it has in common with Environment are repeated: a common base would put them before the other fields, and
+# the order of fields is that of records and of the schema. Some defaults and descriptions differ, too.
 class Template(Base, frozen=True):
     """A template of children, which a program starts by a request ``spawn`` to its host.
 

@@ -260,7 +260,7 @@ def test_keys_that_cannot_be_used_are_refused_before_the_broker_stops(host, monk
     files.write_json(host.keys, {"key": "no hex"})
     host.save()
     monkeypatch.setattr(backup, "_down", lambda _: pytest.fail("the broker was stopped"))
-    with pytest.raises(NetspaceError, match="the keys of its names can't be used; take another backup"):
+    with pytest.raises(NetspaceError, match="its keys for the names of queues can't be used; take another backup"):
         host.load()
 
 

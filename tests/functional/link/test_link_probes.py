@@ -45,7 +45,7 @@ def linked(both, folder):
 
 
 def guesses(h1, there: Iterable[str]) -> set[str]:
-    """Return all names that h1's keys give for the plain names *there*, which the attacker knows."""
+    """Return the full names that h1 computes with its own keys for the plain names *there*. The attacker knows them."""
     own = h1.links.called
     bounds = {repr(sorted(link.bounds.items())) for link in LINKS}
     known = (PLAIN, *(Names(key) for key in (own.key, *own.pairs.values())))

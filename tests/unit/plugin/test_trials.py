@@ -95,6 +95,15 @@ def test_error_is_broken_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert " ".join(" ".join(shown).split()) == f"Error running '{opts['fun']}': {' '.join(str(error).split())}"
 
 
+def test_error_with_a_long_path_begins_on_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    opts = {"__cli": "salt-call", "fun": "netspace.metrics"}
+    error = f"/srv/{'x' * 50}.prom: there is no folder /srv; make it, or install the collector first"
+    shown = f"Error running '{opts['fun']}': {refusal.told(opts, error)}".splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in shown) and shown[1].startswith("  /srv/x")
+    assert " ".join(" ".join(shown).split()) == f"Error running '{opts['fun']}': {error}"
+
+
 def test_error_of_one_long_word_is_told_whole_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     path = "/srv/" + "x" * 90

@@ -16,7 +16,7 @@ from netspace.spec.types import Requirement
         ("require", "L3", 3, True, ""),
         ("require", "L3", 5, True, ""),
         ("require", "L3", 2, False, "withheld"),
-        ("prefer", "L3", 2, True, "goes on"),
+        ("prefer", "L3", 2, True, "only a warning"),
         ("off", "L5", 0, True, ""),
         ("require", "L0", 0, True, ""),
     ],

@@ -27,7 +27,7 @@ _ATTEST = 512
 
 @dataclass(frozen=True)
 class Rogues:
-    """Members that are refused.
+    """Members whose quotes are refused.
 
     :param keys: secret numbers f that are known.
     :param pseudonyms: encoded pseudonyms, each for the basename that it was shown for.
@@ -91,7 +91,7 @@ def verify(
     :raises Refusal: when any check fails. Its ``code`` names the check.
     """
     if not pcrs or any(len(value) != hashlib.sha256().digest_size for value in pcrs.values()):
-        raise Refusal("malformed", "the expected values of PCRs: one PCR at least, and 32 bytes for each")
+        raise Refusal("malformed", "pcrs: expected the values of one or more PCRs, each of 32 bytes")
     proof, attest = decode(raw)
     try:
         quote = structures.quote(attest)

@@ -180,7 +180,7 @@ class _Grain:
 
 def _told(told: object, terms: Tcb) -> list[Row]:
     if not isinstance(told, Mapping):
-        return [Row("grain netspace_tcb", "none: sync the grains, and refresh them", TOLD)]
+        return [Row("grain netspace_tcb", "missing: sync the grains, and refresh them", TOLD)]
     grain = _Grain(told)
     firmware = [grain.word("firmware", key) for key in ("vendor", "version", "date")]
     found = [

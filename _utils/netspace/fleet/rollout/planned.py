@@ -1,4 +1,7 @@
-"""Hosts of a kept plan, for a rollout. They are called over Salt's bus, with their slices of the plan's candidate."""
+"""Hosts of a kept plan, for a rollout.
+
+Over Salt's bus, each gets its slice of the declaration that the plan was made from.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def changes(declaration: FleetDeclaration, plan: object) -> Changes:
 
 
 def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Mapping[str, Any]:
-    """Return a host's slice of the plan's candidate, as it stands under ``netspace`` in the pillar."""
+    """Return a host's section ``netspace`` of the pillar, by the declaration that the plan was made from."""
     found = declaration.given.candidate_slice(record.generation, record.hosts[host].minion) or {}
     section: Mapping[str, Any] = found.get("netspace", {})
     return section

@@ -42,7 +42,8 @@ class BrokerChanges:
             every = dict.fromkeys(("configure", "write", "read"), ".*")
             manager = {"user": access.login(self.broker).username, "vhost": self.vhost, **every}
             document["permissions"] = [*document.get("permissions", ()), manager]
-        self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
+        count = sum(map(len, document.values()))
+        self.progress(f"importing {count} object{'' if count == 1 else 's'} into the broker")
         # Shovels are imported last: a shovel that finds no queue would declare one with other arguments.
         shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
         for body in (document, shovels):

@@ -252,7 +252,9 @@ def _acceptable(
         try:
             names.check(layout, keys)
         except NetspaceError as err:
-            raise NetspaceError(f"{source}: the keys of its names can't be used; take another backup") from err
+            raise NetspaceError(
+                f"{source}: its keys for the names of queues can't be used; take another backup"
+            ) from err
     versions.check_origin(versions.server(), tuple(version), source)
     return keys
 

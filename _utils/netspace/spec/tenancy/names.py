@@ -23,7 +23,10 @@ def granted(name: str, tenant: Tenant) -> tuple[str, ...]:
 
 
 def fits(grant: str, name: str) -> bool:
-    """Return whether a grant covers a name: the name is equal to it, or longer than a granted beginning."""
+    """Return whether a grant covers a name.
+
+    A grant is a name, or the beginning of longer names with a ``*`` at its end.
+    """
     if grant.endswith("*"):
         return name.startswith(grant[:-1]) and len(name) >= len(grant)
     return name == grant

@@ -34,5 +34,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, arguments: Nothing) -> Answer:
-    """Raise Later: the keeper of children (:mod:`netspace.host.keeper`), which has root's rights, answers."""
+    """Raise ``Later``, because the keeper (:mod:`netspace.host.keeper`), which has root's rights, must answer."""
     raise Later

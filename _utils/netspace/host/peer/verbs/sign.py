@@ -51,5 +51,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer(asker: Asker, arguments: Arguments) -> Answer:
-    """Raise Later: the keeper (:mod:`netspace.host.keeper`), which has root's rights, answers."""
+    """Raise ``Later``, because the keeper (:mod:`netspace.host.keeper`), which has root's rights, must answer."""
     raise Later
