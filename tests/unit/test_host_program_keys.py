@@ -16,10 +16,11 @@ import pytest
 from netspace import jose
 from netspace.attestation import bound_value
 from netspace.attestation.bound_value import Asker
+from netspace.attestation.minion import program_keys as minion_keys
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.host import child_records, keeper, program_keys
+from netspace.host import child_records, keeper, pace, program_keys
 from netspace.host.child_records import Run
 from netspace.layout import Layout
 from netspace.link import host_peer
@@ -177,3 +178,22 @@ def test_keeper_that_is_to_end_waits_for_no_key(kept: keeper.Keeper, monkeypatch
     assert ask(kept, "seal", value=VALUE) == "not-available"
     assert kept._using is not None and not kept._using.end(0)
     free.set()
+
+
+def test_requests_that_fail_can_t_fill_the_log(
+    kept: keeper.Keeper, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = layout.root / minion_keys.SETTINGS
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{}")
+    lines = 0
+    while not kept._pace.wait("web", child_records.now()):
+        assert ask(kept, "seal", value=VALUE) == "not-available"
+        lines += 1
+        assert lines <= 2 * pace.BURST / pace.LINE
+    assert capsys.readouterr().err.count("\n") == lines
+    assert kept._pace.wait("till", child_records.now()) == 0.0, "others don't pay for it"
+    settings.unlink()
+    for _ in range(int(2 * pace.BURST / pace.LINE)):
+        assert ask(kept, "seal", "till", value=VALUE, at_least="tpm") == "not-available"
+    assert kept._pace.wait("till", child_records.now()) == 0.0, "a refusal writes no line"

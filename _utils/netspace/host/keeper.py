@@ -38,7 +38,7 @@ from netspace.host.child_records import Run
 from netspace.host.children import Refused, run_that_asked
 from netspace.host.delegation_records import Delegation
 from netspace.host.delegations import Limits
-from netspace.host.pace import BURST, Pace
+from netspace.host.pace import BURST, LINE, Pace
 from netspace.host.peer.verbs import children, delegate, delegations, end, revoke, seal, sign, spawn, unseal
 from netspace.layout import Layout
 from netspace.link import host_peer
@@ -289,7 +289,9 @@ class Keeper:
             self._over_already |= self._runs(place)
         return next_look
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, charged: str = "") -> None:
+        if charged:
+            self._pace.spend(charged, LINE, record.now())
         sys.stderr.write(f"netspace keeper: {text}\n")
         sys.stderr.flush()
 
@@ -309,10 +311,10 @@ class Keeper:
         except (msgspec.MsgspecError, RecursionError) as err:
             return _encoded(Told(asked.id, _NONE, "arguments-invalid", str(err)[:200]))
         except NetspaceError as err:
-            self._say(f"{asked.asker}: {asked.verb}: {err}")  # it may name paths of the host
+            self._say(f"{asked.asker}: {asked.verb}: {err}", asked.asker)  # it may name paths of the host
             return _encoded(Told(asked.id, _NONE, "not-available", "the host can't do that now; its log says why"))
         except Exception as err:  # a fault costs an answer, not the process
-            self._say(f"{asked.asker}: {asked.verb}: {type(err).__name__}: {err}")
+            self._say(f"{asked.asker}: {asked.verb}: {type(err).__name__}: {err}", asked.asker)
             return _encoded(Told(asked.id, _NONE, "failed", "the host couldn't answer; its log says why"))
 
     def _do(self, asked: Ask, arguments: msgspec.Struct) -> msgspec.Struct:

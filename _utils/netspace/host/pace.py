@@ -12,6 +12,8 @@ SHARE = 0.25
 """The part of the keeper's time that all environments together may use in the long run (1: all)."""
 BURST = 10.0
 """The largest budget: the seconds of work that an environment may save up."""
+LINE = 0.25
+"""The seconds that a line of the keeper's log costs the environment whose request failed: it could fill the log."""
 
 
 class Pace:
