@@ -102,10 +102,10 @@ FILES = (
     (
         *files(FLEET, "attestation"),
         *files(HOST, "services delegate"),
-        *files(LINK, "budget"),
+        *files(LINK, "budget histories"),
     ),
     (
-        *files(WHOLE, "lab demo_hosts systemd_kernel"),
+        *files(WHOLE, "lab demo_hosts demo_programs systemd_kernel"),
         *files(FLEET, "seals"),
         *files(HOST, "tenants"),
         *files(LINK, "cluster upgrade"),

@@ -73,7 +73,7 @@ _DECLARED = {
     "check": "say whether a declaration can be applied on this host; changes nothing",
     "plan": "list what an apply of a declaration would change; changes nothing",
     "apply": "make this host as declared, and remove undeclared things",
-    "list": "list this host's environments and links; the first ones need attention",
+    "list": "list this host's environments and links; those that need attention come first",
 }
 _COMMANDS = {
     **_DECLARED,

@@ -47,8 +47,12 @@ class BackgroundTask(Generic[T]):
         self._failure: list[BaseException] = []
         self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        thread = threading.Thread(target=self._do, name="netspace-apart")
+    def begin(self, *, daemon: bool = False) -> None:
+        """Start the work in a thread.
+
+        :param daemon: whether the process may end before the work.
+        """
+        thread = threading.Thread(target=self._do, name="netspace-apart", daemon=daemon)
         thread.start()
         self._thread = thread
 

@@ -88,7 +88,7 @@ def opened(token: str, kind: str, keys: dict[str, dict[str, str]]) -> dict[str, 
     head, body, signature = token.split(".")
     header, raw = table(octets(head)), octets(signature)
     demand(f"not a {kind} by ES256", header == {"alg": "ES256", "kid": header.get("kid"), "typ": kind})
-    demand(f"{kind}: by a key that nobody vouches for", header["kid"] in keys)
+    demand(f"{kind}: signed by a key that nobody vouches for", header["kid"] in keys)
     demand(f"{kind}: not a signature by ES256", len(raw) == 64)
     x, y = (int.from_bytes(octets(keys[header["kid"]][name]), "big") for name in ("x", "y"))
     key = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()

@@ -82,7 +82,7 @@ def test_host_that_may_not_be_asked_is_told_without_a_message() -> None:
     host = HostPeer(mailbox)  # type: ignore[arg-type]
     assert host.verbs == ()
     with pytest.raises(
-        NotDeclared, match=r"web may not ask its host: the key host of its declaration doesn't list whoami"
+        NotDeclared, match="web may not send whoami to its host; list it under host: in its declaration"
     ):
         asyncio.run(host.whoami())
     assert not mailbox.calls

@@ -155,9 +155,9 @@ def check_pillar() -> None:
     senders = {path["from"] for path in paths if not (path["through"] or path["answers"])}
     if not senders.issuperset(SENDERS):
         raise Failed(
-            "this pillar isn't the demo's, in which web and till may send to orders. Nothing is changed. For the demo, "
-            "take pillar_roots out of .cache/salt/etc/minion.d/. To apply this pillar: scripts/salt-call state.apply "
-            "netspace"
+            "this pillar isn't the demo's: in it, web and till may not both send to orders. Nothing was changed. For "
+            "the demo, remove the setting pillar_roots from the files in .cache/salt/etc/minion.d/. To apply this "
+            "pillar: scripts/salt-call state.apply netspace"
         )
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tpms import TCTI
+from tpms import ROOTS, TCTI
 
 ROOT = Path(__file__).resolve().parents[2]
 MASTER = "198.51.100.254"
@@ -15,8 +15,6 @@ ADMISSION = 4507
 """Port at which the master takes applications of minions whose keys are pending."""
 DEVICE = "device:/dev/tpmrm0"
 """The TPM of a host that is a machine."""
-TPM_ROOTS = "/etc/tpm-roots"
-"""Folder on a machine with the certificates of the TPMs' maker."""
 SLOW = 300
 """Seconds within which a machine answers, even if QEMU translates its code because there is no KVM."""
 PCRS = (*range(10), 11, 12)
@@ -28,13 +26,12 @@ MOST = 200
 def default_fleet(hosts: int, tpms: int = 0, *, machines: bool = False) -> str:
     """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last host.
 
-    :param tpms: how many of the hosts have a TPM, from the first on.
-    :param machines: whether the hosts are machines. The last one's environment then demands its host's TPM, if it has
-        one.
+    :param tpms: how many of the hosts have a TPM, from the first on. The last host's environment demands its host's
+        TPM, if that host has one.
+    :param machines: whether the hosts are machines.
     """
-    settings = f'tpm: "{DEVICE}", roots: {TPM_ROOTS}' if machines else f'tpm: "{TCTI}"'
-    tpm = f", attestation: {{{settings}}}"
-    demands = ", attestation: {policy: require, minimum: L3}" if machines and tpms == hosts else ""
+    tpm = f', attestation: {{tpm: "{DEVICE if machines else TCTI}", roots: {ROOTS}}}'
+    demands = ", attestation: {policy: require, minimum: L3}" if tpms == hosts else ""
     addresses = "\n".join(
         f"  h{number}: {{address: 198.51.100.{number}{tpm if number <= tpms else ''}}}"
         for number in range(1, hosts + 1)

@@ -41,7 +41,7 @@ def write(home: Path) -> int:
     }
     if (lab / "maker").exists():
         for name in tpms.MAKERS:
-            files[f"{config.TPM_ROOTS[1:]}/{name}"] = (lab / "maker" / name).read_bytes()
+            files[f"{tpms.ROOTS[1:]}/{name}"] = (lab / "maker" / name).read_bytes()
     aside = home / "home.new"
     with tarfile.open(aside, "w") as archive:
         for name, data in files.items():
@@ -69,8 +69,9 @@ def minion(name: str) -> dict[str, object]:
     return {
         **config.plugins(Path(machine_image.CHECKOUT), Path(machine_image.TREE)),
         **config.minion(name),
-        # Where QEMU translates, each look at the schedule costs.
+        # Where QEMU translates, each look at the schedule costs, and so does each question whether the key is accepted.
         "loop_interval": 5,
+        "acceptance_wait_time": 15,
         "master_alive_interval": 30,
         "log_level_logfile": "quiet",
         "enable_fqdns_grains": False,

@@ -19,6 +19,8 @@ SOCKET = "/run/tpm.sock"
 MAKERS = ("issuercert.pem", "swtpm-localca-rootca-cert.pem")
 """The maker's certificates, in the maker's folder."""
 TCTI = f"swtpm:path={SOCKET}"
+ROOTS = "/etc/tpm-roots"
+"""Folder on a host with the certificates of the TPMs' maker."""
 
 
 def missing() -> str:
@@ -64,8 +66,11 @@ def make(home: Path, maker: Path) -> None:
 
 
 def start(home: Path) -> None:
-    """Start a host's TPM, on that host, if it has one."""
+    """Start a host's TPM, on that host, if it has one; and have the host know its maker."""
     if folder(home).exists():
+        Path(ROOTS).mkdir(exist_ok=True)
+        for name in MAKERS:
+            shutil.copyfile(home.parent / "maker" / name, Path(ROOTS) / name)
         command = ["swtpm", "socket", "--tpm2", "--daemon", "--flags", "not-need-init,startup-clear"]
         command += ["--server", f"type=unixio,path={SOCKET}", "--ctrl", f"type=unixio,path={SOCKET}.ctrl"]
         subprocess.run([*command, "--tpmstate", f"dir={folder(home) / 'state'}"], stdin=subprocess.DEVNULL, check=True)

@@ -29,12 +29,14 @@ for place in sys.argv[1:]:
     print(place)
 """
 """Prints each address and port to which a connection can be made."""
+PATIENCE = 3600
+"""Seconds that a command may take."""
 ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_of(tmp_path_factory.mktemp("lab") / "lab", patience=3600) as made:
+    with lab_of(tmp_path_factory.mktemp("lab") / "lab", PATIENCE) as made:
         said = made.do("up", "--vm")
         for host in ("h1", "h2"):
             assert f"{host}: its key is accepted by its TPM" in said
@@ -67,10 +69,11 @@ def test_a_cut_parts_two_machines_and_mend_joins_them(lab: Lab) -> None:
 
 
 def test_pages_lines_carry_a_sealed_request_to_a_measured_host(lab: Lab) -> None:
-    lab.runner("netspace_fleet.join", "h1", "h2")
+    join = ("netspace_fleet.join", "h1", "h2", f"timeout={PATIENCE}")
+    lab.runner(*join)
     lab.apply()
     assert lab.apply() == 0
-    lab.runner("netspace_fleet.join", "h1", "h2")
+    lab.runner(*join)
     until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=300)
     levels = {host: lab.salt(host, "netspace_attestation.status")[host]["level"] for host in ("h1", "h2")}
     assert levels == {"h1": "L3", "h2": "L3"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from netspace.attestation.bound_value import Asker
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.host import keeper
+from netspace.host import child_records, keeper, program_keys
+from netspace.host.child_records import Run
 from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.spec import parse
@@ -48,6 +50,14 @@ def record(layout: Layout, name: str, image: str) -> None:
     spec = parse.declaration(DECLARED).environments[name]
     made = Image(image * 64, "i", Defaults())
     records.write(layout, name, records.Record(spec, spec.state, 1 << 20, made, "c", "r", {}))
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+    """The runs of the environments' programs, which began with the boot."""
+    found = {name: Run("boot", number, 0) for number, name in enumerate(DECLARED["environments"], 2)}
+    monkeypatch.setattr(child_records, "run_of", lambda _, name: found.get(name))
+    return found
 
 
 @pytest.fixture
@@ -121,3 +131,49 @@ def test_text_that_was_never_sealed_opens_nothing(kept: keeper.Keeper) -> None:
     good = ask(kept, "seal", value=VALUE)["sealed"]
     for text in ("", "A", good[:-1], good[4:], good + "AAAA", good[:20] + good[24:]):
         assert ask(kept, "unseal", sealed=text) == "sealed-elsewhere", text
+
+
+def test_request_of_an_earlier_program_uses_no_key(
+    kept: keeper.Keeper, layout: Layout, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program's requests may wait until its environment runs another image, whose key they must not use."""
+    digest = jose.text(bytes(32))
+    sealed = ask(kept, "seal", value=VALUE)["sealed"]
+    wanted: dict[str, dict[str, Any]] = {
+        "seal": {"value": VALUE},
+        "unseal": {"sealed": sealed},
+        "sign": {"digest": digest},
+    }
+    runs["web"] = Run("boot", 9, 100)  # one second after these requests came
+    assert {ask(kept, verb, **given) for verb, given in wanted.items()} == {"not-available"}
+    del runs["web"]
+    assert {ask(kept, verb, **given) for verb, given in wanted.items()} == {"not-available"}
+    monkeypatch.setattr(keeper, "run_that_asked", lambda *_: None)
+    assert ask(kept, "unseal", sealed=sealed)["value"] == VALUE, "this check is what refuses"
+
+
+def test_token_that_never_answers_keeps_the_keeper_free(kept: keeper.Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, free, asked = program_keys.answer, threading.Event(), list[str]()
+
+    def never(layout: Layout, environment: str, image: str, arguments: msgspec.Struct) -> msgspec.Struct:
+        asked.append(environment)
+        assert free.wait(60)
+        return answer(layout, environment, image, arguments)
+
+    monkeypatch.setattr(program_keys, "answer", never)
+    monkeypatch.setattr(keeper, "PATIENCE", 0.1)
+    assert [ask(kept, "seal", name, value=VALUE) for name in ("web", "till")] == ["not-available"] * 2
+    assert asked == ["web"], "one thread at most hangs"
+    assert kept.settle() is None
+    free.set()
+    assert kept._using is not None and kept._using.end(60)
+    assert ask(kept, "seal", "till", value=VALUE)["kept_in"] == "file"
+
+
+def test_keeper_that_is_to_end_waits_for_no_key(kept: keeper.Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    monkeypatch.setattr(program_keys, "answer", lambda *_: free.wait(60))
+    kept.over = True
+    assert ask(kept, "seal", value=VALUE) == "not-available"
+    assert kept._using is not None and not kept._using.end(0)
+    free.set()

@@ -172,8 +172,10 @@ def test_arguments_that_do_not_fit_are_refused(
         lab.choices.parse(arguments, tmp_path / "fleet.yaml")
 
 
-def test_machines_fleet_demands_a_tpm_for_orders(lab: SimpleNamespace) -> None:
-    found = yaml.safe_load(lab.config.default_fleet(2, 2, machines=True))
-    assert found["hosts"]["h2"]["attestation"] == {"tpm": "device:/dev/tpmrm0", "roots": "/etc/tpm-roots"}
+@pytest.mark.parametrize("machines", [True, False])
+def test_fleet_with_tpms_demands_one_for_orders(lab: SimpleNamespace, machines: bool) -> None:
+    tpm = "device:/dev/tpmrm0" if machines else "swtpm:path=/run/tpm.sock"
+    found, without = (yaml.safe_load(lab.config.default_fleet(2, tpms, machines=machines)) for tpms in (2, 1))
+    assert found["hosts"]["h2"]["attestation"] == {"tpm": tpm, "roots": "/etc/tpm-roots"}
     assert found["environments"]["orders"]["attestation"] == {"policy": "require", "minimum": "L3"}
-    assert "attestation" not in yaml.safe_load(lab.config.default_fleet(2, 1, machines=True))["environments"]["orders"]
+    assert "attestation" not in without["environments"]["orders"]

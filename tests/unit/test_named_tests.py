@@ -40,3 +40,21 @@ def test_each_test_that_a_page_names_is_there(page: Path) -> None:
         if not found:
             missing.append(f"{file or '?'}::{name}{suffix}")
     assert not missing
+
+
+# What the page on runtimes has a row for. Of these, nothing here can run, so no test is named.
+UNTRIED = {"Solo5, target hvt", "Solo5, target xen", "Solo5, target virtio", "MirageOS", "rump kernels"}
+SYSTEMS = {
+    *("unikernels on Xen", "TrustZone (OP-TEE)", "the base: hypervisor", "the base: USB", "the base: microcode"),
+    *("the base: network controllers", "the base: disk controllers", "the base: remote management"),
+}
+
+
+def test_each_system_works_by_a_test_or_says_why_not() -> None:
+    section = (CHECKOUT / "docs/runtimes.md").read_text().split("## Systems that are named")[1]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|(.*)\|$", section, re.MULTILINE)[1:]
+    named = {system: NAMED.findall(tests) for system, _, tests in rows}
+    assert set(named) >= SYSTEMS | UNTRIED
+    assert {system for system, tests in named.items() if not tests} == UNTRIED
+    told = {system: text for system, text, _ in rows}
+    assert all("untried" in told[system] or "doesn't work" in told[system] for system in UNTRIED)

@@ -66,6 +66,10 @@ class Dom0:
     def domains(self) -> list[str]:
         return [line.split()[0] for line in self.machine.sh("xl list").splitlines()[2:]]
 
+    def kill(self, pattern: str) -> None:
+        """Kill all processes with such a command line at once. It shall not match itself."""
+        self.machine.sh(f"kill -9 $(grep -al '{pattern}' /proc/[0-9]*/cmdline | cut -d/ -f3)")
+
     def links(self) -> set[str]:
         """Return the names of the links in the host's own network namespace."""
         return set(self.machine.sh("ls /sys/class/net").split())
@@ -203,7 +207,8 @@ def test_a_domain_whose_monitor_is_killed_starts_anew(dom0: Dom0, victim: str) -
     dom0.written("kernel: ready")
     before = dom0.machine.sh("xl domid netspace-tiny")
     shell = dom0.row()["pid"]
-    toolstack = dom0.machine.sh(f"pgrep -P {shell} -f 'xl create'")
+    children = dom0.machine.sh(f"cat /proc/{shell}/task/{shell}/children").split()
+    (toolstack,) = [pid for pid in children if dom0.machine.sh(f"cat /proc/{pid}/comm") == "xl"]
     dom0.machine.sh(f"kill -9 {toolstack if victim == 'xl' else shell}")
     dom0.written("kernel: ready", times=2)
     assert dom0.machine.sh("xl domid netspace-tiny") != before
@@ -216,7 +221,7 @@ def test_a_domain_outlives_its_supervisor(dom0: Dom0) -> None:
     dom0.apply(tiny=declared())
     dom0.written("kernel: ready")
     before = dom0.machine.sh("xl domid netspace-tiny")
-    dom0.machine.sh("kill -9 $(pgrep -f 'lib/current supervis[e]')")
+    dom0.kill("supervis[e]")
     dom0.ask(attend=1)
     assert dom0.row()["state"] == "running"
     assert dom0.machine.sh("xl domid netspace-tiny") == before
@@ -236,7 +241,8 @@ def test_a_namespace_that_goes_first_leaves_no_device(dom0: Dom0) -> None:
     dom0.written("kernel: ready", times=2)
     until(lambda: answered(dom0), "no answer", patience=PATIENCE)
     # All of them are killed at once, while the namespace has no name any more.
-    dom0.machine.sh("ip netns del netspace-tiny; pkill -9 -f 'netspace-tin[y]'")
+    dom0.machine.sh("ip netns del netspace-tiny")
+    dom0.kill("netspace-tin[y]")
     until(lambda: dom0.row()["state"] != "running", "its end was not seen", patience=PATIENCE)
     until(lambda: dom0.domains() == [], "the domain is left", patience=PATIENCE)
     assert {link for link in dom0.links() if link.startswith(("vif", "xen", "tap"))} <= before

@@ -44,7 +44,7 @@ MODULES = re.compile(
     r"|net/(netfilter|ipv4/netfilter|ipv6/netfilter)/(nf_|nft_|nfnetlink)\w*|net/sched/(sch_ingress|cls_bpf|act_mirred|sch_tbf)"
 )
 PROGRAMS = ("/usr/bin/dash", "/usr/sbin/ip", "/usr/sbin/tc", "/usr/bin/nsenter", "/usr/bin/unshare", "/usr/bin/kmod",
-            "/usr/bin/mkfs.erofs", "/usr/bin/zstd")  # fmt: skip
+            "/usr/bin/mkfs.erofs", "/usr/bin/zstd", "/usr/bin/setpriv")  # fmt: skip
 LOADED = ("libnftables.so.1", "libgcc_s.so.1", "libnss_files.so.2")
 SITE = ("msgspec", "jeepney", "pyroute2", "joserfc", "cryptography", "dns", "cffi", "_cffi_backend*", "yaml", "_yaml")
 UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "site-packages", "config-*")
@@ -159,7 +159,7 @@ class Dom0:
         shutil.copy("/bin/busybox", self.root / "bin/busybox")
         applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
         for applet in applets:
-            if applet not in ("busybox", "ip", "tc", "nsenter", "unshare", "sh", "modprobe", "depmod"):
+            if applet not in ("busybox", "ip", "tc", "nsenter", "unshare", "sh", "setpriv", "modprobe", "depmod"):
                 (self.root / "bin" / applet).symlink_to("busybox")
         for program in PROGRAMS:
             shutil.copy(os.path.realpath(program), self.root / program.lstrip("/"))

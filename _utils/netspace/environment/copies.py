@@ -169,9 +169,10 @@ def _write(source: Path, aside: Path) -> None:
 
 
 def _run(program: str, *arguments: str, bad: int) -> None:
-    """Run a program, and return its result.
+    """Run a program.
 
     :param bad: the lowest exit code that is an error.
+    :raises MissingError: the program isn't installed.
     """
     found = shutil.which(program, path=runtimes.SEARCHED)
     if found is None:

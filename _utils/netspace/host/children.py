@@ -23,6 +23,7 @@ from netspace.host import child_records as record
 from netspace.host import delegation_records
 from netspace.host.cards import Cards, Wanted
 from netspace.host.child_records import Child, Run
+from netspace.layout import Layout
 from netspace.spec import spawns, trust
 from netspace.spec.spawns import Place
 from netspace.spec.types import Environment, Template
@@ -57,6 +58,18 @@ class Refused(NetspaceError):
         super().__init__(text)
 
 
+def run_that_asked(layout: Layout, name: str, asked: float) -> Run:
+    """Return the run of an environment's program that sent a request.
+
+    :param asked: the time of the request, in seconds since the boot.
+    :raises Refused: this run has ended. A later one has nothing by its requests, since it may be of another image.
+    """
+    run = record.run_of(layout, name)
+    if run is None or run.began > asked:
+        raise Refused("not-available", f"{name}: the program that sent the request has ended")
+    return run
+
+
 class Children(Cards):
     """Operations of a host that start and end children."""
 
@@ -75,9 +88,7 @@ class Children(Cards):
             spec, made_of = self._template(parent, template)
             if why := spawns.mistyped(made_of, values):
                 raise Refused("arguments-invalid", why)
-            within = record.run_of(self.layout, parent)
-            if within is None or within.began > asked:
-                raise Refused("not-available", f"{parent}: the program that sent the request has ended")
+            within = run_that_asked(self.layout, parent, asked)
             places = spawns.places(parent, spec)
             taken = {place: record.read(self.layout, place) for place in record.places(self.layout, _names(places))}
             if any(child is not None and (child.parent, child.name) == (parent, name) for child in taken.values()):

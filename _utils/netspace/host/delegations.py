@@ -21,7 +21,7 @@ import msgspec
 from netspace.errors import NetspaceError
 from netspace.host import child_records
 from netspace.host import delegation_records as record
-from netspace.host.children import Refused
+from netspace.host.children import Refused, run_that_asked
 from netspace.host.converge import Converge
 from netspace.host.delegation_records import Delegation
 from netspace.plan import Result
@@ -64,9 +64,7 @@ class Delegations(Converge):
             bound = spec.delegates.get(own.target)
             if bound is None or given.target not in bound.to:
                 raise Refused("link-unknown", f"{holder} may not delegate its link {link} to {to}")
-            within = child_records.run_of(self.layout, holder)
-            if within is None or within.began > asked:
-                raise Refused("not-available", f"{holder}: the program that sent the request has ended")
+            within = run_that_asked(self.layout, holder, asked)
             one = delegations.Possible(holder, given.target, own.target)
             self._room(one, delegations.at_most(bound))
             most = delegations.most({holder: spec}, one, own)

@@ -35,7 +35,7 @@ from netspace.errors import NetspaceError
 from netspace.host import child_records as record
 from netspace.host import delegation_records
 from netspace.host.child_records import Run
-from netspace.host.children import Refused
+from netspace.host.children import Refused, run_that_asked
 from netspace.host.delegation_records import Delegation
 from netspace.host.delegations import Limits
 from netspace.host.pace import BURST, Pace
@@ -113,6 +113,7 @@ class Keeper:
         self._waiting: dict[str, deque[Ask]] = {}  # by asker; the first one is served next
         self._begun: dict[int, str] = {}  # revocations of which the broker knows already
         self._pace = Pace()
+        self._using: BackgroundTask[msgspec.Struct] | None = None  # the last use of a key
         self._waited = 0.0  # seconds for which the present request has waited for another run of netspace
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         place = host_peer.folder(layout) / host_peer.KEEPER
@@ -319,6 +320,7 @@ class Keeper:
         host = self._host(late)
         known = self._permitted(host, asked)
         if asked.verb in peer.KEYED:
+            run_that_asked(self.layout, asked.asker, asked.at)  # after the record: an earlier run had another image
             return self._by_key(asked.asker, known.image.digest, arguments)
         if isinstance(arguments, delegate.Arguments):
             limits = Limits(arguments.rate, arguments.size, arguments.until)
@@ -346,13 +348,20 @@ class Keeper:
         return children.Answer(tuple(sorted(rows, key=lambda row: row.name)))
 
     def _by_key(self, asker: str, image: str, arguments: msgspec.Struct) -> msgspec.Struct:
-        """Return the answer to a request that needs a key. A TPM may be in use: meanwhile delegations end as usual."""
+        """Return the answer to a request that needs a key. A TPM may be in use: meanwhile delegations end as usual.
+
+        :raises NetspaceError: the key can't be used, or not in time.
+        """
         from netspace.host import program_keys
 
-        task = BackgroundTask(lambda: program_keys.answer(self.layout, asker, image, arguments))
-        task.begin()
-        severed = set[str]()
-        while not task.end(GLANCE):
+        if self._using is not None and not self._using.end(0):
+            raise NetspaceError("the holder of the keys has not answered an earlier request yet")
+        task = self._using = BackgroundTask(lambda: program_keys.answer(self.layout, asker, image, arguments))
+        task.begin(daemon=True)
+        severed, until = set[str](), time.monotonic() + PATIENCE
+        while not task.end(GLANCE):  # a token may never answer, and children end meanwhile, too
+            if self.over or time.monotonic() > until:
+                raise NetspaceError("the holder of the keys doesn't answer")
             self._attend(severed)
         return task.result()
 
@@ -419,10 +428,7 @@ def _least(ask: Ask) -> float:
 
 
 def _right(called: tuple[str, str], one: Delegation) -> delegate.Answer:
-    """Return the answer about a delegation.
-
-    :param called: link and peer, as its holder calls them.
-    """
+    """Return the answer about a delegation. Link and peer are *called* so by its holder."""
     return delegate.Answer(*called, one.to, one.rate, one.size, one.until)
 
 

@@ -18,7 +18,7 @@ from netspace.link.record import Record, plain
 from netspace.link.seal import endorser
 from netspace.link.seal import keys as seals
 from netspace.link.seal.peers import PeerKeys
-from netspace.link.topology import diff, draining, found_objects, peers, renaming
+from netspace.link.topology import diff, draining, found_objects, mailboxes, peers, renaming
 from netspace.link.topology import objects as model
 from netspace.link.topology.diff import Difference
 from netspace.link.topology.draining import DrainingQueue
@@ -158,7 +158,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         stale = named.stale(observed.definitions, access.vhost(layout, wanted))
         accounts.update({f"user:{name}": {"old": "logs in another way than declared", "new": None} for name in stale})
         if after:
-            accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
+            accounts.update(mailboxes.former_changes(comparison.formers(observed), observed.record.former))
     work = LinkChange(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
         notes.append(
@@ -174,7 +174,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
         left = set(observed.record.parked).difference(observed.emptied)
         unread = draining.unread(left, observed.record.former, observed.drained)
-        accounts.update(_members_changes(before, after, unread))
+        accounts.update(mailboxes.members_changes(before, after, unread))
     broker_changes.update(accounts)
     if broker_changes:
         action = "create" if not before else "change" if after else "remove"
@@ -292,35 +292,6 @@ def compare(
         wanted["permission", account(environment)] = model.reading(wanted["permission", account(environment)], queues)
     none = dict.fromkeys(certificates.certified(broker, known), "")
     return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
-
-
-def _former_changes(formers: Collection[DrainingQueue], known: Collection[DrainingQueue]) -> dict[str, dict[str, Any]]:
-    """Return the queues that become draining queues or cease to be, as changes of a step."""
-    old, new = {one.queue for one in known}, {one.queue for one in formers}
-    read = "read until it is empty"
-    return {
-        f"former queue:{shown(queue)}": {"old": read if queue in old else None, "new": read if queue in new else None}
-        for queue in sorted(old ^ new)
-    }
-
-
-def _members_changes(
-    before: Mapping[str, Link], after: Mapping[str, Link], unread: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Return the environments that get a mailbox and an account, lose them, or are renamed, as changes of a step.
-
-    :param unread: the result of :func:`draining.unread`.
-    """
-    renamed = renaming.pairs(before, after)[1]
-    old, new = model.members(before.values()) - renamed.keys(), model.members(after.values()) - {*renamed.values()}
-    has = "mailbox, account"
-    found = {
-        f"environments:{name}": {"old": None, "new": f"{has}, {unread[name]}" if name in unread else has}
-        for name in sorted(new - old)
-    }
-    found |= {f"environments:{name}": {"old": has, "new": None} for name in sorted(old - new)}
-    more = {one: f"{has}; it reads the mailbox of {was} until it is empty" for was, one in sorted(renamed.items())}
-    return found | {f"environments:{one}": {"old": was, "new": more[one]} for was, one in sorted(renamed.items())}
 
 
 def _drift(

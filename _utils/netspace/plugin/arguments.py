@@ -153,7 +153,8 @@ def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, A
     settings = _with(pillar)
     spec = parse.environment(name, arguments(kwargs), settings.runtimes)
     if spec.tenant is not None:
-        raise SpecError([Problem(f"{name}:tenant", f"a quota is for all environments of a tenant; {_IN_PILLAR}")])
+        why = "it can't be given here, because a quota is for all environments of a tenant"
+        raise SpecError([Problem(f"{name}:tenant", f"{why}; {_IN_PILLAR}")])
     if spec.host and not isinstance(settings.broker, LocalBroker):
         raise SpecError([Problem(f"{name}:host", peer.SHARED)])
     if spec.spawns:

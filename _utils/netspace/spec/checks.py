@@ -358,7 +358,8 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
     for limit, least in getattr(module, "LEAST", {}).items():
         if getattr(spec.limits, limit) < least:
             said = f"{least // 1024**2}M" if limit == "memory" else least
-            problems.append(Problem(f"{path}:limits:{limit}", f"{used} itself uses a part; give at least {said}"))
+            why = f"the runtime {used} needs a part of it for itself"
+            problems.append(Problem(f"{path}:limits:{limit}", f"{why}; give at least {said}"))
     if module.RUNS == "kernels":
         for index, argument in enumerate(spec.args or ()):
             if module.ONE_LINE and not _WORD.fullmatch(argument):

@@ -255,7 +255,7 @@ class HostPeer:
         """
         if NAME not in self._mailbox.card.peers:
             about = self._mailbox.card.name
-            raise NotDeclared(f"{about} may not ask its host: the key host of its declaration doesn't list {verb}")
+            raise NotDeclared(f"{about} may not send {verb} to its host; list it under host: in its declaration")
         body = json.dumps({"v": VERSION, "verb": verb, "arguments": dict(arguments or {})})
         message = await self._mailbox.call(NAME, body, timeout, content_type=CONTENT_TYPE)
         return parse(message.body)

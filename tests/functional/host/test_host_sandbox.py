@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -43,6 +44,16 @@ def running(mark: str) -> bool:
     return False
 
 
+def sleepers() -> list[Path]:
+    """Return the folders in /proc of the processes ``sleep 600``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes() == b"sleep\x00600\x00":
+                found.append(process)
+    return found
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_sandbox_whose_shell_is_ended_takes_others_along(number: signal.Signals, tmp_path: Path) -> None:
     ready, mark = tmp_path / "ready", f"within-{number.name}"
@@ -54,8 +65,8 @@ def test_sandbox_whose_shell_is_ended_takes_others_along(number: signal.Signals,
         shell.send_signal(number)
         shell.wait(60)
         until(lambda: not running(mark))
-        (sleeper,) = (one.parent for one in Path("/proc").glob("[0-9]*/comm") if one.read_text() == "sleep\n" and
-                      "600" in (one.parent / "cmdline").read_text())  # fmt: skip
+        until(sleepers, "the other sandbox's program sleeps")
+        (sleeper,) = sleepers()
         assert (sleeper / "root/var/lib/netspace/kept").exists()
     finally:
         for one in (shell, other):

@@ -198,9 +198,9 @@ def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
 
 
 def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
-    """On an untrusted host, a running program keeps running despite a new image or hardening or a damaged root.
+    """On an untrusted host, an apply restarts no running program, and adds no rule to its interface.
 
-    Its interface gets no new rule.
+    This holds if the declared image or hardening changes, and if the program's root file system is damaged.
     """
     own = shutil.copy(image, tmp_path / "vault.tar")
     wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)

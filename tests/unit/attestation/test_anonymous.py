@@ -24,6 +24,9 @@ from netspace.attestation.daa import curve, fields, pairing, quote, scheme
 from netspace.attestation.daa.issuer import member_key
 from netspace.attestation.daa.quote import Rogues
 from netspace.attestation.daa.scheme import Credential, IssuerKey, IssuerSecret, Refusal
+from netspace.attestation.minion import self_appraisal
+from netspace.attestation.tpm import device
+from netspace.layout import Layout
 
 ROOT = Path(__file__).parents[3]
 VECTORS = ROOT / "tests/fixtures/anonymous"
@@ -475,6 +478,20 @@ def test_nothing_else_imports_it() -> None:
         if "attestation/daa/" not in str(path) and "attestation.daa" in path.read_text()
     ]
     assert found == []
+
+
+def test_commands_share_the_lock_of_the_host_s_tpm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All uses of a TPM share one lock, which lies where no other user can take it first."""
+    locks: list[Path] = []
+
+    def run(tcti: str, work: object, *, lock: Path) -> dict[str, str]:
+        locks.append(lock)
+        return {}
+
+    monkeypatch.setattr(device, "run", run)
+    assert command.main(["request"]) == 0
+    assert command.main(["request", "--lock", "/run/other"]) == 0
+    assert locks == [self_appraisal.lock_path(Layout()), Path("/run/other")]
 
 
 def test_verifier_needs_neither_tpm_nor_cryptography() -> None:

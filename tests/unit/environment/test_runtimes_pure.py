@@ -163,9 +163,13 @@ def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
 @pytest.mark.parametrize(
     ("runtime", "limits", "expected"),
     [
-        ("crun", {"pids": 1}, {"limits:pids": "crun itself uses a part; give at least 2"}),
-        ("runsc", {"pids": 47}, {"limits:pids": "runsc itself uses a part; give at least 48"}),
-        ("runsc", {"memory": "23M", "pids": 48}, {"limits:memory": "runsc itself uses a part; give at least 24M"}),
+        ("crun", {"pids": 1}, {"limits:pids": "the runtime crun needs a part of it for itself; give at least 2"}),
+        ("runsc", {"pids": 47}, {"limits:pids": "the runtime runsc needs a part of it for itself; give at least 48"}),
+        (
+            "runsc",
+            {"memory": "23M", "pids": 48},
+            {"limits:memory": "the runtime runsc needs a part of it for itself; give at least 24M"},
+        ),
         ("runsc", {"memory": "24M", "pids": 48}, {}),
         ("crun", {"memory": "4M", "pids": 2}, {}),
     ],

@@ -48,7 +48,7 @@ def problems(**keys: Any) -> dict[str, str]:
         ("read_only", True, "no root file system"),
         ("target", True, "Salt can't run programs in a kernel"),
         ("seccomp", "standard", "has its own profile"),
-        ("limits", {"memory": "128M", "pids": 7}, "qemu itself uses a part; give at least 8"),
+        ("limits", {"memory": "128M", "pids": 7}, "the runtime qemu needs a part of it for itself; give at least 8"),
         ("args", ["a", "b c"], "'b c': qemu gives a kernel one line"),
         ("args", ["a", ""], "'': qemu gives a kernel one line"),
         ("args", ["a", "b\u00a0c"], "qemu gives a kernel one line"),

@@ -22,7 +22,6 @@ from netspace.attestation.daa import quote
 from netspace.attestation.daa.scheme import Credential, IssuerKey, Refusal, Request
 from netspace.errors import NetspaceError
 
-LOCK = Path("/run/lock/netspace-tpm")
 MOST = 64 * 1024
 PCRS = range(24)
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             one.add_argument("pcrs", type=int, nargs="+", choices=PCRS, metavar="PCR")
         if name in ("request", "answer", "quote"):
             one.add_argument("--tpm", default="device:/dev/tpmrm0")
-            one.add_argument("--lock", type=Path, default=LOCK)
+            one.add_argument("--lock", type=Path)
         if name in ("quote", "verify"):
             one.add_argument("--basename", default="")
         if name == "verify":
@@ -126,9 +125,12 @@ def _admit(options: argparse.Namespace) -> dict[str, str]:
 # -- the host --------------------------------------------------------------------------------------
 def _with_tpm(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> Any:
     from netspace.attestation.daa.member import Member
+    from netspace.attestation.minion import self_appraisal
     from netspace.attestation.tpm import device
+    from netspace.layout import Layout
 
-    return device.run(options.tpm, lambda opened: work(opened, Member(opened)), lock=options.lock)
+    lock = options.lock or self_appraisal.lock_path(Layout())  # as all uses of this host's TPM
+    return device.run(options.tpm, lambda opened: work(opened, Member(opened)), lock=lock)
 
 
 def _request(options: argparse.Namespace) -> dict[str, str]:

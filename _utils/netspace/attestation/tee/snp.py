@@ -110,7 +110,7 @@ def parse(raw: bytes) -> Report:
     reader.take(32)  # family and image: names that the guest's owner chose
     vmpl, algorithm = reader.number(4), reader.number(4)
     if algorithm != ECDSA_P384_SHA384 or vmpl > 3:
-        raise TeeMalformed(f"SNP report: signature algorithm {algorithm}or VMPL {vmpl} is not accepted")
+        raise TeeMalformed(f"SNP report: signature algorithm {algorithm} or VMPL {vmpl} is not accepted")
     reader.take(8)  # the current TCB, which may be newer than the reported one
     platform, flags = reader.number(8), reader.number(4)
     key = flags >> 2 & 7

@@ -203,4 +203,5 @@ def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
             if switched > 1:
                 raise ShimInsecure("PCR 14: shim is set not to verify what it starts (MokSBState)")
         elif one.digest not in (policy.mok or ()):
-            raise UnknownSigner(f"PCR 14: shim trusts other keys: {one.digest.hex()} (the log calls it {one.claimed})")
+            said = f"{one.digest.hex()} (named {one.claimed} in the log)"
+            raise UnknownSigner(f"PCR 14: the policy doesn't list this measurement of shim's keys: {said}")

@@ -158,7 +158,10 @@ def _own(upper: Path, base: int) -> None:
 
 
 def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
-    """Remove the layers on all images but those in *keep*; layers named ``lost-...`` stay, too."""
+    """Remove an environment's layers, except those over an image in *keep* and those named ``lost-...``.
+
+    :param keep: digests of images.
+    """
     kept = tuple(digest[:16] for digest in keep)
     for entry in os.scandir(layout.environment(name)):
         if entry.name == "handout" or entry.name.startswith((*kept, LOST)):

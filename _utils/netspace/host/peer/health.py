@@ -1,7 +1,7 @@
-"""Health of environments, as the peer sees it: by mark files of the health-watching service.
+"""Health of environments, for the process that answers environments' requests to their host.
 
-The peer's group may look up a file in the folder of the marks by its name. It may neither list the folder nor read a
-file.
+The service that watches health makes a mark file for an environment. This process learns only whether a file of a given
+name exists: it may neither list the folder of these files nor read one.
 """
 
 from __future__ import annotations

@@ -64,7 +64,10 @@ def begin(layout: Layout) -> None:
 
 
 def write(layout: Layout, known: Mapping[Key, Known]) -> None:
-    """Write the answers that :func:`bounded` returned. An apply (``host.parts``) removes the file with the service."""
+    """Write the answers that :func:`bounded` returned to a file.
+
+    The service that looks names up reads this file. An apply that removes the service removes the file, too.
+    """
     names: dict[str, dict[str, Known]] = {}
     for (name, family), one in known.items():
         names.setdefault(name, {})[family] = one

@@ -262,9 +262,10 @@ static void transmit(struct nic *to, const u8 *bytes, u32 size)
     int wanted; /* an event that isn't has Linux's backend wait longer and longer (XEN_EOI_FLAG_SPURIOUS) */
     RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&sending, wanted);
     if (wanted) notify(nic_port);
-    while (*(volatile RING_IDX *)&sending.sring->rsp_prod == sending.rsp_cons) {
-        cleared(nic_port);
-        if (*(volatile RING_IDX *)&sending.sring->rsp_prod == sending.rsp_cons) await(nic_port);
+    /* Linux's backend may miss an event that comes while it begins: it is told again. */
+    for (u32 turn = 1; *(volatile RING_IDX *)&sending.sring->rsp_prod == sending.rsp_cons; turn++) {
+        if (turn % 256 == 0) notify(nic_port);
+        CALL(__HYPERVISOR_sched_op, SCHEDOP_yield, 0, 0, 0);
     }
     sending.rsp_cons++;
 }

@@ -22,8 +22,8 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments of ``who``.
 
     :param service: the name of a service, as in ``offers``.
-    :param unless: the ``state`` of an answer that the asker has. The host then answers only when the answer changes, or
-        after half a minute.
+    :param unless: the ``state`` in an earlier answer. If it is given, the host waits until its answer differs from that
+        one, for half a minute at most.
     """
 
     service: Service
