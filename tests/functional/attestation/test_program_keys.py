@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,46 @@ class _password:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def killed_use(tpm: Any, layout: Layout) -> None:
+    """Begin to use a key with a boot policy in a process that is killed while key and session are in the TPM."""
+
+    def work(device: devices.Device) -> None:
+        def stop(*_: Any, **__: Any) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        device.esapi.hmac = stop
+        bound_keys.code(device, b"", (0,), bound_keys.boot(device, (0,)))
+
+    child = os.fork()
+    if child == 0:
+        try:
+            devices.run(tpm.tcti, work, lock=layout.root / "lock")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def test_killed_uses_leave_nothing_in_the_tpm(on_tpm: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handles(device: devices.Device) -> list[int]:
+        kind = device.tss.constants.TPM2_CAP.HANDLES
+        found = [device.esapi.get_capability(kind, first, 64)[1] for first in (0x80000000, 0x02000000)]
+        return [len(one.data.handles) for one in found]
+
+    def code() -> bytes:
+        return devices.run(on_tpm.tcti, lambda one: bound_keys.code(one, b""), lock=layout.root / "lock")
+
+    before = code()
+    for _ in range(4):  # swtpm has room for three keys, and for three sessions
+        killed_use(on_tpm, layout)
+    assert devices.run(on_tpm.tcti, handles, lock=layout.root / "lock") == [0, 0]
+    assert code() == before
+    monkeypatch.setattr(devices, "_LEFTOVERS", ())
+    for _ in range(3):
+        killed_use(on_tpm, layout)
+    with pytest.raises(devices.DeviceError, match="out of memory"):
+        code()
 
 
 @pytest.mark.parametrize("holder", ["tpm", "token", "file"])

@@ -5,7 +5,7 @@ The module imports tpm2-pytss only when a TPM is used. Rules:
 - The configuration names the TPM. libtss2 must never search for a TPM, because it would connect to any program that
   listens on TCP port 2321.
 - Nothing stays in the TPM: all keys are primary keys, which are derived again for each use, and every handle is
-  flushed.
+  flushed. What a killed process left is flushed by the next use.
 - Each period has a different attestation key. The keys themselves don't show that they are in the same TPM.
 - By a lock, only one process at a time uses the TPM. Each use has a time limit.
 
@@ -34,6 +34,9 @@ T = TypeVar("T")
 TIMEOUT = 30.0
 _ATTEMPTS = 5
 _PCR_CHANGED = 0x128
+_MANAGED = "tpmrm"  # the kernel flushes what a process left that used such a device
+_LEFTOVERS = (0x80000000, 0x02000000)  # first handles of loaded keys, and of loaded sessions (Part 2, 7.4)
+_FLUSH = bytes.fromhex("80010000000e00000165")  # TPM2_FlushContext (Part 3, 28.4), but its handle
 # Templates of endorsement keys, in order of preference; keys with a certificate in NV come first. ECC is faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
 # Input for deriving attestation keys: it makes them differ from other primaries of the same template. The period's
@@ -146,9 +149,27 @@ def _open(tcti: str) -> Iterator[Device]:
     tss = _library()
     try:
         with tss.TCTILdr(*tcti.split(":", 1)) as loaded, tss.ESAPI(loaded) as esapi:
+            if not (device_path(tcti) or Path()).name.startswith(_MANAGED):
+                _flush_leftovers(tss, loaded, esapi)
             yield Device(tss, esapi)
     except tss.TSS2_Exception as err:
         raise DeviceError(f"tpm {tcti}: {err}{_hint(tcti)}") from err
+
+
+def _flush_leftovers(tss: Any, loaded: Any, esapi: Any) -> None:
+    """Flush the keys and sessions that killed processes left. A few of them fill a TPM, and nothing else removes them.
+
+    The caller holds the lock, so no other process of netspace has any.
+
+    :param loaded: the connection by which *esapi* reaches the TPM.
+    """
+    for first in _LEFTOVERS:
+        _, capability = esapi.get_capability(tss.constants.TPM2_CAP.HANDLES, first, 64)
+        listed = capability.data.handles  # ``capability`` must live as long as this memory
+        for handle in [int(listed[index]) for index in range(len(listed))]:
+            # As bytes: the library can't name a session that it didn't begin. An error shows at the next command.
+            loaded.transmit(_FLUSH + handle.to_bytes(4, "big"))
+            loaded.receive()
 
 
 def _hint(tcti: str) -> str:
