@@ -1,7 +1,7 @@
-/* Send and receive along links with librabbitmq and json-c (Debian: librabbitmq-dev, libjson-c-dev):
+/* Send, receive and request along links with librabbitmq and json-c (Debian: librabbitmq-dev, libjson-c-dev):
  *
  *     cc -o mail mail.c -lrabbitmq -ljson-c
- *     mail send PEER TEXT        mail receive
+ *     mail send PEER TEXT        mail receive        mail request PEER TEXT
  */
 #include <json-c/json.h>
 #include <rabbitmq-c/amqp.h>
@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/time.h>
 
 static void die(const char *format, ...)
 {
@@ -74,17 +76,23 @@ static amqp_connection_state_t log_in(json_object *broker)
     return link;
 }
 
-static void send_text(json_object *me, amqp_connection_state_t link, const char *to, const char *said)
+/* The peer of this name: the one that its link gives it here, which stays wherever it moves; or its own. */
+static json_object *peer_of(json_object *me, const char *to)
 {
-    /* By the name that its link gives it here, which stays wherever it moves; or by its own. */
     json_object *named = find(part(me, "peers"), "as", to, strlen(to));
     json_object *peer = named ? named : find(part(me, "peers"), "to", to, strlen(to));
-    amqp_basic_properties_t about = {._flags = AMQP_BASIC_DELIVERY_MODE_FLAG, .delivery_mode = 2};
-    amqp_frame_t answer;
     if (!peer)
         die("no link to %s is declared; see peers: %s", to, json_object_get_string(part(me, "peers")));
     if (json_object_object_get(peer, "broker"))
         die("%s is on another host, whose broker is asked for by a name; this library can't", to);
+    return peer;
+}
+
+static void publish(json_object *peer, amqp_connection_state_t link, amqp_basic_properties_t about, const char *said)
+{
+    amqp_frame_t answer;
+    about._flags |= AMQP_BASIC_DELIVERY_MODE_FLAG;
+    about.delivery_mode = 2;
     amqp_confirm_select(link, 1);
     ok(amqp_get_rpc_reply(link), "no confirms");
     amqp_basic_publish(link, 1, amqp_cstring_bytes(text(peer, "exchange")), amqp_empty_bytes, 1, 0, &about,
@@ -92,6 +100,55 @@ static void send_text(json_object *me, amqp_connection_state_t link, const char 
     if (amqp_simple_wait_frame(link, &answer) || answer.frame_type != AMQP_FRAME_METHOD ||
         answer.payload.method.id != AMQP_BASIC_ACK_METHOD)
         die("not taken: revoked, or the mailbox is full");
+}
+
+static void send_text(json_object *me, amqp_connection_state_t link, const char *to, const char *said)
+{
+    publish(peer_of(me, to), link, (amqp_basic_properties_t){0}, said);
+}
+
+static int same(amqp_bytes_t bytes, const char *word)
+{
+    return bytes.len == strlen(word) && !memcmp(bytes.bytes, word, bytes.len);
+}
+
+/* Print the answer of a peer, such as the host: request host '{"v": 1, "verb": "whoami"}' */
+static void request(json_object *me, amqp_connection_state_t link, const char *to, const char *said)
+{
+    json_object *peer = peer_of(me, to), *replies;
+    unsigned char raw[16];
+    char key[33], address[512]; /* nobody else can guess where the answer goes */
+    if (!json_object_object_get_ex(peer, "replies", &replies))
+        die("the link to %s is for sending only", to);
+    if (getrandom(raw, sizeof raw, 0) != sizeof raw)
+        die("no random numbers");
+    for (size_t at = 0; at < sizeof raw; at++)
+        snprintf(key + 2 * at, 3, "%02x", raw[at]);
+    const char *queue = text(replies, "queue"), *exchange = text(replies, "exchange");
+    snprintf(address, sizeof address, "%s/%s", exchange, key);
+    amqp_queue_bind(link, 1, amqp_cstring_bytes(queue), amqp_cstring_bytes(exchange), amqp_cstring_bytes(key),
+                    amqp_empty_table);
+    ok(amqp_get_rpc_reply(link), "no queue for answers: read environment.json again");
+    publish(peer, link, (amqp_basic_properties_t){
+        ._flags = AMQP_BASIC_REPLY_TO_FLAG | AMQP_BASIC_CORRELATION_ID_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG,
+        .reply_to = amqp_cstring_bytes(address),
+        .correlation_id = amqp_cstring_bytes(key),
+        .message_id = amqp_cstring_bytes(key),
+    }, said);
+    amqp_basic_consume(link, 1, amqp_cstring_bytes(queue), amqp_empty_bytes, 0, 0, 0, amqp_empty_table);
+    ok(amqp_get_rpc_reply(link), "no queue for answers: read environment.json again");
+    for (int answered = 0; !answered;) {
+        amqp_envelope_t mail;
+        struct timeval patience = {.tv_sec = 60};
+        ok(amqp_consume_message(link, &mail, &patience, 0), "no answer came");
+        answered = same(mail.exchange, exchange) && same(mail.message.properties.correlation_id, key);
+        if (answered)
+            printf("%.*s\n", (int)mail.message.body.len, (char *)mail.message.body.bytes);
+        amqp_basic_ack(link, 1, mail.delivery_tag, 0);
+        amqp_destroy_envelope(&mail);
+    }
+    amqp_queue_unbind(link, 1, amqp_cstring_bytes(queue), amqp_cstring_bytes(exchange), amqp_cstring_bytes(key),
+                      amqp_empty_table);
 }
 
 /* The next message of a declared sender, whichever queue it came to. */
@@ -122,15 +179,17 @@ static void receive_text(json_object *me, amqp_connection_state_t link)
 
 int main(int count, char **words)
 {
-    int sends = count == 4 && !strcmp(words[1], "send");
-    if (!sends && !(count == 2 && !strcmp(words[1], "receive")))
-        die("usage: mail send PEER TEXT | mail receive");
+    int sends = count == 4 && !strcmp(words[1], "send"), asks = count == 4 && !strcmp(words[1], "request");
+    if (!sends && !asks && !(count == 2 && !strcmp(words[1], "receive")))
+        die("usage: mail send PEER TEXT | mail receive | mail request PEER TEXT");
     json_object *me = json_object_from_file("/run/netspace/environment.json");
     if (!me)
         die("environment.json: %s", json_util_get_last_err());
     amqp_connection_state_t link = log_in(part(me, "broker"));
     if (sends)
         send_text(me, link, words[2], words[3]);
+    else if (asks)
+        request(me, link, words[2], words[3]);
     else
         receive_text(me, link);
     amqp_connection_close(link, AMQP_REPLY_SUCCESS);

@@ -1,4 +1,4 @@
-// Send and receive along links with amqp091-go: `mail send PEER TEXT`, `mail receive`.
+// Send, receive and request along links with amqp091-go: `mail send PEER TEXT`, `mail receive`, `mail request PEER TEXT`.
 //
 // With Debian's packages (golang-go, golang-github-rabbitmq-amqp091-go-dev):
 //
@@ -7,8 +7,10 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -34,6 +36,7 @@ type broker struct {
 type peer struct {
 	To, As, Exchange string  // As: what its link calls it here, wherever it moves
 	Broker           *broker // of a peer on another host: that host's
+	Replies          *struct{ Queue, Exchange string }
 }
 
 type card struct {
@@ -112,32 +115,88 @@ func receive(me card) {
 	}
 }
 
-func send(me card, to, text string) {
+// find returns a peer by the name that its link gives it here, or by its own.
+func find(me card, to string) peer {
 	known := []string{}
 	for _, peer := range me.Peers {
-		if known = append(known, peer.To); peer.To != to && (peer.As != to || to == "") {
-			continue
+		if known = append(known, peer.To); peer.To == to || (peer.As == to && to != "") {
+			return peer
 		}
-		where := me.Broker
-		if peer.Broker != nil {
-			where = *peer.Broker
-		}
-		connection := connect(where)
-		defer connection.Close()
-		channel := must(connection.Channel())
-		if err := channel.Confirm(false); err != nil {
-			log.Fatal(err)
-		}
-		context, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		message := amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(text)}
-		confirmed := must(channel.PublishWithDeferredConfirmWithContext(context, peer.Exchange, "", true, false, message))
-		if !must(confirmed.WaitContext(context)) {
-			log.Fatal("the mailbox takes no more")
-		}
-		return
 	}
 	log.Fatalf("no link to %s is declared; %s may send to: %s", to, me.Name, strings.Join(known, ", "))
+	panic("")
+}
+
+// reach connects to the broker of a peer, and returns a channel that confirms each message.
+func reach(me card, to peer) (*amqp.Connection, *amqp.Channel) {
+	where := me.Broker
+	if to.Broker != nil {
+		where = *to.Broker
+	}
+	connection := connect(where)
+	channel := must(connection.Channel())
+	if err := channel.Confirm(false); err != nil {
+		log.Fatal(err)
+	}
+	return connection, channel
+}
+
+func publish(channel *amqp.Channel, to peer, message amqp.Publishing) {
+	context, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	message.DeliveryMode = amqp.Persistent
+	confirmed := must(channel.PublishWithDeferredConfirmWithContext(context, to.Exchange, "", true, false, message))
+	if !must(confirmed.WaitContext(context)) {
+		log.Fatal("the mailbox takes no more")
+	}
+}
+
+func send(me card, to, text string) {
+	peer := find(me, to)
+	connection, channel := reach(me, peer)
+	defer connection.Close()
+	publish(channel, peer, amqp.Publishing{Body: []byte(text)})
+}
+
+func random() string {
+	raw := make([]byte, 16)
+	must(rand.Read(raw))
+	return hex.EncodeToString(raw)
+}
+
+// request prints the answer of a peer, such as the host: request host '{"v": 1, "verb": "whoami"}'
+func request(me card, to, text string) {
+	peer := find(me, to)
+	if peer.Replies == nil {
+		log.Fatalf("the link to %s is for sending only", to)
+	}
+	connection, channel := reach(me, peer)
+	defer connection.Close()
+	key, id, replies := random(), random(), *peer.Replies // nobody else can guess where the answer goes
+	if err := channel.QueueBind(replies.Queue, key, replies.Exchange, false, nil); err != nil {
+		log.Fatal(err)
+	}
+	defer channel.QueueUnbind(replies.Queue, key, replies.Exchange, nil)
+	answers := must(channel.Consume(replies.Queue, "", false, false, false, false, nil))
+	publish(channel, peer, amqp.Publishing{
+		Body: []byte(text), ReplyTo: replies.Exchange + "/" + key, CorrelationId: id, MessageId: id,
+	})
+	late := time.After(60 * time.Second)
+	for {
+		select {
+		case answer, open := <-answers:
+			if !open {
+				log.Fatal("the connection was lost")
+			}
+			answer.Ack(false)
+			if answer.Exchange == replies.Exchange && answer.CorrelationId == id {
+				fmt.Printf("%s\n", answer.Body)
+				return
+			}
+		case <-late:
+			log.Fatalf("%s didn't answer", to)
+		}
+	}
 }
 
 func main() {
@@ -150,7 +209,9 @@ func main() {
 		receive(me)
 	case len(words) == 3 && words[0] == "send":
 		send(me, words[1], words[2])
+	case len(words) == 3 && words[0] == "request":
+		request(me, words[1], words[2])
 	default:
-		log.Fatal("usage: mail send PEER TEXT | mail receive")
+		log.Fatal("usage: mail send PEER TEXT | mail receive | mail request PEER TEXT")
 	}
 }

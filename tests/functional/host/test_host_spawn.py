@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 from support.hosts.whole_host import CLIENT, IDLE, python
 from support.links.link_world import World
+from support.sampling import todays
 from support.waiting import until
 
 from netspace.errors import SpecError
@@ -82,7 +84,7 @@ def declaration(image: Path) -> dict[str, Any]:
         "environments": {
             "web": {
                 **common,
-                "host": ["whoami", "spawn", "end", "children"],
+                "host": ["whoami", "spawn", "end", "children", "attest", "seal", "unseal", "sign"],
                 "spawns": {
                     "worker": worker,
                     "small": small,
@@ -198,6 +200,57 @@ def test_program_spawns_a_worker_with_less_than_it_has(here: dict[str, Any]) -> 
     assert state("web-worker-1") == "running"
     end("w1")
     assert state("web-worker-1") == "stopped" and free("web-worker-1") and names() == []
+    unchanged(here)
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+BRIDGE = (
+    f"import sys; sys.path[:0] = {sys.path!r}\n"
+    "import runpy; sys.argv[0] = 'bridge'; runpy.run_module('netspace_client.bridge', run_name='__main__')"
+)
+
+
+def built(example: str, folder: Path) -> list[str]:
+    """Return the command of an example, built by its language's own tools."""
+    program, source = str(folder / "mail"), str(EXAMPLES / example)
+    if example.endswith(".py"):
+        return [sys.executable, source]
+    if example.endswith(".c"):
+        libraries = ["-lrabbitmq", "-ljson-c"]
+        subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-o", program, source, *libraries], check=True)
+    else:
+        more = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(EXAMPLES.parent / ".cache/go")}
+        subprocess.run(["go", "build", "-o", program, source], env={**os.environ, **more}, check=True, timeout=400)
+    return [program]
+
+
+@pytest.mark.parametrize("example", ["mail_pika.py", *todays(["mail.c", "mail.go", "host.sh"], 3)])
+def test_program_of_each_language_asks_its_host(here: dict[str, Any], example: str, tmp_path: Path) -> None:
+    command = [] if example == "host.sh" else built(example, tmp_path)
+
+    def ask(verb: str, **arguments: Any) -> Any:
+        place = World().place("web", str(LAYOUT.inside("web")))
+        if command:
+            body = json.dumps({"v": 1, "verb": verb, "arguments": arguments})
+            program = [*command, "request", "host", body]
+        else:
+            shell = [str(EXAMPLES / "host.sh"), verb, json.dumps(arguments)]
+            listen = ["--listen", "127.0.0.1:8080", "--raw", "host"]
+            wait = 'until curl -so /dev/null 127.0.0.1:8080/; do sleep 0.1; done; exec "$@"'
+            program = [sys.executable, "-c", BRIDGE, *listen, "--", "sh", "-c", wait, "sh", *shell]
+        done = subprocess.run([*place, *program], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        return found["answer"] if command else found
+
+    assert ask("whoami")["name"] == "web"
+    assert json.loads(ask("attest", nonce="b3duLXF1ZXN0aW9uLTE")["evidence"])["token"]
+    assert ask("spawn", template="small", name="s")["environment"] == "web-small-1"
+    assert [child["name"] for child in ask("children")["children"]] == ["s"]
+    assert ask("end", name="s") == {"name": "s"}
+    sealed = ask("seal", value="YSB2YWx1ZQ")
+    assert ask("unseal", sealed=sealed["sealed"])["value"] == "YSB2YWx1ZQ"
+    assert ask("sign", digest="A" * 43)["key"]["crv"] == "P-256"
     unchanged(here)
 
 

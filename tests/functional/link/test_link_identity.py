@@ -269,10 +269,12 @@ def run(host, name: str, folder: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
-def try_out(host, folder: Path, *program: str) -> None:
-    """Test an example program: send, also to a local name; read all queues; refuse strangers; report problems.
+def try_out(host, folder: Path, *program: str, asks: str = "request") -> None:
+    """Test an example program: send, also to a local name; read all queues; refuse strangers; ask; report problems.
 
     No message may end the program.
+
+    :param asks: ``request`` if the program can ask a peer.
     """
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
@@ -297,6 +299,16 @@ def try_out(host, folder: Path, *program: str) -> None:
             channel.basic_publish(host.n("link.web.audit"), "", body, mandatory=True)
             assert run(host, "audit", folder / "later", *program, "receive").startswith("web:")
 
+    if "request" in asks:
+        host.apply(TELL, Link(source="web", target="audit"), ASK)
+        (folder / "asking").mkdir()
+        place = host.place("orders", host.write_cards("orders", folder / "asking/card-orders"))
+        with subprocess.Popen([*place, sys.executable, str(EXAMPLES / "mail_pika.py"), "answer"]) as answering:
+            try:
+                assert run(host, "web", folder / "asking", *program, "request", "orders", "why?") == "web asked why?"
+            finally:
+                answering.terminate()
+
     for words, complaint in ((["send", "nobody", "x"], "no link to nobody"), ([], "send PEER TEXT")):
         with pytest.raises(AssertionError, match=complaint):
             run(host, "orders", folder, *program, *words)
@@ -304,7 +316,8 @@ def try_out(host, folder: Path, *program: str) -> None:
 
 @pytest.mark.parametrize("example", todays(["mail_pika.py", "mail_aio_pika.py"], 2))
 def test_the_python_examples(host, tmp_path, example):
-    try_out(host, tmp_path, sys.executable, str(EXAMPLES / example))
+    asks = "" if "aio" in example else "request"
+    try_out(host, tmp_path, sys.executable, str(EXAMPLES / example), asks=asks)
 
 
 @pytest.mark.skipif("go" not in todays(["", "go", "", ""], 4), reason="every fourth day: Go compiles its library")

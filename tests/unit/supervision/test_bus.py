@@ -221,10 +221,10 @@ def unit(name: str) -> tuple[object, ...]:
 @given(st.lists(UNIT, max_size=20))
 def test_names_of_a_list_are_those_that_jeepney_decodes(units: list[tuple[object, ...]]) -> None:
     with systemd(lambda call: encoded(SIGNAL) + listed(units)) as connection:
-        assert connection.listed(["failed"], "netspace-*") == [one[0] for one in units]
+        assert connection.active("netspace-*") == [one[0] for one in units]
 
 
-def test_units_are_asked_for_by_state_and_pattern() -> None:
+def test_active_units_are_asked_for_by_pattern() -> None:
     calls: list[Message] = []
 
     def answer(call: Message) -> bytes:
@@ -232,10 +232,10 @@ def test_units_are_asked_for_by_state_and_pattern() -> None:
         return listed([unit("netspace-a.service")])
 
     with systemd(answer) as connection:
-        assert connection.listed(["failed"], "netspace-*.service") == ["netspace-a.service"]
+        assert connection.active("netspace-*.service") == ["netspace-a.service"]
     (call,) = calls
     assert call.header.fields[HeaderFields.member] == "ListUnitsByPatterns"
-    assert call.body == (["failed"], ["netspace-*.service"])
+    assert call.body == (["active"], ["netspace-*.service"])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_units_are_asked_for_by_state_and_pattern() -> None:
 def test_an_answer_that_is_no_list_of_units_is_refused(answer: bytes) -> None:
     refused = pytest.raises(ValueError, match=r"not systemd's list|a message of")
     with refused, systemd(lambda call: answer) as connection:
-        connection.listed(["failed"], "netspace-*")
+        connection.active("netspace-*")
 
 
 def test_no_list_among_messages_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_no_list_among_messages_without_end_is_refused(monkeypatch: pytest.Monke
         pytest.raises(ValueError, match="more than 64 messages"),
         systemd(lambda call: encoded(SIGNAL) * 65) as connection,
     ):
-        connection.listed(["failed"], "netspace-*")
+        connection.active("netspace-*")
 
 
 LIST = listed([unit(f"netspace-{name}.service") for name in "abc"])
@@ -279,7 +279,7 @@ def test_any_other_bytes_are_an_error_or_names(raw: bytes) -> None:
         connection = dbus.Connection(ours)
         theirs.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ValueError, OSError):
-            assert all(isinstance(name, str) for name in connection.listed(["failed"], "netspace-*"))
+            assert all(isinstance(name, str) for name in connection.active("netspace-*"))
 
 
 # -- names and versions ------------------------------------------------------------------------------

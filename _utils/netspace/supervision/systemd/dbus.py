@@ -127,10 +127,8 @@ class Connection:
             found[place] = message
         return [found[place] for place in range(len(wanted))]
 
-    def listed(self, states: Sequence[str], pattern: str) -> list[str]:
-        """Return the names of the units in one of *states* that match *pattern*. Call it before :meth:`ask`.
-
-        systemd lists only units that it has loaded. It may have unloaded a unit that is inactive.
+    def active(self, pattern: str) -> list[str]:
+        """Return the names of the active units that match *pattern*. Call it before :meth:`ask`.
 
         :raises OSError: when systemd doesn't answer in time, or has closed the connection.
         :raises ValueError: when the answer is malformed, or does not come from systemd.
@@ -138,7 +136,7 @@ class Connection:
         manager = DBusAddress("/org/freedesktop/systemd1", SYSTEMD, f"{SYSTEMD}.Manager")
         self._deadline = time.monotonic() + TIMEOUT
         self._serial += 1
-        call = new_method_call(manager, "ListUnitsByPatterns", "asas", (list(states), [pattern]))
+        call = new_method_call(manager, "ListUnitsByPatterns", "asas", (["active"], [pattern]))
         self._send(call.serialise(serial=self._serial))
         for _ in range(OTHERS):
             header, body = self._raw()
@@ -235,14 +233,14 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def listed(states: Sequence[str], pattern: str) -> list[str]:
-    """Return the names of the loaded units in one of *states* that match *pattern*, by one question.
+def active(pattern: str) -> list[str]:
+    """Return the names of the active units that match *pattern*, by one question.
 
     :raises OSError: when systemd can't be reached over its socket.
     :raises ValueError: when systemd's answer is malformed.
     """
     with _connected() as connection:
-        return connection.listed(states, pattern)
+        return connection.active(pattern)
 
 
 def names(body: bytes) -> list[str]:

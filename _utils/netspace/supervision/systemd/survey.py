@@ -1,13 +1,8 @@
 """Statuses of many units with little work: one question to systemd, and small files. Changes nothing.
 
 systemd needs 20 microseconds for each property of a unit, and a status has seven of them. But for nearly all units of a
-host three facts are enough: systemd knows of no other state of the unit than that it runs, no end of it was noted since
-its start was last requested, and the process in its PID file runs. Then the service runs as it was started, and the
-kernel has the time at which the process began.
-
-systemd is asked only for the few units in another state, since a list of a thousand running units takes a third of the
-time of all metrics. It may have unloaded a unit that ended; then its PID file is gone, which systemd removes, or the
-process in it is.
+host two facts are enough: the unit is active, and no end of it was noted since its start was last requested. Then the
+service runs as it was started. Its PID file has the process, and the kernel has the time at which the process began.
 
 Only detached services have such notes (``unit_file.NOTE``). All other services, and those that ended once, are left
 out. systemd is asked about these one by one.
@@ -26,8 +21,6 @@ from netspace.supervision.cgroup import payload_cgroups
 from netspace.supervision.service import State, Status
 from netspace.supervision.systemd import dbus, unit_file
 
-AT_REST = ("inactive", "failed", "activating", "maintenance")
-"""The states of a unit whose program doesn't run, or is still being started."""
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _MOST = 64 * 1024  # bytes of a unit file
 _HERTZ = os.sysconf("SC_CLK_TCK")
@@ -44,8 +37,7 @@ def running(layout: Layout, folder: Path) -> dict[str, Status]:
     """
     prefix, suffix = layout.service(""), ".service"
     try:
-        others = set(dbus.listed(AT_REST, f"{prefix}*{suffix}"))
-        units = [entry for entry in os.listdir(folder) if entry.startswith(prefix) and entry.endswith(suffix)]
+        units = dbus.active(f"{prefix}*{suffix}")
     except (OSError, ValueError):
         return {}
     noted = _noted(unit_file.ended(layout, "-").parent)
@@ -58,7 +50,7 @@ def running(layout: Layout, folder: Path) -> dict[str, Status]:
             return {}
         for unit in units:
             name = unit[len(prefix) : -len(suffix)]
-            if unit in others or name in noted or (pid_file := _pid_file(unit, defined)) is None:
+            if name in noted or (pid_file := _pid_file(unit, defined)) is None:
                 continue
             pid = _pid(pid_file)
             letter, ticks = process.state(pid, processes) if pid > 0 else ("", 0)
