@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netspace.environment import plan, runtimes, services
-from netspace.environment.container import domain, unikernel
+from netspace.environment.container import domain, oci_runtime, unikernel
 from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.observe import Observed
 from netspace.environment.runtimes import Domain, Runtime, xen
-from netspace.errors import NetspaceError, SpecError
+from netspace.errors import MissingError, NetspaceError, SpecError
 from netspace.interface.endpoints import EndpointContext
 from netspace.interface.kinds import tap
 from netspace.layout import DOMAIN, DOMAIN_PEER, Layout
@@ -184,6 +184,24 @@ def test_the_supervisor_runs_the_toolstack_and_ends_it(monkeypatch: pytest.Monke
     assert "SyslogLevelPrefix=no" in unit and "Type=exec" in unit
     alone = services.service(Layout(), "clock", parse.environment("clock", KERNEL), Runtime("xen"), {}, ())
     assert alone.command[-2:] == ("", "0")
+
+
+def test_a_removal_ends_a_domain_of_which_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the supervisor's state was lost with the domain's watch, no service ends the domain any more."""
+    xl, layout = tmp_path / "xl", Layout(root=tmp_path)
+    xl.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    xl.chmod(0o755)
+    monkeypatch.setattr(runtimes, "_program", lambda *_: str(xl))
+    oci_runtime.delete(layout, "clock", {}, Runtime("xen"))
+    assert (tmp_path / "asked").read_text() == "destroy netspace-clock\n"
+    oci_runtime.delete(layout, "clock", {}, Runtime("qemu"))
+    assert (tmp_path / "asked").read_text().count("\n") == 1
+
+    def missing(*_: object) -> str:
+        raise MissingError("the program xl", "install Xen")
+
+    monkeypatch.setattr(runtimes, "_program", missing)
+    oci_runtime.delete(layout, "clock", {}, Runtime("xen"))
 
 
 def test_its_image_is_the_kernel_alone(tmp_path: Path) -> None:

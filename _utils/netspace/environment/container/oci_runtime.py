@@ -23,7 +23,7 @@ from netspace.environment import runtimes
 from netspace.environment.container import cgroups, oci_config
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.storage import mounts
-from netspace.errors import NetspaceError
+from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout, below
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import logs
@@ -214,13 +214,19 @@ def known(layout: Layout, name: str) -> list[str]:
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
     """Make each runtime that has the environment's container, or remains of it, kill and delete the container.
 
+    A hypervisor's toolstack keeps no file that would tell of a domain here, so it is always asked to end the domain.
+
     :param used: the runtime with which the environment was made.
     :raises NetspaceError: when a runtime does not end within ``PATIENCE``.
     """
-    for one in known(layout, name):
-        runtime = used.jail if used.jail.name == one else Runtime(one)
+    todo = {one: used.jail if used.jail.name == one else Runtime(one) for one in known(layout, name)}
+    commands = {one: cleanup(layout, name, runtime, mounted) for one, runtime in todo.items()}
+    with contextlib.suppress(MissingError):  # without the toolstack, the host has no domains
+        if used.outside:
+            commands[used.name] = used.module.cleanup(used.program, container(layout, name, used))
+    for one, ends in commands.items():
         try:
-            for command in cleanup(layout, name, runtime, mounted):
+            for command in ends:
                 subprocess.run(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -230,7 +236,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
                     timeout=PATIENCE,
                 )
         except subprocess.TimeoutExpired as err:
-            own = container(layout, name, runtime)
+            own = container(layout, name, todo.get(one, used))
             raise NetspaceError(
                 f"{one} did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
             ) from err

@@ -130,10 +130,7 @@ def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[
 
 
 def _remove(name: str) -> None:
-    """Remove a network device of this thread's namespace, if it is there.
-
-    :raises OSError: when the kernel refuses.
-    """
+    """Remove a network device of this thread's namespace, if it is there and the kernel permits it."""
     with contextlib.suppress(OSError):
         index = socket.if_nametoindex(name)
         with Socket() as inner:
