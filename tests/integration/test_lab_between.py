@@ -112,6 +112,43 @@ def test_a_partition_in_a_rollout_loses_no_mail(lab: Lab, planned: str) -> None:
     until(lambda: "sealed order of 2 pears" in lab.asks("2 pears"), "orders answers again", patience=300)
 
 
+def test_a_rename_in_a_plan_is_one_change_and_keeps_mail(lab: Lab) -> None:
+    """Rename a stopped receiver, for which messages wait: the plan has one line for it, and its mail arrives."""
+    renamed = FLEET.replace("store:  {on: h2,", "shelf: {on: h2, formerly: store,").replace("to: store", "to: shelf")
+    planned = "apply: planned\n"
+    try:
+        lab.fleet.write_text(FLEET.replace("store:  {on: h2,", "store: {on: h2, state: stopped,"))
+        plan = lab.runner("netspace_fleet.plan")
+        assert lab.runner("netspace_fleet.apply", plan["plan"])["counts"]["failed"] == 0
+        texts = ["kept-1", "kept-2"]
+        until(lambda: sent(lab, *texts) == texts, "the outbox takes mail", patience=300)
+        lab.fleet.write_text(renamed + planned)
+
+        def counted() -> list[str]:
+            found = lab.runner("netspace_fleet.plan")
+            plan.update(found)
+            return [one["reason"] for one in found["changes"] if one["action"] == "rename" and one["kind"] != "link"]
+
+        kept = "renamed from store; its mailbox is kept (2 messages)"
+        until(lambda: counted() == [kept], "the broker has counted what waits", patience=60)
+        of_h2 = [one for one in plan["changes"] if "h2" in one["places"][0]["hosts"]]
+        assert [(one["kind"], one["places"][0]["names"]) for one in of_h2] == [("environment", ["shelf"])], of_h2
+        assert lab.runner("netspace_fleet.apply", plan["plan"])["counts"]["failed"] == 0
+
+        def read() -> bool:
+            log = str(lab.salt("h2", "netspace_environment.logs", "shelf", "1000")["h2"])
+            return all(f"got {text}" in log for text in texts)
+
+        until(read, "it reads what waited under its former name", patience=120)
+    finally:
+        back = FLEET.replace("store:  {on: h2,", "store: {on: h2, formerly: shelf,")
+        for text in (back, FLEET):
+            lab.fleet.write_text(text)
+            again = lab.runner("netspace_fleet.plan")
+            assert lab.runner("netspace_fleet.apply", again["plan"])["counts"]["failed"] == 0
+        lab_faults.settle(lab)
+
+
 def test_a_minion_killed_in_an_apply_is_repaired_next(lab: Lab, planned: str) -> None:
     disk, before = lab.folder / "h2/disk/netspace", lab.salt("h1", "netspace_environment.list")["h1"]["web"]["since"]
     with rolled_out(lab, planned) as rollout:
