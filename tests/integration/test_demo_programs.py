@@ -43,7 +43,7 @@ REFUSED = (
     r"the ciphertext on the disk, and another machine's TPM: refused:",
     r"till: the value that web sealed: refused: .*another environment",
     r"web: the value that web sealed: refused: .*boot that measured something else",
-    r"web: whoami: refused: web may not ask its host",
+    r"web: whoami: refused: web may not send whoami to its host",
     r"web: an order: refused: no link to orders",
     r"web: its secret: refused: no secret db is here",
 )

@@ -77,7 +77,7 @@ def test_damaged_copy_replaces_nothing(stopped, folder):
     copy = folder / "web/var%2Fdata.ext4"
     whole = copy.read_bytes()
     for bad, why in (
-        (whole[: len(whole) // 2], "cut off"),
+        (whole[: len(whole) // 2], "is incomplete"),
         (b"\0" * len(whole), "holds no ext4"),
         (b"", "holds no ext4"),
         (whole[:4096] + os.urandom(8 * 4096) + whole[9 * 4096 :], "e2fsck"),

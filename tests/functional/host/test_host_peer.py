@@ -178,7 +178,7 @@ def test_client_asks_as_its_page_says(here: dict[str, Any]) -> None:
 
     assert inside("other") == ("other", {"greeting": "hi"}, [Offer("shop", "send", True)], [])
     assert inside("web") == ("web", "host", "verb-not-permitted")
-    with pytest.raises(NotDeclared, match="silent may not ask its host"):
+    with pytest.raises(NotDeclared, match="silent may not send whoami to its host"):
         inside("silent")
 
 
