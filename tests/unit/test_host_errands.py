@@ -18,6 +18,7 @@ from netspace.host import child_records, keeper
 from netspace.host import children as use_cases
 from netspace.host.child_records import Child, Run
 from netspace.host.children import Refused
+from netspace.host.pace import Pace
 from netspace.host.peer import errands, process, requests
 from netspace.host.peer.errands import Errands, Way
 from netspace.layout import Layout
@@ -121,6 +122,7 @@ class Recorded:
 
 def answered(host: Recorded, verb: str, arguments: object, asker: str = "web") -> dict[str, object]:
     mine = keeper.Keeper.__new__(keeper.Keeper)
+    mine._pace = Pace()
     mine._host = lambda _: host  # type: ignore[method-assign,assignment,return-value]
     mine.settle = lambda _: None  # type: ignore[method-assign,assignment,return-value]
     body = msgspec.json.encode({"id": 3, "asker": asker, "verb": verb, "at": 5.0, "arguments": arguments})
