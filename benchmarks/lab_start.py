@@ -1,6 +1,6 @@
 """The time of ``scripts/lab up``, until all minions answer, for labs of namespaces.
 
-usage: sudo python benchmarks/lab.py [--json] [--rounds N] [--hosts N...]
+usage: sudo python benchmarks/lab_start.py [--json] [--rounds N] [--hosts N...]
 
 The peer is the time of one ``salt-call --local test.ping``, which loads Salt once: each host of a lab loads it at least
 once, too. Processor time counts all hosts and their master; it is the same on a machine that is busy with other work.
