@@ -51,9 +51,8 @@ def _import_msgspec() -> None:
     """
     if "msgspec" in sys.modules:
         return
-    standins = {"typing_extensions": None, "platform": _Platform("platform")}
-    for name in [name for name in standins if name in sys.modules]:
-        del standins[name]
+    every = {"typing_extensions": None, "platform": _Platform("platform")}
+    standins = {name: module for name, module in every.items() if name not in sys.modules}
     sys.modules.update(standins)  # type: ignore[arg-type]
     try:
         import msgspec  # noqa: F401

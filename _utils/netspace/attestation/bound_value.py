@@ -19,14 +19,13 @@ a changed head gives another key.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import secrets
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 
+from netspace import jose
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def material(asker: Asker, about: Head) -> bytes:
 def sealed(about: Head, key: bytes, plain: bytes) -> str:
     """Return the sealed value."""
     raw = msgspec.json.encode(about) + b"\0" + _aead(key).encrypt(_NONCE, plain, None)
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return jose.text(raw)
 
 
 def read(text: str) -> tuple[Head, bytes]:
@@ -134,10 +133,9 @@ def read(text: str) -> tuple[Head, bytes]:
     try:
         if len(text) > MOST_SEALED:
             raise ValueError(f"more than {MOST_SEALED} characters")
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
-        about, _, body = raw.partition(b"\0")
+        about, _, body = jose.octets(text, "sealed").partition(b"\0")
         return msgspec.json.decode(about, type=Head), body
-    except (ValueError, binascii.Error, RecursionError) as err:
+    except (jose.Unreadable, ValueError, RecursionError) as err:
         raise BoundError("this isn't a sealed value; pass it on as seal returned it") from err
 
 

@@ -11,7 +11,6 @@ A volume with a ``source`` is a folder of the host; this module never touches it
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import urllib.parse
@@ -174,7 +173,7 @@ def _run(program: str, *arguments: str, bad: int) -> None:
     :param bad: the lowest exit code that is an error.
     :raises MissingError: the program isn't installed.
     """
-    found = shutil.which(program, path=runtimes.SEARCHED)
+    found = paths.program(program, runtimes.SEARCHED)
     if found is None:
         raise MissingError(f"the program {program}", "install it: apt-get install e2fsprogs coreutils")
     done = subprocess.run(

@@ -157,12 +157,7 @@ def add_2(a: G2 | None, b: G2 | None) -> G2 | None:
 
 
 def multiply_2(point: G2, factor: int) -> G2 | None:
-    done: G2 | None = None
-    for bit in f"{factor:b}":
-        done = add_2(done, done)
-        if bit == "1":
-            done = add_2(done, point)
-    return done
+    return fields.repeated(add_2, None, point, factor)
 
 
 def encode_2(point: G2) -> bytes:

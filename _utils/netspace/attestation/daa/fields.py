@@ -8,7 +8,8 @@ coefficients of 1, w, ..., w^5.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 U = -0x6882F5C030B0A801
 """The parameter from which the curve's primes follow (TCG Algorithm Registry, TPM_ECC_BN_P256; ISO/IEC 15946-5)."""
@@ -19,6 +20,7 @@ N = 36 * U**4 + 36 * U**3 + 18 * U**2 + 6 * U + 1
 F2: TypeAlias = tuple[int, int]
 F12: TypeAlias = tuple[F2, F2, F2, F2, F2, F2]
 _F6: TypeAlias = tuple[F2, F2, F2]
+T = TypeVar("T")
 
 ZERO: F2 = (0, 0)
 ONE: F2 = (1, 0)
@@ -60,13 +62,21 @@ def invert(a: F2) -> F2:
     return a[0] * norm % P, -a[1] * norm % P
 
 
-def power(a: F2, exponent: int) -> F2:
-    done = ONE
-    for bit in f"{exponent:b}":
-        done = multiply(done, done)
+def repeated(combine: Callable[[T, T], T], neutral: T, a: T, times: int) -> T:
+    """Return *times* of *a*, combined: a power by a multiplication, a multiple by an addition.
+
+    :param neutral: the result for 0 times.
+    """
+    done = neutral
+    for bit in f"{times:b}":
+        done = combine(done, done)
         if bit == "1":
-            done = multiply(done, a)
+            done = combine(done, a)
     return done
+
+
+def power(a: F2, exponent: int) -> F2:
+    return repeated(multiply, ONE, a, exponent)
 
 
 def _by_xi(a: F2) -> F2:
@@ -119,12 +129,7 @@ def invert_12(a: F12) -> F12:
 
 
 def power_12(a: F12, exponent: int) -> F12:
-    done = ONE_12
-    for bit in f"{exponent:b}":
-        done = multiply_12(done, done)
-        if bit == "1":
-            done = multiply_12(done, a)
-    return done
+    return repeated(multiply_12, ONE_12, a, exponent)
 
 
 def _twelve(parts: list[F2]) -> F12:

@@ -17,11 +17,10 @@ signature in this process.
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 
 from netspace import ecdsa, files, jose
 from netspace.attestation import bound_value, hsm
@@ -29,9 +28,10 @@ from netspace.attestation.bound_value import HOLDERS, Asker, Boot, BoundError, H
 from netspace.attestation.minion import host_key, self_appraisal, software_key
 from netspace.attestation.tpm import bound_keys, structures
 from netspace.attestation.tpm import device as tpm
-from netspace.errors import NetspaceError, StateError
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
+T = TypeVar("T")
 SETTINGS = "etc/netspace/token.json"
 """The file that names the host's token."""
 _LABEL = "netspace-programs"
@@ -135,25 +135,22 @@ class _InTpm:
         self._tcti, self._pcrs, self._lock = tcti, pcrs, self_appraisal.lock_path(layout)
 
     def boot(self) -> Boot | None:
-        pcrs = self._pcrs
-        digest = tpm.run(self._tcti, lambda one: bound_keys.boot(one, pcrs), lock=self._lock, timeout=_TIMEOUT)
-        return Boot(pcrs, digest.hex())
+        return Boot(self._pcrs, self._run(lambda one: bound_keys.boot(one, self._pcrs)).hex())
 
     def code(self, data: bytes, boot: Boot | None) -> bytes:
-        pcrs, digest = ((), b"") if boot is None else (boot.pcrs, bytes.fromhex(boot.digest))
-        return tpm.run(
-            self._tcti, lambda one: bound_keys.code(one, data, pcrs, digest), lock=self._lock, timeout=_TIMEOUT
-        )
+        return self._run(lambda one: bound_keys.code(one, data, *_measured(boot)))
 
     def sign(self, context: bytes, hashed: bytes, boot: Boot | None) -> tuple[bytes, dict[str, str]]:
-        pcrs, digest = ((), b"") if boot is None else (boot.pcrs, bytes.fromhex(boot.digest))
-        signature, public = tpm.run(
-            self._tcti,
-            lambda one: bound_keys.sign(one, context, hashed, pcrs, digest),
-            lock=self._lock,
-            timeout=_TIMEOUT,
-        )
+        signature, public = self._run(lambda one: bound_keys.sign(one, context, hashed, *_measured(boot)))
         return signature, jose.jwk(structures.public(public).key())  # type: ignore[arg-type]  # on P-256, by its template
+
+    def _run(self, work: Callable[[tpm.Device], T]) -> T:
+        return tpm.run(self._tcti, work, lock=self._lock, timeout=_TIMEOUT)
+
+
+def _measured(boot: Boot | None) -> tuple[tuple[int, ...], bytes]:
+    """Return the PCRs of *boot* and the digest of their values, as ``bound_keys`` takes them."""
+    return ((), b"") if boot is None else (boot.pcrs, bytes.fromhex(boot.digest))
 
 
 class _Derived:
@@ -224,17 +221,5 @@ def _private(layout: Layout) -> bytes:
 
     :raises StateError: when the file is damaged.
     """
-    path: Path = layout.records("attestation") / "program-key.json"
-    record, host = files.read_json(path), software_key.host_id(layout)
-    if record is None or record.get("host") != host:
-        raw = os.urandom(32)
-        files.write_json(path, {"v": 1, "host": host, "key": base64.b64encode(raw).decode()})
-        return raw
-    try:
-        raw = base64.b64decode(record["key"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raw = b""
-    if len(raw) != 32:
-        # The message leaves out the value, which may be most of a key.
-        raise StateError(f"{path}: not a key; remove the file to have a new one. What was sealed is lost then")
-    return raw
+    remedy = "remove the file to have a new one. What was sealed is lost then"
+    return software_key.kept(layout, "program-key.json", lambda: os.urandom(32), remedy=remedy)

@@ -11,7 +11,6 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from netspace import files
 from netspace.attestation import sealed_value
 from netspace.attestation.minion import self_appraisal, software_key
 from netspace.attestation.sealed_value import Place, Recipient, SealedError
@@ -109,22 +108,13 @@ def _private(layout: Layout) -> bytes:
 
     :raises StateError: when the file is damaged.
     """
-    path = layout.records("attestation") / "secret-key.json"
-    record, host = files.read_json(path), software_key.host_id(layout)
-    if record is None or record.get("host") != host:
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    return software_key.kept(layout, "secret-key.json", _made)
 
-        raw = X25519PrivateKey.generate().private_bytes_raw()
-        files.write_json(path, {"v": 1, "host": host, "key": _b64(raw)})
-        return raw
-    try:
-        raw = base64.b64decode(record["key"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raw = b""
-    if len(raw) != 32:
-        # The message leaves out the value, which may be most of a key.
-        raise StateError(f"{path}: not a key; remove the file and apply again to make a new one")
-    return raw
+
+def _made() -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    return X25519PrivateKey.generate().private_bytes_raw()
 
 
 def _b64(raw: bytes) -> str:

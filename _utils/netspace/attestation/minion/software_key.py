@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from netspace.layout import Layout
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_SIZE = 32  # bytes of a secret key
+_AGAIN = "remove the file and apply again to make a new one"
 
 
 @dataclass(frozen=True)
@@ -46,26 +50,40 @@ def host_id(layout: Layout) -> str:
     return hmac.digest(machine, b"netspace host\0" + layout.instance.encode(), "sha256").hex()[:32]
 
 
+def kept(layout: Layout, file: str, make: Callable[[], bytes], *, field: str = "key", remedy: str = _AGAIN) -> bytes:
+    """Return the 32 bytes of a secret key in a file. Make a new key if there is none, or if it is another machine's.
+
+    :param file: the file's name, among the records of attestation.
+    :param make: returns a new key.
+    :param field: the key's name in the file.
+    :param remedy: what to do about a damaged file.
+    :raises StateError: when the file is damaged.
+    """
+    path = layout.records("attestation") / file
+    record, host = files.read_json(path), host_id(layout)
+    if record is None or record.get("host") != host:
+        raw = make()
+        files.write_json(path, {"v": 1, "host": host, field: base64.b64encode(raw).decode()})
+        return raw
+    try:
+        raw = base64.b64decode(record[field], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raw = b""
+    if len(raw) != _SIZE:
+        # The message leaves out the value, which may be most of a key.
+        raise StateError(f"{path}: not a key; {remedy}")
+    return raw
+
+
 def load(layout: Layout) -> Key:
     """Return this host's key. If the host has no key, or a key bound to another machine id, make a new key.
 
     :raises StateError: when the file is damaged.
     """
-    from cryptography.hazmat.primitives.asymmetric import ed25519
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = layout.records("attestation") / "key.json"
-    record = files.read_json(path)
-    host = host_id(layout)
-    if record is None or record.get("host") != host:
-        private = ed25519.Ed25519PrivateKey.generate()
-        seed = base64.b64encode(private.private_bytes_raw()).decode()
-        files.write_json(path, {"v": 1, "host": host, "seed": seed})
-    else:
-        try:
-            private = ed25519.Ed25519PrivateKey.from_private_bytes(base64.b64decode(record["seed"], validate=True))
-        except (KeyError, TypeError, ValueError) as err:
-            # The message leaves out the value, which may be most of a key.
-            raise StateError(f"{path}: not a key; remove the file and apply again to make a new one") from err
+    raw = kept(layout, "key.json", lambda: Ed25519PrivateKey.generate().private_bytes_raw(), field="seed")
+    private = Ed25519PrivateKey.from_private_bytes(raw)
     return Key(private.public_key().public_bytes_raw(), private)
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from typing import TYPE_CHECKING, Literal
 
+from netspace import paths
 from netspace.environment import runtimes
 from netspace.layout import DOMAIN_PEER
 
@@ -144,7 +144,7 @@ def problem(settings: Settings) -> str:
     if not os.path.exists(_CONTROL):
         return f"{_CONTROL} is missing; load the kernel's module xen-privcmd"
     for program, package in _NEEDED.items():
-        if shutil.which(program, path=runtimes.SEARCHED) is None:
+        if paths.program(program, runtimes.SEARCHED) is None:
             return f"the program {program} is missing; apt-get install {package}"
     return ""
 
