@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,8 +18,11 @@ from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
 from netspace.spec import delegations, never, peer, reach
 from netspace.spec.reach import Edge, World
-from netspace.spec.types import Declaration, Interface, Link, Never
+from netspace.spec.types import Declaration, Environment, Interface, Link, Never
 from netspace.text import hint
+
+if TYPE_CHECKING:
+    from netspace.plugin.picture.model import Arrow
 
 
 def applied(host: Parts) -> World:
@@ -43,11 +46,16 @@ def applied(host: Parts) -> World:
     )
 
 
-def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
-    """Return the links that programs could make by delegating *links*, without those that exist already."""
+def _holders(host: Parts) -> dict[str, Environment]:
+    """Return the environments that may delegate rights, as they were applied."""
     asking = {link.source for link in host.links.recorded() if peer.is_link(link)}
     known, _ = host.environments.readable(asking)
-    holders = {name: record.spec for name, record in known.items() if record.spec.delegates}
+    return {name: record.spec for name, record in known.items() if record.spec.delegates}
+
+
+def _delegable(host: Parts, links: Collection[Link]) -> list[Link]:
+    """Return the links that programs could make by delegating *links*, without those that exist already."""
+    holders = _holders(host)
     there = {link.name for link in links}
     return [link for name, link in delegations.widest(holders, links).items() if name not in there]
 
@@ -157,7 +165,7 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     """
     from netspace.host import tenants
     from netspace.plugin.graph import rendered
-    from netspace.plugin.picture.model import Arrow, Graph, Node, Sort
+    from netspace.plugin.picture.model import Graph, Node, Sort
 
     whose = tenants.of_environments(host) if declared is None else tenants.declared_of(declared)
     world = _world(host, declared)
@@ -170,11 +178,41 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
         return "outside" if reach.named(end) or reach.network(end) is not None else "remote"
 
     ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
-    arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule, edge.by) for edge in begun]
+    drawn = _drawn(host, declared)
+    arrows = [drawn(edge) for edge in begun]
     nodes = [
         Node(end, sort(end), f"tenant {whose[end]}" if end in whose else "", team=whose.get(end, "")) for end in ends
     ]
     return rendered(form, Graph(nodes, arrows))
+
+
+def _drawn(host: Parts, declared: Declaration | None) -> Callable[[Edge], Arrow]:
+    """Return a function that turns an edge into an arrow, which names the program that delegates the right, if any.
+
+    A right whose record can't be read is shown as a link that was made, without its end.
+    """
+    from netspace.host import delegation_records
+    from netspace.plugin import dates
+    from netspace.plugin.picture.model import Arrow
+
+    rights = delegations.possible(_holders(host) if declared is None else declared.environments)
+    there = {link.name for link in host.links.recorded()} & rights.keys() if declared is None and rights else set()
+    until = {name: one.until for name in there if (one := delegation_records.read(host.layout, name)) is not None}
+
+    def drawn(edge: Edge) -> Arrow:
+        name = edge.rule.removeprefix("netspace:links:")
+        right = rights.get(name) if edge.by == "messages" else None
+        if right is None:
+            return Arrow(edge.source, edge.target, edge.what, edge.rule, edge.by)
+        rule = f"netspace:environments:{right.holder}:delegates:{right.target}"
+        if name not in there:
+            what = f"{edge.what}, if {right.holder} delegates it"
+            return Arrow(edge.source, edge.target, what, rule, delegated="possible")
+        facts = [("delegated by", right.holder)]
+        facts += [("until", dates.text(until[name]))] if name in until else []
+        return Arrow(edge.source, edge.target, f"{edge.what}, by {right.holder}", rule, facts=facts, delegated="made")
+
+    return drawn
 
 
 def _end(world: World, given: object) -> str:

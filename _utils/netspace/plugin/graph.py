@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from netspace.errors import NetspaceError
-from netspace.plugin.picture.model import Graph, Node, Sort
+from netspace.plugin.picture.model import Delegated, Graph, Node, Sort
 from netspace.plugin.picture.page import page
 from netspace.text import printable
 
@@ -15,6 +15,8 @@ _BRACKETS: Mapping[Sort, tuple[str, str]] = {
     "remote": ("[[", "]]"),
     "outside": ("([", "])"),
 }
+_STYLES: Mapping[Delegated, str] = {"": "", "made": ", style=bold", "possible": ", style=dotted"}
+_STROKES: Mapping[Delegated, str] = {"": "-->", "made": "==>", "possible": "-.->"}
 
 
 def dot(graph: Graph) -> str:
@@ -31,7 +33,8 @@ def dot(graph: Graph) -> str:
             inside.append("  }")
         lines += inside
     lines += [
-        f"  {_quoted(arrow.source)} -> {_quoted(arrow.target)} [label={_quoted(arrow.what)}];" for arrow in graph.arrows
+        f"  {_quoted(arrow.source)} -> {_quoted(arrow.target)} [label={_quoted(arrow.what)}{_STYLES[arrow.delegated]}];"
+        for arrow in graph.arrows
     ]
     return "\n".join([*lines, "}", ""])
 
@@ -61,7 +64,10 @@ def mermaid(graph: Graph) -> str:
         if group:
             inside = [f"  subgraph g{number}[{_entities(group)}]", *(f"  {one}" for one in inside), "  end"]
         lines += inside
-    lines += [f"  {ids[arrow.source]} -->|{_entities(arrow.what)}| {ids[arrow.target]}" for arrow in graph.arrows]
+    lines += [
+        f"  {ids[arrow.source]} {_STROKES[arrow.delegated]}|{_entities(arrow.what)}| {ids[arrow.target]}"
+        for arrow in graph.arrows
+    ]
     return "\n".join([*lines, ""])
 
 

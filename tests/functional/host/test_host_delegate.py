@@ -154,11 +154,18 @@ def test_peer_sends_by_a_right_until_it_is_revoked(here: dict[str, Any]) -> None
     assert (below.rate, below.size) == (50, 1024) and below.until <= found.until
     assert send("aid", "two") == "" and links() == {"till.orders", "aid.orders"}
     unchanged(here)
+    drawn = reach.graph(Host(LAYOUT), "dot")
+    assert '"till" -> "orders" [label="messages, by web", style=bold];' in drawn
+    assert '"aid" -> "orders" [label="messages, by till", style=bold];' in drawn
+    assert "delegated by" in (page := reach.graph(Host(LAYOUT), "html")) and "delegates it" not in page
     assert asked("web", lambda mailbox: mailbox.host.delegations(timeout=120)) == [found]
     assert asked("till", lambda mailbox: mailbox.host.delegations(timeout=120)) == [below]
     assert refused(lambda: delegate()) == "name-in-use"
     revoke()
     assert links() == set() and not record.names(LAYOUT)
+    assert '"till" -> "orders" [label="messages, if web delegates it", style=dotted];' in reach.graph(
+        Host(LAYOUT), "dot"
+    )
     assert send("aid", "late") == send("till", "late") == "NotDeclared"
     assert waiting() == [], "what was sent by it and not delivered is gone"
     assert refused(revoke) == "delegation-unknown"

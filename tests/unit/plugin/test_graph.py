@@ -40,7 +40,8 @@ def graphs(draw: st.DrawFn) -> Graph:
     names = draw(st.lists(texts, min_size=1, max_size=6, unique_by=printable))
     nodes = [Node(name, draw(st.sampled_from(["environment", "remote", "outside"]))) for name in names]
     ends = st.sampled_from(names)
-    return Graph(nodes, draw(st.lists(st.builds(Arrow, ends, ends, texts, texts), max_size=8)))
+    rights = st.sampled_from(["", "possible", "made"])
+    return Graph(nodes, draw(st.lists(st.builds(Arrow, ends, ends, texts, texts, delegated=rights), max_size=8)))
 
 
 few = settings(max_examples=40, deadline=None)
@@ -54,8 +55,9 @@ def of_dot(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
         return re.sub(r"\\(.)", r"\1", found)
 
     nodes = [plain(name) for name in re.findall(rf"^  {TEXT} \[shape=", text, re.MULTILINE)]
-    arrows = re.findall(rf"^  {TEXT} -> {TEXT} \[label={TEXT}\];$", text, re.MULTILINE)
-    return nodes, [tuple(map(plain, one)) for one in arrows]
+    arrows = re.findall(rf"^  {TEXT} -> {TEXT} \[label={TEXT}(?:, style=(\w+))?\];$", text, re.MULTILINE)
+    rights = {"": "", "bold": "made", "dotted": "possible"}
+    return nodes, [(*map(plain, one), rights[style]) for *one, style in arrows]
 
 
 def of_mermaid(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -65,8 +67,10 @@ def of_mermaid(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
         return re.sub(r"#(\d+);", lambda one: chr(int(one[1])), found)
 
     nodes = {key: plain(name) for key, name in re.findall(r'^  (n\d+)[\[(]+"([^"]*)"[\])]+$', text, re.MULTILINE)}
-    arrows = re.findall(r'^  (n\d+) -->\|"([^"]*)"\| (n\d+)$', text, re.MULTILINE)
-    return list(nodes.values()), [(nodes[one], nodes[other], plain(what)) for one, what, other in arrows]
+    arrows = re.findall(r'^  (n\d+) (-->|==>|-\.->)\|"([^"]*)"\| (n\d+)$', text, re.MULTILINE)
+    rights = {"-->": "", "==>": "made", "-.->": "possible"}
+    found = [(nodes[one], nodes[other], plain(what), rights[stroke]) for one, stroke, what, other in arrows]
+    return list(nodes.values()), found
 
 
 READERS = {"dot": of_dot, "mermaid": of_mermaid}
@@ -78,7 +82,30 @@ READERS = {"dot": of_dot, "mermaid": of_mermaid}
 def test_each_form_holds_the_graph(form: str, drawn: Graph) -> None:
     nodes, arrows = READERS[form](graph.FORMS[form](drawn))
     assert nodes == [printable(node.name) for node in drawn.nodes]
-    assert arrows == [tuple(map(printable, arrow[:3])) for arrow in drawn.arrows]
+    assert arrows == [(*map(printable, arrow[:3]), arrow.delegated) for arrow in drawn.arrows]
+
+
+def test_graph_names_who_may_delegate_a_right() -> None:
+    one = {"image": "dir:/srv/one"}
+    declared = parse.declaration(
+        {
+            "environments": {
+                "web": {**one, "host": ["delegate"], "delegates": {"orders": {"to": ["till"]}}},
+                "till": one,
+                "orders": one,
+            },
+            "links": [{"from": "web", "to": "orders"}, {"from": "web", "to": "till"}],
+        }
+    )
+    _, arrows = of_mermaid(reach.graph(Host(Layout()), "mermaid", declared))
+    assert sorted(arrows) == [
+        ("till", "orders", "messages, if web delegates it", "possible"),
+        ("web", "orders", "messages", ""),
+        ("web", "till", "messages", ""),
+    ]
+    page = reach.graph(Host(Layout()), "html", declared)
+    assert "a right that a program may delegate" in page
+    assert 'class="l messages possible"' in page and 'class="l messages"' in page
 
 
 def test_graph_and_questions_are_of_a_declaration() -> None:
@@ -91,7 +118,7 @@ def test_graph_and_questions_are_of_a_declaration() -> None:
     )
     nodes, arrows = of_mermaid(reach.graph(Host(Layout()), "mermaid", declared))
     assert nodes == ["0.0.0.0/0", "::/0", "orders", "web"]
-    assert ("web", "orders", "requests") in arrows and ("orders", "web") not in {arrow[:2] for arrow in arrows}
+    assert ("web", "orders", "requests", "") in arrows and ("orders", "web") not in {arrow[:2] for arrow in arrows}
     with pytest.raises(NetspaceError, match="choose from dot, mermaid, html"):
         reach.graph(Host(Layout()), "svg", declared)
     for end, problem in {

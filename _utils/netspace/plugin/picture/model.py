@@ -16,6 +16,8 @@ from netspace.fleet.seen import Mark
 Sort = Literal["environment", "remote", "outside"]
 Change = Literal["", "added", "changed", "removed"]
 """What a plan would do to a thing; empty: nothing."""
+Delegated = Literal["", "possible", "made"]
+"""Whether a link is a delegated right: a program may have it made, or has had it made; empty: the link is declared."""
 Facts = Sequence[tuple[str, str]]
 """Names and values that the details of a thing list, in this order."""
 
@@ -47,6 +49,7 @@ class Arrow(NamedTuple):
 
     :param seal: whether the messages are sealed.
     :param mark: the link's state; None if the picture shows no states.
+    :param delegated: whether the rule is a right that a program delegates.
     """
 
     source: str
@@ -58,6 +61,7 @@ class Arrow(NamedTuple):
     mark: Mark | None = None
     change: Change = ""
     facts: Facts = ()
+    delegated: Delegated = ""
 
 
 class Group(NamedTuple):

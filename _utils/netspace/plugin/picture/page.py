@@ -202,7 +202,8 @@ def _line(arrows: Sequence[Arrow], start: tuple[int, int], end: tuple[int, int])
     seal = "seal" if all(one.seal for one in arrows if one.by == "messages") and by == "messages" else ""
     worst = _worst(arrows)
     shown = worst if worst in ("bad", "odd", "unknown") else None
-    return {"kind": _kind(by, seal, shown, _change(arrows)), "path": places.line(start, end).path}
+    right = "possible" if all(one.delegated == "possible" for one in arrows) else ""
+    return {"kind": _kind(by, seal, right, shown, _change(arrows)), "path": places.line(start, end).path}
 
 
 def _labels(between: Mapping[tuple[int, int], Sequence[Arrow]], drawn: places.Layout) -> list[dict[str, Any]]:
@@ -279,6 +280,8 @@ def _legend(graph: Graph, planned: bool) -> list[tuple[str, str]]:
     found = [("messages", "messages"), ("packets", "packets")]
     if any(arrow.seal for arrow in graph.arrows):
         found.insert(1, ("messages seal", "sealed messages"))
+    if any(arrow.delegated == "possible" for arrow in graph.arrows):
+        found.append(("messages possible", "a right that a program may delegate"))
     if any(arrow.mark in ("bad", "odd") for arrow in graph.arrows):
         found.append(("messages bad", "a link that doesn't work"))
     if planned:

@@ -146,6 +146,7 @@ stroke-width:14px;pointer-events:none}
 .l{fill:none;stroke:var(--own);stroke-width:1.5}
 .l.packets{stroke-dasharray:6 4}
 .l.seal{stroke-width:3}
+.l.possible{stroke-dasharray:1.5 3}
 .l.added,.l.changed{stroke-width:3.5}
 .l.removed{stroke-dasharray:1.5 4;stroke-width:3.5}
 .l.bad,.l.odd,.l.unknown{stroke:var(--bad)}
