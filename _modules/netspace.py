@@ -180,8 +180,8 @@ def suggest(name: str) -> str:
     comment has ``RISKY`` and the reason if the line opens more than a
     service of the Internet, and always if it changes a setting of the
     whole environment (``seccomp``, ``read_only``). Put the lines that
-    the environment needs into pillar, and apply. The page :doc:`audit
-    </audit>` has an example.
+    the environment needs into pillar, and apply. The documentation's
+    page ``audit`` has an example.
 
     CLI Example:
 
@@ -227,8 +227,8 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     other environments). Each rule has ``by``, ``rule`` (its path in the
     declaration), ``what`` (the traffic that it allows) and, if it was
     applied, ``since`` (when its link was made, or when its interface
-    was last changed). The page
-    :doc:`reachability </reachability>` has the details.
+    was last changed). The documentation's page ``reachability`` has the
+    details.
 
     CLI Example:
 
@@ -329,7 +329,7 @@ def tenants() -> dict[str, Any]:
     - ``names`` (the names that its environments may have) and
       ``reaches`` (the tenants that it may reach).
 
-    The page :doc:`tenants </tenants>` has the details.
+    The documentation's page ``tenants`` has the details.
 
     CLI Example:
 
@@ -396,7 +396,7 @@ def drift() -> dict[str, Any]:
 
     The function compares the host with the records of the last apply,
     so it needs no declaration. Returns the same form as
-    :py:func:`diff`; ``new`` is the value that was applied.
+    ``netspace.diff``; ``new`` is the value that was applied.
 
     The return code is 1 if anything differs, so that a pipeline or a
     monitor notices.
@@ -426,7 +426,7 @@ def metrics(file: str = "") -> str | dict[str, Any]:
     node_exporter. Changes nothing else.
 
     A terminal shows them as a table; ``--out=netspace_text`` shows the
-    text. The page :doc:`metrics </metrics>` has all names. The values
+    text. The documentation's page ``metrics`` has all names. The values
     of labels are names from the declaration or fixed words. No value is
     a secret.
 
@@ -526,8 +526,8 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
     risk: ``environments``; ``local users`` (only users of the host: for
     programs in environments, the profiles ``strict`` and ``standard``
     block the attack); or ``host`` (only after an attacker has become
-    root or taken over a service). The page :doc:`isolation
-    </isolation>` has the sources of each row.
+    root or taken over a service). The documentation's page
+    ``isolation`` has the sources of each row.
 
     The return code is 1 if a row is ``weak``. Root can read more
     settings than another user.

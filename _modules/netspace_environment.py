@@ -2,7 +2,7 @@
 =====================
 
 See, start, stop and enter the environments of a host. The environments are declared in pillar or by
-:py:mod:`netspace_environment states <netspace.states.netspace_environment>`.
+``netspace_environment`` states.
 
 Only starting and entering an environment needs ``crun``. If a function needs a program that is not installed, its error
 names the program.
@@ -131,7 +131,7 @@ def inspect(name: str) -> dict[str, Any]:
     """Return all data on one environment, except the values of its
     variables.
 
-    The result has the row of :py:func:`list <list_>`, and the
+    The result has the row of ``netspace_environment.list``, and the
     declaration, ids, namespace, folders and usage.
 
     ``sigterm`` is the effect of the SIGTERM that a stop sends, with an
@@ -209,7 +209,7 @@ def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[s
     """Wait until environments are healthy. An environment without a health
     check only has to run.
 
-    Returns the environments' rows of :py:func:`list <list_>`. The
+    Returns the environments' rows of ``netspace_environment.list``. The
     function fails if an environment isn't ready in time, or has ended
     and is not started again; the error has the environment's state.
 
@@ -387,13 +387,13 @@ def exhaust(
     """Test whether an environment can exhaust shared resources or disturb
     services; return the effect on other programs.
 
-    A temporary copy of the environment (a twin, as in :py:func:`audit
-    <audit>`) takes all units that it can get from a pool of the kernel.
-    At the same time, this host's root and a second twin, the neighbour,
-    each ask for a few units of the same pool. The test takes about five
-    minutes, during which netspace changes nothing else on this host.
-    **All programs on this host lack the units that the twin holds**, so
-    choose a quiet hour.
+    A temporary copy of the environment (a twin, as in
+    ``netspace_environment.audit``) takes all units that it can get from
+    a pool of the kernel. At the same time, this host's root and a
+    second twin, the neighbour, each ask for a few units of the same
+    pool. The test takes about five minutes, during which netspace
+    changes nothing else on this host. **All programs on this host lack
+    the units that the twin holds**, so choose a quiet hour.
 
     Returns a row for each pool (``group`` is ``pools``): ``name``,
     ``outcome``, ``detail``, ``taken`` (the number of units that the

@@ -2,9 +2,8 @@
 ======================
 
 See, check and remove the images of a host. netspace builds an image from its source when an environment needs the
-image, or earlier by :py:mod:`netspace_image states <netspace.states.netspace_image>`. Only :py:func:`prune`,
-:py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and :py:func:`netspace.teardown
-<netspace.modules.netspace.teardown>` remove images.
+image, or earlier by ``netspace_image`` states. Only ``netspace_image.prune``, the state ``netspace_image.absent`` and
+``netspace.teardown`` remove images.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def list_() -> dict[str, dict[str, Any]]:
 def inspect(name: str) -> dict[str, Any]:
     """Return all data on one image.
 
-    The result has the row of :py:func:`list <list_>`, the image's file,
+    The result has the row of ``netspace_image.list``, the image's file,
     and the file's fs-verity digest or the reason why there is none. For
     each source, it has the identity of the source's content, the
     image's own settings (``entrypoint``, ``cmd``, ``env`` without the

@@ -3,7 +3,7 @@
 
 A volume with a ``size`` is a file system that netspace keeps in one file. The file stays when its environment is
 removed. A volume with a ``source`` is a folder of the host, which these functions don't handle. What a backup
-guarantees, and how to move a volume to another host, is on the page :doc:`backup </day-2/backup>`.
+guarantees, and how to move a volume to another host, is on the documentation's page ``backup``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
 def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
     """Copy an environment's volumes into a folder of this host.
 
-    Returns the copies in the form of :py:func:`list <list_>`.
+    Returns the copies in the form of ``netspace_volume.list``.
 
     **The environment's program must not run**: call
     ``netspace_environment.stop`` first and
@@ -89,7 +89,7 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
     here or on another host.
 
     **The volumes' present content is lost.** Returns the volumes in the
-    form of :py:func:`list <list_>`.
+    form of ``netspace_volume.list``.
 
     The environment must not run. It need not exist: if it is declared
     later, it gets these volumes. If a copy is damaged, the function

@@ -281,8 +281,9 @@ def verify_environment(
         The name of the environment that the proof must be about.
 
     key
-        The file with the host's key (PEM), as :func:`host_key` returns
-        it. Defaults to none: the verifier vouches for the host.
+        The file with the host's key (PEM), as
+        ``netspace_attestation.host_key`` returns it. Defaults to none:
+        the verifier vouches for the host.
 
     host
         The host's name in links, which the proof must have. Defaults to

@@ -389,7 +389,7 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     Each host returns a dry run of its own states. Equal changes are one
     entry, with the names of the changed things and of the hosts.
 
-    Return ``plan``, the id for :py:func:`apply`; ``counts``;
+    Return ``plan``, the id for ``netspace_fleet.apply``; ``counts``;
     ``changes``, each with ``kind``, ``action``, ``changes`` by key,
     ``reason`` and ``places`` (each of ``names`` on each of ``hosts``);
     ``withheld``, the things that hosts omit, for example for lack of
@@ -434,7 +434,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
         salt-run netspace_fleet.apply p0f3c2b1a9988776 h1 h2
 
     plan
-        The id from :py:func:`plan`.
+        The id from ``netspace_fleet.plan``.
 
     hosts
         Hosts of the plan. By default, all.
@@ -459,12 +459,12 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     """Return the differences between hosts and their last apply: manual
     changes, missing things, ended programs.
 
-    Return the same keys as :py:func:`plan`, with ``drift`` in place of
-    ``plan``. If anything differs, or a host does not answer, the exit
-    status is 1, and Salt's bus has an event ``netspace/fleet/drift``
-    with ``drift``, ``counts``, and ``hosts`` (the first 100 hosts that
-    differ). The id ``drift`` stays the same as long as the differences
-    stay the same.
+    Return the same keys as ``netspace_fleet.plan``, with ``drift`` in
+    place of ``plan``. If anything differs, or a host does not answer,
+    the exit status is 1, and Salt's bus has an event
+    ``netspace/fleet/drift`` with ``drift``, ``counts``, and ``hosts``
+    (the first 100 hosts that differ). The id ``drift`` stays the same
+    as long as the differences stay the same.
 
     CLI Example:
 
@@ -499,7 +499,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
 
     - ``dropped`` and ``added``: changes that only the first plan has,
       and changes that only the second plan has, in the form of
-      ``changes`` of :py:func:`plan`;
+      ``changes`` of ``netspace_fleet.plan``;
     - ``without_plan`` and ``with_plan``: hosts that have a plan only in
       the first, and hosts that have one only in the second;
     - ``redeclared``: hosts with equal steps but a different
@@ -513,7 +513,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
             p8877660f3c2b1a9
 
     first, second
-        Ids from :py:func:`plan`.
+        Ids from ``netspace_fleet.plan``.
     """
 
     def compared() -> dict[str, Any]:
@@ -577,7 +577,7 @@ def rollout(
         salt-run netspace_fleet.rollout p0f3c2b1a9988776 test=True
 
     plan
-        The id from :py:func:`plan`.
+        The id from ``netspace_fleet.plan``.
 
     canary, step, max_fail, settle, deadline, gate
         Values to use in place of those under ``rollout`` in the

@@ -2,7 +2,7 @@
 ===============================
 
 An environment is one isolated program. It shares no file, interface or memory with another environment. Environments
-can communicate only through a link, see :py:mod:`netspace_link <netspace.states.netspace_link>`.
+can communicate only through a link: see the state ``netspace_link.present``.
 
 Everything that ``pillar:netspace:environments`` declares, in one state:
 
@@ -136,8 +136,7 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
 
     source_hash
         ``sha256:<hex>`` that the source must have; see
-        :py:func:`netspace_image.present
-        <netspace.states.netspace_image.present>`.
+        ``netspace_image.present``.
 
     command
         Argument vector, in place of an ``oci`` image's Entrypoint
@@ -168,8 +167,7 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
 
     interface
         ``{kind: none}`` (default) or ``{kind: veth, ...}``, see
-        :py:func:`netspace_interface.present
-        <netspace.states.netspace_interface.present>`.
+        ``netspace_interface.present``.
 
     volumes
         List of ``{target, source, read_only}``: a host folder, which
@@ -248,7 +246,7 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     Ensure that an environment exists as declared, and leave it running
     or stopped.
 
-    Takes the arguments of :py:func:`running`.
+    Takes the arguments of ``netspace_environment.running``.
     """
     return _one(name, kwargs, "present")
 
@@ -259,9 +257,10 @@ def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
 
     The environment's root, volumes, interface and links exist, and its
     mailbox still receives messages. In pillar, and in the declaration
-    of :py:func:`managed`, write ``state: stopped`` for this.
+    of ``netspace_environment.managed``, write ``state: stopped`` for
+    this.
 
-    Takes the arguments of :py:func:`running`.
+    Takes the arguments of ``netspace_environment.running``.
 
     .. code-block:: yaml
 

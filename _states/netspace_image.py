@@ -79,8 +79,7 @@ def present(
 
     digest
         ``sha256:<hex>`` that the image must have, as
-        :py:func:`netspace_image.list
-        <netspace.modules.netspace_image.list_>` shows it.
+        ``netspace_image.list`` shows it.
     """
     test = bool(__opts__["test"])
     try:

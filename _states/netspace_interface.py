@@ -122,8 +122,7 @@ def absent(name: str) -> dict[str, Any]:
 
     A program that still runs in the namespace keeps only its loopback
     interface, which nobody else can reach. To end the program too,
-    remove the environment with :py:func:`netspace_environment.absent
-    <netspace.states.netspace_environment.absent>`.
+    remove the environment with ``netspace_environment.absent``.
 
     name
         The environment's name.

@@ -53,7 +53,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
     Undeclared links are revoked first; a sender on such a link gets an
     error at once. Accepted mail stays until it is read (see ``purge``
-    of :py:func:`absent`).
+    of ``netspace_link.absent``).
 
     The result has a row for each link, with its own result, comment and
     changes. The state's own changes only have the names of changed
