@@ -437,6 +437,11 @@ def test_restoration_makes_the_files_of_the_peer(here: dict[str, Any]) -> None:
     assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
 
 
+def is_same_start(one: float, other: float) -> bool:
+    """Return whether two answers are of one start. The host computes it from two clocks, which differ by hundredths."""
+    return abs(one - other) < 0.5
+
+
 def test_dry_run_foretells_the_restarts_by_a_new_version(
     here: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,7 +459,7 @@ def test_dry_run_foretells_the_restarts_by_a_new_version(
     assert pid() == before and library_copy.installed(LAYOUT) == version
     assert steps(apply(here)) == planned
     assert pid() != before and library_copy.installed(LAYOUT) == library_copy.coming(LAYOUT) != version
-    assert ask("web", WHOAMI)[0]["answer"]["started"] == since
+    assert is_same_start(ask("web", WHOAMI)[0]["answer"]["started"], since)
     assert not steps(apply(here))
     monkeypatch.undo()
     assert steps(apply(here, test=True)) == steps(apply(here)) == planned
@@ -469,7 +474,7 @@ def test_revoked_right_is_gone_and_others_go_on(here: dict[str, Any], image: Pat
     assert not (host_peer.folder(LAYOUT) / told.KEY).exists(), "nobody may ask for a token any more"
     assert card("other")["peers"] == [] and "broker" not in card("other")
     assert "other.host" not in Host(LAYOUT).links.list()["links"]
-    assert ask("web", WHOAMI)[0]["answer"]["started"] == since and pid() == before
+    assert is_same_start(ask("web", WHOAMI)[0]["answer"]["started"], since) and pid() == before
 
 
 def test_last_right_ends_the_process_and_leaves_nothing(here: dict[str, Any], image: Path) -> None:
